@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FmmTokenPrune: routing-aware pruning of visual tokens between attention and MoE (contract and reference)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmmoe.exporter.ops.contract import Attribute, OpSpec, Tensor
+
+Array = npt.NDArray[Any]
+
+TOKEN_PRUNE = OpSpec(
+    name="FmmTokenPrune",
+    version=1,
+    doc=(
+        "Keeps K of V visual tokens: M windows of tokens with alike routing are merged into one token each, and of the "
+        "rest the K - M most attended are kept (FastMMoE, arXiv 2511.17885, routing-aware token pruning). Text tokens "
+        "pass through. K = V is the identity; sizes travel as the lengths of keep_slots and merge_slots."
+    ),
+    type_variables={"F": ("float", "float16", "bfloat16")},
+    inputs=(
+        Tensor("hidden_states", ("T", "H"), ("F",), "Normalised states that feed router and experts."),
+        Tensor("residual", ("T", "H"), ("F",), "Residual stream of the same rows."),
+        Tensor(
+            "routing_probs", ("V", "E"), ("float",), "Routing distribution of the visual tokens, in order."
+        ),
+        Tensor("attention", ("V",), ("float",), "Attention of the last query row on them, mean over heads."),
+        Tensor("visual_index", ("V",), ("int32",), "Rows that are visual tokens, ascending."),
+        Tensor(
+            "keep_slots", ("K",), ("int8",), "Only its length counts: visual tokens that survive, 0 to V."
+        ),
+        Tensor(
+            "merge_slots", ("M",), ("int8",), "Only its length counts: windows merged into one token each."
+        ),
+        Tensor("alpha", ("1",), ("float",), "Weight of redundancy against importance, 0 to 1."),
+    ),
+    outputs=(
+        Tensor("hidden_states_out", ("T-V+K", "H"), ("F",), "Surviving rows of hidden_states."),
+        Tensor("residual_out", ("T-V+K", "H"), ("F",), "Surviving rows of residual."),
+        Tensor(
+            "kept_index",
+            ("T-V+K",),
+            ("int32",),
+            "Source row of each; a merged token gives its window's first.",
+        ),
+        Tensor("visual_index_out", ("K",), ("int32",), "Rows of the surviving visual tokens in the outputs."),
+    ),
+    attributes=(
+        Attribute("window", "int", "Tokens per window.", (1, 64)),
+        Attribute(
+            "merge", "string", "Merged vector: mean, or mlerp (mean at the greatest norm).", ("mlerp", "mean")
+        ),
+    ),
+)
+
+COSINE_FLOOR = 1e-8
+IMPORTANCE_FLOOR = 1e-10
+NORM_FLOOR = 1e-10
+
+
+def windows_reference(visual_index: Array, window: int) -> tuple[Array, Array]:
+    """First token [G] and length [G] of every window; a window never spans a gap of visual_index."""
+    V = len(visual_index)
+    run_start = np.concatenate([[0], np.nonzero(np.diff(visual_index) != 1)[0] + 1, [V]])
+    first = np.concatenate(
+        [np.arange(a, b, window) for a, b in zip(run_start[:-1], run_start[1:], strict=True)]
+    )
+    run_end = run_start[np.searchsorted(run_start, first, side="right")]
+    return first, np.minimum(window, run_end - first)
+
+
+def merge_capacity(V: int, K: int, window: int) -> int:
+    """The most windows that may be merged when K of V tokens survive: min(ceil(V / w) - 1, floor((V - K) / (w - 1)))."""
+    if window == 1 or V == 0:
+        return 0
+    return max(0, min(-(-V // window) - 1, (V - K) // (window - 1)))
+
+
+def _redundancy(p: Array, first: Array, length: Array, window: int) -> Array:
+    """s [G]: mean cosine of a window's rows of p with their mean; a short window is filled up with the mean of p."""
+    rows = np.minimum(first[:, None] + np.arange(window), len(p) - 1)
+    inside = np.arange(window) < length[:, None]
+    filled = np.where(inside[:, :, None], p[rows], p.mean(axis=0))
+    mean = filled.mean(axis=1, keepdims=True)
+    norms = np.linalg.norm(filled, axis=2) * np.linalg.norm(mean, axis=2)
+    cosine = (filled * mean).sum(axis=2) / np.maximum(norms, np.float32(COSINE_FLOOR))
+    s = np.where(inside, cosine, 0).sum(axis=1) / length
+    return np.where(length == 1, np.float32(0), s).astype(np.float32)
+
+
+def choose_reference(
+    p: Array, a: Array, visual_index: Array, K: int, M: int, alpha: float, window: int
+) -> tuple[Array, Array, Array]:
+    """Choose what survives.
+
+    Returns:
+        source [K] (visual token each survivor comes from, ascending), merged_length [K] (0 where a token is kept as it
+        is, else its window's length) and the windows' scores c [G].
+    Source: spec section 2, steps 0 to 6.
+    """
+    V = len(a)
+    bad = ~np.isfinite(p).all(axis=1)
+    p = np.where(bad[:, None], np.float32(0), p).astype(np.float32)
+    a = np.where(bad | ~np.isfinite(a), np.float32(0), a).astype(np.float32)
+    first, length = windows_reference(visual_index, window)
+    window_of = np.repeat(np.arange(len(first)), length)
+    importance = np.bincount(window_of, weights=a, minlength=len(first)).astype(np.float32) / length.astype(
+        np.float32
+    )
+    importance = importance / (importance.max() + np.float32(IMPORTANCE_FLOOR))
+    alpha = np.float32(alpha)
+    score = alpha * _redundancy(p, first, length, window) - (np.float32(1) - alpha) * importance
+    merged = np.argsort(-score, kind="stable")[:M]
+    merged_length = np.zeros(V, np.int64)
+    merged_length[first[merged]] = length[merged]
+    single = np.nonzero(~np.isin(window_of, merged))[0]
+    # A cleaned token sorts after every other, whatever their attention.
+    order = np.lexsort((single, -a[single], bad[single]))
+    source = np.sort(np.concatenate([first[merged], single[order[: K - M]]]))
+    return source, merged_length[source], score
+
+
+def _merge(rows: Array, merge: str) -> Array:
+    """One vector for the rows [w, H] of a merged window, float32."""
+    mean = rows.mean(axis=0)
+    if merge == "mean":
+        return mean
+    return mean / max(np.linalg.norm(mean), np.float32(NORM_FLOOR)) * np.linalg.norm(rows, axis=1).max()
+
+
+def token_prune_reference(
+    hidden_states: Array,
+    residual: Array,
+    routing_probs: Array,
+    attention: Array,
+    visual_index: Array,
+    keep_slots: Array,
+    merge_slots: Array,
+    alpha: Array,
+    **attributes: Any,
+) -> tuple[Array, Array, Array, Array]:
+    """FmmTokenPrune in NumPy; arguments and results as in `TOKEN_PRUNE`.
+
+    Raises:
+        ValueError: K > V, or M more than K or than the windows allow.
+    """
+    TOKEN_PRUNE.check_attributes(attributes)
+    T, V, K, M = len(hidden_states), len(visual_index), len(keep_slots), len(merge_slots)
+    if K > V:
+        raise ValueError(f"FmmTokenPrune: {K} keep slots for {V} visual tokens; at most {V} can be kept")
+    if K == V:
+        return hidden_states, residual, np.arange(T, dtype=np.int32), visual_index.astype(np.int32)
+    if min(K, merge_capacity(V, K, attributes["window"])) < M:
+        raise ValueError(
+            f"FmmTokenPrune: {M} merge slots, at most {min(K, merge_capacity(V, K, attributes['window']))}"
+        )
+    source, merged_length, _ = choose_reference(
+        routing_probs, attention, visual_index, K, M, float(alpha[0]), attributes["window"]
+    )
+    is_dropped = np.zeros(T, bool)
+    is_dropped[visual_index] = True
+    is_dropped[visual_index[source]] = False
+    kept_index = np.nonzero(~is_dropped)[0].astype(np.int32)
+    visual_index_out = np.searchsorted(kept_index, visual_index[source]).astype(np.int32)
+    outputs = [hidden_states[kept_index].copy(), residual[kept_index].copy()]
+    for values, out in zip((hidden_states, residual), outputs, strict=True):
+        for row, token, n in zip(visual_index_out, source, merged_length, strict=True):
+            if n:
+                merged = _merge(
+                    values[visual_index[token : token + n]].astype(np.float32), attributes["merge"]
+                )
+                out[row] = merged.astype(out.dtype)
+    return outputs[0], outputs[1], kept_index, visual_index_out
