@@ -65,24 +65,16 @@ class OpSpec:
         """Raise ValueError unless exactly the contract's attributes are given, with legal values."""
         names = [a.name for a in self.attributes]
         if sorted(attributes) != sorted(names):
-            raise ValueError(
-                f"{self.name}: attributes {sorted(attributes)}, expected exactly {sorted(names)}"
-            )
+            raise ValueError(f"{self.name}: attributes {sorted(attributes)}, expected exactly {sorted(names)}")
         python = {"int": int, "float": float, "string": str}
         for a in self.attributes:
             value = attributes[a.name]
             if not isinstance(value, python[a.kind]):
-                raise ValueError(
-                    f"{self.name}: attribute {a.name} is {value!r}, expected a value of type {a.kind}"
-                )
+                raise ValueError(f"{self.name}: attribute {a.name} is {value!r}, expected a value of type {a.kind}")
             if a.kind == "string" and a.choices and value not in a.choices:
-                raise ValueError(
-                    f"{self.name}: attribute {a.name} is {value!r}, supported are {list(a.choices)}"
-                )
+                raise ValueError(f"{self.name}: attribute {a.name} is {value!r}, supported are {list(a.choices)}")
             if a.kind != "string" and a.choices:
                 low, high = a.choices
                 assert not isinstance(low, str) and not isinstance(high, str)
                 if not low <= value <= high:  # type: ignore[operator]
-                    raise ValueError(
-                        f"{self.name}: attribute {a.name} is {value!r}, expected {low} to {high}"
-                    )
+                    raise ValueError(f"{self.name}: attribute {a.name} is {value!r}, expected {low} to {high}")

@@ -57,9 +57,7 @@ SPARSE_MOE = OpSpec(
         ),
         Attribute("n_group", "int", "Expert groups; 1 without groups.", (1, 64)),
         Attribute("topk_group", "int", "Groups a token may choose from.", (1, 64)),
-        Attribute(
-            "norm_topk_prob", "int", "1: weights of the chosen experts are divided by their sum.", (0, 1)
-        ),
+        Attribute("norm_topk_prob", "int", "1: weights of the chosen experts are divided by their sum.", (0, 1)),
         Attribute("routed_scaling_factor", "float", "Factor on every weight."),
         Attribute(
             "reduction_weights",
@@ -128,9 +126,7 @@ def route_reference(
         scores = logits
     choice = scores
     if method == "group_limited_greedy":
-        choice = _limit_to_groups(
-            scores, attributes["n_group"], attributes["topk_group"], by_sum_of_two=False
-        )
+        choice = _limit_to_groups(scores, attributes["n_group"], attributes["topk_group"], by_sum_of_two=False)
     elif method == "noaux_tc":
         choice = scores + correction_bias.astype(np.float32)[None, :]
         choice = _limit_to_groups(choice, attributes["n_group"], attributes["topk_group"], by_sum_of_two=True)
@@ -152,9 +148,7 @@ def _weigh(weights: Array, used: Array, attributes: dict[str, Any]) -> Array:
     if attributes["norm_topk_prob"] and attributes["top_k"] > 1:
         kept = kept / (kept.sum(axis=1, keepdims=True) + np.float32(1e-20))
     elif attributes["reduction_weights"] == "preserve_sum":
-        share = weights.sum(axis=1, keepdims=True) / np.maximum(
-            kept.sum(axis=1, keepdims=True), np.float32(1e-20)
-        )
+        share = weights.sum(axis=1, keepdims=True) / np.maximum(kept.sum(axis=1, keepdims=True), np.float32(1e-20))
         kept = np.where(used.all(axis=1, keepdims=True), kept, kept * share)
     return (kept * np.float32(attributes["routed_scaling_factor"])).astype(np.float32)
 
@@ -185,9 +179,7 @@ def sparse_moe_reference(
     T = hidden_states.shape[0]
     is_visual = np.zeros(T, bool)
     is_visual[visual_index] = True
-    selected, weights = route_reference(
-        router_logits, is_visual, int(visual_top_k[0]), correction_bias, attributes
-    )
+    selected, weights = route_reference(router_logits, is_visual, int(visual_top_k[0]), correction_bias, attributes)
     x = hidden_states.astype(np.float32)
     out = np.zeros_like(x)
     for e in range(gate_up.shape[0]):

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -24,17 +25,11 @@ TOKEN_PRUNE = OpSpec(
     inputs=(
         Tensor("hidden_states", ("T", "H"), ("F",), "Normalised states that feed router and experts."),
         Tensor("residual", ("T", "H"), ("F",), "Residual stream of the same rows."),
-        Tensor(
-            "routing_probs", ("V", "E"), ("float",), "Routing distribution of the visual tokens, in order."
-        ),
+        Tensor("routing_probs", ("V", "E"), ("float",), "Routing distribution of the visual tokens, in order."),
         Tensor("attention", ("V",), ("float",), "Attention of the last query row on them, mean over heads."),
         Tensor("visual_index", ("V",), ("int32",), "Rows that are visual tokens, ascending."),
-        Tensor(
-            "keep_slots", ("K",), ("int8",), "Only its length counts: visual tokens that survive, 0 to V."
-        ),
-        Tensor(
-            "merge_slots", ("M",), ("int8",), "Only its length counts: windows merged into one token each."
-        ),
+        Tensor("keep_slots", ("K",), ("int8",), "Only its length counts: visual tokens that survive, 0 to V."),
+        Tensor("merge_slots", ("M",), ("int8",), "Only its length counts: windows merged into one token each."),
         Tensor("alpha", ("1",), ("float",), "Weight of redundancy against importance, 0 to 1."),
     ),
     outputs=(
@@ -50,9 +45,7 @@ TOKEN_PRUNE = OpSpec(
     ),
     attributes=(
         Attribute("window", "int", "Tokens per window.", (1, 64)),
-        Attribute(
-            "merge", "string", "Merged vector: mean, or mlerp (mean at the greatest norm).", ("mlerp", "mean")
-        ),
+        Attribute("merge", "string", "Merged vector: mean, or mlerp (mean at the greatest norm).", ("mlerp", "mean")),
     ),
 )
 
@@ -65,9 +58,7 @@ def windows_reference(visual_index: Array, window: int) -> tuple[Array, Array]:
     """First token [G] and length [G] of every window; a window never spans a gap of visual_index."""
     V = len(visual_index)
     run_start = np.concatenate([[0], np.nonzero(np.diff(visual_index) != 1)[0] + 1, [V]])
-    first = np.concatenate(
-        [np.arange(a, b, window) for a, b in zip(run_start[:-1], run_start[1:], strict=True)]
-    )
+    first = np.concatenate([np.arange(a, b, window) for a, b in itertools.pairwise(run_start)])
     run_end = run_start[np.searchsorted(run_start, first, side="right")]
     return first, np.minimum(window, run_end - first)
 
@@ -107,9 +98,7 @@ def choose_reference(
     a = np.where(bad | ~np.isfinite(a), np.float32(0), a).astype(np.float32)
     first, length = windows_reference(visual_index, window)
     window_of = np.repeat(np.arange(len(first)), length)
-    importance = np.bincount(window_of, weights=a, minlength=len(first)).astype(np.float32) / length.astype(
-        np.float32
-    )
+    importance = np.bincount(window_of, weights=a, minlength=len(first)).astype(np.float32) / length.astype(np.float32)
     importance = importance / (importance.max() + np.float32(IMPORTANCE_FLOOR))
     alpha = np.float32(alpha)
     score = alpha * _redundancy(p, first, length, window) - (np.float32(1) - alpha) * importance
@@ -169,8 +158,6 @@ def token_prune_reference(
     for values, out in zip((hidden_states, residual), outputs, strict=True):
         for row, token, n in zip(visual_index_out, source, merged_length, strict=True):
             if n:
-                merged = _merge(
-                    values[visual_index[token : token + n]].astype(np.float32), attributes["merge"]
-                )
+                merged = _merge(values[visual_index[token : token + n]].astype(np.float32), attributes["merge"])
                 out[row] = merged.astype(out.dtype)
     return outputs[0], outputs[1], kept_index, visual_index_out
