@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which family a checkpoint belongs to, and its graphs and weights as one object."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from fastmmoe.exporter.checkpoint import Checkpoint, account, build
+from fastmmoe.exporter.config_reader import ConfigReader
+from fastmmoe.exporter.fastmmoe.policy import PolicyOptions, resolve_policy
+from fastmmoe.exporter.models import deepseek_vl2, internvl3_5
+from fastmmoe.runtime.errors import UnsupportedModel
+
+FAMILY_BY_MODEL_TYPE: dict[str, ModuleType] = {
+    "deepseek_vl_v2": deepseek_vl2,
+    "internvl": internvl3_5,
+    "internvl_chat": internvl3_5,
+}
+# Expert tensors keep 16-bit storage on targets that compute in float32; these names end their parameters.
+EXPERT_WEIGHTS = (".mlp.experts.gate_up", ".mlp.experts.down")
+# Parameters that are float32 in every model: the router works in float32, positions need its range.
+FLOAT32_PARTS = (".mlp.experts.router.", ".mlp.experts.correction_bias", "language_model.inv_freq")
+
+
+class Model:
+    """A checkpoint's configuration, resolved FastMMoE policy, graphs (without values) and weights (one at a time).
+
+    Attributes:
+        graphs: modules on the meta device with every parameter in its exported dtype.
+        unread_config_keys: keys of config.json that nothing here reads.
+    Raises:
+        UnsupportedModel: unknown family, unimplemented configuration, tensors that do not fit.
+        InvalidRequest: policy options outside what the model allows.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, options: PolicyOptions, *, dtype: torch.dtype, activation_dtype: torch.dtype
+    ) -> None:
+        model_type = checkpoint.config.get("model_type")
+        if model_type not in FAMILY_BY_MODEL_TYPE:
+            raise UnsupportedModel(
+                f"model_type {model_type!r} in config.json: supported are {', '.join(FAMILY_BY_MODEL_TYPE)}"
+            )
+        family = FAMILY_BY_MODEL_TYPE[model_type]
+        reader = ConfigReader(checkpoint.config)
+        reader.require("model_type", str)
+        self.checkpoint, self.family = checkpoint, family.FAMILY
+        self.config: Any = family.read_config(reader)
+        self.unread_config_keys = reader.unread()
+        self.policy = resolve_policy(
+            options,
+            family=self.family,
+            layers=self.config.num_hidden_layers,
+            prunable=self.config.prunable_layers,
+        )
+        self._rules, self._computed = family.weight_map(self.config), family.computed_weights(self.config)
+        account(checkpoint, self._rules, family.DROPPED_TENSORS)
+        self._dtype, self.activation_dtype = dtype, activation_dtype
+        with torch.device("meta"):
+            self.graphs = family.build_graphs(self.config, self.policy)
+        for graph, module in self.graphs.items():
+            for name, parameter in module.named_parameters():
+                parameter.requires_grad_(False)
+                parameter.data = parameter.data.to(self.parameter_dtype(f"{graph}.{name}"))
+        self._check_complete()
+
+    def parameter_dtype(self, name: str) -> torch.dtype:
+        """Exported dtype of a parameter, by graph-qualified name."""
+        if any(part in name for part in FLOAT32_PARTS):
+            return torch.float32
+        return self._dtype if name.endswith(EXPERT_WEIGHTS) else self.activation_dtype
+
+    def load(self, name: str) -> torch.Tensor:
+        """The values of a parameter in its exported dtype, read from the checkpoint now and kept nowhere."""
+        value = self._computed[name] if name in self._computed else build(self.checkpoint, self._rules[name])
+        return value.to(self.parameter_dtype(name)).contiguous()
+
+    def _check_complete(self) -> None:
+        # The weight maps and the modules are ours: a difference is a mistake in this package, not in a checkpoint.
+        ours = {f"{graph}.{name}": tuple(p.shape) for graph, m in self.graphs.items() for name, p in m.named_parameters()}
+        mapped = self._rules.keys() | self._computed.keys()
+        assert ours.keys() == mapped, f"weight map and modules differ: {sorted(ours.keys() ^ mapped)[:5]}"

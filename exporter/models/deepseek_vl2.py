@@ -1,0 +1,413 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DeepSeek-VL2 tiny, small and base: SigLIP tower, projector, 2D layout, DeepSeekMoE decoder with MHA or MLA.
+
+Source: the official code (deepseek-ai/DeepSeek-VL2); layers in reading order, weight map last.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastmmoe.exporter.checkpoint import WeightRule
+from fastmmoe.exporter.config_reader import ConfigReader
+from fastmmoe.exporter.fastmmoe.decoder import DecoderLayer, LanguageModel, MoeBlock, Tokens
+from fastmmoe.exporter.models.graphs import Embedding, GraphModules
+from fastmmoe.exporter.models.layers import (
+    Mlp,
+    MoeConfig,
+    RMSNorm,
+    SparseMoe,
+    VisionAttention,
+    VisionBlock,
+    VisionMlp,
+    attend,
+    last_row_probs,
+    rotate,
+)
+from fastmmoe.exporter.models.weight_rules import linear, norm, same, separate_experts
+from fastmmoe.runtime import abi
+from fastmmoe.runtime.errors import UnsupportedModel
+from fastmmoe.runtime.policy import Policy
+
+FAMILY = "deepseek_vl2"
+DROPPED_TENSORS = ("vision.attn_pool.*",)
+LATENT_NORM_EPS = 1e-6
+VISION_NORM_EPS = 1e-6
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    image_size: int
+    patch_size: int
+    width: int
+    layers: int
+    heads: int
+    mlp_ratio: float
+    downsample_ratio: int
+
+    @property
+    def grid(self) -> int:
+        return self.image_size // self.patch_size
+
+    @property
+    def mlp_width(self) -> int:
+        return int(self.width * self.mlp_ratio)
+
+
+@dataclass(frozen=True)
+class MlaConfig:
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the graphs need of config.json, official class defaults applied."""
+
+    vision: VisionConfig
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    mla: MlaConfig | None
+    intermediate_size: int
+    moe: MoeConfig
+    n_shared_experts: int
+    first_k_dense_replace: int
+    moe_layer_freq: int
+    rms_norm_eps: float
+    rope_theta: float
+    max_position_embeddings: int
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @property
+    def moe_layers(self) -> tuple[int, ...]:
+        layers = range(self.first_k_dense_replace, self.num_hidden_layers)
+        return tuple(i for i in layers if i % self.moe_layer_freq == 0)
+
+    @property
+    def prunable_layers(self) -> tuple[int, ...]:
+        return self.moe_layers
+
+
+def read_config(reader: ConfigReader) -> Config:
+    """The model's configuration from config.json. Source of the defaults: DeepseekV2Config of the official code."""
+    vision, projector, language = (
+        reader.section("vision_config"),
+        reader.section("projector_config"),
+        reader.section("language_config"),
+    )
+    return Config(
+        vision=_read_vision(vision, projector),
+        moe=_read_moe(language),
+        mla=_read_mla(language),
+        vocab_size=language.get("vocab_size", 102400),
+        hidden_size=language.get("hidden_size", 4096),
+        num_hidden_layers=language.get("num_hidden_layers", 30),
+        num_attention_heads=language.get("num_attention_heads", 32),
+        num_key_value_heads=language.get("num_key_value_heads", 32),
+        intermediate_size=language.get("intermediate_size", 11008),
+        n_shared_experts=language.require("n_shared_experts", int),
+        first_k_dense_replace=language.get("first_k_dense_replace", 0),
+        moe_layer_freq=language.get("moe_layer_freq", 1),
+        rms_norm_eps=language.get("rms_norm_eps", 1e-6),
+        rope_theta=language.get("rope_theta", 10000.0),
+        max_position_embeddings=language.get("max_position_embeddings", 2048),
+    )
+
+
+def _read_vision(vision: ConfigReader, projector: ConfigReader) -> VisionConfig:
+    vision.choice("model_name", ("siglip_so400m_patch14_384",), "siglip_so400m_patch14_384")
+    vision.choice("class_token", (False,), False)
+    vision.choice("ignore_head", (True,), True)
+    vision.choice("select_layer", (-1,), -1)
+    projector.choice("projector_type", ("downsample_mlp_gelu",), "downsample_mlp_gelu")
+    projector.choice("depth", (2,), 2)
+    projector.choice("mlp_ratio", (1,), 1)
+    projector.choice("token_pooling", (False,), False)
+    return VisionConfig(
+        image_size=vision.get("image_size", 384),
+        patch_size=vision.get("patch_size", 16),
+        width=vision.get("width", 1152),
+        layers=vision.get("layers", 27),
+        heads=vision.get("heads", 16),
+        mlp_ratio=vision.get("mlp_ratio", 3.7362),
+        downsample_ratio=projector.get("downsample_ratio", 2),
+    )
+
+
+def _read_moe(language: ConfigReader) -> MoeConfig:
+    language.choice("hidden_act", ("silu",), "silu")
+    # The class default of topk_method is one the gate itself rejects, so a usable config always gives it.
+    topk_method = language.require("topk_method", str)
+    supported = ("greedy", "group_limited_greedy", "noaux_tc")
+    if topk_method not in supported:
+        raise UnsupportedModel(f"topk_method {topk_method!r} in config.json: supported are {', '.join(supported)}")
+    return MoeConfig(
+        num_experts=language.require("n_routed_experts", int),
+        top_k=language.require("num_experts_per_tok", int),
+        intermediate_size=language.get("moe_intermediate_size", 1407),
+        scoring_func=language.choice("scoring_func", ("softmax", "sigmoid"), "softmax"),
+        topk_method=topk_method,
+        n_group=language.get("n_group", None, int | None) or 1,
+        topk_group=language.get("topk_group", None, int | None) or 1,
+        norm_topk_prob=language.get("norm_topk_prob", False),
+        routed_scaling_factor=language.get("routed_scaling_factor", 1.0),
+    )
+
+
+def _read_mla(language: ConfigReader) -> MlaConfig | None:
+    language.choice("attention_bias", (False,), False)
+    language.choice("rope_scaling", (None,), None)
+    language.choice("tie_word_embeddings", (False,), False)
+    if not language.get("use_mla", True):
+        return None
+    language.choice("q_lora_rank", (None,), 1536)
+    return MlaConfig(
+        kv_lora_rank=language.get("kv_lora_rank", 512),
+        qk_nope_head_dim=language.get("qk_nope_head_dim", 128),
+        qk_rope_head_dim=language.get("qk_rope_head_dim", 64),
+        v_head_dim=language.get("v_head_dim", 128),
+    )
+
+
+class Vision(nn.Module):
+    """SigLIP tower, projector and 2D layout.
+
+    pixel_values [tiles, 3, S, S] -> image_features [V, H]. layout_index [V] int32 names, for every visual position,
+    a row of the tiles' features in order, then image_newline, then view_seperator.
+    """
+
+    def __init__(self, config: VisionConfig, hidden_size: int) -> None:
+        super().__init__()
+        c = self.config = config
+        self.patch_embed = nn.Conv2d(3, c.width, c.patch_size, stride=c.patch_size)
+        self.pos_embed = nn.Parameter(torch.empty(1, c.grid**2, c.width))
+        self.blocks = nn.ModuleList(
+            VisionBlock(
+                c.width,
+                VisionAttention(c.width, c.heads, qkv_bias=True),
+                VisionMlp(c.width, c.mlp_width, "tanh"),
+                nn.LayerNorm(c.width, VISION_NORM_EPS),
+                nn.LayerNorm(c.width, VISION_NORM_EPS),
+            )
+            for _ in range(c.layers)
+        )
+        self.norm = nn.LayerNorm(c.width, VISION_NORM_EPS)
+        self.projector_in = nn.Linear(c.width * c.downsample_ratio**2, hidden_size)
+        self.projector_out = nn.Linear(hidden_size, hidden_size)
+        self.image_newline = nn.Parameter(torch.empty(hidden_size))
+        self.view_seperator = nn.Parameter(torch.empty(hidden_size))
+
+    def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """[tiles, 3, S, S] -> [tiles, grid^2, width], after the final norm."""
+        x = self.patch_embed(pixel_values).flatten(2).transpose(1, 2) + self.pos_embed
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def project(self, x: torch.Tensor) -> torch.Tensor:
+        """[tiles, grid^2, width] -> [tiles, side^2, H]; the channel order is that of F.unfold: c, then dy, then dx."""
+        d, grid, width = self.config.downsample_ratio, self.config.grid, self.config.width
+        pad = -grid % d
+        side = (grid + pad) // d
+        x = F.pad(x.view(-1, grid, grid, width), (0, 0, 0, pad, 0, pad))
+        x = x.view(-1, side, d, side, d, width).permute(0, 1, 3, 5, 2, 4).reshape(-1, side * side, width * d * d)
+        return self.projector_out(F.gelu(self.projector_in(x)))
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        tiles = self.project(self.features(inputs[abi.PIXEL_VALUES]))
+        rows = torch.cat((tiles.flatten(0, 1), self.image_newline[None], self.view_seperator[None]))
+        return {abi.IMAGE_FEATURES: rows.index_select(0, inputs[abi.LAYOUT_INDEX])}
+
+
+class Attention(nn.Module):
+    """Llama attention: rotary halves, scale D^-0.5, no biases."""
+
+    cache_parts = abi.KEY_VALUE
+    is_sliding = False
+
+    def __init__(self, c: Config) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+        self.q_proj = nn.Linear(c.hidden_size, self.heads * self.head_dim, bias=False)
+        self.k_proj = nn.Linear(c.hidden_size, self.kv_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(c.hidden_size, self.kv_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(self.heads * self.head_dim, c.hidden_size, bias=False)
+
+    def forward(
+        self, x: torch.Tensor, tokens: Tokens, past: list[torch.Tensor], *, with_last_row: bool
+    ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor | None]:
+        T, scale = x.shape[0], self.head_dim**-0.5
+        q = rotate(self.q_proj(x).view(T, self.heads, -1).transpose(0, 1), tokens.cos, tokens.sin)
+        k = rotate(self.k_proj(x).view(T, self.kv_heads, -1).transpose(0, 1), tokens.cos, tokens.sin)
+        v = self.v_proj(x).view(T, self.kv_heads, -1).transpose(0, 1)
+        k, v = torch.cat((past[0][0], k), dim=1), torch.cat((past[1][0], v), dim=1)
+        last_row = last_row_probs(q, k, scale)[-T:] if with_last_row else None
+        y = attend(q, k, v, tokens.mask, scale).transpose(0, 1).reshape(T, -1)
+        return self.o_proj(y), [k[None], v[None]], last_row
+
+
+class LatentAttention(nn.Module):
+    """Multi-head latent attention, absorbed: every head attends to the one latent row a token leaves in the cache.
+
+    The latent [rank + rope] is c after its norm, then k_pe after RoPE. kv_b_proj is split into w_uk [N, nope, rank],
+    which moves queries into latent space, and w_uv [N, rank, v], which moves the attended latents out of it.
+    """
+
+    cache_parts = abi.LATENT
+    is_sliding = False
+
+    def __init__(self, c: Config, mla: MlaConfig) -> None:
+        super().__init__()
+        self.heads, self.mla = c.num_attention_heads, mla
+        self.scale = (mla.qk_nope_head_dim + mla.qk_rope_head_dim) ** -0.5
+        self.q_proj = nn.Linear(c.hidden_size, self.heads * (mla.qk_nope_head_dim + mla.qk_rope_head_dim), bias=False)
+        self.kv_a_proj_with_mqa = nn.Linear(c.hidden_size, mla.kv_lora_rank + mla.qk_rope_head_dim, bias=False)
+        self.kv_a_layernorm = RMSNorm(mla.kv_lora_rank, LATENT_NORM_EPS)
+        self.w_uk = nn.Parameter(torch.empty(self.heads, mla.qk_nope_head_dim, mla.kv_lora_rank))
+        self.w_uv = nn.Parameter(torch.empty(self.heads, mla.kv_lora_rank, mla.v_head_dim))
+        self.o_proj = nn.Linear(self.heads * mla.v_head_dim, c.hidden_size, bias=False)
+
+    def forward(
+        self, x: torch.Tensor, tokens: Tokens, past: list[torch.Tensor], *, with_last_row: bool
+    ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor | None]:
+        T, mla = x.shape[0], self.mla
+        q = self.q_proj(x).view(T, self.heads, -1).transpose(0, 1)
+        q_nope, q_pe = q.split((mla.qk_nope_head_dim, mla.qk_rope_head_dim), dim=-1)
+        q = torch.cat((torch.matmul(q_nope, self.w_uk), rotate(q_pe, tokens.cos, tokens.sin)), dim=-1)
+        c, k_pe = self.kv_a_proj_with_mqa(x).split((mla.kv_lora_rank, mla.qk_rope_head_dim), dim=-1)
+        latent = torch.cat((self.kv_a_layernorm(c), rotate(k_pe, tokens.cos, tokens.sin)), dim=-1)
+        latent = torch.cat((past[0], latent[None]), dim=1)
+        last_row = last_row_probs(q, latent, self.scale)[-T:] if with_last_row else None
+        y = attend(q, latent, latent[:, :, : mla.kv_lora_rank], tokens.mask, self.scale)
+        y = torch.matmul(y, self.w_uv).transpose(0, 1).reshape(T, -1)
+        return self.o_proj(y), [latent], last_row
+
+
+def build_graphs(c: Config, policy: Policy) -> GraphModules:
+    """The three graphs as modules with uninitialised parameters."""
+    rotary_dim = c.head_dim if c.mla is None else c.mla.qk_rope_head_dim
+    layers = []
+    for i in range(c.num_hidden_layers):
+        if i in c.moe_layers:
+            shared = Mlp(c.hidden_size, c.moe.intermediate_size * c.n_shared_experts)
+            mlp: nn.Module = MoeBlock(SparseMoe(c.hidden_size, c.moe, policy.reduction_weights), shared)
+        else:
+            mlp = Mlp(c.hidden_size, c.intermediate_size)
+        attn = Attention(c) if c.mla is None else LatentAttention(c, c.mla)
+        norms = (RMSNorm(c.hidden_size, c.rms_norm_eps) for _ in range(2))
+        layers.append(DecoderLayer(attn, mlp, *norms))
+    language_model = LanguageModel(
+        layers,
+        RMSNorm(c.hidden_size, c.rms_norm_eps),
+        nn.Linear(c.hidden_size, c.vocab_size, bias=False),
+        rotary_dim,
+        policy,
+    )
+    return GraphModules(Vision(c.vision, c.hidden_size), Embedding(c.vocab_size, c.hidden_size), language_model)
+
+
+def computed_weights(c: Config) -> dict[str, torch.Tensor]:
+    """Parameters that follow from the configuration, by graph-qualified name."""
+    dim = c.head_dim if c.mla is None else c.mla.qk_rope_head_dim
+    weights = {"language_model.inv_freq": 1.0 / c.rope_theta ** (torch.arange(0, dim, 2).float() / dim)}
+    if c.moe.topk_method != "noaux_tc":
+        for i in c.moe_layers:
+            weights[f"language_model.layers.{i}.mlp.experts.correction_bias"] = torch.zeros(c.moe.num_experts)
+    return weights
+
+
+def weight_map(c: Config) -> dict[str, WeightRule]:
+    """How every parameter is made from the checkpoint, by graph-qualified name (spec models.md, 1.7)."""
+    H, V = c.hidden_size, c.vocab_size
+    rules = _vision_map(c.vision, H)
+    rules["embedding.weight"] = same("language.model.embed_tokens.weight", V, H)
+    rules["language_model.norm.weight"] = same("language.model.norm.weight", H)
+    rules["language_model.lm_head.weight"] = same("language.lm_head.weight", V, H)
+    for i in range(c.num_hidden_layers):
+        ours, theirs = f"language_model.layers.{i}.", f"language.model.layers.{i}."
+        layer = {f"{n}.weight": same(f"{theirs}{n}.weight", H) for n in ("input_layernorm", "post_attention_layernorm")}
+        layer |= _attention_map(c, theirs) if c.mla is None else _latent_map(c, c.mla, theirs)
+        layer |= _moe_map(c, theirs) if i in c.moe_layers else _mlp_map("mlp.", theirs + "mlp.", H, c.intermediate_size)
+        rules |= {ours + name: rule for name, rule in layer.items()}
+    return rules
+
+
+def _vision_map(v: VisionConfig, hidden_size: int) -> dict[str, WeightRule]:
+    C, W, H = v.width, v.mlp_width, hidden_size
+    rules = norm("norm", "vision.norm", C, bias=True)
+    rules["pos_embed"] = same("vision.pos_embed", 1, v.grid**2, C)
+    rules["patch_embed.weight"] = same("vision.patch_embed.proj.weight", C, 3, v.patch_size, v.patch_size)
+    rules["patch_embed.bias"] = same("vision.patch_embed.proj.bias", C)
+    for i in range(v.layers):
+        block = f"blocks.{i}."
+        for name in ("norm1", "norm2"):
+            rules |= norm(block + name, f"vision.{block}{name}", C, bias=True)
+        shapes = {"attn.qkv": (3 * C, C), "attn.proj": (C, C), "mlp.fc1": (W, C), "mlp.fc2": (C, W)}
+        for name, (rows, columns) in shapes.items():
+            rules |= linear(block + name, f"vision.{block}{name}", rows, columns, bias=True)
+    rules |= linear("projector_in", "projector.layers.0", H, C * v.downsample_ratio**2, bias=True)
+    rules |= linear("projector_out", "projector.layers.2", H, H, bias=True)
+    rules |= {name: same(name, H) for name in ("image_newline", "view_seperator")}
+    return {f"vision.{name}": rule for name, rule in rules.items()}
+
+
+def _attention_map(c: Config, theirs: str) -> dict[str, WeightRule]:
+    H, q, kv = c.hidden_size, c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim
+    shapes = {"q_proj": (q, H), "k_proj": (kv, H), "v_proj": (kv, H), "o_proj": (H, q)}
+    return {f"self_attn.{n}.weight": same(f"{theirs}self_attn.{n}.weight", *s) for n, s in shapes.items()}
+
+
+def _latent_map(c: Config, mla: MlaConfig, theirs: str) -> dict[str, WeightRule]:
+    N, H, rank = c.num_attention_heads, c.hidden_size, mla.kv_lora_rank
+    nope, rope, v = mla.qk_nope_head_dim, mla.qk_rope_head_dim, mla.v_head_dim
+
+    def rope_rows_to_halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
+        # The official code rotates pairs (2i, 2i + 1) after moving them to halves. Moving the weight's rows once does
+        # the same, and the graph rotates halves like every other model's.
+        per_head = weight.view(heads, -1, weight.shape[1])
+        plain, pairs = per_head[:, :-rope], per_head[:, -rope:]
+        return torch.cat((plain, pairs[:, 0::2], pairs[:, 1::2]), dim=1).reshape(weight.shape)
+
+    def kv_b(weights: list[torch.Tensor]) -> torch.Tensor:
+        return weights[0].view(N, nope + v, rank)
+
+    kv_b_source = ((f"{theirs}self_attn.kv_b_proj.weight", (N * (nope + v), rank)),)
+    return {
+        "self_attn.q_proj.weight": WeightRule(
+            ((f"{theirs}self_attn.q_proj.weight", (N * (nope + rope), H)),), lambda w: rope_rows_to_halves(w[0], N)
+        ),
+        "self_attn.kv_a_proj_with_mqa.weight": WeightRule(
+            ((f"{theirs}self_attn.kv_a_proj_with_mqa.weight", (rank + rope, H)),),
+            lambda w: rope_rows_to_halves(w[0], 1),
+        ),
+        "self_attn.kv_a_layernorm.weight": same(f"{theirs}self_attn.kv_a_layernorm.weight", rank),
+        "self_attn.w_uk": WeightRule(kv_b_source, lambda w: kv_b(w)[:, :nope].contiguous()),
+        "self_attn.w_uv": WeightRule(kv_b_source, lambda w: kv_b(w)[:, nope:].transpose(1, 2).contiguous()),
+        "self_attn.o_proj.weight": same(f"{theirs}self_attn.o_proj.weight", H, N * v),
+    }
+
+
+def _mlp_map(ours: str, theirs: str, hidden_size: int, width: int) -> dict[str, WeightRule]:
+    shapes = {"gate_proj": (width, hidden_size), "up_proj": (width, hidden_size), "down_proj": (hidden_size, width)}
+    return {f"{ours}{n}.weight": same(f"{theirs}{n}.weight", *s) for n, s in shapes.items()}
+
+
+def _moe_map(c: Config, theirs: str) -> dict[str, WeightRule]:
+    rules = separate_experts(f"{theirs}mlp.experts.", c.moe, c.hidden_size)
+    rules["mlp.experts.router.weight"] = same(f"{theirs}mlp.gate.weight", c.moe.num_experts, c.hidden_size)
+    if c.moe.topk_method == "noaux_tc":
+        rules["mlp.experts.correction_bias"] = same(f"{theirs}mlp.gate.e_score_correction_bias", c.moe.num_experts)
+    shared = c.moe.intermediate_size * c.n_shared_experts
+    return rules | _mlp_map("mlp.shared_experts.", f"{theirs}mlp.shared_experts.", c.hidden_size, shared)

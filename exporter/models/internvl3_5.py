@@ -1,0 +1,516 @@
+# SPDX-License-Identifier: Apache-2.0
+"""InternVL3.5 mixture-of-experts models: InternViT (300M or 6B), pixel shuffle, Qwen3-MoE or GPT-OSS decoder.
+
+Source: the official code (OpenGVLab/InternVL) and transformers' Qwen3Moe and GptOss classes; both checkpoint layouts.
+Layers in reading order, weight map last.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastmmoe.exporter.checkpoint import WeightRule
+from fastmmoe.exporter.config_reader import ConfigReader
+from fastmmoe.exporter.fastmmoe.decoder import DecoderLayer, LanguageModel, MoeBlock, Tokens
+from fastmmoe.exporter.models.graphs import Embedding, GraphModules
+from fastmmoe.exporter.models.layers import (
+    MoeConfig,
+    RMSNorm,
+    SparseMoe,
+    VisionAttention,
+    VisionBlock,
+    VisionMlp,
+    attend,
+    last_row_probs,
+    rotate,
+)
+from fastmmoe.exporter.models.weight_rules import linear, norm, same, separate_experts
+from fastmmoe.runtime import abi
+from fastmmoe.runtime.errors import UnsupportedModel
+from fastmmoe.runtime.policy import Policy
+
+FAMILY = "internvl3_5"
+DROPPED_TENSORS: tuple[str, ...] = ()
+PROJECTOR_NORM_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    image_size: int
+    patch_size: int
+    width: int
+    mlp_width: int
+    layers: int
+    heads: int
+    qkv_bias: bool
+    qk_norm: bool
+    norm_type: str
+    norm_eps: float
+
+    @property
+    def grid(self) -> int:
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True)
+class YarnConfig:
+    """YaRN scaling of gpt-oss (no rounding of the correction range)."""
+
+    factor: float
+    original_max_position_embeddings: int
+    beta_fast: float
+    beta_slow: float
+
+    @property
+    def attention_factor(self) -> float:
+        return 0.1 * math.log(self.factor) + 1.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the graphs need of config.json, of either layout."""
+
+    is_hf_layout: bool
+    vision: VisionConfig
+    language_model_type: str
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    moe: MoeConfig
+    rms_norm_eps: float
+    rope_theta: float
+    yarn: YarnConfig | None
+    sliding_window: int | None
+    sliding_layers: tuple[int, ...]
+    max_position_embeddings: int
+
+    @property
+    def is_gpt_oss(self) -> bool:
+        return self.language_model_type == "gpt_oss"
+
+    @property
+    def moe_layers(self) -> tuple[int, ...]:
+        return tuple(range(self.num_hidden_layers))
+
+    @property
+    def prunable_layers(self) -> tuple[int, ...]:
+        return tuple(i for i in self.moe_layers if i not in self.sliding_layers)
+
+
+def read_config(reader: ConfigReader) -> Config:
+    """The model's configuration from config.json, original (`llm_config`) or Hugging Face (`text_config`) layout."""
+    is_hf_layout = reader.choice("model_type", ("internvl", "internvl_chat"), "internvl_chat") == "internvl"
+    language = reader.section("text_config" if is_hf_layout else "llm_config")
+    kind = language.choice("model_type", ("qwen3_moe", "gpt_oss"), "")
+    reader.choice("downsample_ratio", (0.5,), 0.5)
+    if is_hf_layout:
+        reader.choice("vision_feature_layer", (-1,), -1)
+        reader.choice("vision_feature_select_strategy", ("default",), "default")
+        reader.choice("projector_hidden_act", ("gelu",), "gelu")
+    else:
+        reader.choice("select_layer", (-1,), -1)
+        reader.choice("ps_version", ("v2",), "v1")
+        reader.choice("pad2square", (False,), False)
+    # The class default of the Hugging Face layout is True; these models are untied and their files say so.
+    owner = reader if is_hf_layout else language
+    owner.choice("tie_word_embeddings", (False,), is_hf_layout)
+    language.choice("hidden_act", ("silu",), "silu")
+    sliding = _read_sliding_layers(language) if kind == "gpt_oss" else ()
+    return Config(
+        is_hf_layout=is_hf_layout,
+        vision=_read_vision(reader.section("vision_config"), is_hf_layout),
+        language_model_type=kind,
+        vocab_size=language.require("vocab_size", int),
+        hidden_size=language.require("hidden_size", int),
+        num_hidden_layers=language.require("num_hidden_layers", int),
+        num_attention_heads=language.require("num_attention_heads", int),
+        num_key_value_heads=language.require("num_key_value_heads", int),
+        head_dim=language.require("head_dim", int),
+        moe=_read_gpt_oss_moe(language) if kind == "gpt_oss" else _read_qwen3_moe(language),
+        rms_norm_eps=language.get("rms_norm_eps", 1e-5 if kind == "gpt_oss" else 1e-6),
+        rope_theta=_read_rope_theta(language),
+        yarn=_read_yarn(language, kind),
+        sliding_window=language.require("sliding_window", int) if sliding else None,
+        sliding_layers=sliding,
+        max_position_embeddings=language.require("max_position_embeddings", int),
+    )
+
+
+def _read_qwen3_moe(language: ConfigReader) -> MoeConfig:
+    language.choice("attention_bias", (False,), False)
+    language.choice("decoder_sparse_step", (1,), 1)
+    language.choice("mlp_only_layers", ([], None), [])
+    language.choice("use_sliding_window", (False,), False)
+    experts = language.get("num_experts", None, int)
+    local_experts = language.get("num_local_experts", experts, int)
+    if local_experts is None or experts not in (None, local_experts):
+        raise UnsupportedModel(
+            f"config.json: num_experts {experts} and num_local_experts {local_experts}: expected one count"
+        )
+    return MoeConfig(
+        num_experts=local_experts,
+        top_k=language.require("num_experts_per_tok", int),
+        intermediate_size=language.require("moe_intermediate_size", int),
+        scoring_func="softmax",
+        norm_topk_prob=language.get("norm_topk_prob", False),
+    )
+
+
+def _read_gpt_oss_moe(language: ConfigReader) -> MoeConfig:
+    language.choice("attention_bias", (True,), True)
+    language.choice("swiglu_alpha", (1.702,), 1.702)
+    return MoeConfig(
+        num_experts=language.require("num_local_experts", int),
+        top_k=language.require("num_experts_per_tok", int),
+        intermediate_size=language.require("intermediate_size", int),
+        scoring_func="topk_softmax",
+        activation="swiglu_oai",
+        swiglu_limit=language.get("swiglu_limit", 7.0),
+        expert_bias=True,
+    )
+
+
+def _read_sliding_layers(language: ConfigReader) -> tuple[int, ...]:
+    kinds = language.require("layer_types", list)
+    unknown = sorted({str(kind) for kind in kinds} - {"sliding_attention", "full_attention"})
+    layers = language.require("num_hidden_layers", int)
+    if unknown or len(kinds) != layers:
+        raise UnsupportedModel(
+            f"config.json: layer_types has {len(kinds)} entries {unknown or ''}, expected {layers} of "
+            "sliding_attention and full_attention"
+        )
+    return tuple(i for i, kind in enumerate(kinds) if kind == "sliding_attention")
+
+
+def _read_rope_theta(language: ConfigReader) -> float:
+    # Newer files hold everything about RoPE in rope_parameters, older ones in rope_theta and rope_scaling.
+    if "rope_parameters" in language.values:
+        return language.section("rope_parameters").require("rope_theta", float)
+    return language.require("rope_theta", float)
+
+
+def _read_yarn(language: ConfigReader, kind: str) -> YarnConfig | None:
+    is_new = "rope_parameters" in language.values
+    if kind != "gpt_oss":
+        if is_new:
+            language.section("rope_parameters").choice("rope_type", ("default",), "default")
+        else:
+            language.choice("rope_scaling", (None,), None)
+        return None
+    rope = language.section("rope_parameters" if is_new else "rope_scaling")
+    rope.choice("rope_type", ("yarn",), "")
+    rope.choice("truncate", (False,), True)
+    return YarnConfig(
+        factor=rope.require("factor", float),
+        original_max_position_embeddings=rope.require("original_max_position_embeddings", int),
+        beta_fast=rope.get("beta_fast", 32.0),
+        beta_slow=rope.get("beta_slow", 1.0),
+    )
+
+
+def _read_vision(vision: ConfigReader, is_hf_layout: bool) -> VisionConfig:
+    def square(key: str, default: int) -> int:
+        value = vision.get(key, default, int | list[int])
+        sides = {value} if isinstance(value, int) else set(value)
+        if len(sides) != 1:
+            raise UnsupportedModel(f"config.json: vision_config.{key} is {value}, expected a square")
+        return sides.pop()
+
+    vision.choice("hidden_act", ("gelu",), "gelu")
+    if is_hf_layout:
+        # Without mean pooling the Hugging Face class adds a final norm that these models do not have.
+        vision.choice("use_mean_pooling", (True,), True)
+        vision.choice("use_absolute_position_embeddings", (True,), True)
+        vision.choice("use_mask_token", (False,), False)
+    return VisionConfig(
+        image_size=square("image_size", 448),
+        patch_size=square("patch_size", 14),
+        width=vision.require("hidden_size", int),
+        mlp_width=vision.require("intermediate_size", int),
+        layers=vision.require("num_hidden_layers", int),
+        heads=vision.require("num_attention_heads", int),
+        qkv_bias=vision.require("attention_bias" if is_hf_layout else "qkv_bias", bool),
+        qk_norm=vision.require("use_qk_norm" if is_hf_layout else "qk_normalization", bool),
+        norm_type=vision.choice("norm_type", ("layer_norm", "rms_norm"), "layer_norm" if is_hf_layout else "rms_norm"),
+        norm_eps=vision.get("layer_norm_eps", 1e-6),
+    )
+
+
+class Vision(nn.Module):
+    """InternViT, pixel shuffle and projector: pixel_values [tiles, 3, S, S] -> image_features [tiles * side^2, H]."""
+
+    def __init__(self, config: VisionConfig, hidden_size: int) -> None:
+        super().__init__()
+        c = self.config = config
+        make_norm = nn.LayerNorm if c.norm_type == "layer_norm" else RMSNorm
+        self.patch_embed = nn.Conv2d(3, c.width, c.patch_size, stride=c.patch_size)
+        self.class_embedding = nn.Parameter(torch.empty(1, 1, c.width))
+        self.position_embedding = nn.Parameter(torch.empty(1, c.grid**2 + 1, c.width))
+        self.blocks = nn.ModuleList(
+            VisionBlock(
+                c.width,
+                VisionAttention(c.width, c.heads, qkv_bias=c.qkv_bias, qk_norm_eps=c.norm_eps if c.qk_norm else None),
+                VisionMlp(c.width, c.mlp_width, "none"),
+                make_norm(c.width, c.norm_eps),
+                make_norm(c.width, c.norm_eps),
+                scale=True,
+            )
+            for _ in range(c.layers)
+        )
+        self.projector_norm = nn.LayerNorm(4 * c.width, PROJECTOR_NORM_EPS)
+        self.projector_in = nn.Linear(4 * c.width, hidden_size)
+        self.projector_out = nn.Linear(hidden_size, hidden_size)
+
+    def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """[tiles, 3, S, S] -> [tiles, 1 + grid^2, width], class token first."""
+        x = self.patch_embed(pixel_values).flatten(2).transpose(1, 2)
+        x = torch.cat((self.class_embedding.expand(x.shape[0], -1, -1), x), dim=1) + self.position_embedding
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def project(self, x: torch.Tensor) -> torch.Tensor:
+        """[tiles, 1 + grid^2, width] -> [tiles, side^2, H]; pixel shuffle v2: channel (dy * 2 + dx) * width + c."""
+        side, width = self.config.grid // 2, self.config.width
+        x = x[:, 1:].reshape(-1, side, 2, side, 2, width).permute(0, 1, 3, 2, 4, 5)
+        x = self.projector_norm(x.reshape(-1, side * side, 4 * width))
+        return self.projector_out(F.gelu(self.projector_in(x)))
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {abi.IMAGE_FEATURES: self.project(self.features(inputs[abi.PIXEL_VALUES])).flatten(0, 1)}
+
+
+class QwenAttention(nn.Module):
+    """Qwen3: grouped heads, norm of every head of q and k before RoPE."""
+
+    cache_parts = abi.KEY_VALUE
+    is_sliding = False
+
+    def __init__(self, c: Config) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = c.num_attention_heads, c.num_key_value_heads, c.head_dim
+        self.q_proj = nn.Linear(c.hidden_size, self.heads * c.head_dim, bias=False)
+        self.k_proj = nn.Linear(c.hidden_size, self.kv_heads * c.head_dim, bias=False)
+        self.v_proj = nn.Linear(c.hidden_size, self.kv_heads * c.head_dim, bias=False)
+        self.o_proj = nn.Linear(self.heads * c.head_dim, c.hidden_size, bias=False)
+        self.q_norm = RMSNorm(c.head_dim, c.rms_norm_eps)
+        self.k_norm = RMSNorm(c.head_dim, c.rms_norm_eps)
+
+    def forward(
+        self, x: torch.Tensor, tokens: Tokens, past: list[torch.Tensor], *, with_last_row: bool
+    ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor | None]:
+        T, scale = x.shape[0], self.head_dim**-0.5
+        q = self.q_norm(self.q_proj(x).view(T, self.heads, -1)).transpose(0, 1)
+        k = self.k_norm(self.k_proj(x).view(T, self.kv_heads, -1)).transpose(0, 1)
+        v = self.v_proj(x).view(T, self.kv_heads, -1).transpose(0, 1)
+        q, k = rotate(q, tokens.cos, tokens.sin), rotate(k, tokens.cos, tokens.sin)
+        k, v = torch.cat((past[0][0], k), dim=1), torch.cat((past[1][0], v), dim=1)
+        last_row = last_row_probs(q, k, scale)[-T:] if with_last_row else None
+        y = attend(q, k, v, tokens.mask, scale).transpose(0, 1).reshape(T, -1)
+        return self.o_proj(y), [k[None], v[None]], last_row
+
+
+class GptOssAttention(nn.Module):
+    """gpt-oss: biases, one learned sink logit a head, sliding window in every other layer."""
+
+    cache_parts = abi.KEY_VALUE
+
+    def __init__(self, c: Config, *, is_sliding: bool) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim, self.is_sliding = (
+            c.num_attention_heads,
+            c.num_key_value_heads,
+            c.head_dim,
+            is_sliding,
+        )
+        self.q_proj = nn.Linear(c.hidden_size, self.heads * c.head_dim)
+        self.k_proj = nn.Linear(c.hidden_size, self.kv_heads * c.head_dim)
+        self.v_proj = nn.Linear(c.hidden_size, self.kv_heads * c.head_dim)
+        self.o_proj = nn.Linear(self.heads * c.head_dim, c.hidden_size)
+        self.sinks = nn.Parameter(torch.empty(self.heads))
+
+    def forward(
+        self, x: torch.Tensor, tokens: Tokens, past: list[torch.Tensor], *, with_last_row: bool
+    ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor | None]:
+        T, scale = x.shape[0], self.head_dim**-0.5
+        q = rotate(self.q_proj(x).view(T, self.heads, -1).transpose(0, 1), tokens.cos, tokens.sin)
+        k = rotate(self.k_proj(x).view(T, self.kv_heads, -1).transpose(0, 1), tokens.cos, tokens.sin)
+        v = self.v_proj(x).view(T, self.kv_heads, -1).transpose(0, 1)
+        k, v = torch.cat((past[0][0], k), dim=1), torch.cat((past[1][0], v), dim=1)
+        mask = tokens.sliding_mask if self.is_sliding else tokens.mask
+        last_row = last_row_probs(q, k, scale, self.sinks)[-T:] if with_last_row else None
+        y = self._attend(q, k, v, mask, scale).transpose(0, 1).reshape(T, -1)
+        return self.o_proj(y), [k[None], v[None]], last_row
+
+    def _attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float
+    ) -> torch.Tensor:
+        """Attention with sinks, [N, T, D]. Spelled out, as the ONNX Attention op has no sink."""
+        T, group = q.shape[1], self.heads // self.kv_heads
+        scores = torch.matmul(q.view(self.kv_heads, group, T, -1), k[:, None].transpose(2, 3)).float() * scale
+        scores = scores.masked_fill(~mask, float("-inf"))
+        sinks = self.sinks.float().view(self.kv_heads, group, 1, 1).expand(-1, -1, T, 1)
+        probs = torch.cat((scores, sinks), dim=-1).softmax(-1)[..., :-1].to(v.dtype)
+        return torch.matmul(probs, v[:, None]).view(self.heads, T, -1)
+
+
+def build_graphs(c: Config, policy: Policy) -> GraphModules:
+    """The three graphs as modules with uninitialised parameters."""
+    layers = []
+    for i in range(c.num_hidden_layers):
+        attn = GptOssAttention(c, is_sliding=i in c.sliding_layers) if c.is_gpt_oss else QwenAttention(c)
+        norms = (RMSNorm(c.hidden_size, c.rms_norm_eps) for _ in range(2))
+        layers.append(DecoderLayer(attn, MoeBlock(SparseMoe(c.hidden_size, c.moe, policy.reduction_weights)), *norms))
+    language_model = LanguageModel(
+        layers,
+        RMSNorm(c.hidden_size, c.rms_norm_eps),
+        nn.Linear(c.hidden_size, c.vocab_size, bias=False),
+        c.head_dim,
+        policy,
+        rope_scale=1.0 if c.yarn is None else c.yarn.attention_factor,
+        sliding_window=c.sliding_window,
+    )
+    return GraphModules(Vision(c.vision, c.hidden_size), Embedding(c.vocab_size, c.hidden_size), language_model)
+
+
+def rotary_frequencies(c: Config) -> torch.Tensor:
+    """[head_dim / 2] float32; YaRN: interpolated below the correction range, unchanged above it, a ramp between."""
+    plain = 1.0 / c.rope_theta ** (torch.arange(0, c.head_dim, 2).float() / c.head_dim)
+    if c.yarn is None:
+        return plain
+    y = c.yarn
+
+    def correction_dim(rotations: float) -> float:
+        turns = y.original_max_position_embeddings / (rotations * 2 * math.pi)
+        return c.head_dim * math.log(turns) / (2 * math.log(c.rope_theta))
+
+    low, high = max(correction_dim(y.beta_fast), 0.0), min(correction_dim(y.beta_slow), c.head_dim - 1.0)
+    ramp = ((torch.arange(c.head_dim // 2).float() - low) / max(high - low, 1e-3)).clamp(0, 1)
+    return plain / y.factor * ramp + plain * (1 - ramp)
+
+
+def computed_weights(c: Config) -> dict[str, torch.Tensor]:
+    """Parameters that follow from the configuration, by graph-qualified name."""
+    bias = {
+        f"language_model.layers.{i}.mlp.experts.correction_bias": torch.zeros(c.moe.num_experts) for i in c.moe_layers
+    }
+    return bias | {"language_model.inv_freq": rotary_frequencies(c)}
+
+
+def weight_map(c: Config) -> dict[str, WeightRule]:
+    """How every parameter is made from the checkpoint, by graph-qualified name (spec models.md, 2.5)."""
+    H, V = c.hidden_size, c.vocab_size
+    vision = _hf_vision_map(c.vision, H) if c.is_hf_layout else _original_vision_map(c.vision, H)
+    rules = {f"vision.{name}": rule for name, rule in vision.items()}
+    rules["embedding.weight"] = same("language_model.model.embed_tokens.weight", V, H)
+    rules["language_model.norm.weight"] = same("language_model.model.norm.weight", H)
+    rules["language_model.lm_head.weight"] = same("language_model.lm_head.weight", V, H)
+    for i in range(c.num_hidden_layers):
+        ours, theirs = f"language_model.layers.{i}.", f"language_model.model.layers.{i}."
+        layer = {f"{n}.weight": same(f"{theirs}{n}.weight", H) for n in ("input_layernorm", "post_attention_layernorm")}
+        layer |= _attention_map(c, theirs)
+        layer |= _gpt_oss_moe_map(c, theirs + "mlp.") if c.is_gpt_oss else _qwen_moe_map(c, theirs + "mlp.")
+        rules |= {ours + name: rule for name, rule in layer.items()}
+    return rules
+
+
+def _attention_map(c: Config, theirs: str) -> dict[str, WeightRule]:
+    q, kv, H = c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim, c.hidden_size
+    rules: dict[str, WeightRule] = {}
+    for name, shape in {"q_proj": (q, H), "k_proj": (kv, H), "v_proj": (kv, H), "o_proj": (H, q)}.items():
+        rules |= linear(f"self_attn.{name}", f"{theirs}self_attn.{name}", *shape, bias=c.is_gpt_oss)
+    if c.is_gpt_oss:
+        return rules | {"self_attn.sinks": same(f"{theirs}self_attn.sinks", c.num_attention_heads)}
+    for name in ("q_norm", "k_norm"):
+        rules |= norm(f"self_attn.{name}", f"{theirs}self_attn.{name}", c.head_dim, bias=False)
+    return rules
+
+
+def _qwen_moe_map(c: Config, theirs: str) -> dict[str, WeightRule]:
+    router = {"mlp.experts.router.weight": same(f"{theirs}gate.weight", c.moe.num_experts, c.hidden_size)}
+    return router | separate_experts(f"{theirs}experts.", c.moe, c.hidden_size)
+
+
+def _gpt_oss_moe_map(c: Config, theirs: str) -> dict[str, WeightRule]:
+    E, width, H = c.moe.num_experts, c.moe.intermediate_size, c.hidden_size
+
+    def split_pairs(w: list[torch.Tensor]) -> torch.Tensor:
+        # Columns alternate gate, up; input-major [E, H, 2I] becomes [E, 2I, H] with the gate rows first.
+        return torch.cat((w[0][..., 0::2], w[0][..., 1::2]), dim=-1)
+
+    def source(name: str, *shape: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        return ((f"{theirs}experts.{name}", shape),)
+
+    return linear("mlp.experts.router", f"{theirs}router", E, H, bias=True) | {
+        "mlp.experts.gate_up": WeightRule(
+            source("gate_up_proj", E, H, 2 * width), lambda w: split_pairs(w).transpose(1, 2).contiguous()
+        ),
+        "mlp.experts.gate_up_bias": WeightRule(source("gate_up_proj_bias", E, 2 * width), split_pairs),
+        "mlp.experts.down": WeightRule(source("down_proj", E, width, H), lambda w: w[0].transpose(1, 2).contiguous()),
+        "mlp.experts.down_bias": WeightRule(source("down_proj_bias", E, H)),
+    }
+
+
+def _original_vision_map(v: VisionConfig, hidden_size: int) -> dict[str, WeightRule]:
+    C, has_bias = v.width, v.norm_type == "layer_norm"
+    theirs = "vision_model.embeddings."
+    rules = {
+        "class_embedding": same(f"{theirs}class_embedding", 1, 1, C),
+        "position_embedding": same(f"{theirs}position_embedding", 1, v.grid**2 + 1, C),
+        "patch_embed.weight": same(f"{theirs}patch_embedding.weight", C, 3, v.patch_size, v.patch_size),
+        "patch_embed.bias": same(f"{theirs}patch_embedding.bias", C),
+    }
+    for i in range(v.layers):
+        ours, theirs = f"blocks.{i}.", f"vision_model.encoder.layers.{i}."
+        rules |= {ours + name: same(theirs + name, C) for name in ("ls1", "ls2")}
+        for name in ("norm1", "norm2"):
+            rules |= norm(ours + name, theirs + name, C, bias=has_bias)
+        rules |= linear(f"{ours}attn.qkv", f"{theirs}attn.qkv", 3 * C, C, bias=v.qkv_bias)
+        for name, rows, columns in (("attn.proj", C, C), ("mlp.fc1", v.mlp_width, C), ("mlp.fc2", C, v.mlp_width)):
+            rules |= linear(ours + name, theirs + name, rows, columns, bias=True)
+        if v.qk_norm:
+            for name in ("attn.q_norm", "attn.k_norm"):
+                rules |= norm(ours + name, theirs + name, C, bias=False)
+    return rules | _projector_map(C, hidden_size, "mlp1.0", "mlp1.1", "mlp1.3")
+
+
+def _hf_vision_map(v: VisionConfig, hidden_size: int) -> dict[str, WeightRule]:
+    C, has_bias = v.width, v.norm_type == "layer_norm"
+    theirs = "vision_tower.embeddings."
+    rules = {
+        "class_embedding": same(f"{theirs}cls_token", 1, 1, C),
+        "position_embedding": same(f"{theirs}position_embeddings", 1, v.grid**2 + 1, C),
+        "patch_embed.weight": same(f"{theirs}patch_embeddings.projection.weight", C, 3, v.patch_size, v.patch_size),
+        "patch_embed.bias": same(f"{theirs}patch_embeddings.projection.bias", C),
+    }
+    for i in range(v.layers):
+        ours, theirs = f"blocks.{i}.", f"vision_tower.encoder.layer.{i}."
+        rules |= {f"{ours}ls1": same(f"{theirs}lambda_1", C), f"{ours}ls2": same(f"{theirs}lambda_2", C)}
+        rules |= norm(f"{ours}norm1", f"{theirs}layernorm_before", C, bias=has_bias)
+        rules |= norm(f"{ours}norm2", f"{theirs}layernorm_after", C, bias=has_bias)
+        parts = [f"{theirs}attention.{name}_proj" for name in "qkv"]
+        rules[f"{ours}attn.qkv.weight"] = WeightRule(tuple((f"{p}.weight", (C, C)) for p in parts), torch.cat)
+        if v.qkv_bias:
+            rules[f"{ours}attn.qkv.bias"] = WeightRule(tuple((f"{p}.bias", (C,)) for p in parts), torch.cat)
+        rules |= linear(f"{ours}attn.proj", f"{theirs}attention.projection_layer", C, C, bias=True)
+        rules |= linear(f"{ours}mlp.fc1", f"{theirs}mlp.fc1", v.mlp_width, C, bias=True)
+        rules |= linear(f"{ours}mlp.fc2", f"{theirs}mlp.fc2", C, v.mlp_width, bias=True)
+        if v.qk_norm:
+            for name in ("q_norm", "k_norm"):
+                rules |= norm(f"{ours}attn.{name}", f"{theirs}attention.{name}", C, bias=False)
+    names = ("layer_norm", "linear_1", "linear_2")
+    return rules | _projector_map(C, hidden_size, *(f"multi_modal_projector.{name}" for name in names))
+
+
+def _projector_map(C: int, H: int, norm_name: str, in_name: str, out_name: str) -> dict[str, WeightRule]:
+    rules = norm("projector_norm", norm_name, 4 * C, bias=True)
+    rules |= linear("projector_in", in_name, H, 4 * C, bias=True)
+    return rules | linear("projector_out", out_name, H, H, bias=True)

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Blocks that both families share. Sequences are unbatched: hidden states are [T, H]."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with float32 statistics."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+
+
+class Mlp(nn.Module):
+    """down(silu(gate(x)) * up(x)), without biases."""
+
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+@dataclass(frozen=True)
+class MoeConfig:
+    """Sizes and routing rules of a model's MoE blocks; the strings are those of FmmSparseMoE's contract."""
+
+    num_experts: int
+    top_k: int
+    intermediate_size: int
+    scoring_func: str
+    topk_method: str = "greedy"
+    n_group: int = 1
+    topk_group: int = 1
+    norm_topk_prob: bool = False
+    routed_scaling_factor: float = 1.0
+    activation: str = "swiglu"
+    swiglu_limit: float = 0.0
+    expert_bias: bool = False
+
+
+class SparseMoe(nn.Module):
+    """Router and routed experts. The router works in float32 in every dtype of the model."""
+
+    def __init__(self, hidden_size: int, config: MoeConfig, reduction_weights: str) -> None:
+        super().__init__()
+        E, width = config.num_experts, config.intermediate_size
+        self.config, self.reduction_weights = config, reduction_weights
+        self.router = nn.Linear(hidden_size, E, bias=config.expert_bias)
+        self.correction_bias = nn.Parameter(torch.empty(E))
+        self.gate_up = nn.Parameter(torch.empty(E, 2 * width, hidden_size))
+        self.down = nn.Parameter(torch.empty(E, hidden_size, width))
+        if config.expert_bias:
+            self.gate_up_bias = nn.Parameter(torch.empty(E, 2 * width))
+            self.down_bias = nn.Parameter(torch.empty(E, hidden_size))
+
+    def router_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """[T, H] -> [T, E] float32."""
+        return self.router(hidden_states.float())
+
+    def routing_probs(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Distribution of the router over all experts, [T, E] float32: softmax, or sigmoid scores of sigmoid routers."""
+        logits = self.router_logits(hidden_states)
+        return logits.sigmoid() if self.config.scoring_func == "sigmoid" else logits.softmax(-1)
+
+    def forward(
+        self, hidden_states: torch.Tensor, visual_index: torch.Tensor, visual_top_k: torch.Tensor
+    ) -> torch.Tensor:
+        c = self.config
+        return torch.ops.fastmmoe.sparse_moe(
+            hidden_states,
+            self.router_logits(hidden_states),
+            visual_index,
+            visual_top_k,
+            self.correction_bias,
+            self.gate_up,
+            self.down,
+            [self.gate_up_bias, self.down_bias] if c.expert_bias else [],
+            c.top_k,
+            c.scoring_func,
+            c.topk_method,
+            c.n_group,
+            c.topk_group,
+            int(c.norm_topk_prob),
+            c.routed_scaling_factor,
+            self.reduction_weights,
+            c.activation,
+            c.swiglu_limit,
+            int(c.expert_bias),
+        )
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotary embedding, halves layout: x [N, T, D], cos and sin [T, D / 2]."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
+    """Attention with grouped heads: q [N, T, D], k [Nkv, S, D], v [Nkv, S, Dv], mask [T, S] bool -> [N, T, Dv]."""
+    y = F.scaled_dot_product_attention(
+        q[None], k[None], v[None], attn_mask=mask[None, None], scale=scale, enable_gqa=q.shape[0] != k.shape[0]
+    )
+    return y[0]
+
+
+def last_row_probs(q: torch.Tensor, k: torch.Tensor, scale: float, sinks: torch.Tensor | None = None) -> torch.Tensor:
+    """Attention of the last query row on every key, mean over heads.
+
+    Args:
+        q: [N, T, D]. k: [Nkv, S, D]. sinks: [N], one extra logit a head, or None.
+    Returns:
+        [S] float32. With sinks it sums to less than 1.
+    """
+    Nkv = k.shape[0]
+    row = q[:, -1].float().view(Nkv, q.shape[0] // Nkv, -1)
+    scores = torch.matmul(row, k.float().transpose(1, 2)) * scale
+    if sinks is None:
+        return scores.softmax(-1).mean((0, 1))
+    scores = torch.cat((scores, sinks.float().view(Nkv, -1, 1)), dim=-1)
+    return scores.softmax(-1)[:, :, :-1].mean((0, 1))
+
+
+def causal_mask(T: int, S: int) -> torch.Tensor:
+    """[T, S] bool: row i of the T newest tokens sees the keys up to its own, which is key i + S - T."""
+    return torch.arange(S)[None, :] <= torch.arange(T)[:, None] + (S - T)
+
+
+class VisionBlock(nn.Module):
+    """A vision transformer block: x += ls1 * attn(norm1(x)); x += ls2 * mlp(norm2(x)); layer scales are optional."""
+
+    def __init__(
+        self, width: int, attn: nn.Module, mlp: nn.Module, norm1: nn.Module, norm2: nn.Module, *, scale: bool = False
+    ) -> None:
+        super().__init__()
+        self.attn, self.mlp, self.norm1, self.norm2, self.scale = attn, mlp, norm1, norm2, scale
+        if scale:
+            self.ls1 = nn.Parameter(torch.empty(width))
+            self.ls2 = nn.Parameter(torch.empty(width))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.attn(self.norm1(x))
+        x = x + (self.ls1 * y if self.scale else y)
+        y = self.mlp(self.norm2(x))
+        return x + (self.ls2 * y if self.scale else y)
+
+
+class VisionAttention(nn.Module):
+    """Full self-attention over the patches of a tile, one fused qkv projection; optional norm of whole q and k rows."""
+
+    def __init__(self, width: int, heads: int, *, qkv_bias: bool, qk_norm_eps: float | None = None) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.proj = nn.Linear(width, width)
+        self.has_qk_norm = qk_norm_eps is not None
+        if qk_norm_eps is not None:
+            self.q_norm = RMSNorm(width, qk_norm_eps)
+            self.k_norm = RMSNorm(width, qk_norm_eps)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tiles, patches, width = x.shape
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        if self.has_qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (t.view(tiles, patches, self.heads, width // self.heads).transpose(1, 2) for t in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(y.transpose(1, 2).reshape(tiles, patches, width))
+
+
+class VisionMlp(nn.Module):
+    """fc2(gelu(fc1(x))) with biases; `approximate` is torch's name of the GELU form."""
+
+    def __init__(self, width: int, hidden: int, approximate: str) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+        self.approximate = approximate
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate=self.approximate))
