@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +26,26 @@ EXPERT_WEIGHTS = (".mlp.experts.gate_up", ".mlp.experts.down")
 FLOAT32_PARTS = (".mlp.experts.router.", ".mlp.experts.correction_bias", "language_model.inv_freq")
 
 
+@dataclass(frozen=True)
+class Precision:
+    """Element types of a model's parameters.
+
+    Attributes:
+        experts: of the routed experts' weights. activations: of everything else but FLOAT32_PARTS.
+        rounded_experts, rounded_activations: values pass through these on the way, for a float32 twin of a 16-bit
+            model; None = they do not.
+    """
+
+    experts: torch.dtype
+    activations: torch.dtype
+    rounded_experts: torch.dtype | None = None
+    rounded_activations: torch.dtype | None = None
+
+    def float32_twin(self) -> Precision:
+        """Float32 everywhere, with exactly this precision's values."""
+        return Precision(torch.float32, torch.float32, self.experts, self.activations)
+
+
 class Model:
     """A checkpoint's configuration, resolved FastMMoE policy, graphs (without values) and weights (one at a time).
 
@@ -36,9 +57,7 @@ class Model:
         InvalidRequest: policy options outside what the model allows.
     """
 
-    def __init__(
-        self, checkpoint: Checkpoint, options: PolicyOptions, *, dtype: torch.dtype, activation_dtype: torch.dtype
-    ) -> None:
+    def __init__(self, checkpoint: Checkpoint, options: PolicyOptions, precision: Precision) -> None:
         model_type = checkpoint.config.get("model_type")
         if model_type not in FAMILY_BY_MODEL_TYPE:
             raise UnsupportedModel(
@@ -58,7 +77,7 @@ class Model:
         )
         self._rules, self._computed = family.weight_map(self.config), family.computed_weights(self.config)
         account(checkpoint, self._rules, family.DROPPED_TENSORS)
-        self._dtype, self.activation_dtype = dtype, activation_dtype
+        self.precision = precision
         with torch.device("meta"):
             self.graphs = family.build_graphs(self.config, self.policy)
         for graph, module in self.graphs.items():
@@ -69,17 +88,26 @@ class Model:
 
     def parameter_dtype(self, name: str) -> torch.dtype:
         """Exported dtype of a parameter, by graph-qualified name."""
-        if any(part in name for part in FLOAT32_PARTS):
-            return torch.float32
-        return self._dtype if name.endswith(EXPERT_WEIGHTS) else self.activation_dtype
+        return self._by_part(name, self.precision.experts, self.precision.activations)
 
     def load(self, name: str) -> torch.Tensor:
         """The values of a parameter in its exported dtype, read from the checkpoint now and kept nowhere."""
         value = self._computed[name] if name in self._computed else build(self.checkpoint, self._rules[name])
+        p = self.precision
+        if p.rounded_experts is not None and p.rounded_activations is not None:
+            value = value.to(self._by_part(name, p.rounded_experts, p.rounded_activations))
         return value.to(self.parameter_dtype(name)).contiguous()
+
+    @staticmethod
+    def _by_part(name: str, experts: torch.dtype, others: torch.dtype) -> torch.dtype:
+        if any(part in name for part in FLOAT32_PARTS):
+            return torch.float32
+        return experts if name.endswith(EXPERT_WEIGHTS) else others
 
     def _check_complete(self) -> None:
         # The weight maps and the modules are ours: a difference is a mistake in this package, not in a checkpoint.
-        ours = {f"{graph}.{name}": tuple(p.shape) for graph, m in self.graphs.items() for name, p in m.named_parameters()}
+        ours = {
+            f"{graph}.{name}": tuple(p.shape) for graph, m in self.graphs.items() for name, p in m.named_parameters()
+        }
         mapped = self._rules.keys() | self._computed.keys()
         assert ours.keys() == mapped, f"weight map and modules differ: {sorted(ours.keys() ^ mapped)[:5]}"

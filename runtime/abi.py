@@ -4,7 +4,8 @@
 vision:     pixel_values [tiles, 3, S, S] (and layout_index [V] int32 for DeepSeek-VL2) -> image_features [V, H]
 embedding:  input_ids [T] int32 -> inputs_embeds [T, H]
 
-language_model, inputs (T tokens of this call, S_g cached tokens of layer group g, one group per stretch between prune layers):
+language_model, inputs (T tokens of this call, S_g cached tokens of layer group g; the groups are the stretches of
+layers between prune layers):
 
     inputs_embeds               [T, H]
     position_ids                [T] int32, original positions, ascending
@@ -24,6 +25,7 @@ A graph exported with method "none" has neither visual_top_k nor alpha nor slots
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 PIXEL_VALUES = "pixel_values"
@@ -47,7 +49,7 @@ def layer_groups(layers: int, prune_layers: tuple[int, ...]) -> tuple[tuple[int,
     A last group without layers (the last layer prunes) is left out.
     """
     bounds = [0, *(layer + 1 for layer in prune_layers), layers]
-    groups = [tuple(range(a, b)) for a, b in zip(bounds, bounds[1:], strict=False)]
+    groups = [tuple(range(a, b)) for a, b in itertools.pairwise(bounds)]
     return tuple(g for g in groups if g)
 
 

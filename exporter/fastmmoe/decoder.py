@@ -39,7 +39,7 @@ class Tokens:
 
 
 class DecoderLayer(nn.Module):
-    """Pre-norm layer. `self_attn` and `mlp` are the family's; `mlp` is a dense Mlp or has a SparseMoe called `experts`."""
+    """Pre-norm layer. `self_attn` and `mlp` are the family's; `mlp` is a dense Mlp or a MoeBlock."""
 
     def __init__(
         self, self_attn: nn.Module, mlp: nn.Module, input_layernorm: nn.Module, post_attention_layernorm: nn.Module
@@ -112,7 +112,7 @@ class LanguageModel(nn.Module):
                 group += 1
                 tokens = self._tokens(inputs, group, tokens.position_ids.index_select(0, kept_index), visual_index)
             x = x + self._feed_forward(layer, i, h, tokens.visual_index, inputs)
-        outputs[abi.LOGITS] = self.lm_head(self.norm(x[-1:])).float()
+        outputs[abi.LOGITS] = self.lm_head(self.norm(x[-1][None])).float()
         return {abi.LOGITS: outputs.pop(abi.LOGITS), **outputs}
 
     def _feed_forward(

@@ -73,7 +73,7 @@ class SparseMoe(nn.Module):
         return self.router(hidden_states.float())
 
     def routing_probs(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """Distribution of the router over all experts, [T, E] float32: softmax, or sigmoid scores of sigmoid routers."""
+        """Router distribution over all experts, [T, E] float32: softmax, or sigmoid scores of sigmoid routers."""
         logits = self.router_logits(hidden_states)
         return logits.sigmoid() if self.config.scoring_func == "sigmoid" else logits.softmax(-1)
 

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make` lists the targets. Each does the set-up it needs; what is done already is not done again.
+
+SHELL := bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup native demo test check verify clean FORCE
+
+# The Python that makes the environment, and arguments for pip, for example the index of PyTorch's CPU builds.
+PYTHON ?= python3
+PIP_ARGS ?=
+
+BUILD := .build
+VENV := .venv
+PY := $(VENV)/bin/python
+LIBRARY := plugins/lib/libfastmmoe_ort.so
+PACKAGES := runtime exporter calibration plugins
+CXX_SOURCES := $(sort $(shell find plugins -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'))
+NATIVE_INPUTS := $(CXX_SOURCES) fastmmoe/__init__.py \
+    $(wildcard plugins/CMakeLists.txt scripts/build_native.sh scripts/fetch_ort_headers.sh)
+
+# $(call step,what is done,command,name of its log): one line with the seconds; the log only where the command fails.
+define step
+@mkdir -p $(BUILD); printf '%s ... ' '$(1)'; start=$$SECONDS; \
+if { $(2); } >$(BUILD)/$(3).log 2>&1; then echo "$$((SECONDS - start)) s"; \
+else echo "failed ($(BUILD)/$(3).log)"; tail -n 40 $(BUILD)/$(3).log; exit 1; fi
+endef
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{ printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo 'Variables: PYTHON=python3 (3.10 or later), PIP_ARGS="arguments for pip install"'
+
+setup: $(BUILD)/setup ## Python environment with the exporter and the tools, in .venv
+	@:
+
+native: $(BUILD)/native ## native operators for ONNX Runtime, in plugins/lib
+	@:
+
+demo: setup native ## export and run the built-in model
+	@$(PY) scripts/demo.py
+
+test: setup native ## tests, without the slow ones
+	@$(PY) -m pytest tests -rs
+
+check: setup $(BUILD)/typing ## lint, format, types and C++ format
+	$(call step,ruff check,$(PY) -m ruff check .,ruff)
+	$(call step,ruff format,$(PY) -m ruff format --check .,format)
+	$(call step,mypy,cd $(BUILD)/typing && ../../$(PY) -m mypy --config-file ../../pyproject.toml \
+	    --cache-dir ../mypy -p fastmmoe,mypy)
+	$(call step,mypy on scripts and tests,MYPYPATH=$(BUILD)/typing $(PY) -m mypy --cache-dir $(BUILD)/mypy-tests \
+	    --explicit-package-bases --follow-imports=silent scripts tests,mypy-tests)
+	$(call step,clang-format,printf '%s\n' $(CXX_SOURCES) | xargs -r $(VENV)/bin/clang-format --dry-run -Werror,clang)
+
+verify: setup native ## the slow tests, which install packages
+	@$(PY) -m pytest tests -rs -m slow
+
+clean: ## remove what make made
+	@rm -rf $(BUILD) $(VENV) build plugins/lib .pytest_cache .mypy_cache .ruff_cache
+
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo '$(PYTHON) is missing or older than 3.10: set PYTHON, for example make PYTHON=python3.11' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || \
+	  { echo '$(PYTHON) cannot make environments: install python3-venv' >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+
+$(BUILD)/setup: pyproject.toml $(VENV)/pyvenv.cfg
+	$(call step,Python packages (minutes the first time),$(PY) -m pip install --disable-pip-version-check \
+	    -e '.[dev]' $(PIP_ARGS),setup)
+	@touch $@
+
+$(BUILD)/native: $(NATIVE_INPUTS) $(if $(wildcard $(LIBRARY)),,FORCE)
+	$(call step,native operators,bash scripts/build_native.sh,native)
+	@touch $@
+
+# mypy does not read the package mapping of pyproject.toml: links give it the tree it expects.
+$(BUILD)/typing: Makefile
+	@mkdir -p $@/fastmmoe
+	@for name in __init__.py py.typed; do ln -sfn ../../../fastmmoe/$$name $@/fastmmoe/$$name; done
+	@for name in $(PACKAGES); do ln -sfn ../../../$$name $@/fastmmoe/$$name; done
+	@touch $@
+
+FORCE:

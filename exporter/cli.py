@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fastmmoe-export: checkpoint directory -> bundle. Torch is imported only once the arguments are known to be good."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastmmoe import __version__
+from fastmmoe.exporter.config import DEMO, ExportConfig
+from fastmmoe.exporter.fastmmoe.policy import FAMILY_ROWS, PolicyOptions
+from fastmmoe.exporter.targets import DEFAULT_ATOL, DTYPES, TARGETS
+from fastmmoe.runtime.command import ArgumentParser, run_command
+
+DESCRIPTION = """Export a DeepSeek-VL2 or InternVL3.5 (MoE) checkpoint to a bundle: ONNX graphs with FastMMoE inside,
+weights, tokenizer and manifest. The written graphs are checked against torch before OUT appears."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments; every default is that of `ExportConfig` or `PolicyOptions`."""
+    config, policy = ExportConfig(), PolicyOptions()
+    rows = FAMILY_ROWS.values()
+    parser = ArgumentParser(prog="fastmmoe-export", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"fastmmoe {__version__}")
+    parser.add_argument(
+        "model", nargs="?", default=config.model, help=f"checkpoint directory, or {DEMO} = the built-in one (default)"
+    )
+    parser.add_argument(
+        "out", nargs="?", type=Path, default=config.out, help="directory to make (default ./MODEL-TARGET)"
+    )
+    parser.add_argument("--target", choices=TARGETS, default=config.target, help="default %(default)s")
+    parser.add_argument("--dtype", choices=DTYPES, default=config.dtype, help=_dtype_help())
+    parser.add_argument("--atol", type=float, default=config.atol, help=_atol_help())
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is a bundle")
+    method = parser.add_argument_group("FastMMoE")
+    method.add_argument("--method", choices=("fastmmoe", "none"), default=policy.method, help="default %(default)s")
+    method.add_argument(
+        "--retention",
+        type=float,
+        default=policy.retention,
+        help="default share of visual tokens to keep; each request may choose another (default %(default)s)",
+    )
+    method.add_argument(
+        "--prune-layers",
+        type=_layers,
+        default=policy.prune_layers,
+        metavar="L,L,...",
+        help="layers that prune, from 0 (default: "
+        + "; ".join(f"{','.join(map(str, r.prune_layers))} of {r.layers}" for r in rows)
+        + "; scaled to other depths)",
+    )
+    method.add_argument(
+        "--expert-factor",
+        type=float,
+        default=policy.expert_factor,
+        help="share of the experts that visual tokens use (default %(default)s)",
+    )
+    alphas = " / ".join(f"{r.alpha:g}" for r in rows)
+    ratios = " / ".join(f"{r.merge_ratio:g}" for r in rows)
+    method.add_argument("--alpha", type=float, help=f"redundancy against importance (default by family: {alphas})")
+    method.add_argument(
+        "--merge-ratio", type=float, help=f"merged windows per kept token (default by family: {ratios})"
+    )
+    method.add_argument("--window", type=int, default=policy.window, help="tokens per window (default %(default)s)")
+    method.add_argument("--merge", choices=("mlerp", "mean"), default=policy.merge, help="default %(default)s")
+    method.add_argument(
+        "--reduction-weights",
+        choices=("preserve_sum", "none"),
+        default=policy.reduction_weights,
+        help="weights of the remaining experts where the model does not renormalise (default %(default)s)",
+    )
+    return parser
+
+
+def read_arguments(argv: Sequence[str] | None) -> ExportConfig:
+    """Parse the command line."""
+    a = build_parser().parse_args(argv)
+    policy = PolicyOptions(
+        method=a.method,
+        retention=a.retention,
+        prune_layers=a.prune_layers,
+        expert_factor=a.expert_factor,
+        alpha=a.alpha,
+        merge_ratio=a.merge_ratio,
+        window=a.window,
+        merge=a.merge,
+        reduction_weights=a.reduction_weights,
+    )
+    return ExportConfig(
+        model=a.model,
+        out=a.out,
+        target=a.target,
+        dtype=a.dtype,
+        atol=a.atol,
+        overwrite=a.overwrite,
+        policy=policy,
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0; 1 where the check of the output fails; 2 for what the user can mend; 130 when interrupted."""
+    return run_command("fastmmoe-export", lambda: _export(read_arguments(argv)))
+
+
+def _export(config: ExportConfig) -> int:
+    from fastmmoe.exporter.export import CheckFailed, export
+
+    try:
+        out = export(config, report=lambda line: print(line, flush=True))
+    except CheckFailed as error:
+        print(f"fastmmoe-export: check failed: {error}", file=sys.stderr)
+        return 1
+    print(TARGETS[config.target].next_step.format(out=out))
+    return 0
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(",") if part.strip())
+
+
+def _dtype_help() -> str:
+    defaults = ", ".join(f"{t.default_dtype} for {t.name}" for t in TARGETS.values())
+    return f"default {defaults}; on cpu a 16-bit type stores expert weights only"
+
+
+def _atol_help() -> str:
+    defaults = ", ".join(f"{atol:g} for {dtype}" for dtype, atol in DEFAULT_ATOL.items())
+    return f"greatest difference from torch that the check allows (default {defaults})"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one export depends on; the command line takes its defaults from here. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
+
+DEMO = "demo"
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Everything an export depends on.
+
+    Attributes:
+        model: checkpoint directory, or "demo" for the built-in checkpoint. out: None = ./MODEL-TARGET.
+        dtype: key of `DTYPES`; None = the target's default. atol: None = the dtype's default.
+        overwrite: replace an existing bundle.
+    """
+
+    model: str = DEMO
+    out: Path | None = None
+    target: str = "cpu"
+    dtype: str | None = None
+    atol: float | None = None
+    overwrite: bool = False
+    policy: PolicyOptions = field(default_factory=PolicyOptions)

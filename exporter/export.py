@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""checkpoint directory -> bundle: trace, write, check, publish."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx_ir as ir
+import torch
+
+from fastmmoe.exporter.checkpoint import Checkpoint
+from fastmmoe.exporter.config import DEMO, ExportConfig
+from fastmmoe.exporter.demo import write_demo_checkpoint
+from fastmmoe.exporter.families import Model, Precision
+from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
+from fastmmoe.exporter.graph_inputs import graph_inputs
+from fastmmoe.exporter.manifest import build_manifest
+from fastmmoe.exporter.ops import OPS
+from fastmmoe.exporter.ops.functions import function_for
+from fastmmoe.exporter.processor_config import read_processor_config
+from fastmmoe.exporter.targets import DEFAULT_ATOL, DTYPES, TARGETS, Target
+from fastmmoe.exporter.tracing import trace
+from fastmmoe.exporter.verify import CheckFailed, Difference, check_structure, compare
+from fastmmoe.runtime.bundle import TOKENIZER, Manifest, graph_file, weights_file, write_manifest
+from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.processor_config import ProcessorConfig
+
+Report = Callable[[str], None]
+
+
+def export(config: ExportConfig, report: Report = print) -> Path:
+    """Write a bundle. It appears complete or not at all.
+
+    Args:
+        report: is called with a line for each step.
+    Returns:
+        The bundle's directory.
+    Raises:
+        InvalidRequest, UnsupportedModel: see `ExportConfig`, `Checkpoint`, `Model`.
+        CheckFailed: the written graphs do not agree with torch; nothing is left behind.
+    """
+    target = TARGETS[config.target]
+    dtype = config.dtype or target.default_dtype
+    atol = DEFAULT_ATOL[dtype] if config.atol is None else config.atol
+    if not atol > 0:
+        raise InvalidRequest(f"--atol {atol}: expected a positive number")
+    name = Path(config.model).resolve().name if config.model != DEMO else DEMO
+    out = Path(f"{name}-{target.name}") if config.out is None else config.out
+    _check_out(out, config.overwrite)
+    with _scratch_beside(out) as scratch:
+        checkpoint = _open_checkpoint(config.model, scratch, report)
+        model = Model(checkpoint, config.policy, _precision(target, dtype))
+        processor = read_processor_config(checkpoint.path, checkpoint.config, vocab_size=model.config.vocab_size)
+        _report_model(model, name, processor, report)
+        staged = scratch / "bundle"
+        manifest = _write(staged, name, model, processor, target, dtype, report)
+        _check(staged, scratch / "twin", manifest, model, config.policy, atol, report)
+        _publish(staged, out, scratch)
+    report(f"wrote {out}: {_megabytes(out)}")
+    return out
+
+
+def _precision(target: Target, dtype: str) -> Precision:
+    return Precision(getattr(torch, DTYPES[dtype]), getattr(torch, target.activation_dtype(dtype)))
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    is_bundle = (out / "manifest.json").is_file()
+    if not is_bundle:
+        raise InvalidRequest(f"{out} exists and is not a bundle; give another output directory")
+    if not overwrite:
+        raise InvalidRequest(f"{out} exists; give another output directory, or --overwrite to replace it")
+
+
+class _scratch_beside(tempfile.TemporaryDirectory):  # noqa: N801 - used like the function it wraps
+    """A hidden scratch directory on the output's file system, removed however the export ends."""
+
+    def __init__(self, out: Path) -> None:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        super().__init__(prefix=f".{out.name}.", dir=out.absolute().parent)
+
+    def __enter__(self) -> Path:  # type: ignore[override]
+        return Path(super().__enter__())
+
+
+def _open_checkpoint(model: str, scratch: Path, report: Report) -> Checkpoint:
+    if model != DEMO:
+        return Checkpoint(Path(model))
+    directory = scratch / DEMO
+    write_demo_checkpoint(directory)
+    report("demo: the built-in checkpoint; its weights are RANDOM and its answers mean nothing")
+    return Checkpoint(directory)
+
+
+def _report_model(model: Model, name: str, processor: ProcessorConfig, report: Report) -> None:
+    config, policy = model.config, model.policy
+    report(
+        f"{name}: {model.family}, {config.num_hidden_layers} layers, {config.moe.num_experts} experts, "
+        f"top-{config.moe.top_k}; every tensor accounted for"
+    )
+    if policy.method == "none":
+        report("FastMMoE: not in the graph (--method none)")
+    else:
+        layers = ",".join(map(str, policy.prune_layers))
+        report(f"FastMMoE: prune layers {layers}, default retention {policy.retention:g}, alpha {policy.alpha:g}")
+    if model.unread_config_keys:
+        report(f"config.json keys not read: {', '.join(model.unread_config_keys)}")
+    if processor.image_token_id is None:
+        report("no tokenizer.json: this bundle takes ready-made tensors (fastmmoe run --inputs) only")
+
+
+def _write(
+    directory: Path, name: str, model: Model, processor: ProcessorConfig, target: Target, dtype: str, report: Report
+) -> Manifest:
+    """Write graphs, weights, tokenizer and manifest."""
+    directory.mkdir()
+    portable = target.computes_in_float32
+    write_graphs(directory, model, portable=portable, report=report)
+    tokenizer = model.checkpoint.path / TOKENIZER
+    if tokenizer.is_file():
+        shutil.copyfile(tokenizer, directory / TOKENIZER)
+    manifest = build_manifest(directory, name, model, processor, target=target.name, dtype=dtype, portable=portable)
+    write_manifest(directory, manifest)
+    return manifest
+
+
+def write_graphs(directory: Path, model: Model, *, portable: bool, report: Report) -> None:
+    """Trace and write the graphs; weights go to external data, one tensor in memory at a time."""
+    for graph, module in model.graphs.items():
+        start = time.perf_counter()
+        traced = trace(
+            module, graph_inputs(model, graph), lambda n, graph=graph: model.load(f"{graph}.{n}"), name=graph
+        )
+        # One worker: tensors are read, written and dropped in turn.
+        ir.save(
+            traced, directory / graph_file(graph), external_data=weights_file(graph), alignment=64, align_threshold=0
+        )
+        report(f"traced {graph}: {len(traced.graph)} nodes ({time.perf_counter() - start:.1f} s)")
+    if portable:
+        _write_portable(directory)
+
+
+def _write_portable(directory: Path) -> None:
+    """The language model again, over the same weights, with a function body for each operator."""
+    model = ir.load(directory / graph_file("language_model"))
+    for spec in OPS:
+        nodes = [node for node in model.graph if node.op_type == spec.name]
+        if nodes:
+            attributes = {a.name: a.value for a in nodes[0].attributes.values()}
+            function = function_for(spec, attributes)
+            model.functions[function.identifier()] = function
+    ir.save(model, directory / graph_file("language_model", portable=True))
+
+
+def _check(
+    staged: Path, twin: Path, manifest: Manifest, model: Model, options: PolicyOptions, atol: float, report: Report
+) -> None:
+    report(f"[✓] {check_structure(staged, model, portable=manifest.portable)}")
+    if model.precision.activations == torch.float32:
+        variants = [(staged, manifest, portable) for portable in (False, True)]
+        reference = model
+    else:
+        # No CPU runtime computes these graphs: the same model is traced in float32 with the rounded weights.
+        reference = Model(model.checkpoint, options, model.precision.float32_twin())
+        twin.mkdir()
+        write_graphs(twin, reference, portable=False, report=lambda _: None)
+        twin_manifest = build_manifest(
+            twin, manifest.model, reference, manifest.processor, target="cpu", dtype="fp32", portable=False
+        )
+        variants = [(twin, twin_manifest, False)]
+    failed = False
+    for directory, variant, portable in variants:
+        label = "onnxruntime, portable" if portable else "onnxruntime"
+        for difference in compare(directory, variant, reference, atol, portable=portable):
+            failed |= not difference.is_ok
+            report(_difference_line(label, difference))
+    if failed:
+        raise CheckFailed("the exported graphs differ from torch by more than the tolerance; nothing was written")
+
+
+def _difference_line(label: str, difference: Difference) -> str:
+    mark = "✓" if difference.is_ok else "✗"
+    return f"[{mark}] {label} = torch: {difference.what}: {difference.value:.1e} (atol {difference.tolerance:g})"
+
+
+def _publish(staged: Path, out: Path, scratch: Path) -> None:
+    """Move the finished bundle to its place; an old one is swapped out first."""
+    staged.chmod(0o755)
+    if out.exists():
+        out.rename(scratch / "replaced")
+    staged.rename(out)
+
+
+def _megabytes(directory: Path) -> str:
+    size = sum(path.stat().st_size for path in directory.iterdir())
+    return f"{len(list(directory.iterdir()))} files, {size / 1e6:.1f} MB"

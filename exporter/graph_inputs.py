@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The inputs of each graph, with symbolic dimensions (names and meaning: runtime/abi.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from fastmmoe.exporter.families import Model
+from fastmmoe.exporter.tracing import GraphInput
+from fastmmoe.runtime import abi
+
+
+def graph_inputs(model: Model, graph: str) -> list[GraphInput]:
+    """Inputs of the graph "vision", "embedding" or "language_model"."""
+    return {"vision": _vision, "embedding": _embedding, "language_model": _language_model}[graph](model)
+
+
+def cache_shape(config: Any) -> tuple[int, ...]:
+    """Dimensions of one layer's cache tensor without its length: (Nkv, D), or (rank + rope,) for latent attention."""
+    mla = getattr(config, "mla", None)
+    if mla is not None:
+        return (mla.kv_lora_rank + mla.qk_rope_head_dim,)
+    return (config.num_key_value_heads, config.head_dim)
+
+
+def _vision(model: Model) -> list[GraphInput]:
+    side = model.config.vision.image_size
+    inputs = [GraphInput(abi.PIXEL_VALUES, ("tiles", 3, side, side), model.precision.activations, minimum=1)]
+    if model.family == "deepseek_vl2":
+        inputs.append(GraphInput(abi.LAYOUT_INDEX, ("V",), torch.int32, minimum=1))
+    return inputs
+
+
+def _embedding(model: Model) -> list[GraphInput]:
+    return [GraphInput(abi.INPUT_IDS, ("T",), torch.int32, minimum=1)]
+
+
+def _language_model(model: Model) -> list[GraphInput]:
+    config, language_model = model.config, model.graphs.language_model
+    stages = len(model.policy.prune_layers)
+    inputs = [
+        GraphInput(abi.INPUTS_EMBEDS, ("T", config.hidden_size), model.precision.activations, minimum=1),
+        GraphInput(abi.POSITION_IDS, ("T",), torch.int32, minimum=1),
+        GraphInput(abi.VISUAL_INDEX, ("V",), torch.int32),
+    ]
+    if model.policy.method != "none":
+        inputs.append(GraphInput(abi.VISUAL_TOP_K, (len(config.moe_layers),), torch.int32))
+        inputs.append(GraphInput(abi.ALPHA, (stages,), torch.float32))
+    for s in range(stages):
+        inputs.append(GraphInput(abi.keep_slots(s), (f"K{s}",), torch.int8))
+        inputs.append(GraphInput(abi.merge_slots(s), (f"M{s}",), torch.int8))
+    for g, layers in enumerate(language_model.groups):
+        for i in layers:
+            parts = language_model.layers[i].self_attn.cache_parts
+            *heads, width = cache_shape(config)
+            shape = (1, *heads, f"S{g}", width)
+            inputs += [GraphInput(name, shape, model.precision.activations) for name in abi.past_names(i, parts)]
+        if language_model.sliding_window is not None:
+            inputs.append(GraphInput(abi.past_position_ids(g), (f"S{g}",), torch.int32))
+    return inputs

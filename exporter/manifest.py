@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The manifest of a bundle that has just been written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from fastmmoe import __version__
+from fastmmoe.exporter.families import Model
+from fastmmoe.exporter.graph_inputs import cache_shape
+from fastmmoe.exporter.ops import OPS
+from fastmmoe.runtime import bundle
+from fastmmoe.runtime.processor_config import ProcessorConfig
+
+
+def build_manifest(
+    directory: Path,
+    name: str,
+    model: Model,
+    processor: ProcessorConfig,
+    *,
+    target: str,
+    dtype: str,
+    portable: bool,
+) -> bundle.Manifest:
+    """The manifest for the files now in the directory."""
+    used = {"FmmSparseMoE"} | ({"FmmTokenPrune"} if model.policy.prune_layers else set())
+    return bundle.Manifest(
+        format=bundle.FORMAT,
+        fastmmoe_version=__version__,
+        model=name,
+        family=model.family,
+        checkpoint_identity=model.checkpoint.identity,
+        target=target,
+        dtype=dtype,
+        activation_dtype=str(model.precision.activations).removeprefix("torch."),
+        ops={spec.name: spec.version for spec in OPS if spec.name in used},
+        portable=portable,
+        policy=model.policy,
+        processor=processor,
+        vision=_vision_info(model),
+        language_model=_language_model_info(model.config),
+        files={path.name: bundle.file_entry(path) for path in sorted(directory.iterdir())},
+    )
+
+
+def _vision_info(model: Model) -> bundle.VisionInfo:
+    vision, module = model.config.vision, model.graphs.vision
+    rows = vision.grid**2
+    has_class_token = hasattr(module, "class_embedding")
+    # Both families join 2 x 2 patches to one token, after padding the grid to an even side.
+    return bundle.VisionInfo(
+        layers=vision.layers,
+        width=vision.width,
+        mlp_width=vision.mlp_width,
+        rows_per_tile=rows + has_class_token,
+        patch_inputs=3 * vision.patch_size**2,
+        tokens_per_tile=(-(-vision.grid // 2)) ** 2,
+        projector_inputs=module.projector_in.in_features,
+    )
+
+
+def _language_model_info(config: Any) -> bundle.LanguageModelInfo:
+    mla = getattr(config, "mla", None)
+    head_dim = config.head_dim if mla is None else mla.qk_nope_head_dim + mla.qk_rope_head_dim
+    shared = getattr(config, "n_shared_experts", 0) * config.moe.intermediate_size
+    return bundle.LanguageModelInfo(
+        hidden_size=config.hidden_size,
+        vocab_size=config.vocab_size,
+        layers=config.num_hidden_layers,
+        heads=config.num_attention_heads,
+        kv_heads=config.num_key_value_heads,
+        query_key_dim=head_dim,
+        value_dim=head_dim if mla is None else mla.v_head_dim,
+        kv_lora_rank=0 if mla is None else mla.kv_lora_rank,
+        rope_dim=head_dim if mla is None else mla.qk_rope_head_dim,
+        cache_parts=("key", "value") if mla is None else ("latent",),
+        cache_shape=cache_shape(config),
+        moe_layers=config.moe_layers,
+        num_experts=config.moe.num_experts,
+        top_k=config.moe.top_k,
+        moe_intermediate_size=config.moe.intermediate_size,
+        shared_intermediate_size=shared,
+        dense_intermediate_size=getattr(config, "intermediate_size", 0),
+        sliding_layers=getattr(config, "sliding_layers", ()),
+        sliding_window=getattr(config, "sliding_window", None),
+    )

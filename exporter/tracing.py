@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Traces a module without values to an ONNX graph: dynamo exporter, readable names, weights read when written."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_ir as ir
+import onnxscript
+import onnxscript.optimizer
+import torch
+from torch.export import Dim
+
+from fastmmoe import __version__
+from fastmmoe.exporter import torch_ops
+from fastmmoe.exporter.ops import DOMAIN, SPARSE_MOE, TOKEN_PRUNE
+from fastmmoe.exporter.ops.schema import register_schemas
+
+OPSET = 23
+IR_VERSION = 11
+MAX_DIMENSION = 1 << 20
+
+_fastmmoe = onnxscript.values.Opset(DOMAIN, 1)
+
+
+@dataclass(frozen=True)
+class GraphInput:
+    """One input of a graph: name, shape with symbolic dimensions as strings, dtype.
+
+    `minimum` is the smallest value the symbolic dimensions may take.
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: torch.dtype
+    minimum: int = 0
+
+
+def trace(
+    module: torch.nn.Module,
+    inputs: list[GraphInput],
+    load: Callable[[str], torch.Tensor],
+    *,
+    name: str,
+) -> ir.Model:
+    """The ONNX graph of a module whose forward takes and gives a dict of named tensors.
+
+    Args:
+        module: parameters on the meta device; none of their values is needed.
+        load: gives a parameter's values by its name in the module; called when the graph is written, once each time.
+        name: of the graph.
+    Returns:
+        Model with weights that are read lazily, nodes named by module path, no metadata of this machine.
+    """
+    register_schemas()
+    sizes: dict[str, int] = {}
+    dims: dict[str, Any] = {}
+    example = {i.name: torch.empty(_example_shape(i, sizes), dtype=i.dtype, device="meta") for i in inputs}
+    shapes = {i.name: _dynamic_shape(i, dims) for i in inputs}
+    with torch.no_grad(), torch.device("meta"), _quiet():
+        traced = torch.onnx.export(
+            module.eval(),
+            (),
+            kwargs={"inputs": example},
+            dynamic_shapes={"inputs": shapes},
+            dynamo=True,
+            opset_version=OPSET,
+            verbose=False,
+            optimize=False,
+            custom_translation_table={
+                torch.ops.fastmmoe.sparse_moe.default: _translate_sparse_moe,
+                torch.ops.fastmmoe.token_prune.default: _translate_token_prune,
+            },
+        )
+    assert traced is not None and traced.exported_program is not None
+    output_names = list(traced.exported_program.call_spec.out_spec.context)  # type: ignore[union-attr]
+    model = traced.model
+    _attach_weights(model, module, load)
+    with _quiet():
+        onnxscript.optimizer.optimize_ir(model)
+    _rename(model, [i.name for i in inputs], output_names)
+    _clean(model, name)
+    return model
+
+
+def _translate_sparse_moe(
+    hidden_states: Any,
+    router_logits: Any,
+    visual_index: Any,
+    visual_top_k: Any,
+    correction_bias: Any,
+    gate_up: Any,
+    down: Any,
+    biases: Any,
+    top_k: int,
+    scoring_func: str,
+    topk_method: str,
+    n_group: int,
+    topk_group: int,
+    norm_topk_prob: int,
+    routed_scaling_factor: float,
+    reduction_weights: str,
+    activation: str,
+    swiglu_limit: float,
+    expert_bias: int,
+) -> Any:
+    attributes: dict[str, Any] = {
+        "top_k": top_k,
+        "scoring_func": scoring_func,
+        "topk_method": topk_method,
+        "n_group": n_group,
+        "topk_group": topk_group,
+        "norm_topk_prob": norm_topk_prob,
+        "routed_scaling_factor": routed_scaling_factor,
+        "reduction_weights": reduction_weights,
+        "activation": activation,
+        "swiglu_limit": swiglu_limit,
+        "expert_bias": expert_bias,
+    }
+    SPARSE_MOE.check_attributes(attributes)
+    return _fastmmoe.FmmSparseMoE(
+        hidden_states,
+        router_logits,
+        visual_index,
+        visual_top_k,
+        correction_bias,
+        gate_up,
+        down,
+        *biases,
+        **attributes,
+    )
+
+
+def _translate_token_prune(
+    hidden_states: Any,
+    residual: Any,
+    routing_probs: Any,
+    attention: Any,
+    visual_index: Any,
+    keep_slots: Any,
+    merge_slots: Any,
+    alpha: Any,
+    window: int,
+    merge: str,
+) -> Any:
+    TOKEN_PRUNE.check_attributes({"window": window, "merge": merge})
+    return _fastmmoe.FmmTokenPrune(
+        hidden_states,
+        residual,
+        routing_probs,
+        attention,
+        visual_index,
+        keep_slots,
+        merge_slots,
+        alpha,
+        window=window,
+        merge=merge,
+    )
+
+
+def _example_shape(graph_input: GraphInput, sizes: dict[str, int]) -> list[int]:
+    # Distinct example sizes, so that the tracer cannot take two dimensions for one.
+    return [d if isinstance(d, int) else sizes.setdefault(d, 64 + 3 * len(sizes)) for d in graph_input.shape]
+
+
+def _dynamic_shape(graph_input: GraphInput, dims: dict[str, Any]) -> dict[int, Any]:
+    return {
+        axis: dims.setdefault(d, Dim(d, min=graph_input.minimum, max=MAX_DIMENSION))
+        for axis, d in enumerate(graph_input.shape)
+        if isinstance(d, str)
+    }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter's remarks on libraries that are not there and on its own deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _attach_weights(model: ir.Model, module: torch.nn.Module, load: Callable[[str], torch.Tensor]) -> None:
+    """Give every initializer that stands for a parameter a tensor that is read when it is written."""
+    parameters = dict(module.named_parameters())
+    for name, value in model.graph.initializers.items():
+        if name in parameters:
+            assert value.dtype is not None and value.shape is not None
+            value.const_value = ir.LazyTensor(
+                lambda name=name: as_ir_tensor(name, load(name)),
+                dtype=value.dtype,
+                shape=ir.Shape(value.shape),
+                name=name,
+            )
+
+
+def as_ir_tensor(name: str, tensor: torch.Tensor) -> ir.Tensor:
+    """A CPU tensor for ONNX, sharing its memory; bfloat16 included, which NumPy itself lacks."""
+    if tensor.dtype == torch.bfloat16:
+        import ml_dtypes
+
+        return ir.Tensor(tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16), name=name)
+    return ir.Tensor(tensor.numpy(), name=name)
+
+
+def _rename(model: ir.Model, input_names: list[str], output_names: list[str]) -> None:
+    """Inputs and outputs get their ABI names, nodes their module's path, values their node's name."""
+    graph = model.graph
+    outputs = {id(value) for value in graph.outputs}
+    paths: dict[int, str] = {}
+    counts: Counter[str] = Counter()
+    for node in graph:
+        path = paths[id(node)] = _module_path(node, paths)
+        base = f"{path}/{node.op_type}" if path else node.op_type
+        counts[base] += 1
+        node.name = base if counts[base] == 1 else f"{base}_{counts[base]}"
+        for i, value in enumerate(node.outputs):
+            if id(value) not in outputs:
+                value.name = node.name if len(node.outputs) == 1 else f"{node.name}.{i}"
+    for value, name in zip(graph.inputs, input_names, strict=True):
+        value.name = name
+    for value, name in zip(graph.outputs, output_names, strict=True):
+        value.name = name
+
+
+def _module_path(node: ir.Node, paths: dict[int, str]) -> str:
+    """Path of the module a node came from; a node that an optimisation made takes its first producer's."""
+    scopes = re.findall(r"'([^']*)'", node.metadata_props.get("pkg.torch.onnx.name_scopes", ""))
+    if len(scopes) > 1:
+        # The last scope is the call itself; the tracer's own helpers carry no dotted or known module name.
+        return "" if scopes[-2].startswith("_") else scopes[-2]
+    producers = (value.producer() for value in node.inputs if value is not None)
+    return next((paths[id(p)] for p in producers if p is not None and id(p) in paths), "")
+
+
+def _clean(model: ir.Model, name: str) -> None:
+    """Remove what the tracer recorded about this machine and this run."""
+    graph = model.graph
+    for node in graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+    for value in [*graph.inputs, *graph.initializers.values()]:
+        value.metadata_props.clear()
+    graph.metadata_props.clear()
+    model.metadata_props.clear()
+    model.producer_name, model.producer_version, model.ir_version = "fastmmoe", __version__, IR_VERSION
+    graph.name, graph.doc_string, model.doc_string = name, None, None
+    model.opset_imports.update({"": OPSET})
+
+
+# The ops must be registered before a module that calls them is traced.
+assert torch_ops.sparse_moe is not None

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fastmmoe: run a bundle. NumPy, ONNX Runtime and Pillow are imported only once the arguments are known to be good."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastmmoe import __version__
+from fastmmoe.runtime.command import ArgumentParser, run_command
+from fastmmoe.runtime.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from fastmmoe.runtime.vlm import VLM, RequestStats
+
+RUN_DESCRIPTION = """Answer about images with a bundle that fastmmoe-export made. --retention 1.0 without --visual-top-k
+is the unmodified model; retention left out means the bundle's default."""
+DEFAULT_MAX_NEW_TOKENS = 64
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = ArgumentParser(prog="fastmmoe", description="Run mixture-of-experts VLMs with FastMMoE.")
+    parser.add_argument("--version", action="version", version=f"fastmmoe {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="answer about images", description=RUN_DESCRIPTION)
+    run.add_argument("bundle", type=Path, metavar="OUT", help="the bundle's directory")
+    run.add_argument("--image", action="append", default=[], type=Path, metavar="FILE", help="may be given several times")
+    run.add_argument("--prompt", help="the question; <image> marks where images stand, default in front")
+    run.add_argument("--system", help="system prompt (default: the model's own)")
+    run.add_argument("--inputs", type=Path, metavar="IN.npz", help="ready-made tensors instead of images and a prompt")
+    run.add_argument("--dump", type=Path, metavar="OUT.npz", help="where --inputs writes logits and decode_tokens")
+    _add_request_arguments(run)
+    run.add_argument("--portable", action="store_true", help="without the native library (slow)")
+    run.add_argument("--threads", type=int, default=0, help="0 = one per core (default)")
+    run.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    return parser
+
+
+def _add_request_arguments(parser: argparse.ArgumentParser) -> None:
+    rate = parser.add_mutually_exclusive_group()
+    rate.add_argument("--retention", type=float, metavar="R", help="share of visual tokens to keep, (0, 1]")
+    rate.add_argument("--pruning-rate", type=float, metavar="Q", help="share to remove, [0, 1): 1 - retention")
+    parser.add_argument("--visual-top-k", type=int, metavar="N", help="experts per visual token")
+    parser.add_argument("--alpha", type=float, help="redundancy against importance, 0 to 1 (default: the bundle's)")
+    parser.add_argument("--max-new-tokens", type=int, default=DEFAULT_MAX_NEW_TOKENS, metavar="N", help="default %(default)s")
+    parser.add_argument("--max-tiles", type=int, metavar="N", help="the most local tiles of an image: the strongest lever")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code 0; 2 for what the user can mend; 130 when interrupted."""
+    return run_command("fastmmoe", lambda: _run(build_parser().parse_args(argv)))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    _check_combination(arguments)
+    from fastmmoe.runtime.vlm import VLM
+
+    vlm = VLM(arguments.bundle, portable=arguments.portable, threads=arguments.threads)
+    options = {
+        "retention": arguments.retention,
+        "pruning_rate": arguments.pruning_rate,
+        "visual_top_k": arguments.visual_top_k,
+        "alpha": arguments.alpha,
+        "max_tokens": arguments.max_new_tokens,
+    }
+    if arguments.inputs is not None:
+        return _run_tensors(vlm, arguments, options)
+    return _answer(vlm, arguments, options | {"max_tiles": arguments.max_tiles})
+
+
+def _check_combination(a: argparse.Namespace) -> None:
+    if (a.inputs is None) != (a.dump is None):
+        raise InvalidRequest("--inputs and --dump go together")
+    if a.inputs is not None and (a.image or a.prompt is not None or a.system is not None or a.max_tiles is not None):
+        raise InvalidRequest("--inputs takes the place of --image, --prompt, --system and --max-tiles")
+    if a.inputs is None and a.prompt is None:
+        raise InvalidRequest("give --prompt (and --image), or --inputs and --dump")
+    if a.threads < 0:
+        raise InvalidRequest(f"--threads {a.threads}: expected 0 or more")
+
+
+def _run_tensors(vlm: VLM, arguments: argparse.Namespace, options: dict[str, Any]) -> int:
+    import numpy as np
+
+    try:
+        with np.load(arguments.inputs, allow_pickle=False) as file:
+            tensors = {name: file[name] for name in file.files}
+    except (ValueError, EOFError, AttributeError) as error:
+        raise InvalidRequest(f"{arguments.inputs}: expected an .npz file of arrays: {error}") from error
+    outputs = vlm.run_tensors(tensors, **options)
+    partial = arguments.dump.with_name(arguments.dump.name + ".partial.npz")
+    try:
+        np.savez(partial, **outputs)  # type: ignore[arg-type]
+        partial.replace(arguments.dump)
+    finally:
+        partial.unlink(missing_ok=True)
+    shapes = {name: list(value.shape) for name, value in outputs.items()}
+    print(json.dumps(shapes) if arguments.json else f"wrote {arguments.dump}: {', '.join(outputs)}")
+    return 0
+
+
+def _messages(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    content: list[dict[str, Any]] = [{"type": "image", "image": path} for path in arguments.image]
+    content.append({"type": "text", "text": arguments.prompt})
+    system = [] if arguments.system is None else [{"role": "system", "content": arguments.system}]
+    return [*system, {"role": "user", "content": content}]
+
+
+def _answer(vlm: VLM, arguments: argparse.Namespace, options: dict[str, Any]) -> int:
+    messages = _messages(arguments)
+    if arguments.json:
+        answer = vlm.generate(messages, **options)
+        result = {"text": answer.text, "token_ids": answer.token_ids, "finish_reason": answer.finish_reason}
+        print(json.dumps(result | stats_dict(answer.stats), ensure_ascii=False))
+        return 0
+    piece = None
+    for piece in vlm.generate_stream(messages, **options):
+        print(piece.text, end="", flush=True)
+    print()
+    assert piece is not None
+    print(describe(piece.stats), file=sys.stderr)
+    return 0
+
+
+def stats_dict(stats: RequestStats) -> dict[str, Any]:
+    """What --json prints of a request: plain numbers, derived ones included, index arrays left out."""
+    values = asdict(stats)
+    del values["kept_index"]
+    derived = {name: getattr(stats, name) for name in ("pruning_rate", "ttft_ms", "flops_reduction")}
+    return values | derived
+
+
+def describe(stats: RequestStats) -> str:
+    """One request in two lines: token counts, then FLOPs and times."""
+    stages = " -> ".join(f"{count:,}" for count in (stats.visual_tokens, *stats.kept_visual_tokens))
+    decode = f"{sum(stats.decode_ms) / len(stats.decode_ms):.1f} ms/token" if stats.decode_ms else "none"
+    return (
+        f"visual tokens {stages}, text tokens {stats.text_tokens:,}, "
+        f"retention {stats.retention:g}, pruning rate {stats.pruning_rate:g}\n"
+        f"prefill {stats.prefill_flops / 1e9:.3f} GFLOPs ({stats.flops_reduction:.1%} less), "
+        f"first token after {stats.ttft_ms:.0f} ms (vision {stats.vision_ms:.0f}, prefill {stats.prefill_ms:.0f}), "
+        f"decode {decode}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/operators.md agrees with the contracts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastmmoe.exporter.ops import OPS
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+DOCUMENT = REPOSITORY / "docs" / "operators.md"
+
+
+def make_docs(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, REPOSITORY / "scripts" / "make_docs.py", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_tables_are_up_to_date() -> None:
+    result = make_docs("--check")
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("spec", OPS, ids=lambda spec: spec.name)
+def test_everything_in_the_contract_is_in_the_document(spec: object) -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    for part in (*spec.inputs, *spec.outputs, *spec.attributes):  # type: ignore[attr-defined]
+        assert f"| `{part.name}` |" in text
+
+
+def test_a_changed_table_is_found_and_written_again(tmp_path: Path) -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
+    stale = tmp_path / "operators.md"
+    stale.write_text(text.replace("| `window` | int | 1 to 64 |", "| `window` | int | 1 to 63 |"), encoding="utf-8")
+    result = make_docs("--check", stale)
+    assert result.returncode == 1
+    assert result.stderr == f"{stale} is out of date: run python scripts/make_docs.py\n"
+    assert make_docs(stale).returncode == 0
+    assert stale.read_text(encoding="utf-8") == text
+
+
+def test_a_missing_marker_is_an_error(tmp_path: Path) -> None:
+    document = tmp_path / "operators.md"
+    document.write_text("# Operators\n", encoding="utf-8")
+    result = make_docs(document)
+    assert result.returncode == 1
+    assert "no <!-- contract FmmSparseMoE -->" in result.stderr
+    assert document.read_text(encoding="utf-8") == "# Operators\n"

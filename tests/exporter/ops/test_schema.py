@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The schemas: models of one node pass the checker and strict shape inference, broken ones do not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import onnx
+import pytest
+from onnx.checker import ValidationError
+from onnx.shape_inference import InferenceError
+
+from fastmmoe.exporter.ops import DOMAIN, OPS, SPARSE_MOE, TOKEN_PRUNE, OpSpec
+from fastmmoe.exporter.ops.schema import register_schemas
+
+ATTRIBUTES: dict[str, dict[str, Any]] = {
+    SPARSE_MOE.name: {
+        "top_k": 6,
+        "scoring_func": "softmax",
+        "topk_method": "greedy",
+        "n_group": 1,
+        "topk_group": 1,
+        "norm_topk_prob": 0,
+        "routed_scaling_factor": 1.0,
+        "reduction_weights": "preserve_sum",
+        "activation": "swiglu",
+        "swiglu_limit": 7.0,
+        "expert_bias": 1,
+    },
+    TOKEN_PRUNE.name: {"window": 3, "merge": "mlerp"},
+}
+TYPES = {"F": "float16", "W": "bfloat16"}
+
+
+@pytest.fixture(autouse=True)
+def registered() -> None:
+    register_schemas()
+    register_schemas()
+
+
+@pytest.fixture
+def make(one_node_model: Callable[..., onnx.ModelProto]) -> Callable[..., onnx.ModelProto]:
+    def make_for(spec: OpSpec, **keywords: Any) -> onnx.ModelProto:
+        return one_node_model(spec, ATTRIBUTES[spec.name], TYPES, **keywords)
+
+    return make_for
+
+
+@pytest.mark.parametrize("spec", OPS, ids=lambda spec: spec.name)
+def test_schema_says_what_the_contract_says(spec: OpSpec) -> None:
+    schema = onnx.defs.get_schema(spec.name, DOMAIN)
+    assert schema.since_version == spec.version
+    assert [p.name for p in schema.inputs] == [t.name for t in spec.inputs]
+    assert [p.name for p in schema.outputs] == [t.name for t in spec.outputs]
+    assert schema.min_input == sum(t.only_if is None for t in spec.inputs)
+    assert set(schema.attributes) == {a.name for a in spec.attributes}
+    assert all(a.required for a in schema.attributes.values())
+    constraints = {c.type_param_str: set(c.allowed_type_strs) for c in schema.type_constraints}
+    assert constraints == {v: {f"tensor({t})" for t in types} for v, types in spec.type_variables.items()}
+
+
+@pytest.mark.parametrize("with_function", [False, True])
+@pytest.mark.parametrize("spec", OPS, ids=lambda spec: spec.name)
+def test_one_node_models_pass_the_checker(make: Callable[..., Any], spec: OpSpec, with_function: bool) -> None:
+    onnx.checker.check_model(make(spec, with_function=with_function), full_check=True)
+
+
+@pytest.mark.parametrize("with_function", [False, True])
+def test_inference_knows_types_and_dimensions(make: Callable[..., Any], with_function: bool) -> None:
+    expected: dict[str, list[tuple[str, list[str | None]]]] = {
+        SPARSE_MOE.name: [("FLOAT16", ["T", "H"])],
+        TOKEN_PRUNE.name: [("FLOAT16", [None, "H"])] * 2 + [("INT32", [None]), ("INT32", ["K"])],
+    }
+    for spec in OPS:
+        model = make(spec, with_function=with_function)
+        for output in model.graph.output:
+            output.ClearField("type")
+        inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True, data_prop=True)
+        for output, (element_type, shape) in zip(inferred.graph.output, expected[spec.name], strict=True):
+            found = output.type.tensor_type
+            assert onnx.TensorProto.DataType.Name(found.elem_type) == element_type
+            assert len(found.shape.dim) == len(shape)
+            for dimension, name in zip(found.shape.dim, shape, strict=True):
+                # inference names an unknown dimension unk__n
+                assert dimension.dim_param == name or (name is None and dimension.dim_param.startswith("unk__"))
+
+
+def test_static_sizes_win_over_symbols(make: Callable[..., Any]) -> None:
+    model = make(TOKEN_PRUNE, with_function=False)
+    model.graph.input[1].type.tensor_type.shape.dim[1].dim_value = 64
+    del model.graph.output[:]
+    model.graph.output.append(onnx.ValueInfoProto(name="residual_out"))
+    inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    assert inferred.graph.output[0].type.tensor_type.shape.dim[1].dim_value == 64
+
+
+def rename_attribute(model: onnx.ModelProto) -> None:
+    model.graph.node[0].attribute[0].name = "no_such_attribute"
+
+
+def drop_attribute(model: onnx.ModelProto) -> None:
+    del model.graph.node[0].attribute[0]
+
+
+def change_attribute_type(model: onnx.ModelProto) -> None:
+    name = model.graph.node[0].attribute[0].name
+    model.graph.node[0].attribute[0].CopyFrom(onnx.helper.make_attribute(name, [1.5]))
+
+
+def change_attribute_value(model: onnx.ModelProto) -> None:
+    name = model.graph.node[0].attribute[0].name
+    model.graph.node[0].attribute[0].CopyFrom(onnx.helper.make_attribute(name, 1000))
+
+
+def drop_last_input(model: onnx.ModelProto) -> None:
+    del model.graph.node[0].input[-1]
+
+
+def drop_most_inputs(model: onnx.ModelProto) -> None:
+    del model.graph.node[0].input[4:]
+
+
+def add_input(model: onnx.ModelProto) -> None:
+    model.graph.node[0].input.append(model.graph.node[0].input[0])
+
+
+def change_input_type(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.DOUBLE
+
+
+def change_output_type(model: onnx.ModelProto) -> None:
+    model.graph.output[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+
+
+def drop_dimension(model: onnx.ModelProto) -> None:
+    del model.graph.input[0].type.tensor_type.shape.dim[1]
+
+
+def contradict_dimension(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 5
+    model.graph.input[1].type.tensor_type.shape.dim[0].dim_value = 6
+
+
+@pytest.mark.parametrize("spec", OPS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (rename_attribute, "Unrecognized attribute: no_such_attribute"),
+        (drop_attribute, "Required attribute '{attribute}' is missing"),
+        (change_attribute_type, "Mismatched attribute type"),
+        (change_attribute_value, "attribute {attribute} is 1000, expected 1 to"),
+        (drop_last_input, "has input size 7 not in range|8 inputs, expected with these attributes are 9: hidden"),
+        (drop_most_inputs, "has input size 4 not in range"),
+        (add_input, "not in range"),
+        (change_input_type, "unsupported type"),
+        (change_output_type, "Inferred elem type differs"),
+        (drop_dimension, r"hidden_states has shape \['T'\], expected the 2 dimensions \[T, H\]"),
+        (contradict_dimension, "has T = 6, an input before it has T = 5"),
+    ],
+)
+def test_the_checker_refuses(
+    make: Callable[..., Any], spec: OpSpec, spoil: Callable[[onnx.ModelProto], None], message: str
+) -> None:
+    model = make(spec, with_function=False)
+    spoil(model)
+    with pytest.raises((ValidationError, InferenceError), match=message.format(attribute=spec.attributes[0].name)):
+        onnx.checker.check_model(model, full_check=True)

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the native operators refuse, and the message that says so."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, RuntimeException
+
+Array = npt.NDArray[Any]
+Maker = Callable[..., dict[str, Array]]
+Runner = Callable[..., list[Array]]
+
+
+def expect_refusal(
+    run_native: Runner, op: str, inputs: dict[str, Array], attributes: dict[str, Any], message: str
+) -> None:
+    # ONNX Runtime makes a RuntimeException of what is refused when the session is made.
+    with pytest.raises((InvalidArgument, RuntimeException), match=re.escape(f"{op}: {message}") + "$"):
+        run_native(op, inputs, attributes)
+
+
+def zeros(*shape: int, dtype: Any = np.float32) -> Array:
+    return np.zeros(shape, dtype)
+
+
+# Input, its bad value, message. T 17, E 16, H 24, I 20, V 6, top_k 6.
+MOE_INPUTS: list[tuple[str, Array, str]] = [
+    ("hidden_states", zeros(17), "hidden_states is [17], expected rank 2: [T, H]"),
+    ("router_logits", zeros(16), "router_logits is [16], expected rank 2: [T, E]"),
+    ("router_logits", zeros(16, 16), "router_logits is [16, 16], expected [T, E] = [17, 16]"),
+    ("visual_index", zeros(1, 1, dtype=np.int32), "visual_index is [1, 1], expected rank 1: [V]"),
+    ("visual_index", np.array([3, 17], np.int32), "visual_index[1] is 17, expected 0 to 16"),
+    ("visual_index", np.array([-1, 3], np.int32), "visual_index[0] is -1, expected 0 to 16"),
+    ("visual_index", np.array([4, 4], np.int32), "visual_index[1] is 4 after 4, expected ascending rows"),
+    ("visual_index", np.array([4, 7, 5], np.int32), "visual_index[2] is 5 after 7, expected ascending rows"),
+    ("visual_top_k", np.array([0], np.int32), "visual_top_k is 0, expected 1 to top_k = 6"),
+    ("visual_top_k", np.array([7], np.int32), "visual_top_k is 7, expected 1 to top_k = 6"),
+    ("visual_top_k", np.array([2, 2], np.int32), "visual_top_k is [2], expected [1] = [1]"),
+    ("visual_top_k", np.array(2, np.int32), "visual_top_k is [], expected rank 1: [1]"),
+    ("correction_bias", zeros(15), "correction_bias is [15], expected [E] = [16]"),
+    ("gate_up", zeros(16, 40), "gate_up is [16, 40], expected rank 3: [E, 2I, H]"),
+    ("gate_up", zeros(16, 41, 24), "gate_up has 41 rows an expert, expected an even number: 2I"),
+    ("gate_up", zeros(15, 40, 24), "gate_up is [15, 40, 24], expected [E, 2I, H] = [16, 40, 24]"),
+    ("gate_up", zeros(16, 40, 23), "gate_up is [16, 40, 23], expected [E, 2I, H] = [16, 40, 24]"),
+    ("down", zeros(16, 24), "down is [16, 24], expected rank 3: [E, H, I]"),
+    ("down", zeros(16, 20, 24), "down is [16, 20, 24], expected [E, H, I] = [16, 24, 20]"),
+    (
+        "gate_up",
+        zeros(16, 40, 24, dtype=np.float64),
+        "gate_up has ONNX element type 11, expected float (1), float16 (10) or bfloat16 (16)",
+    ),
+    (
+        "down",
+        zeros(16, 24, 20, dtype=np.int8),
+        "down has ONNX element type 3, expected float (1), float16 (10) or bfloat16 (16)",
+    ),
+    (
+        "down",
+        zeros(16, 24, 20, dtype=np.float16),
+        "gate_up has ONNX element type 1 and down 10, expected the same",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), MOE_INPUTS)
+def test_sparse_moe_inputs(
+    run_native: Runner, moe_inputs: Maker, moe_attributes: Maker, name: str, value: Array, message: str
+) -> None:
+    expect_refusal(run_native, "FmmSparseMoE", {**moe_inputs(), name: value}, moe_attributes(), message)
+
+
+def test_sparse_moe_biases(run_native: Runner, moe_inputs: Maker, moe_attributes: Maker) -> None:
+    op, inputs, biased = "FmmSparseMoE", moe_inputs(expert_bias=True), moe_attributes(expert_bias=1)
+    message = "input gate_up_bias is given, expected none with expert_bias = 0"
+    expect_refusal(run_native, op, inputs, moe_attributes(), message)
+    expect_refusal(run_native, op, moe_inputs(), biased, "input gate_up_bias is missing")
+    one = {name: array for name, array in inputs.items() if name != "down_bias"}
+    expect_refusal(run_native, op, one, biased, "input down_bias is missing")
+    wrong = {**inputs, "gate_up_bias": zeros(16, 20)}
+    expect_refusal(run_native, op, wrong, biased, "gate_up_bias is [16, 20], expected [E, 2I] = [16, 40]")
+    wrong = {**inputs, "down_bias": zeros(24)}
+    expect_refusal(run_native, op, wrong, biased, "down_bias is [24], expected rank 2: [E, H]")
+
+
+MOE_ATTRIBUTES: list[tuple[dict[str, Any], str]] = [
+    ({"top_k": 0}, "attribute top_k is 0, expected 1 to 16"),
+    ({"top_k": 17}, "attribute top_k is 17, expected 1 to 16"),
+    ({"top_k": 2.0}, "attribute top_k is missing or no int; every attribute must be given"),
+    (
+        {"scoring_func": "relu"},
+        "attribute scoring_func is 'relu', supported are softmax, sigmoid, topk_softmax",
+    ),
+    (
+        {"topk_method": "noaux"},
+        "attribute topk_method is 'noaux', supported are greedy, group_limited_greedy, noaux_tc",
+    ),
+    ({"n_group": 0}, "attribute n_group is 0, expected 1 to 64"),
+    ({"topk_group": 65}, "attribute topk_group is 65, expected 1 to 64"),
+    (
+        {"topk_method": "noaux_tc", "n_group": 2, "topk_group": 3},
+        "attribute topk_group is 3, expected at most n_group = 2",
+    ),
+    ({"topk_method": "noaux_tc", "n_group": 3}, "n_group is 3, expected a divisor of E = 16"),
+    ({"norm_topk_prob": 2}, "attribute norm_topk_prob is 2, expected 0 to 1"),
+    (
+        {"routed_scaling_factor": 1},
+        "attribute routed_scaling_factor is missing or no float; every attribute must be given",
+    ),
+    ({"reduction_weights": "sum"}, "attribute reduction_weights is 'sum', supported are preserve_sum, none"),
+    ({"activation": "gelu"}, "attribute activation is 'gelu', supported are swiglu, swiglu_oai"),
+    ({"swiglu_limit": "7"}, "attribute swiglu_limit is missing or no float; every attribute must be given"),
+    ({"expert_bias": 2}, "attribute expert_bias is 2, expected 0 to 1"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), MOE_ATTRIBUTES)
+def test_sparse_moe_attributes(
+    run_native: Runner, moe_inputs: Maker, moe_attributes: Maker, changes: dict[str, Any], message: str
+) -> None:
+    expect_refusal(run_native, "FmmSparseMoE", moe_inputs(), moe_attributes(**changes), message)
+
+
+def test_every_sparse_moe_attribute_must_be_given(run_native: Runner, moe_inputs: Maker, moe_attributes: Maker) -> None:
+    kinds = {int: "int", float: "float", str: "string"}
+    for name, value in moe_attributes().items():
+        rest = {n: v for n, v in moe_attributes().items() if n != name}
+        message = f"attribute {name} is missing or no {kinds[type(value)]}; every attribute must be given"
+        expect_refusal(run_native, "FmmSparseMoE", moe_inputs(), rest, message)
+
+
+def test_more_experts_than_there_are(run_native: Runner, moe_inputs: Maker, moe_attributes: Maker) -> None:
+    message = "top_k is 6, expected at most E = 4"
+    expect_refusal(run_native, "FmmSparseMoE", moe_inputs(E=4), moe_attributes(), message)
+
+
+# Input, its bad value, message. T 60, V 44, E 8, H 12, K 20, window 3.
+PRUNE_INPUTS: list[tuple[str, Array, str]] = [
+    ("hidden_states", zeros(60), "hidden_states is [60], expected rank 2: [T, H]"),
+    ("residual", zeros(60, 11), "residual is [60, 11], expected [T, H] = [60, 12]"),
+    ("routing_probs", zeros(44), "routing_probs is [44], expected rank 2: [V, E]"),
+    ("routing_probs", zeros(43, 8), "routing_probs is [43, 8], expected [V, E] = [44, 8]"),
+    ("attention", zeros(45), "attention is [45], expected [V] = [44]"),
+    ("visual_index", np.arange(17, 61, dtype=np.int32), "visual_index[43] is 60, expected 0 to 59"),
+    ("visual_index", zeros(44, dtype=np.int32), "visual_index[1] is 0 after 0, expected ascending rows"),
+    ("keep_slots", zeros(1, 1, dtype=np.int8), "keep_slots is [1, 1], expected rank 1: [K]"),
+    ("keep_slots", zeros(45, dtype=np.int8), "45 keep slots for 44 visual tokens; at most 44 can be kept"),
+    ("merge_slots", zeros(1, 1, dtype=np.int8), "merge_slots is [1, 1], expected rank 1: [M]"),
+    ("merge_slots", zeros(13, dtype=np.int8), "13 merge slots, at most 12"),
+    ("alpha", zeros(2), "alpha is [2], expected [1] = [1]"),
+    ("alpha", np.array([1.5], np.float32), "alpha is 1.5, expected 0 to 1"),
+    ("alpha", np.array([-0.5], np.float32), "alpha is -0.5, expected 0 to 1"),
+    ("alpha", np.array([np.nan], np.float32), "alpha is nan, expected 0 to 1"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "message"), PRUNE_INPUTS)
+def test_token_prune_inputs(run_native: Runner, prune_inputs: Maker, name: str, value: Array, message: str) -> None:
+    attributes = {"window": 3, "merge": "mlerp"}
+    expect_refusal(run_native, "FmmTokenPrune", {**prune_inputs(), name: value}, attributes, message)
+
+
+def test_more_merge_slots_than_survivors(run_native: Runner, prune_inputs: Maker) -> None:
+    attributes = {"window": 3, "merge": "mlerp"}
+    expect_refusal(run_native, "FmmTokenPrune", prune_inputs(K=2, M=3), attributes, "3 merge slots, at most 2")
+    attributes = {"window": 1, "merge": "mlerp"}
+    expect_refusal(run_native, "FmmTokenPrune", prune_inputs(M=1), attributes, "1 merge slots, at most 0")
+
+
+PRUNE_ATTRIBUTES: list[tuple[dict[str, Any], str]] = [
+    ({"window": 0, "merge": "mean"}, "attribute window is 0, expected 1 to 64"),
+    ({"window": 65, "merge": "mean"}, "attribute window is 65, expected 1 to 64"),
+    ({"merge": "mean"}, "attribute window is missing or no int; every attribute must be given"),
+    ({"window": 3, "merge": "max"}, "attribute merge is 'max', supported are mlerp, mean"),
+    ({"window": 3}, "attribute merge is missing or no string; every attribute must be given"),
+]
+
+
+@pytest.mark.parametrize(("attributes", "message"), PRUNE_ATTRIBUTES)
+def test_token_prune_attributes(
+    run_native: Runner, prune_inputs: Maker, attributes: dict[str, Any], message: str
+) -> None:
+    expect_refusal(run_native, "FmmTokenPrune", prune_inputs(), attributes, message)

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiling and pixels against the recorded outputs of the official processors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+
+from fastmmoe.exporter.processor_config import read_processor_config
+from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.images import (
+    deepseek_vl2_layout,
+    deepseek_vl2_tiles,
+    internvl_tiles,
+    open_image,
+    select_best_resolution,
+    select_grid,
+)
+from fastmmoe.runtime.processor_config import DeepseekVl2ProcessorConfig, InternVlProcessorConfig
+
+GoldenArray = Callable[[str, str], npt.NDArray[Any]]
+TOLERANCE = 1e-6  # float32 pixels
+STATISTICS_TOLERANCE = 2e-6  # float32 mean and deviation of half a million pixels, summed in another order
+
+
+def _config(directory: Path) -> Any:
+    config = json.loads((directory / "config.json").read_text())
+    text = config.get("language_config") or config["text_config"]
+    return read_processor_config(directory, config, vocab_size=text["vocab_size"])
+
+
+@pytest.fixture(scope="module")
+def deepseek(checkpoint: Callable[[str], Path]) -> DeepseekVl2ProcessorConfig:
+    config = _config(checkpoint("dsvl2-mha"))
+    assert isinstance(config, DeepseekVl2ProcessorConfig)
+    return config
+
+
+@pytest.fixture(scope="module")
+def internvl(checkpoint: Callable[[str], Path]) -> InternVlProcessorConfig:
+    config = _config(checkpoint("internvl-qwen3moe"))
+    assert isinstance(config, InternVlProcessorConfig)
+    return config
+
+
+def test_best_resolution_of_every_recorded_size(
+    deepseek: DeepseekVl2ProcessorConfig, golden_array: GoldenArray
+) -> None:
+    file = "dsvl2-inputs/select_best_resolution.npz"
+    sizes, expected = golden_array(file, "size_wh").tolist(), golden_array(file, "best_wh").tolist()
+    assert len(sizes) == 415
+    found = [list(select_best_resolution((w, h), deepseek.candidate_resolutions)) for w, h in sizes]
+    assert found == expected
+
+
+def test_a_picture_that_vanishes_in_every_candidate_gets_the_first() -> None:
+    assert select_best_resolution((1, 100_000), [(384, 384), (384, 768)]) == (384, 384)
+
+
+@pytest.mark.parametrize("max_tiles", [6, 12])
+def test_grid_of_every_recorded_size(max_tiles: int, golden_array: GoldenArray) -> None:
+    sizes = golden_array("internvl-inputs/tiling.npz", "size_wh").tolist()
+    expected = golden_array("internvl-inputs/tiling.npz", f"grid_cols_rows_max{max_tiles}").tolist()
+    assert len(sizes) == 414
+    assert [list(select_grid((w, h), 1, max_tiles, 448)) for w, h in sizes] == expected
+
+
+@pytest.mark.parametrize(("size", "grid"), [((633, 633), (1, 1)), ((634, 634), (2, 2))])
+def test_equal_aspect_ratios_are_decided_by_the_area(size: tuple[int, int], grid: tuple[int, int]) -> None:
+    assert select_grid(size, 1, 4, 448) == grid
+
+
+@pytest.mark.parametrize(
+    ("case", "names", "tiled"),
+    [("single", ["img0_700x500"], True), ("batch2", ["img2_300x260"], True)],
+)
+def test_deepseek_pixels(
+    case: str,
+    names: list[str],
+    tiled: bool,
+    deepseek: DeepseekVl2ProcessorConfig,
+    golden: Path,
+    golden_array: GoldenArray,
+) -> None:
+    expected = golden_array(f"dsvl2-inputs/inputs_{case}.npz", "images")[0]
+    image = open_image(golden / "dsvl2-inputs" / f"{names[0]}.png")
+    pixels, grid = deepseek_vl2_tiles(image, deepseek, tiled=tiled)
+    assert pixels.dtype == np.float32
+    assert 1 + grid[0] * grid[1] == len(pixels)
+    np.testing.assert_allclose(pixels, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("case", "names", "tiled"),
+    [
+        ("multi3", ["img0_700x500", "img1_420x980", "img2_300x260"], False),
+        ("two", ["img0_700x500", "img1_420x980"], True),
+    ],
+)
+def test_deepseek_pixel_samples(
+    case: str,
+    names: list[str],
+    tiled: bool,
+    deepseek: DeepseekVl2ProcessorConfig,
+    golden: Path,
+    golden_array: GoldenArray,
+) -> None:
+    file = f"dsvl2-inputs/inputs_{case}.npz"
+    tiles = [
+        deepseek_vl2_tiles(open_image(golden / "dsvl2-inputs" / f"{name}.png"), deepseek, tiled=tiled) for name in names
+    ]
+    assert [list(grid) for _, grid in tiles] == golden_array(file, "images_spatial_crop")[0].tolist()
+    pixels = np.concatenate([p for p, _ in tiles])
+    sample = golden_array(file, "images_sample")[0]
+    np.testing.assert_allclose(pixels[..., ::16, ::16], sample, rtol=0, atol=TOLERANCE)
+    statistics = np.stack([pixels.mean((1, 2, 3)), pixels.std((1, 2, 3))])
+    expected = golden_array(file, "images_mean_std")[:, 0]
+    np.testing.assert_allclose(statistics, expected, rtol=0, atol=STATISTICS_TOLERANCE)
+
+
+@pytest.mark.parametrize(("size", "grid"), [((3456, 384), (9, 1)), ((384, 3456), (1, 9)), ((1150, 1150), (3, 3))])
+def test_deepseek_tiles_of_a_picture_in_reading_order(
+    size: tuple[int, int], grid: tuple[int, int], deepseek: DeepseekVl2ProcessorConfig
+) -> None:
+    ramp = np.add.outer(np.arange(size[1]) // 384 * 30, np.arange(size[0]) // 384 * 10).astype(np.uint8)
+    image = open_image(np.repeat(ramp[:, :, None], 3, axis=2))
+    pixels, found = deepseek_vl2_tiles(image, deepseek, tiled=True)
+    assert found == grid
+    centres = np.round((pixels[1:, 0, 192, 192] * 0.5 + 0.5) * 255).astype(int)
+    expected = [row * 30 + column * 10 for row in range(grid[1]) for column in range(grid[0])]
+    assert centres.tolist() == expected
+
+
+@pytest.mark.parametrize(("max_tiles", "grid"), [(1, (1, 1)), (2, (2, 1)), (3, (2, 1)), (4, (2, 2)), (100, (2, 2))])
+def test_deepseek_max_tiles_limits_the_candidates(
+    max_tiles: int, grid: tuple[int, int], deepseek: DeepseekVl2ProcessorConfig, golden: Path
+) -> None:
+    image = open_image(golden / "dsvl2-inputs" / "img0_700x500.png")
+    pixels, found = deepseek_vl2_tiles(image, deepseek, tiled=True, max_tiles=max_tiles)
+    assert found == grid
+    assert len(pixels) == 1 + grid[0] * grid[1]
+
+
+def test_internvl_pixels(internvl: InternVlProcessorConfig, golden: Path, golden_array: GoldenArray) -> None:
+    image = open_image(golden / "internvl-inputs" / "img0_700x500.png")
+    pixels = internvl_tiles(image, internvl, max_tiles=6)
+    expected = golden_array("internvl-inputs/pixels_img0_max6.npz", "pixel_values")
+    assert pixels.dtype == np.float32
+    np.testing.assert_allclose(pixels, expected, rtol=0, atol=TOLERANCE)
+    small = internvl_tiles(open_image(golden / "internvl-inputs" / "img2_300x260.png"), internvl, max_tiles=6)
+    expected = golden_array("internvl-qwen3moe/outputs_batch2.npz", "pixel_values")
+    np.testing.assert_allclose(small, expected, rtol=0, atol=TOLERANCE)
+
+
+def test_internvl_takes_twelve_tiles_by_default(
+    internvl: InternVlProcessorConfig, golden: Path, golden_array: GoldenArray
+) -> None:
+    pixels = internvl_tiles(open_image(golden / "internvl-inputs" / "img0_700x500.png"), internvl)
+    file = "internvl-inputs/pixels_img0_max12_sample.npz"
+    np.testing.assert_allclose(pixels[..., ::16, ::16], golden_array(file, "sample"), rtol=0, atol=TOLERANCE)
+    for name, found in (("mean", pixels.mean((1, 2, 3))), ("std", pixels.std((1, 2, 3)))):
+        np.testing.assert_allclose(found, golden_array(file, name), rtol=0, atol=STATISTICS_TOLERANCE)
+
+
+@pytest.mark.parametrize("family", ["deepseek", "internvl"])
+def test_every_value_is_normalised_as_in_float32(
+    family: str, deepseek: DeepseekVl2ProcessorConfig, internvl: InternVlProcessorConfig
+) -> None:
+    config: Any = {"deepseek": deepseek, "internvl": internvl}[family]
+    side = config.tile_size
+    values = np.resize(np.arange(256, dtype=np.uint8), (side, side))
+    array = np.stack([values, values[::-1], values.T], axis=-1)
+    image = open_image(array)
+    if family == "deepseek":
+        pixels = deepseek_vl2_tiles(image, config, tiled=False)[0][0]
+    else:
+        pixels = internvl_tiles(image, config, max_tiles=1)[0]
+    expected = (array.astype(np.float64) / 255 - config.image_mean) / config.image_std
+    np.testing.assert_allclose(pixels, expected.transpose(2, 0, 1), rtol=0, atol=TOLERANCE)
+
+
+def test_layout_of_one_wide_picture_by_hand() -> None:
+    # Tiles of 2x2 tokens: global 0..3, left local tile 4..7, right local tile 8..11; newline 12, separator 13.
+    whole, local = [0, 1, 12, 2, 3, 12], [4, 5, 8, 9, 12, 6, 7, 10, 11, 12]
+    assert deepseek_vl2_layout([(2, 1)], 2, global_view_first=True).tolist() == [*whole, 13, *local]
+    assert deepseek_vl2_layout([(2, 1)], 2, global_view_first=False).tolist() == [*local, 13, *whole]
+
+
+@pytest.mark.parametrize(
+    ("grids", "count"),
+    [([(1, 1)], 421), ([(2, 3)], 1429), ([(3, 3)], 2017), ([(9, 1)], 1989), ([(1, 9)], 2101), ([(1, 1), (2, 2)], 1444)],
+)
+def test_layout_uses_every_feature_once(grids: list[tuple[int, int]], count: int) -> None:
+    layout = deepseek_vl2_layout(grids, 14, global_view_first=True)
+    features = 196 * sum(1 + wide * high for wide, high in grids)
+    assert layout.dtype == np.int32
+    assert len(layout) == count
+    assert np.array_equal(np.sort(layout[layout < features]), np.arange(features))
+    assert np.count_nonzero(layout == features) == sum(14 + 14 * high for _, high in grids)
+    assert np.count_nonzero(layout == features + 1) == len(grids)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
+def test_every_mode_is_converted_as_pillow_does(mode: str, golden: Path) -> None:
+    image = Image.open(golden / "dsvl2-inputs" / "img2_300x260.png").convert(mode)
+    assert np.array_equal(np.asarray(open_image(image)), np.asarray(image.convert("RGB")))
+
+
+def test_array_path_and_picture_are_the_same(golden: Path) -> None:
+    path = golden / "dsvl2-inputs" / "img2_300x260.png"
+    expected = np.asarray(Image.open(path).convert("RGB"))
+    for source in (path, str(path), Image.open(path), expected):
+        assert np.array_equal(np.asarray(open_image(source)), expected)
+
+
+def test_unusable_pictures(tmp_path: Path, golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "text.png").write_text("no picture")
+    whole = (golden / "dsvl2-inputs" / "img2_300x260.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    cases: list[tuple[Any, str]] = [
+        (tmp_path / "text.png", "cannot identify image file"),
+        (tmp_path / "cut.png", "truncated"),
+        (Image.open(tmp_path / "cut.png"), "truncated"),
+        (tmp_path / "absent.png", "No such file"),
+        (tmp_path, "Is a directory"),
+        (Image.new("RGB", (0, 5)), "image of 0x5 pixels: expected at least 1x1"),
+        (np.zeros((0, 7, 3), np.uint8), "image of 7x0 pixels: expected at least 1x1"),
+        (np.zeros((4, 4), np.uint8), r"image array uint8 \[4, 4\]: expected uint8 \[height, width, 3\]"),
+        (np.zeros((4, 4, 3), np.float32), r"image array float32 \[4, 4, 3\]: expected uint8"),
+        (7, "image of type int: expected a file path"),
+    ]
+    for source, message in cases:
+        with pytest.raises(InvalidRequest, match=message) as error:
+            open_image(source)
+        assert "\n" not in str(error.value)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(InvalidRequest, match="decompression bomb"):
+        open_image(golden / "dsvl2-inputs" / "img2_300x260.png")
+
+
+def test_unusable_requests(deepseek: DeepseekVl2ProcessorConfig, internvl: InternVlProcessorConfig) -> None:
+    image = Image.new("RGB", (40, 30))
+    with pytest.raises(InvalidRequest, match=r"max_tiles 0: expected at least 1 local tile"):
+        deepseek_vl2_tiles(image, deepseek, tiled=True, max_tiles=0)
+    with pytest.raises(InvalidRequest, match=r"max_tiles -1: expected at least 1 local tile"):
+        internvl_tiles(image, internvl, max_tiles=-1)
+    for size in ((1, 1000), (1000, 1)):
+        with pytest.raises(InvalidRequest, match=r"too thin to fit into 384x384 pixels; crop it"):
+            deepseek_vl2_tiles(Image.new("RGB", size), deepseek, tiled=True)

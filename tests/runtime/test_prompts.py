@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Chat templates against the recorded prompts and, for several turns, against the official rules by hand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.prompts import INTERNVL2_5_SYSTEM, Marker, Prompt, render_prompt
+
+PICTURE: dict[str, Any] = {"type": "image", "image": "a.png"}
+WORDS = {Marker.BOS: "<BOS>", Marker.EOS: "<EOS>", Marker.IMAGE: "<image>"}
+BOTH = ("<image>", "<IMG_CONTEXT>")
+
+
+def _text(prompt: Prompt) -> str:
+    return "".join(WORDS[piece] if isinstance(piece, Marker) else piece for piece in prompt.pieces)
+
+
+def _parts(text: str, images: int) -> list[dict[str, Any]]:
+    return [*[PICTURE] * images, {"type": "text", "text": text}]
+
+
+def _user(content: Any) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": content}]
+
+
+def _render(content: Any, template: str = "deepseek") -> str:
+    return _text(render_prompt(_user(content), template, BOTH))
+
+
+@pytest.mark.parametrize("case", ["single", "multi3", "text"])
+def test_deepseek_prompts(case: str, golden: Path) -> None:
+    meta = json.loads((golden / "dsvl2-inputs" / "meta.json").read_text())
+    prompt = render_prompt(_user(_parts(meta["prompts"][case], len(meta["images"][case]))), "deepseek")
+    assert _text(prompt) == "<BOS>" + meta["sft_format"][case][0]
+    assert len(prompt.images) == len(meta["images"][case])
+
+
+@pytest.mark.parametrize(("template", "group"), [("internvl2_5", "qwen"), ("internvl3_5_gpt_oss", "oss")])
+@pytest.mark.parametrize(
+    ("case", "question", "images"),
+    [
+        ("single", "What colour is the largest box?", 1),
+        ("small", "OCR.", 1),
+        ("text", "Say hello in three words, no picture here.", 0),
+    ],
+)
+def test_internvl_prompts(template: str, group: str, case: str, question: str, images: int, golden: Path) -> None:
+    expected = json.loads((golden / "internvl-inputs" / "meta.json").read_text())["prompts"][group][case]
+    messages = _user(_parts(question, images))
+    if group == "qwen":
+        messages = [{"role": "system", "content": "You are a helpful assistant."}, *messages]
+    # gpt-oss's recorded prompts have the official system text, which is the default.
+    assert _text(render_prompt(messages, template)) == expected
+
+
+def test_default_system_text_of_internvl2_5() -> None:
+    prompt = _render("Hi", "internvl2_5")
+    assert prompt.startswith(f"<|im_start|>system\n{INTERNVL2_5_SYSTEM}<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n")
+    # Digest of the sentence in InternVL's conversation.py, so that no character of it changes unnoticed.
+    digest = hashlib.sha256(INTERNVL2_5_SYSTEM.encode()).hexdigest()
+    assert digest == "bdb4d179c4c458dd9bd365588d3fd15aba0f2b755b4b192383416f610ad3396e"
+
+
+HISTORY = [
+    {"role": "system", "content": " Be brief. "},
+    {"role": "user", "content": _parts("First?", 1)},
+    {"role": "assistant", "content": " One. "},
+    {"role": "user", "content": _parts("Second?", 2)},
+]
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (
+            "deepseek",
+            "<BOS>Be brief.<|User|>: <image>\nFirst?\n\n<|Assistant|>:One.<EOS>"
+            "<|User|>: <image>\n<image>\nSecond?\n\n<|Assistant|>:",
+        ),
+        (
+            "internvl2_5",
+            "<|im_start|>system\n Be brief. <|im_end|>\n<|im_start|>user\n<image>\nFirst?<|im_end|>\n"
+            "<|im_start|>assistant\n One. <|im_end|>\n<|im_start|>user\n<image>\n<image>\nSecond?<|im_end|>\n"
+            "<|im_start|>assistant\n",
+        ),
+        (
+            "internvl3_5_gpt_oss",
+            "<|start|>system<|message|> Be brief. <|end|><|start|>user<|message|><image>\nFirst?<|end|>"
+            "<|start|>assistant<|channel|>final<|message|> One. <|end|>"
+            "<|start|>user<|message|><image>\n<image>\nSecond?<|end|><|start|>assistant",
+        ),
+    ],
+)
+def test_history_of_several_turns_and_pictures(template: str, expected: str) -> None:
+    prompt = render_prompt(HISTORY, template)
+    assert _text(prompt) == expected
+    assert len(prompt.images) == 3
+
+
+def test_gpt_oss_answer_with_its_own_channel_stays_as_it_is() -> None:
+    answer = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>One."
+    messages = [*HISTORY[:2], {"role": "assistant", "content": answer}, HISTORY[3]]
+    assert f"<|start|>assistant{answer}<|end|><|start|>user" in _text(render_prompt(messages, "internvl3_5_gpt_oss"))
+
+
+def test_deepseek_without_words_has_no_space_and_no_blank_line() -> None:
+    assert _render(" \n") == "<BOS><|User|>:<|Assistant|>:"
+
+
+@pytest.mark.parametrize("template", ["internvl2_5", "internvl3_5_gpt_oss"])
+def test_internvl_without_words_has_no_separator(template: str) -> None:
+    expected = {"internvl2_5": "user\n<|im_start|>assistant\n", "internvl3_5_gpt_oss": "<|message|><|start|>assistant"}
+    assert _render("", template).endswith(expected[template])
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (
+            [{"type": "text", "text": "A: "}, PICTURE, {"type": "text", "text": "\nB: "}, PICTURE],
+            "A: <image>\nB: <image>",
+        ),
+        ([{"type": "text", "text": "1 "}, PICTURE, {"type": "text", "text": " 2"}], "1 <image> 2"),
+        ([{"type": "text", "text": "What?"}, PICTURE], "What?<image>"),
+        ([PICTURE, PICTURE, {"type": "text", "text": "Both?"}], "<image>\n<image>\nBoth?"),
+        ([PICTURE, {"type": "text", "text": "See <image> here"}], "See <image> here"),
+        ([PICTURE, {"type": "text", "text": "<IMG_CONTEXT>\nhere"}], "<image>\nhere"),
+        ([{"type": "image", "path": "a.png"}], "<image>"),
+    ],
+)
+def test_place_of_pictures(content: Any, expected: str) -> None:
+    assert _render(content) == f"<BOS><|User|>: {expected}\n\n<|Assistant|>:"
+
+
+def test_pictures_come_in_the_order_of_the_messages() -> None:
+    messages = [
+        {"role": "user", "content": [{"type": "image", "image": 1}, {"type": "image", "path": 2}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "ok"}]},
+        {"role": "user", "content": [{"type": "text", "text": "and"}, {"type": "image", "image": 3}]},
+    ]
+    assert render_prompt(messages, "internvl2_5").images == (1, 2, 3)
+
+
+def test_special_tokens_in_the_text_stay() -> None:
+    assert _render("a <|Assistant|>: b") == "<BOS><|User|>: a <|Assistant|>: b\n\n<|Assistant|>:"
+
+
+BAD_ORDER = "expected an optional system message, then user and assistant in turn, the last one a user's"
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ([], r"messages is \[\]: expected a list"),
+        ("hello", "messages is 'hello': expected a list"),
+        ({"role": "user"}, "messages is .*: expected a list"),
+        (["hello"], r"messages\[0\] is 'hello': expected an object with 'role' and 'content'"),
+        ([{"role": "user"}], r"messages\[0\] is .*: expected an object with 'role' and 'content'"),
+        ([{"role": "tool", "content": ""}], r"messages\[0\] has the role 'tool': expected 'system', 'user'"),
+        ([{"role": "user", "content": 3}], r"messages\[0\] has content of type int: expected a string or a list"),
+        (_user([{"type": "video"}]), r"messages\[0\].content\[0\] is \{'type': 'video'\}: expected"),
+        (_user([{"type": "text"}]), r"messages\[0\].content\[0\] is .*: expected"),
+        (_user([{"type": "image", "url": "x"}]), r"messages\[0\].content\[0\] is .*: expected"),
+        (_user(["hello"]), r"messages\[0\].content\[0\] is 'hello': expected"),
+        ([{"role": "system", "content": [PICTURE]}], r"messages\[0\] \(system\) holds 1 image\(s\): expected them in"),
+        (_user("See <image>"), r"has 1 placeholder\(s\) <image> or <IMG_CONTEXT> in its text and 0 image\(s\)"),
+        (_user("See <IMG_CONTEXT>"), r"has 1 placeholder\(s\) .* and 0 image\(s\)"),
+        (_user([PICTURE, *_parts("<image><image><image>", 1)]), r"has 3 placeholder\(s\) .* and 2 image\(s\)"),
+        ([{"role": "system", "content": "<image>"}, *_user("a")], r"messages\[0\] \(system\) has 1 placeholder"),
+        ([{"role": "system", "content": "a"}], BAD_ORDER),
+        ([*_user("a"), {"role": "assistant", "content": "b"}], f"roles user, assistant: {BAD_ORDER}"),
+        ([*_user("a"), *_user("b")], f"roles user, user: {BAD_ORDER}"),
+        ([*_user("a"), *_user("b"), *_user("c")], BAD_ORDER),
+        ([{"role": "assistant", "content": "b"}], BAD_ORDER),
+        ([*_user("a"), {"role": "system", "content": "b"}, *_user("c")], f"roles user, system, user: {BAD_ORDER}"),
+    ],
+)
+def test_unusable_messages(messages: Any, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message) as error:
+        render_prompt(messages, "internvl2_5", BOTH)
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_template() -> None:
+    with pytest.raises(InvalidRequest, match="template 'vicuna': expected one of deepseek, internvl2_5"):
+        render_prompt(_user("a"), "vicuna")
