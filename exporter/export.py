@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import tempfile
 import time
@@ -54,7 +55,7 @@ def export(config: ExportConfig, report: Report = print) -> Path:
     with _scratch_beside(out) as scratch:
         checkpoint = _open_checkpoint(config.model, scratch, report)
         model = Model(checkpoint, config.policy, _precision(target, dtype))
-        processor = read_processor_config(checkpoint.path, checkpoint.config, vocab_size=model.config.vocab_size)
+        processor = read_processor_config(checkpoint.path, model.config_reader, vocab_size=model.config.vocab_size)
         _report_model(model, name, processor, report)
         staged = scratch / "bundle"
         manifest = _write(staged, name, model, processor, target, dtype, report)
@@ -109,8 +110,9 @@ def _report_model(model: Model, name: str, processor: ProcessorConfig, report: R
     else:
         layers = ",".join(map(str, policy.prune_layers))
         report(f"FastMMoE: prune layers {layers}, default retention {policy.retention:g}, alpha {policy.alpha:g}")
-    if model.unread_config_keys:
-        report(f"config.json keys not read: {', '.join(model.unread_config_keys)}")
+    unread = model.config_reader.unread()
+    if unread:
+        report(f"config.json keys not read: {', '.join(unread)}")
     if processor.image_token_id is None:
         report("no tokenizer.json: this bundle takes ready-made tensors (fastmmoe run --inputs) only")
 
@@ -134,9 +136,8 @@ def write_graphs(directory: Path, model: Model, *, portable: bool, report: Repor
     """Trace and write the graphs; weights go to external data, one tensor in memory at a time."""
     for graph, module in model.graphs.items():
         start = time.perf_counter()
-        traced = trace(
-            module, graph_inputs(model, graph), lambda n, graph=graph: model.load(f"{graph}.{n}"), name=graph
-        )
+        load = functools.partial(_load, model, graph)
+        traced = trace(module, graph_inputs(model, graph), load, name=graph)
         # One worker: tensors are read, written and dropped in turn.
         ir.save(
             traced, directory / graph_file(graph), external_data=weights_file(graph), alignment=64, align_threshold=0
@@ -144,6 +145,10 @@ def write_graphs(directory: Path, model: Model, *, portable: bool, report: Repor
         report(f"traced {graph}: {len(traced.graph)} nodes ({time.perf_counter() - start:.1f} s)")
     if portable:
         _write_portable(directory)
+
+
+def _load(model: Model, graph: str, name: str) -> torch.Tensor:
+    return model.load(f"{graph}.{name}")
 
 
 def _write_portable(directory: Path) -> None:

@@ -51,7 +51,7 @@ class Model:
 
     Attributes:
         graphs: modules on the meta device with every parameter in its exported dtype.
-        unread_config_keys: keys of config.json that nothing here reads.
+        config_reader: of config.json; knows which keys have been read.
     Raises:
         UnsupportedModel: unknown family, unimplemented configuration, tensors that do not fit.
         InvalidRequest: policy options outside what the model allows.
@@ -68,7 +68,7 @@ class Model:
         reader.require("model_type", str)
         self.checkpoint, self.family = checkpoint, family.FAMILY
         self.config: Any = family.read_config(reader)
-        self.unread_config_keys = reader.unread()
+        self.config_reader = reader
         self.policy = resolve_policy(
             options,
             family=self.family,

@@ -55,7 +55,7 @@ def _language_model(model: Model) -> list[GraphInput]:
         for i in layers:
             parts = language_model.layers[i].self_attn.cache_parts
             *heads, width = cache_shape(config)
-            shape = (1, *heads, f"S{g}", width)
+            shape: tuple[int | str, ...] = (1, *heads, f"S{g}", width)
             inputs += [GraphInput(name, shape, model.precision.activations) for name in abi.past_names(i, parts)]
         if language_model.sliding_window is not None:
             inputs.append(GraphInput(abi.past_position_ids(g), (f"S{g}",), torch.int32))

@@ -30,24 +30,23 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 BICUBIC = 3
 
 
-def read_processor_config(model_dir: Path, config: dict[str, Any], *, vocab_size: int) -> ProcessorConfig:
+def read_processor_config(model_dir: Path, config: ConfigReader, *, vocab_size: int) -> ProcessorConfig:
     """What preprocessing needs, from all files of the checkpoint.
 
     Args:
         model_dir: holds, where present, processor_config.json, preprocessor_config.json, tokenizer.json,
             tokenizer_config.json and generation_config.json.
-        config: the parsed config.json. vocab_size: rows of the embedding.
+        config: of config.json. vocab_size: rows of the embedding.
     Raises:
         UnsupportedModel: a file is damaged, a value is missing or not implemented, or two files contradict each other.
     Source: DeepSeek-VL2's processor; InternVL's chat(), and its processor in transformers.
     """
-    reader = ConfigReader(config)
-    family = reader.require("model_type", str)
+    family = config.require("model_type", str)
     result: ProcessorConfig
     if family == "deepseek_vl_v2":
-        result = _read_deepseek_vl2(model_dir, reader, vocab_size)
+        result = _read_deepseek_vl2(model_dir, config, vocab_size)
     elif family in ("internvl", "internvl_chat"):
-        result = _read_internvl(model_dir, reader, vocab_size)
+        result = _read_internvl(model_dir, config, vocab_size)
     else:
         raise UnsupportedModel(
             f"config.json: model_type is {family!r}; supported: 'deepseek_vl_v2', 'internvl', 'internvl_chat'"
@@ -171,7 +170,12 @@ def _read_original(config: ConfigReader, template: str) -> dict[str, Any]:
         )
     config.choice("pad2square", [False], False)
     vision = config.section("vision_config")
-    tile = config.get("force_image_size", None, int | None) or vision.get("image_size", 224, minimum=1)
+    tile = vision.get("image_size", 224, minimum=1)
+    if config.get("force_image_size", tile, int | None) not in (tile, None):
+        raise UnsupportedModel(
+            f"config.json: force_image_size is {config.get('force_image_size', tile)}, expected the vision tower's "
+            f"image_size {tile}: interpolated position embeddings are not implemented"
+        )
     return {
         "tile_size": tile,
         "tokens_per_tile": _tokens_per_tile(config, tile, vision.get("patch_size", 14, minimum=1)),

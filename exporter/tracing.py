@@ -194,16 +194,17 @@ def _quiet() -> Iterator[None]:
 
 def _attach_weights(model: ir.Model, module: torch.nn.Module, load: Callable[[str], torch.Tensor]) -> None:
     """Give every initializer that stands for a parameter a tensor that is read when it is written."""
+
+    def lazily(name: str, value: ir.Value) -> ir.LazyTensor:
+        assert value.dtype is not None and value.shape is not None
+        return ir.LazyTensor(
+            lambda: as_ir_tensor(name, load(name)), dtype=value.dtype, shape=ir.Shape(value.shape), name=name
+        )
+
     parameters = dict(module.named_parameters())
     for name, value in model.graph.initializers.items():
         if name in parameters:
-            assert value.dtype is not None and value.shape is not None
-            value.const_value = ir.LazyTensor(
-                lambda name=name: as_ir_tensor(name, load(name)),
-                dtype=value.dtype,
-                shape=ir.Shape(value.shape),
-                name=name,
-            )
+            value.const_value = lazily(name, value)
 
 
 def as_ir_tensor(name: str, tensor: torch.Tensor) -> ir.Tensor:

@@ -55,8 +55,8 @@ def check_structure(directory: Path, model: Model, *, portable: bool) -> str:
     Raises:
         CheckFailed: the expert weights in the graph are not all experts of all MoE layers.
     """
-    for graph in GRAPHS:
-        for variant in {graph_file(graph), graph_file(graph, portable=portable)}:
+    for name in GRAPHS:
+        for variant in {graph_file(name), graph_file(name, portable=portable)}:
             onnx.checker.check_model(str(directory / variant), full_check=True)
     config = model.config
     expected = [config.moe.num_experts] * len(config.moe_layers)
@@ -113,8 +113,10 @@ def _compare_language_model(
         if not np.array_equal(ours, theirs):
             raise CheckFailed(f"{label}: ONNX Runtime and torch keep different tokens, though the choice is clear")
     decode = _decode_schedule(schedule)
-    for token in reference.tokens:
-        logits.append(sequence.extend(graphs.embed(np.array([token])), visual_index[:0], decode, policy.alpha))
+    logits += [
+        sequence.extend(graphs.embed(np.array([token])), visual_index[:0], decode, policy.alpha)
+        for token in reference.tokens
+    ]
     differences = [Difference(f"{label}, prefill", _distance(logits[0], reference.logits[0]), atol)]
     worst = max(_distance(a, b) for a, b in zip(logits[1:], reference.logits[1:], strict=True))
     return [*differences, Difference(f"{label}, {DECODE_STEPS} decode steps", worst, atol)]
@@ -154,7 +156,9 @@ def _run_language_model(
 ) -> _Reference:
     module, policy = model.graphs.language_model, model.policy
     state = _empty_cache(model)
-    logits, tokens, kept_index = [], [], []
+    logits: list[np.ndarray] = []
+    tokens: list[int] = []
+    kept_index: list[np.ndarray] = []
     steps = 1 + (DECODE_STEPS if decode_with else 0)
     length = 0
     with streamed_weights(module, lambda name: model.load(f"language_model.{name}")):

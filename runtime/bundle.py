@@ -143,7 +143,7 @@ def read_manifest(directory: Path) -> Manifest:
         header = msgspec.json.decode(data, type=_Header)
         if header.format != FORMAT:
             raise BundleMismatch(
-                f"{path}: bundle format {header.format}, this version ({__version__}) reads format {FORMAT}; export again"
+                f"{path}: bundle format {header.format}, fastmmoe {__version__} reads format {FORMAT}; export again"
             )
         manifest = msgspec.json.decode(data, type=Manifest)
     except msgspec.DecodeError as error:

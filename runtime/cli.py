@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     run = commands.add_parser("run", help="answer about images", description=RUN_DESCRIPTION)
     run.add_argument("bundle", type=Path, metavar="OUT", help="the bundle's directory")
-    run.add_argument("--image", action="append", default=[], type=Path, metavar="FILE", help="may be given several times")
+    run.add_argument("--image", action="append", default=[], type=Path, metavar="FILE", help="may be given again")
     run.add_argument("--prompt", help="the question; <image> marks where images stand, default in front")
     run.add_argument("--system", help="system prompt (default: the model's own)")
     run.add_argument("--inputs", type=Path, metavar="IN.npz", help="ready-made tensors instead of images and a prompt")
@@ -48,8 +48,12 @@ def _add_request_arguments(parser: argparse.ArgumentParser) -> None:
     rate.add_argument("--pruning-rate", type=float, metavar="Q", help="share to remove, [0, 1): 1 - retention")
     parser.add_argument("--visual-top-k", type=int, metavar="N", help="experts per visual token")
     parser.add_argument("--alpha", type=float, help="redundancy against importance, 0 to 1 (default: the bundle's)")
-    parser.add_argument("--max-new-tokens", type=int, default=DEFAULT_MAX_NEW_TOKENS, metavar="N", help="default %(default)s")
-    parser.add_argument("--max-tiles", type=int, metavar="N", help="the most local tiles of an image: the strongest lever")
+    parser.add_argument(
+        "--max-new-tokens", type=int, default=DEFAULT_MAX_NEW_TOKENS, metavar="N", help="default %(default)s"
+    )
+    parser.add_argument(
+        "--max-tiles", type=int, metavar="N", help="the most local tiles of an image: the strongest lever on latency"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

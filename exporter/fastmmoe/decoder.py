@@ -9,6 +9,7 @@ All layers of a group have caches of one length.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,6 +41,9 @@ class Tokens:
 
 class DecoderLayer(nn.Module):
     """Pre-norm layer. `self_attn` and `mlp` are the family's; `mlp` is a dense Mlp or a MoeBlock."""
+
+    self_attn: Any
+    mlp: Any
 
     def __init__(
         self, self_attn: nn.Module, mlp: nn.Module, input_layernorm: nn.Module, post_attention_layernorm: nn.Module
@@ -84,7 +88,8 @@ class LanguageModel(nn.Module):
         sliding_window: int | None = None,
     ) -> None:
         super().__init__()
-        self.layers, self.norm, self.lm_head = nn.ModuleList(layers), norm, lm_head
+        self.layers: Any = nn.ModuleList(layers)
+        self.norm, self.lm_head = norm, lm_head
         self.inv_freq = nn.Parameter(torch.empty(rotary_dim // 2))
         self.policy, self.rope_scale, self.sliding_window = policy, rope_scale, sliding_window
         self.groups = abi.layer_groups(len(layers), policy.prune_layers)

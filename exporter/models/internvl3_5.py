@@ -345,7 +345,7 @@ class GptOssAttention(nn.Module):
         k = rotate(self.k_proj(x).view(T, self.kv_heads, -1).transpose(0, 1), tokens.cos, tokens.sin)
         v = self.v_proj(x).view(T, self.kv_heads, -1).transpose(0, 1)
         k, v = torch.cat((past[0][0], k), dim=1), torch.cat((past[1][0], v), dim=1)
-        mask = tokens.sliding_mask if self.is_sliding else tokens.mask
+        mask = tokens.sliding_mask if self.is_sliding and tokens.sliding_mask is not None else tokens.mask
         last_row = last_row_probs(q, k, scale, self.sinks)[-T:] if with_last_row else None
         y = self._attend(q, k, v, mask, scale).transpose(0, 1).reshape(T, -1)
         return self.o_proj(y), [k[None], v[None]], last_row

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import onnx_ir as ir
@@ -19,7 +20,7 @@ from fastmmoe.exporter.ops.token_prune_function import build_token_prune
 OPSET = 23
 """Version of the standard operators in the bodies; onnxruntime has it since 1.23."""
 
-_BODIES = {SPARSE_MOE.name: build_sparse_moe, TOKEN_PRUNE.name: build_token_prune}
+_BODIES: dict[str, Callable[..., Any]] = {SPARSE_MOE.name: build_sparse_moe, TOKEN_PRUNE.name: build_token_prune}
 _ELEMENT_TYPES = {"float": ir.DataType.FLOAT, "int32": ir.DataType.INT32, "int8": ir.DataType.INT8}
 
 

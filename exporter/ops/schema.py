@@ -93,7 +93,8 @@ def _inference(spec: OpSpec) -> Callable[[InferenceContext], None]:
 
 def _check_node(spec: OpSpec, context: InferenceContext) -> None:
     """Refuse what a schema cannot say: attribute values outside the contract, inputs that depend on an attribute."""
-    values = {a.name: onnx.helper.get_attribute_value(context.get_attribute(a.name)) for a in spec.attributes}
+    given = [context.get_attribute(a.name) for a in spec.attributes]
+    values = {a.name: onnx.helper.get_attribute_value(a) for a in given if a is not None}
     attributes = {name: v.decode() if isinstance(v, bytes) else v for name, v in values.items()}
     try:
         spec.check_attributes(attributes)

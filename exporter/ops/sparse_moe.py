@@ -17,7 +17,8 @@ SPARSE_MOE = OpSpec(
     version=1,
     doc=(
         "Routed experts of one MoE layer. Text tokens use top_k experts; the tokens named by visual_index use "
-        "visual_top_k of them (FastMMoE, arXiv 2511.17885, expert activation reduction). Shared experts are not part of it."
+        "visual_top_k of them (FastMMoE, arXiv 2511.17885, expert activation reduction). Shared experts are not part "
+        "of it."
     ),
     type_variables={
         "F": ("float", "float16", "bfloat16"),
@@ -62,14 +63,15 @@ SPARSE_MOE = OpSpec(
         Attribute(
             "reduction_weights",
             "string",
-            "Visual tokens where norm_topk_prob is 0: preserve_sum scales the kept weights to the sum of all top_k; none "
-            "leaves them.",
+            "Visual tokens where norm_topk_prob is 0: preserve_sum scales the kept weights to the sum of all top_k; "
+            "none leaves them.",
             ("preserve_sum", "none"),
         ),
         Attribute(
             "activation",
             "string",
-            "swiglu: silu(gate) * up. swiglu_oai: gate <= limit, |up| <= limit, (up + 1) * gate * sigmoid(1.702 * gate).",
+            "swiglu: silu(gate) * up. swiglu_oai: gate <= limit, |up| <= limit, "
+            "(up + 1) * gate * sigmoid(1.702 * gate).",
             ("swiglu", "swiglu_oai"),
         ),
         Attribute("swiglu_limit", "float", "Clamp of swiglu_oai."),

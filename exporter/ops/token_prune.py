@@ -64,7 +64,7 @@ def windows_reference(visual_index: Array, window: int) -> tuple[Array, Array]:
 
 
 def merge_capacity(V: int, K: int, window: int) -> int:
-    """The most windows that may be merged when K of V tokens survive: min(ceil(V / w) - 1, floor((V - K) / (w - 1)))."""
+    """The most windows that may be merged: min(ceil(V / w) - 1, floor((V - K) / (w - 1)))."""
     if window == 1 or V == 0:
         return 0
     return max(0, min(-(-V // window) - 1, (V - K) // (window - 1)))
@@ -93,7 +93,7 @@ def choose_reference(
     Source: spec section 2, steps 0 to 6.
     """
     V = len(a)
-    bad = ~np.isfinite(p).all(axis=1)
+    bad: Array = np.asarray(~np.isfinite(p).all(axis=1))
     p = np.where(bad[:, None], np.float32(0), p).astype(np.float32)
     a = np.where(bad | ~np.isfinite(a), np.float32(0), a).astype(np.float32)
     first, length = windows_reference(visual_index, window)

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // 16-bit floating-point weights to float, exact for every bit pattern. Written with integer operations and
-// selects, so that a compiler vectorises loops over them on any instruction set and flush-to-zero modes do
-// not change the result.
+// selects, so that it needs no special instructions and flush-to-zero modes do not change the result.
 #pragma once
 
 #include <cstdint>
@@ -11,15 +10,6 @@ namespace fastmmoe {
 
 enum class FloatType { kFloat, kFloat16, kBfloat16 };
 
-// Functions are static: this header is compiled for several instruction sets, and a linker must not pick one
-// of them.
-
-static inline float float_from_bits(uint32_t bits) {
-  float value;
-  std::memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
 struct Float16 {
   uint16_t bits;
 };
@@ -28,23 +18,34 @@ struct Bfloat16 {
   uint16_t bits;
 };
 
-static inline float to_float(float value) { return value; }
+// Functions are static: this header is compiled for several instruction sets, and a linker must not pick one
+// of them. Bits is a vector of uint32_t that hold 16 bits each, Float the vector of as many floats.
 
-static inline float to_float(Bfloat16 value) { return float_from_bits(uint32_t{value.bits} << 16); }
+template <typename Float, typename Bits>
+static inline Float reinterpret_bits(Bits bits) {
+  static_assert(sizeof(Float) == sizeof(Bits));
+  Float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
 
-static inline float to_float(Float16 value) {
+template <typename Float, typename Bits>
+static inline Float float_from_bfloat16(Bits bits) {
+  return reinterpret_bits<Float>(bits << 16);
+}
+
+template <typename Float, typename Bits>
+static inline Float float_from_float16(Bits bits) {
   constexpr uint32_t kExponent = 0x7c00u << 13;  // the exponent field of a Float16 in its place in a float
   constexpr uint32_t kRebias = (127u - 15u) << 23;
-  const uint32_t magnitude = (value.bits & 0x7fffu) << 13;
-  const uint32_t exponent = magnitude & kExponent;
-  const uint32_t finite = magnitude + kRebias;
-  const uint32_t special = finite + kRebias;  // infinity and NaN have the greatest exponent in both formats
+  const Bits magnitude = (bits & 0x7fffu) << 13;
+  const Bits exponent = magnitude & kExponent;
+  const Bits finite = magnitude + kRebias;
+  const Bits special = finite + kRebias;  // infinity and NaN have the greatest exponent in both formats
   // A subnormal gets an implicit one by this exponent; taking 2^-14 away leaves its exact value.
-  const float subnormal = float_from_bits(finite + (1u << 23)) - 0x1p-14f;
-  uint32_t subnormal_bits;
-  std::memcpy(&subnormal_bits, &subnormal, sizeof subnormal_bits);
-  const uint32_t bits = exponent == kExponent ? special : exponent == 0 ? subnormal_bits : finite;
-  return float_from_bits(bits | (value.bits & 0x8000u) << 16);
+  const Bits subnormal = reinterpret_bits<Bits>(reinterpret_bits<Float>(finite + (1u << 23)) - 0x1p-14f);
+  const Bits value = exponent == kExponent ? special : exponent == 0 ? subnormal : finite;
+  return reinterpret_bits<Float>(value | (bits & 0x8000u) << 16);
 }
 
 }  // namespace fastmmoe

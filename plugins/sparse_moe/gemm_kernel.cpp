@@ -23,14 +23,26 @@ constexpr int kLanes = 4, kRows = 4, kOutputs = 2;
 static_assert(kOutputs <= kGemmScratchRows);
 
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
-typedef float UnalignedVector __attribute__((vector_size(kLanes * sizeof(float)), aligned(4), may_alias));
+typedef uint32_t Bits __attribute__((vector_size(kLanes * sizeof(uint32_t))));
+typedef uint16_t HalfBits __attribute__((vector_size(kLanes * sizeof(uint16_t))));
 
-inline Vector load(const float* from) { return *reinterpret_cast<const UnalignedVector*>(from); }
-
-inline Vector load_first(const float* from, int64_t count) {
+// The first `count` values as float; lanes after them are 0.
+inline Vector load(const float* from, int64_t count = kLanes) {
   Vector value = {};
-  std::memcpy(&value, from, count * sizeof(float));
+  std::memcpy(&value, from, count * sizeof *from);
   return value;
+}
+
+inline Vector load(const Float16* from, int64_t count = kLanes) {
+  HalfBits bits = {};
+  std::memcpy(&bits, from, count * sizeof *from);
+  return float_from_float16<Vector>(__builtin_convertvector(bits, Bits));
+}
+
+inline Vector load(const Bfloat16* from, int64_t count = kLanes) {
+  HalfBits bits = {};
+  std::memcpy(&bits, from, count * sizeof *from);
+  return float_from_bfloat16<Vector>(__builtin_convertvector(bits, Bits));
 }
 
 inline float sum(Vector value) {
@@ -43,8 +55,8 @@ inline float sum(Vector value) {
 }
 
 // y [kR, kO] with row stride y_stride from kR rows x and kO consecutive rows of w.
-template <int kR, int kO>
-void dot_tile(const float* const* x, const float* w, int64_t depth, float* y, int64_t y_stride) {
+template <int kR, int kO, typename Weight>
+void dot_tile(const float* const* x, const Weight* w, int64_t depth, float* y, int64_t y_stride) {
   Vector sums[kR][kO] = {};
   int64_t d = 0;
   for (; d + kLanes <= depth; d += kLanes) {
@@ -61,15 +73,15 @@ void dot_tile(const float* const* x, const float* w, int64_t depth, float* y, in
   const int64_t left = depth - d;
   for (int r = 0; r < kR; ++r) {
     for (int o = 0; o < kO; ++o) {
-      if (left > 0) sums[r][o] += load_first(x[r] + d, left) * load_first(w + o * depth + d, left);
+      if (left > 0) sums[r][o] += load(x[r] + d, left) * load(w + o * depth + d, left);
       y[r * y_stride + o] = sum(sums[r][o]);
     }
   }
 }
 
 // The last rows, at most kR of them.
-template <int kR, int kO>
-void dot_last_rows(int64_t rows, const float* const* x, const float* w, int64_t depth, float* y,
+template <int kR, int kO, typename Weight>
+void dot_last_rows(int64_t rows, const float* const* x, const Weight* w, int64_t depth, float* y,
                    int64_t y_stride) {
   if constexpr (kR > 0) {
     if (rows == kR) {
@@ -80,8 +92,8 @@ void dot_last_rows(int64_t rows, const float* const* x, const float* w, int64_t 
   }
 }
 
-template <int kO>
-void dot_rows(const GemmBlock& block, const float* w, float* y) {
+template <int kO, typename Weight>
+void dot_rows(const GemmBlock& block, const Weight* w, float* y) {
   int64_t r = 0;
   for (; r + kRows <= block.rows; r += kRows) {
     dot_tile<kRows, kO>(block.x + r, w, block.depth, y + r * block.outputs, block.outputs);
@@ -91,32 +103,44 @@ void dot_rows(const GemmBlock& block, const float* w, float* y) {
 }
 
 template <typename Weight>
-const float* converted(const GemmBlock& block, int64_t first, int64_t outputs) {
-  const Weight* from = static_cast<const Weight*>(block.w) + first * block.depth;
-  for (int64_t i = 0; i < outputs * block.depth; ++i) block.scratch[i] = to_float(from[i]);
-  return block.scratch;
+void convert(const Weight* from, int64_t count, float* to) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const int64_t lanes = count - i < kLanes ? count - i : kLanes;
+    const Vector values = lanes == kLanes ? load(from + i) : load(from + i, lanes);
+    std::memcpy(to + i, &values, lanes * sizeof(float));
+  }
 }
 
-// Weight rows [outputs, depth] from `first` on, as float.
-const float* float_weights(const GemmBlock& block, int64_t first, int64_t outputs) {
-  switch (block.weight_type) {
-    case FloatType::kFloat16:
-      return converted<Float16>(block, first, outputs);
-    case FloatType::kBfloat16:
-      return converted<Bfloat16>(block, first, outputs);
-    default:
-      return static_cast<const float*>(block.w) + first * block.depth;
+// Columns o to o + kO of y. Weights that several tiles of rows use are converted once for all of them.
+template <int kO, typename Weight>
+void multiply_outputs(const GemmBlock& block, const Weight* w, int64_t o) {
+  if (sizeof(Weight) == sizeof(float) || block.rows <= kRows) {
+    dot_rows<kO>(block, w + o * block.depth, block.y + o);
+  } else {
+    convert(w + o * block.depth, kO * block.depth, block.scratch);
+    dot_rows<kO>(block, block.scratch, block.y + o);
   }
+}
+
+template <typename Weight>
+void multiply(const GemmBlock& block) {
+  const Weight* w = static_cast<const Weight*>(block.w);
+  int64_t o = 0;
+  for (; o + kOutputs <= block.outputs; o += kOutputs) multiply_outputs<kOutputs>(block, w, o);
+  for (; o < block.outputs; ++o) multiply_outputs<1>(block, w, o);
 }
 
 }  // namespace
 
 void gemm_block(const GemmBlock& block) {
-  int64_t o = 0;
-  for (; o + kOutputs <= block.outputs; o += kOutputs) {
-    dot_rows<kOutputs>(block, float_weights(block, o, kOutputs), block.y + o);
+  switch (block.weight_type) {
+    case FloatType::kFloat:
+      return multiply<float>(block);
+    case FloatType::kFloat16:
+      return multiply<Float16>(block);
+    case FloatType::kBfloat16:
+      return multiply<Bfloat16>(block);
   }
-  for (; o < block.outputs; ++o) dot_rows<1>(block, float_weights(block, o, 1), block.y + o);
 }
 
 }  // namespace fastmmoe::FASTMMOE_ISA

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from fastmmoe.exporter.config_reader import ConfigReader
 from fastmmoe.exporter.processor_config import read_processor_config
 from fastmmoe.runtime.errors import UnsupportedModel
 from fastmmoe.runtime.processor_config import DeepseekVl2ProcessorConfig, InternVlProcessorConfig, ProcessorConfig
@@ -20,7 +21,7 @@ VOCAB_SIZE = {"dsvl2-mha": 320}
 
 def _read(directory: Path, name: str) -> ProcessorConfig:
     config = json.loads((directory / "config.json").read_text())
-    return read_processor_config(directory, config, vocab_size=VOCAB_SIZE.get(name, 400))
+    return read_processor_config(directory, ConfigReader(config), vocab_size=VOCAB_SIZE.get(name, 400))
 
 
 def _change(directory: Path, file: str, path: str, value: Any) -> None:
@@ -157,6 +158,7 @@ DEEPSEEK, HF, ORIGINAL = "dsvl2-mha", "internvl-qwen3moe", "internvl-qwen3moe-or
         (HF, "preprocessor_config.json", "resample", 2, "resample is 2; supported: 3"),
         (HF, "preprocessor_config.json", "do_normalize", False, "do_normalize is False; supported: True"),
         (ORIGINAL, "config.json", "template", "internvl3_5_gpt_oss", "template is 'internvl3_5_gpt_oss', expected 'in"),
+        (ORIGINAL, "config.json", "force_image_size", 224, "force_image_size is 224, expected .* image_size 448"),
         (ORIGINAL, "config.json", "pad2square", True, "pad2square is True; supported: False"),
     ],
 )
@@ -175,7 +177,9 @@ def test_contradictions_and_unknown_values(
 def test_unusable_tokenizers(own_checkpoint: OwnCheckpoint) -> None:
     directory = own_checkpoint("dsvl2-mha")
     with pytest.raises(UnsupportedModel, match=r"tokenizer.json: ids up to 307, expected less than vocab_size 300"):
-        read_processor_config(directory, json.loads((directory / "config.json").read_text()), vocab_size=300)
+        read_processor_config(
+            directory, ConfigReader(json.loads((directory / "config.json").read_text())), vocab_size=300
+        )
     (directory / "tokenizer.json").write_text("{")
     with pytest.raises(UnsupportedModel, match=r"cannot be read as a tokenizer.json"):
         _read(directory, "dsvl2-mha")

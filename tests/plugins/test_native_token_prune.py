@@ -22,7 +22,7 @@ Runner = Callable[..., list[Array]]
 
 OP = "FmmTokenPrune"
 FLOAT_TOLERANCE = 1e-5  # of the output's greatest value
-MLERP = {"window": 3, "merge": "mlerp"}
+MLERP: dict[str, Any] = {"window": 3, "merge": "mlerp"}
 
 
 def assert_close(output: Array, expected: Array) -> None:

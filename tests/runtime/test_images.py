@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from fastmmoe.exporter.config_reader import ConfigReader
 from fastmmoe.exporter.processor_config import read_processor_config
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.images import (
@@ -33,7 +34,7 @@ STATISTICS_TOLERANCE = 2e-6  # float32 mean and deviation of half a million pixe
 def _config(directory: Path) -> Any:
     config = json.loads((directory / "config.json").read_text())
     text = config.get("language_config") or config["text_config"]
-    return read_processor_config(directory, config, vocab_size=text["vocab_size"])
+    return read_processor_config(directory, ConfigReader(config), vocab_size=text["vocab_size"])
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,23 @@ def test_best_resolution_of_every_recorded_size(
     assert len(sizes) == 415
     found = [list(select_best_resolution((w, h), deepseek.candidate_resolutions)) for w, h in sizes]
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "candidates", "expected"),
+    [
+        ((100, 100), [(768, 768), (384, 384)], (384, 384)),  # both hold all of it: the smaller waste
+        ((200, 200), [(384, 768), (768, 384)], (384, 768)),  # equal in both: the earlier
+        ((200, 200), [(768, 384), (384, 768)], (768, 384)),
+        ((2006, 3010), [(768, 1152), (768, 1536)], (768, 1536)),  # 767.7 wide in the first, which counts as 767
+        ((2581, 1721), [(1152, 768), (1152, 1152)], (1152, 1152)),
+        ((2269, 567), [(1536, 384), (1920, 384)], (1920, 384)),  # 383.8 high in the first
+    ],
+)
+def test_ties_and_truncation_of_the_best_resolution(
+    size: tuple[int, int], candidates: list[tuple[int, int]], expected: tuple[int, int]
+) -> None:
+    assert select_best_resolution(size, candidates) == expected
 
 
 def test_a_picture_that_vanishes_in_every_candidate_gets_the_first() -> None:

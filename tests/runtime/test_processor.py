@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from fastmmoe.exporter.config_reader import ConfigReader
 from fastmmoe.exporter.processor_config import read_processor_config
 from fastmmoe.runtime.errors import BundleMismatch, InvalidRequest
 from fastmmoe.runtime.processor import ModelInputs, Processor, load_tokenizer
@@ -32,7 +33,7 @@ def processor(checkpoint: Callable[[str], Path]) -> MakeProcessor:
         directory = checkpoint(name)
         config = json.loads((directory / "config.json").read_text())
         text = next(config[key] for key in ("language_config", "text_config", "llm_config") if key in config)
-        processor_config = read_processor_config(directory, config, vocab_size=text["vocab_size"])
+        processor_config = read_processor_config(directory, ConfigReader(config), vocab_size=text["vocab_size"])
         return Processor(processor_config, directory / "tokenizer.json")
 
     return make
@@ -245,7 +246,9 @@ def test_missing_special_tokens_get_the_ids_that_the_official_processor_gives(
     tokenizer["added_tokens"] = [token for token in tokenizer["added_tokens"] if token["id"] < 3]
     tokenizer["model"]["vocab"] = {token: i for token, i in tokenizer["model"]["vocab"].items() if i < 300}
     file.write_text(json.dumps(tokenizer))
-    config = read_processor_config(directory, json.loads((directory / "config.json").read_text()), vocab_size=320)
+    config = read_processor_config(
+        directory, ConfigReader(json.loads((directory / "config.json").read_text())), vocab_size=320
+    )
     assert config.image_token_id == 300
     ids = Processor(config, file)([{"role": "user", "content": "<|ref|>"}]).input_ids.tolist()
     assert (ids[0], ids[1], ids[4], ids[-2]) == (0, 306, 301, 307)
@@ -340,6 +343,12 @@ def _internvl_tensors() -> dict[str, Array]:
     ids = np.full((1, 300), 5, np.int64)
     ids[0, 10:266] = 392
     return {"input_ids": ids, "pixel_values": np.zeros((1, 3, 448, 448), np.float32)}
+
+
+def test_padding_in_front_moves_the_visual_positions(processor: MakeProcessor) -> None:
+    first, second = processor("dsvl2-mha").from_tensors(_deepseek_tensors())
+    assert (len(first.input_ids), len(second.input_ids)) == (429, 430)
+    assert first.visual_index.tolist() == list(range(2, 423))
 
 
 def _changed(name: str, index: Any, value: Any) -> Callable[[dict[str, Array]], None]:

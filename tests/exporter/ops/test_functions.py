@@ -305,10 +305,16 @@ def test_tokens_with_values_that_are_not_finite_go_first(run_function: Run) -> N
     np.testing.assert_array_equal(kept_index, [0, 1, 2, 3, 4, 6, 7])
 
 
-def test_all_routing_rows_not_finite(run_function: Run) -> None:
-    inputs = prune_inputs(list(range(2, 12)), 5, 1, T=14)
+def test_cleaned_windows_are_not_redundant(run_function: Run) -> None:
+    """Nine cleaned tokens and a window of three alike: that window is merged first, then the first of those tied at 0."""
+    inputs = prune_inputs(list(range(2, 14)), 8, 2, T=14)
+    inputs[2][:9], inputs[2][9:] = np.nan, 0.5
+    inputs[7][:] = 1
+    _, _, kept_index, _ = check_prune(run_function, {"window": 3, "merge": "mlerp"}, inputs)
+    np.testing.assert_array_equal(kept_index, [0, 1, 2, 5, 6, 7, 8, 9, 10, 11])
     inputs[2][:] = np.nan
-    check_prune(run_function, {"window": 3, "merge": "mlerp"}, inputs)
+    _, _, kept_index, _ = check_prune(run_function, {"window": 3, "merge": "mlerp"}, inputs)
+    np.testing.assert_array_equal(kept_index, [0, 1, 2, 5, 8, 9, 10, 11, 12, 13])
 
 
 def test_a_window_of_zeros_merges_to_zeros(run_function: Run) -> None:

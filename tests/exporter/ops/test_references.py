@@ -189,13 +189,22 @@ def prune_inputs(V: int, K: int, M: int) -> tuple[Array, ...]:
     return *states, probabilities, attention, np.arange(2, V + 2, dtype=np.int32), *slots, np.array([0.3], np.float32)
 
 
-def test_keeping_all_is_the_identity() -> None:
-    inputs = prune_inputs(9, 9, 0)
+@pytest.mark.parametrize("V", [0, 1, 9])
+def test_keeping_all_is_the_identity(V: int) -> None:
+    inputs = prune_inputs(V, V, 0)
     hidden, residual, kept_index, visual_index = token_prune_reference(*inputs, window=3, merge="mlerp")
     np.testing.assert_array_equal(hidden, inputs[0])
     np.testing.assert_array_equal(residual, inputs[1])
-    np.testing.assert_array_equal(kept_index, np.arange(13))
+    np.testing.assert_array_equal(kept_index, np.arange(V + 4))
     np.testing.assert_array_equal(visual_index, inputs[4])
+
+
+def test_a_cleaned_token_is_kept_after_all_others() -> None:
+    inputs = prune_inputs(4, 2, 0)
+    inputs[2][0, 3] = np.nan
+    inputs[3][:] = [9, 0, np.inf, 0]
+    _, _, kept_index, _ = token_prune_reference(*inputs, window=2, merge="mlerp")
+    np.testing.assert_array_equal(kept_index, [0, 1, 3, 4, 6, 7])
 
 
 @pytest.mark.parametrize(("K", "M"), [(10, 0), (3, 3), (8, 1), (2, 3)])

@@ -142,6 +142,13 @@ def contradict_dimension(model: onnx.ModelProto) -> None:
     model.graph.input[1].type.tensor_type.shape.dim[0].dim_value = 6
 
 
+def test_inference_alone_refuses_a_missing_attribute(make: Callable[..., Any]) -> None:
+    model = make(TOKEN_PRUNE, with_function=False)
+    drop_attribute(model)
+    with pytest.raises(InferenceError, match=r"attributes \['merge'\], expected exactly \['merge', 'window'\]"):
+        onnx.shape_inference.infer_shapes(model)
+
+
 @pytest.mark.parametrize("spec", OPS, ids=lambda spec: spec.name)
 @pytest.mark.parametrize(
     ("spoil", "message"),

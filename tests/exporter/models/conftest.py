@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Golden checkpoints as torch modules with their values, and the golden prompts they run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from fastmmoe.exporter.checkpoint import Checkpoint
+from fastmmoe.exporter.families import Model, Precision
+from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
+from fastmmoe.exporter.graph_inputs import cache_shape
+from fastmmoe.runtime import abi
+from fastmmoe.runtime.images import deepseek_vl2_layout
+from fastmmoe.runtime.policy import Schedule, plan_request
+
+Array = npt.NDArray[Any]
+Outputs = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One row of a golden case without its padding.
+
+    Attributes:
+        is_token: [T of the case] bool, False at padding.
+        input_ids: [T]. visual_index: [V] int32. pixel_values: [tiles, 3, S, S] or None.
+        grids: (tiles_wide, tiles_high) of every picture; DeepSeek-VL2 only.
+    """
+
+    is_token: Array
+    input_ids: Array
+    visual_index: Array
+    pixel_values: Array | None
+    grids: tuple[tuple[int, int], ...]
+
+
+def read_prompts(golden: Path, name: str, case: str) -> list[Prompt]:
+    """The rows of a case: "single", "batch2" or "text"; pixels are read where the case has a picture."""
+    if name.startswith("dsvl2-"):
+        with np.load(golden / "dsvl2-inputs" / f"inputs_{case}.npz") as arrays:
+            data = {key: arrays[key] for key in arrays.files}
+        is_visual, pixels = data["images_seq_mask"], data.get("images")
+        crops = [[tuple(map(int, crop)) for crop in row if crop.any()] for row in data["images_spatial_crop"]]
+        tiles = [sum(1 + wide * high for wide, high in row) for row in crops]
+    else:
+        image_token = json.loads((golden / name / "config.json").read_text())["image_token_id"]
+        with np.load(golden / name / f"outputs_{case}.npz") as arrays:
+            data = {key: arrays[key] for key in ("input_ids", "attention_mask", "pixel_values") if key in arrays.files}
+        is_visual, pixels = data["input_ids"] == image_token, data.get("pixel_values")
+        if case == "single":
+            with np.load(golden / "internvl-inputs" / "pixels_img0_max6.npz") as arrays:
+                pixels = arrays["pixel_values"]
+        crops = [[] for _ in is_visual]
+        tiles = [int(row.any()) * (0 if pixels is None else len(pixels)) for row in is_visual]
+        pixels = None if pixels is None else np.broadcast_to(pixels, (len(is_visual), *pixels.shape))
+    prompts = []
+    for row, mask in enumerate(data["attention_mask"].astype(bool)):
+        visual_index = np.nonzero(is_visual[row][mask])[0].astype(np.int32)
+        own_pixels = None if pixels is None or not tiles[row] else pixels[row, : tiles[row]].astype(np.float32)
+        prompts.append(Prompt(mask, data["input_ids"][row][mask], visual_index, own_pixels, tuple(crops[row])))
+    return prompts
+
+
+class TorchModel:
+    """The modules of one checkpoint, float32, values loaded, running one unpadded sequence at a time."""
+
+    def __init__(self, directory: Path, options: PolicyOptions) -> None:
+        self.model = Model(Checkpoint(directory), options, Precision(torch.float32, torch.float32))
+        for graph, module in self.model.graphs.items():
+            values = {name: self.model.load(f"{graph}.{name}") for name, _ in module.named_parameters()}
+            module.load_state_dict(values, assign=True)
+        self.vision: Any = self.model.graphs.vision
+        self.language_model = self.model.graphs.language_model
+
+    def schedule(self, visual_tokens: int, retention: float, visual_top_k: int | None = None) -> Schedule:
+        """The schedule of one request."""
+        return plan_request(
+            self.model.policy,
+            visual_tokens=visual_tokens,
+            moe_layers=self.model.config.moe_layers,
+            top_k=self.model.config.moe.top_k,
+            retention=retention,
+            visual_top_k=visual_top_k,
+        )
+
+    def embed(self, prompt: Prompt) -> torch.Tensor:
+        """inputs_embeds [T, H]: token embeddings, image features at the visual positions."""
+        embeds = self._embed_ids(torch.from_numpy(prompt.input_ids))
+        if prompt.pixel_values is None:
+            return embeds
+        inputs = {abi.PIXEL_VALUES: torch.from_numpy(prompt.pixel_values)}
+        if prompt.grids:
+            vision = self.model.config.vision
+            side = -(-vision.grid // vision.downsample_ratio)
+            layout = deepseek_vl2_layout(prompt.grids, side, global_view_first=True)
+            inputs[abi.LAYOUT_INDEX] = torch.from_numpy(layout)
+        embeds[torch.from_numpy(prompt.visual_index).long()] = self.vision(inputs)[abi.IMAGE_FEATURES]
+        return embeds
+
+    def prefill(self, embeds: torch.Tensor, visual_index: Array, schedule: Schedule, alpha: float = 0.5) -> Outputs:
+        """All outputs of the language model for a whole prompt."""
+        positions = torch.arange(len(embeds), dtype=torch.int32)
+        slots = list(zip(schedule.keep, schedule.merge, strict=True))
+        return self._run(embeds, positions, visual_index, slots, schedule.visual_top_k, alpha, self._empty_cache())
+
+    def decode(self, prefill: Outputs, length: int, steps: int) -> list[Outputs]:
+        """Outputs of greedy steps after a prefill of `length` positions: the first takes the prefill's best token."""
+        outputs = [prefill]
+        top_k = (self.model.config.moe.top_k,) * len(self.model.config.moe_layers)
+        none = [(0, 0)] * len(self.model.policy.prune_layers)
+        for step in range(steps):
+            embeds = self._embed_ids(outputs[-1][abi.LOGITS].argmax(1))
+            past = {
+                name.replace("present.", "past_key_values.").replace("present_position", "past_position"): value
+                for name, value in outputs[-1].items()
+                if name.startswith("present")
+            }
+            position = torch.tensor([length + step], dtype=torch.int32)
+            outputs.append(self._run(embeds, position, np.zeros(0, np.int32), none, top_k, 0.5, past))
+        return outputs[1:]
+
+    def _embed_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.model.graphs.embedding({abi.INPUT_IDS: input_ids.int()})[abi.INPUTS_EMBEDS]
+
+    def _run(
+        self,
+        embeds: torch.Tensor,
+        position_ids: torch.Tensor,
+        visual_index: Array,
+        slots: list[tuple[int, int]],
+        visual_top_k: tuple[int, ...],
+        alpha: float,
+        past: Outputs,
+    ) -> Outputs:
+        inputs = {
+            abi.INPUTS_EMBEDS: embeds,
+            abi.POSITION_IDS: position_ids,
+            abi.VISUAL_INDEX: torch.from_numpy(visual_index),
+            abi.VISUAL_TOP_K: torch.tensor(visual_top_k, dtype=torch.int32),
+            abi.ALPHA: torch.full((len(slots),), alpha),
+        }
+        for stage, (keep, merge) in enumerate(slots):
+            inputs[abi.keep_slots(stage)] = torch.zeros(keep, dtype=torch.int8)
+            inputs[abi.merge_slots(stage)] = torch.zeros(merge, dtype=torch.int8)
+        return self.language_model(inputs | past)
+
+    def _empty_cache(self) -> Outputs:
+        *heads, width = cache_shape(self.model.config)
+        past = {
+            name: torch.zeros(1, *heads, 0, width)
+            for i, layer in enumerate(self.language_model.layers)
+            for name in abi.past_names(i, layer.self_attn.cache_parts)
+        }
+        if self.language_model.sliding_window is not None:
+            for group in range(len(self.language_model.groups)):
+                past[abi.past_position_ids(group)] = torch.zeros(0, dtype=torch.int32)
+        return past
+
+
+@pytest.fixture(scope="session")
+def prompts(golden: Path) -> Callable[[str, str], list[Prompt]]:
+    """Function (checkpoint, case) -> read_prompts of it."""
+    return lambda name, case: read_prompts(golden, name, case)
+
+
+@pytest.fixture(scope="session")
+def torch_model(checkpoint: Callable[[str], Path]) -> Callable[..., TorchModel]:
+    """Function (checkpoint, prune_layers=None) -> TorchModel, one for the whole session."""
+
+    @cache
+    def load(name: str, prune_layers: tuple[int, ...] | None = None) -> TorchModel:
+        return TorchModel(checkpoint(name), PolicyOptions(prune_layers=prune_layers))
+
+    return load
+
+
+@pytest.fixture(autouse=True)
+def _no_grad() -> Any:
+    with torch.no_grad():
+        yield
