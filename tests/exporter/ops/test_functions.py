@@ -306,7 +306,7 @@ def test_tokens_with_values_that_are_not_finite_go_first(run_function: Run) -> N
 
 
 def test_cleaned_windows_are_not_redundant(run_function: Run) -> None:
-    """Nine cleaned tokens and a window of three alike: that window is merged first, then the first of those tied at 0."""
+    """Nine cleaned tokens and a window of three alike: it is merged first, then the first of the windows tied at 0."""
     inputs = prune_inputs(list(range(2, 14)), 8, 2, T=14)
     inputs[2][:9], inputs[2][9:] = np.nan, 0.5
     inputs[7][:] = 1
@@ -346,10 +346,6 @@ def test_impossible_counts_fail_where_the_reference_refuses_them(run_function: R
 # The bodies themselves
 
 
-def all_nodes(graph: ir.Graph | ir.Function) -> list[ir.Node]:
-    return list(ir.traversal.RecursiveGraphIterator(graph))
-
-
 def variants() -> Iterator[ir.Function]:
     yield from (function_for(TOKEN_PRUNE, {"window": 3, "merge": merge}) for merge in MERGES)
     for method, bias in (("greedy", 0), ("noaux_tc", 1)):
@@ -359,7 +355,7 @@ def variants() -> Iterator[ir.Function]:
 def test_bodies_hold_standard_operators_and_distinct_names() -> None:
     for function in variants():
         assert function.opset_imports == {"": OPSET}
-        nodes = all_nodes(function)
+        nodes = list(ir.traversal.RecursiveGraphIterator(function))
         assert {node.domain for node in nodes} == {""}
         values = [value.name for node in nodes for value in node.outputs]
         assert len(set(values)) == len(values)
@@ -386,7 +382,7 @@ def test_group_operators_only_where_groups_limit_the_choice() -> None:
         ("group_limited_greedy", 2, 2),
     ):
         function = function_for(SPARSE_MOE, moe_attributes(topk_method=method, n_group=4, topk_group=topk_group))
-        assert sum(node.op_type == "TopK" for node in all_nodes(function)) == count
+        assert sum(node.op_type == "TopK" for node in ir.traversal.RecursiveGraphIterator(function)) == count
 
 
 @pytest.mark.parametrize("spec", OPS, ids=lambda spec: spec.name)
