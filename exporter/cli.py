@@ -117,7 +117,10 @@ def _export(config: ExportConfig) -> int:
 
 
 def _layers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(",") if part.strip())
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected layer numbers such as 2,5,8") from error
 
 
 def _dtype_help() -> str:

@@ -25,10 +25,11 @@ from fastmmoe.exporter.ops.functions import function_for
 from fastmmoe.exporter.processor_config import read_processor_config
 from fastmmoe.exporter.targets import DEFAULT_ATOL, DTYPES, TARGETS, Target
 from fastmmoe.exporter.tracing import trace
-from fastmmoe.exporter.verify import CheckFailed, Difference, check_structure, compare
+from fastmmoe.exporter.verify import CheckFailed, Difference, check_structure, compare, expect
 from fastmmoe.runtime.bundle import TOKENIZER, Manifest, graph_file, weights_file, write_manifest
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.processor_config import ProcessorConfig
+from fastmmoe.runtime.session import Graphs
 
 Report = Callable[[str], None]
 
@@ -168,21 +169,22 @@ def _check(
 ) -> None:
     report(f"[✓] {check_structure(staged, model, portable=manifest.portable)}")
     if model.precision.activations == torch.float32:
-        variants = [(staged, manifest, portable) for portable in (False, True)]
-        reference = model
+        directory, reference = staged, model
     else:
         # No CPU runtime computes these graphs: the same model is traced in float32 with the rounded weights.
-        reference = Model(model.checkpoint, options, model.precision.float32_twin())
+        directory, reference = twin, Model(model.checkpoint, options, model.precision.float32_twin())
         twin.mkdir()
         write_graphs(twin, reference, portable=False, report=lambda _: None)
-        twin_manifest = build_manifest(
+        manifest = build_manifest(
             twin, manifest.model, reference, manifest.processor, target="cpu", dtype="fp32", portable=False
         )
-        variants = [(twin, twin_manifest, False)]
+    graphs = Graphs(directory, manifest)
+    expected = expect(reference, manifest.processor, graphs.embed)
     failed = False
-    for directory, variant, portable in variants:
+    for portable in (False, True) if manifest.portable else (False,):
         label = "onnxruntime, portable" if portable else "onnxruntime"
-        for difference in compare(directory, variant, reference, atol, portable=portable):
+        graphs = Graphs(directory, manifest, portable=True) if portable else graphs
+        for difference in compare(graphs, expected, model.policy.alpha, atol):
             failed |= not difference.is_ok
             report(_difference_line(label, difference))
     if failed:

@@ -17,7 +17,7 @@ from fastmmoe.exporter.families import Model
 from fastmmoe.exporter.graph_inputs import cache_shape
 from fastmmoe.exporter.ops import SPARSE_MOE
 from fastmmoe.runtime import abi
-from fastmmoe.runtime.bundle import GRAPHS, Manifest, graph_file
+from fastmmoe.runtime.bundle import GRAPHS, graph_file
 from fastmmoe.runtime.images import deepseek_vl2_layout
 from fastmmoe.runtime.policy import Schedule, plan_request
 from fastmmoe.runtime.processor_config import DeepseekVl2ProcessorConfig, ProcessorConfig
@@ -27,6 +27,8 @@ TEXT_BEFORE, TEXT_AFTER = 7, 24
 NOISE = 1e-6
 SEEDS = 8
 DECODE_STEPS = 3
+
+Embed = Callable[[np.ndarray], np.ndarray]
 
 
 class CheckFailed(Exception):
@@ -75,106 +77,118 @@ def check_structure(directory: Path, model: Model, *, portable: bool) -> str:
     return f"{sum(expected)} experts in {len(expected)} MoE layers, all in the graph"
 
 
-def compare(directory: Path, manifest: Manifest, model: Model, atol: float, *, portable: bool) -> list[Difference]:
-    """Run the bundle and the torch modules on one picture-like input, unmodified and at the stored retention.
-
-    Args:
-        model: with float32 activations and exactly the values the bundle holds.
-    Raises:
-        CheckFailed: no input of several seeds makes the pruning decisive, or survivors differ.
-    """
-    graphs = Graphs(directory, manifest, portable=portable)
-    pixels, layout = _picture(manifest.processor)
-    torch_vision = _run_vision(model, pixels, layout)
-    vision_inputs = {abi.PIXEL_VALUES: pixels} | ({} if layout is None else {abi.LAYOUT_INDEX: layout})
-    differences = [Difference("vision", _distance(graphs.image_features(vision_inputs), torch_vision), atol)]
-    for retention in sorted({1.0, manifest.policy.retention}, reverse=True):
-        differences += _compare_language_model(graphs, model, torch_vision, retention, atol)
-    return differences
-
-
-def _compare_language_model(
-    graphs: Graphs, model: Model, features: np.ndarray, retention: float, atol: float
-) -> list[Difference]:
-    config, policy = model.config, model.policy
-    visual_index = np.arange(TEXT_BEFORE, TEXT_BEFORE + len(features), dtype=np.int32)
-    schedule = plan_request(
-        policy,
-        visual_tokens=len(features),
-        moe_layers=config.moe_layers,
-        top_k=config.moe.top_k,
-        retention=retention,
-    )
-    embeds, reference = _decisive_reference(graphs, model, features, visual_index, schedule)
-    sequence = graphs.new_sequence()
-    label = f"language model, retention {retention:g}"
-    logits = [sequence.extend(embeds, visual_index, schedule, policy.alpha)]
-    for ours, theirs in zip(sequence.kept_index, reference.kept_index, strict=True):
-        if not np.array_equal(ours, theirs):
-            raise CheckFailed(f"{label}: ONNX Runtime and torch keep different tokens, though the choice is clear")
-    decode = _decode_schedule(schedule)
-    logits += [
-        sequence.extend(graphs.embed(np.array([token])), visual_index[:0], decode, policy.alpha)
-        for token in reference.tokens
-    ]
-    differences = [Difference(f"{label}, prefill", _distance(logits[0], reference.logits[0]), atol)]
-    worst = max(_distance(a, b) for a, b in zip(logits[1:], reference.logits[1:], strict=True))
-    return [*differences, Difference(f"{label}, {DECODE_STEPS} decode steps", worst, atol)]
-
-
 @dataclass(frozen=True)
-class _Reference:
+class Case:
+    """One prompt of the language model, and what torch makes of it: prefill, then greedy decode steps."""
+
+    embeds: np.ndarray
+    visual_index: np.ndarray
+    schedule: Schedule
     logits: list[np.ndarray]
     tokens: list[int]
     kept_index: list[np.ndarray]
 
 
-def _decisive_reference(
-    graphs: Graphs, model: Model, features: np.ndarray, visual_index: np.ndarray, schedule: Schedule
-) -> tuple[np.ndarray, _Reference]:
+@dataclass(frozen=True)
+class Expectation:
+    """What torch computes from one picture-like input: vision features and prompts around them."""
+
+    vision_inputs: dict[str, np.ndarray]
+    image_features: np.ndarray
+    cases: list[Case]
+
+
+def expect(model: Model, processor: ProcessorConfig, embed: Embed) -> Expectation:
+    """Run the torch modules on one picture, unmodified and at the stored retention.
+
+    Args:
+        model: with float32 activations and exactly the values the bundle holds.
+        embed: token ids [T] -> embeddings [T, H]; the graph's, as a look-up proves itself in the logits.
+    Raises:
+        CheckFailed: no input of several seeds makes the pruning decisive.
+    """
+    vision_inputs = _picture(processor)
+    features = _run_vision(model, vision_inputs)
+    retentions = sorted({1.0, model.policy.retention}, reverse=True)
+    return Expectation(vision_inputs, features, [_decisive_case(model, features, r, embed) for r in retentions])
+
+
+def compare(graphs: Graphs, expected: Expectation, alpha: float, atol: float) -> list[Difference]:
+    """Run loaded graphs on the same input.
+
+    Raises:
+        CheckFailed: other tokens survive.
+    """
+    features = graphs.image_features(expected.vision_inputs)
+    differences = [Difference("vision", _distance(features, expected.image_features), atol)]
+    for case in expected.cases:
+        label = f"language model, retention {case.schedule.retention:g}"
+        sequence = graphs.new_sequence()
+        logits = [sequence.extend(case.embeds, case.visual_index, case.schedule, alpha)]
+        for ours, theirs in zip(sequence.kept_index, case.kept_index, strict=True):
+            if not np.array_equal(ours, theirs):
+                raise CheckFailed(f"{label}: ONNX Runtime and torch keep different tokens, though the choice is clear")
+        decode, nothing = _decode_schedule(case.schedule), case.visual_index[:0]
+        logits += [sequence.extend(graphs.embed(np.array([t])), nothing, decode, alpha) for t in case.tokens]
+        differences.append(Difference(f"{label}, prefill", _distance(logits[0], case.logits[0]), atol))
+        worst = max(_distance(a, b) for a, b in zip(logits[1:], case.logits[1:], strict=True))
+        differences.append(Difference(f"{label}, {DECODE_STEPS} decode steps", worst, atol))
+    return differences
+
+
+def _decisive_case(model: Model, features: np.ndarray, retention: float, embed: Embed) -> Case:
     """A prompt whose survivors do not change under noise, and what torch makes of it.
 
     Where two scores nearly tie, two correct implementations may keep different tokens; such a prompt proves nothing.
     """
+    visual_index = np.arange(TEXT_BEFORE, TEXT_BEFORE + len(features), dtype=np.int32)
+    schedule = plan_request(
+        model.policy,
+        visual_tokens=len(features),
+        moe_layers=model.config.moe_layers,
+        top_k=model.config.moe.top_k,
+        retention=retention,
+    )
     for seed in range(SEEDS):
         rng = np.random.default_rng(seed)
-        ids = rng.integers(0, model.config.vocab_size, TEXT_BEFORE + len(features) + TEXT_AFTER)
-        embeds = graphs.embed(ids)
+        embeds = embed(rng.integers(0, model.config.vocab_size, TEXT_BEFORE + len(features) + TEXT_AFTER))
         embeds[visual_index] = features
-        reference = _run_language_model(model, embeds, visual_index, schedule, graphs)
-        if schedule.keep in ((), (len(features),) * len(schedule.keep)):
-            return embeds, reference
-        noisy = embeds + NOISE * rng.standard_normal(embeds.shape).astype(embeds.dtype)
-        again = _run_language_model(model, noisy, visual_index, schedule, None)
-        if all(np.array_equal(a, b) for a, b in zip(reference.kept_index, again.kept_index, strict=True)):
-            return embeds, reference
+        if retention < 1:
+            noisy = embeds + NOISE * rng.standard_normal(embeds.shape).astype(embeds.dtype)
+            kept, again = (_run_language_model(model, e, visual_index, schedule, None) for e in (embeds, noisy))
+            if not all(map(np.array_equal, kept.kept_index, again.kept_index)):
+                continue
+        return _run_language_model(model, embeds, visual_index, schedule, embed)
     raise CheckFailed(f"the choice of surviving tokens hangs on noise of {NOISE:g} for {SEEDS} random prompts")
 
 
 def _run_language_model(
-    model: Model, embeds: np.ndarray, visual_index: np.ndarray, schedule: Schedule, decode_with: Graphs | None
-) -> _Reference:
+    model: Model, embeds: np.ndarray, visual_index: np.ndarray, schedule: Schedule, decode_with: Embed | None
+) -> Case:
+    """Prefill in torch and, with `decode_with`, greedy decode steps."""
     module, policy = model.graphs.language_model, model.policy
     state = _empty_cache(model)
     logits: list[np.ndarray] = []
     tokens: list[int] = []
-    kept_index: list[np.ndarray] = []
-    steps = 1 + (DECODE_STEPS if decode_with else 0)
-    length = 0
     with streamed_weights(module, lambda name: model.load(f"language_model.{name}")):
-        for step in range(steps):
-            plan = schedule if step == 0 else _decode_schedule(schedule)
-            rows = embeds if step == 0 else decode_with.embed(np.array(tokens[-1:]))  # type: ignore[union-attr]
-            feeds = _feeds(rows, visual_index if step == 0 else visual_index[:0], plan, policy.alpha, length)
-            outputs = module({name: torch.from_numpy(value) for name, value in feeds.items()} | state)
-            state = {_past_name(name): value for name, value in outputs.items() if name.startswith("present")}
-            length += len(rows)
-            logits.append(outputs[abi.LOGITS].numpy()[0])
-            if step == 0:
-                stages = range(len(policy.prune_layers))
-                kept_index = [outputs[abi.kept_index(stage)].numpy() for stage in stages]
+        outputs, state = _step(module, _feeds(embeds, visual_index, schedule, policy.alpha, 0), state)
+        kept_index = [outputs[abi.kept_index(stage)].numpy() for stage in range(len(policy.prune_layers))]
+        logits.append(outputs[abi.LOGITS].numpy()[0])
+        for step in range(DECODE_STEPS if decode_with else 0):
+            assert decode_with is not None
             tokens.append(int(np.argmax(logits[-1])))
-    return _Reference(logits, tokens[: steps - 1], kept_index)
+            row, past = decode_with(np.array(tokens[-1:])), len(embeds) + step
+            feeds = _feeds(row, visual_index[:0], _decode_schedule(schedule), policy.alpha, past)
+            outputs, state = _step(module, feeds, state)
+            logits.append(outputs[abi.LOGITS].numpy()[0])
+    return Case(embeds, visual_index, schedule, logits, tokens, kept_index)
+
+
+def _step(
+    module: torch.nn.Module, feeds: dict[str, np.ndarray], state: dict[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    outputs = module({name: torch.from_numpy(value) for name, value in feeds.items()} | state)
+    return outputs, {_past_name(name): value for name, value in outputs.items() if name.startswith("present")}
 
 
 def _feeds(
@@ -216,23 +230,21 @@ def _decode_schedule(schedule: Schedule) -> Schedule:
     return Schedule(schedule.retention, 0, none, none, schedule.visual_top_k)
 
 
-def _picture(config: ProcessorConfig) -> tuple[np.ndarray, np.ndarray | None]:
-    """One picture of blocks of colour: pixel_values of its tiles, and DeepSeek-VL2's layout_index."""
+def _picture(config: ProcessorConfig) -> dict[str, np.ndarray]:
+    """Vision inputs of one picture of blocks of colour."""
     tiles = 2 if isinstance(config, DeepseekVl2ProcessorConfig) else 1
     side = config.tile_size
     blocks = np.random.default_rng(0).uniform(-1, 1, (tiles, 3, 16, 16)).astype(np.float32)
     step = -(-side // 16)
     pixels = np.ascontiguousarray(blocks.repeat(step, axis=2).repeat(step, axis=3)[:, :, :side, :side])
     if not isinstance(config, DeepseekVl2ProcessorConfig):
-        return pixels, None
+        return {abi.PIXEL_VALUES: pixels}
     layout = deepseek_vl2_layout([(1, 1)], config.grid_side, global_view_first=config.global_view_first)
-    return pixels, layout
+    return {abi.PIXEL_VALUES: pixels, abi.LAYOUT_INDEX: layout}
 
 
-def _run_vision(model: Model, pixels: np.ndarray, layout: np.ndarray | None) -> np.ndarray:
-    inputs = {abi.PIXEL_VALUES: torch.from_numpy(pixels)}
-    if layout is not None:
-        inputs[abi.LAYOUT_INDEX] = torch.from_numpy(layout)
+def _run_vision(model: Model, vision_inputs: dict[str, np.ndarray]) -> np.ndarray:
+    inputs = {name: torch.from_numpy(value) for name, value in vision_inputs.items()}
     with streamed_weights(model.graphs.vision, lambda name: model.load(f"vision.{name}")):
         return model.graphs.vision(inputs)[abi.IMAGE_FEATURES].numpy()
 

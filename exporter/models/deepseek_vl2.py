@@ -30,7 +30,6 @@ from fastmmoe.exporter.models.layers import (
 )
 from fastmmoe.exporter.models.weight_rules import linear, norm, same, separate_experts
 from fastmmoe.runtime import abi
-from fastmmoe.runtime.errors import UnsupportedModel
 from fastmmoe.runtime.policy import Policy
 
 FAMILY = "deepseek_vl2"
@@ -148,17 +147,13 @@ def _read_vision(vision: ConfigReader, projector: ConfigReader) -> VisionConfig:
 
 def _read_moe(language: ConfigReader) -> MoeConfig:
     language.choice("hidden_act", ("silu",), "silu")
-    # The class default of topk_method is one the gate itself rejects, so a usable config always gives it.
-    topk_method = language.require("topk_method", str)
-    supported = ("greedy", "group_limited_greedy", "noaux_tc")
-    if topk_method not in supported:
-        raise UnsupportedModel(f"topk_method {topk_method!r} in config.json: supported are {', '.join(supported)}")
     return MoeConfig(
         num_experts=language.require("n_routed_experts", int),
         top_k=language.require("num_experts_per_tok", int),
         intermediate_size=language.get("moe_intermediate_size", 1407),
         scoring_func=language.choice("scoring_func", ("softmax", "sigmoid"), "softmax"),
-        topk_method=topk_method,
+        # The class default is a value that the gate itself refuses, so a usable file always gives another.
+        topk_method=language.choice("topk_method", ("greedy", "group_limited_greedy", "noaux_tc"), "gready"),
         n_group=language.get("n_group", None, int | None) or 1,
         topk_group=language.get("topk_group", None, int | None) or 1,
         norm_topk_prob=language.get("norm_topk_prob", False),

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -51,13 +50,6 @@ def write_sharded(directory: Path) -> Path:
 def write_raw(path: Path, header: Any, data: bytes = b"") -> None:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
-
-
-def replace(path: Path, content: bytes | None) -> None:
-    """Put other bytes into a file, or None: remove it."""
-    path.unlink()
-    if content is not None:
-        path.write_bytes(content)
 
 
 def refusal(directory: Path) -> str:
@@ -184,8 +176,9 @@ def test_identity_tells_layouts_apart(tmp_path: Path) -> None:
 # ---- directories, config.json and files that are refused
 
 
-def test_missing_directory(tmp_path: Path) -> None:
+def test_path_is_missing_or_a_file(tmp_path: Path) -> None:
     assert "no such directory" in refusal(tmp_path / "absent")
+    assert "not a directory; give the directory" in refusal(write_single(tmp_path) / "model.safetensors")
 
 
 def test_hub_id_is_told_to_be_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,35 +188,23 @@ def test_hub_id_is_told_to_be_downloaded(tmp_path: Path, monkeypatch: pytest.Mon
     assert "nothing is downloaded here" in message
 
 
-def test_path_is_a_file(tmp_path: Path) -> None:
-    write_single(tmp_path)
-    assert "not a directory; give the directory" in refusal(tmp_path / "model.safetensors")
-
-
 @pytest.mark.parametrize(
-    ("file", "content", "expected"),
+    ("write", "file", "content", "expected"),
     [
-        ("config.json", None, "no config.json in it"),
-        ("model.safetensors", None, f"no weights in it; expected model.safetensors or {INDEX}"),
-        ("model.safetensors", b"version of-the-pointer-format\noid sha256:0\n", "fetch them with: git lfs pull"),
-        ("model.safetensors", b"\xff" * 16, f"16 bytes, with a header of {2**64 - 1} bytes"),
+        (write_single, "config.json", None, "no config.json in it"),
+        (write_single, "model.safetensors", None, f"no weights in it; expected model.safetensors or {INDEX}"),
+        (write_single, "model.safetensors", b"version of-the-pointer-format\n", "fetch them with: git lfs pull"),
+        (write_single, "model.safetensors", b"\xff" * 16, f"16 bytes, with a header of {2**64 - 1} bytes"),
+        (write_sharded, INDEX, None, "2 .safetensors file(s) (a.safetensors), but the index is missing"),
+        (write_sharded, INDEX, b"<html>", f"{INDEX}: damaged or incomplete: the file is not valid JSON"),
+        (write_sharded, "b.safetensors", None, f"b.safetensors: no such file, though {INDEX} names it"),
     ],
 )
-def test_missing_or_foreign_file(tmp_path: Path, file: str, content: bytes | None, expected: str) -> None:
-    replace(write_single(tmp_path) / file, content)
-    assert expected in refusal(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("file", "content", "expected"),
-    [
-        (INDEX, None, "2 .safetensors file(s) (a.safetensors), but the index is missing"),
-        (INDEX, b"<html>", f"{INDEX}: damaged or incomplete: the file is not valid JSON"),
-        ("b.safetensors", None, f"b.safetensors: no such file, though {INDEX} names it"),
-    ],
-)
-def test_missing_or_damaged_shard(tmp_path: Path, file: str, content: bytes | None, expected: str) -> None:
-    replace(write_sharded(tmp_path) / file, content)
+def test_missing_or_foreign_file(tmp_path: Path, write: Any, file: str, content: bytes | None, expected: str) -> None:
+    path = write(tmp_path) / file
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
     assert expected in refusal(tmp_path)
 
 
@@ -246,8 +227,7 @@ def test_broken_config(tmp_path: Path, text: bytes, expected: str) -> None:
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth"])
 def test_pickle_weights_only(tmp_path: Path, name: str) -> None:
     (write_single(tmp_path) / "model.safetensors").rename(tmp_path / name)
-    assert f"pickle weights only ({name})" in refusal(tmp_path)
-    assert "convert them to safetensors" in refusal(tmp_path)
+    assert re.search(f"pickle weights only \\({name}\\).*: convert them to safetensors;", refusal(tmp_path))
 
 
 def test_single_file_contradicts_shards(tmp_path: Path) -> None:
@@ -346,20 +326,17 @@ def test_unreadable_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 # ---- loading and accounting
 
 
-def test_load_refuses_an_unknown_name(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModel, match=r"no tensor 'lm_head\.weight' among its 3 tensors"):
-        Checkpoint(write_single(tmp_path)).load("lm_head.weight")
-
-
-def test_load_refuses_other_dtypes(tmp_path: Path) -> None:
+def test_load_refuses_unknown_names_and_other_dtypes(tmp_path: Path) -> None:
     checkpoint = Checkpoint(write_single(tmp_path, {"position_ids": torch.arange(3)}))
+    with pytest.raises(UnsupportedModel, match=r"no tensor 'lm_head\.weight' among its 1 tensors"):
+        checkpoint.load("lm_head.weight")
     with pytest.raises(UnsupportedModel, match="tensor 'position_ids' is I64; expected F32, F16, BF16"):
         checkpoint.load("position_ids")
 
 
 def test_load_says_that_the_file_changed(tmp_path: Path) -> None:
     checkpoint = Checkpoint(write_single(tmp_path))
-    shutil.copyfile(tmp_path / "config.json", tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").write_bytes(b"{}")
     with pytest.raises(UnsupportedModel, match=r"tensor 'norm\.weight' cannot be read any more"):
         checkpoint.load("norm.weight")
 
