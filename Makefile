@@ -33,7 +33,7 @@ help: ## print this list
 setup: $(BUILD)/setup ## Python environment with the exporter and the tools, in .venv
 	@:
 
-native: $(BUILD)/native ## native operators for ONNX Runtime, in plugins/lib
+native: $(BUILD)/native.done ## native operators for ONNX Runtime, in plugins/lib
 	@:
 
 demo: setup native ## export and run the built-in model
@@ -69,7 +69,7 @@ $(BUILD)/setup: pyproject.toml $(VENV)/pyvenv.cfg
 	    -e '.[dev]' $(PIP_ARGS),setup)
 	@touch $@
 
-$(BUILD)/native: $(NATIVE_INPUTS) $(if $(wildcard $(LIBRARY)),,FORCE)
+$(BUILD)/native.done: $(NATIVE_INPUTS) $(if $(wildcard $(LIBRARY)),,FORCE)
 	$(call step,native operators,bash scripts/build_native.sh,native)
 	@touch $@
 

@@ -32,18 +32,17 @@ tmp=$(cd "$tmp" && pwd)
 # One stanza for $suite from the first enabled deb822 stanza that has the system's suite and the component main.
 from_deb822() {
   awk -v want="$codename" -v suite="$suite" '
-    function field(name) { return value[name] }
     function has(list, word,   n, i, parts) {
       n = split(list, parts, /[ \t\n]+/)
       for (i = 1; i <= n; i++) if (parts[i] == word) return 1
       return 0
     }
     function flush(   uri) {
-      if (has(field("types"), "deb") && has(field("suites"), want) && has(field("components"), "main") &&
-          tolower(field("enabled")) !~ /no|false/ && !done) {
-        split(field("uris"), uri, /[ \t\n]+/)
+      if (has(value["types"], "deb") && has(value["suites"], want) && has(value["components"], "main") &&
+          tolower(value["enabled"]) !~ /^(no|false|0)$/ && !done) {
+        split(value["uris"], uri, /[ \t\n]+/)
         print "Types: deb\nURIs: " (uri[1] == "" ? uri[2] : uri[1]) "\nSuites: " suite "\nComponents: main"
-        if (field("signed-by") != "") print "Signed-By: " field("signed-by")
+        if (value["signed-by"] != "") print "Signed-By: " value["signed-by"]
         done = 1
       }
       split("", value); name = ""
@@ -97,16 +96,17 @@ Dir::Etc::PreferencesParts "-";
 Dir::State::Lists "$tmp/lists";
 Dir::Cache "$tmp/cache";
 APT::Sandbox::User "";
+APT::Update::Error-Mode "any";
 Acquire::Languages "none";
 Acquire::Retries "2";
 CONF
 echo "Dir::Etc::Parts \"$tmp/conf\";" >"$tmp/apt.conf"
 export APT_CONFIG=$tmp/apt.conf
 
-last_line() { grep -E '^(E|W):' "$tmp/log" | tail -n 1 || true; }
-apt-get -qq update >"$tmp/log" 2>&1 || fail "apt-get update for the suite $suite failed: $(last_line)"
+first_error() { grep -E '^(E|W):' "$tmp/log" | head -n 1 || true; }
+apt-get -qq update >"$tmp/log" 2>&1 || fail "apt-get update for the suite $suite failed: $(first_error)"
 (cd "$tmp/download" && apt-get -qq download "$package") >"$tmp/log" 2>&1 ||
-  fail "apt-get download $package failed: $(last_line)"
+  fail "apt-get download $package failed: $(first_error)"
 dpkg-deb -x "$tmp/download"/*.deb "$tmp/package" || fail "$package from $suite cannot be unpacked"
 [ -f "$tmp/package/usr/include/onnxruntime/onnxruntime_cxx_api.h" ] ||
   fail "$package from $suite holds no include/onnxruntime/onnxruntime_cxx_api.h"

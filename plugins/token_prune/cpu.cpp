@@ -16,7 +16,7 @@ constexpr double kCosineFloor = 1e-8;
 constexpr float kImportanceFloor = 1e-10f;
 constexpr float kNormFloor = 1e-10f;
 constexpr int64_t kRowsPerItem = 64;
-constexpr int64_t kWindowsPerItem = 64;
+constexpr int64_t kWindowsPerItem = 16;
 
 struct Window {
   int64_t first, length;

@@ -168,6 +168,8 @@ def test_token_prune_inputs(run_native: Runner, prune_inputs: Maker, name: str, 
 def test_more_merge_slots_than_survivors(run_native: Runner, prune_inputs: Maker) -> None:
     attributes = {"window": 3, "merge": "mlerp"}
     expect_refusal(run_native, "FmmTokenPrune", prune_inputs(K=2, M=3), attributes, "3 merge slots, at most 2")
+    few = prune_inputs(visual=np.arange(6), K=2, M=2)
+    expect_refusal(run_native, "FmmTokenPrune", few, attributes, "2 merge slots, at most 1")
     attributes = {"window": 1, "merge": "mlerp"}
     expect_refusal(run_native, "FmmTokenPrune", prune_inputs(M=1), attributes, "1 merge slots, at most 0")
 
