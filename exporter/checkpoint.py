@@ -88,7 +88,18 @@ class Checkpoint:
         headers = _read_weights(self.path)
         self.tensors: dict[str, TensorInfo] = {n: t for header in headers for n, t in header.tensors.items()}
         self.identity = _identity(config_bytes, headers)
+        self._stored_names: dict[str, str] = {}
         self._open_files: dict[Path, Any] = {}
+
+    def rename_prefixes(self, prefixes: dict[str, str]) -> None:
+        """Give the tensors whose names start with a key of `prefixes` that key's value instead."""
+        for name in list(self.tensors):
+            for old, new in prefixes.items():
+                if name.startswith(old):
+                    renamed = new + name.removeprefix(old)
+                    self.tensors[renamed] = self.tensors.pop(name)
+                    self._stored_names[renamed] = name
+                    break
 
     def load(self, name: str) -> torch.Tensor:
         """The tensor `name` with its stored shape and dtype (float32, float16 or bfloat16).
@@ -108,7 +119,7 @@ class Checkpoint:
         try:
             if info.file not in self._open_files:
                 self._open_files[info.file] = safe_open(info.file, framework="pt", device="cpu")
-            return self._open_files[info.file].get_tensor(name)
+            return self._open_files[info.file].get_tensor(self._stored_names.get(name, name))
         except (SafetensorError, OSError) as error:
             raise UnsupportedModel(
                 f"{info.file}: tensor {name!r} cannot be read any more ({error}); "

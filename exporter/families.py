@@ -76,6 +76,7 @@ class Model:
             prunable=self.config.prunable_layers,
         )
         self._rules, self._computed = family.weight_map(self.config), family.computed_weights(self.config)
+        checkpoint.rename_prefixes(family.RENAMED_PREFIXES)
         account(checkpoint, self._rules, family.DROPPED_TENSORS)
         self.precision = precision
         with torch.device("meta"):

@@ -26,6 +26,7 @@ from fastmmoe.exporter.models.layers import (
     VisionMlp,
     attend,
     last_row_probs,
+    rotary_frequencies,
     rotate,
 )
 from fastmmoe.exporter.models.weight_rules import linear, norm, same, separate_experts
@@ -34,6 +35,7 @@ from fastmmoe.runtime.policy import Policy
 
 FAMILY = "deepseek_vl2"
 DROPPED_TENSORS = ("vision.attn_pool.*",)
+RENAMED_PREFIXES: dict[str, str] = {}
 LATENT_NORM_EPS = 1e-6
 VISION_NORM_EPS = 1e-6
 
@@ -285,7 +287,9 @@ class LatentAttention(nn.Module):
         latent = torch.cat((self.kv_a_layernorm(c), rotate(k_pe, tokens.cos, tokens.sin)), dim=-1)
         latent = torch.cat((past[0], latent[None]), dim=1)
         last_row = last_row_probs(q, latent, self.scale)[-T:] if with_last_row else None
-        y = attend(q, latent, latent[:, :, : mla.kv_lora_rank], tokens.mask, self.scale)
+        # The values are the first rank columns of the same rows. TensorRT's attention wants keys and values of one
+        # width, so the rotary columns are attended too and dropped.
+        y = attend(q, latent, latent, tokens.mask, self.scale)[:, :, : mla.kv_lora_rank]
         y = torch.matmul(y, self.w_uv).transpose(0, 1).reshape(T, -1)
         return self.o_proj(y), [latent], last_row
 
@@ -316,7 +320,7 @@ def build_graphs(c: Config, policy: Policy) -> GraphModules:
 def computed_weights(c: Config) -> dict[str, torch.Tensor]:
     """Parameters that follow from the configuration, by graph-qualified name."""
     dim = c.head_dim if c.mla is None else c.mla.qk_rope_head_dim
-    weights = {"language_model.inv_freq": 1.0 / c.rope_theta ** (torch.arange(0, dim, 2).float() / dim)}
+    weights = {"language_model.inv_freq": rotary_frequencies(c.rope_theta, dim)}
     if c.moe.topk_method != "noaux_tc":
         for i in c.moe_layers:
             weights[f"language_model.layers.{i}.mlp.experts.correction_bias"] = torch.zeros(c.moe.num_experts)

@@ -7,7 +7,6 @@ Layers in reading order, weight map last.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -25,8 +24,10 @@ from fastmmoe.exporter.models.layers import (
     VisionAttention,
     VisionBlock,
     VisionMlp,
+    YarnConfig,
     attend,
     last_row_probs,
+    rotary_frequencies,
     rotate,
 )
 from fastmmoe.exporter.models.weight_rules import linear, norm, same, separate_experts
@@ -36,6 +37,13 @@ from fastmmoe.runtime.policy import Policy
 
 FAMILY = "internvl3_5"
 DROPPED_TENSORS: tuple[str, ...] = ()
+# Names of the Hugging Face classes in memory, which some tools write -> those of their files.
+RENAMED_PREFIXES = {
+    "model.language_model.": "language_model.model.",
+    "lm_head.": "language_model.lm_head.",
+    "model.vision_tower.": "vision_tower.",
+    "model.multi_modal_projector.": "multi_modal_projector.",
+}
 PROJECTOR_NORM_EPS = 1e-5
 
 
@@ -55,20 +63,6 @@ class VisionConfig:
     @property
     def grid(self) -> int:
         return self.image_size // self.patch_size
-
-
-@dataclass(frozen=True)
-class YarnConfig:
-    """YaRN scaling of gpt-oss (no rounding of the correction range)."""
-
-    factor: float
-    original_max_position_embeddings: int
-    beta_fast: float
-    beta_slow: float
-
-    @property
-    def attention_factor(self) -> float:
-        return 0.1 * math.log(self.factor) + 1.0
 
 
 @dataclass(frozen=True)
@@ -381,28 +375,12 @@ def build_graphs(c: Config, policy: Policy) -> GraphModules:
     return GraphModules(Vision(c.vision, c.hidden_size), Embedding(c.vocab_size, c.hidden_size), language_model)
 
 
-def rotary_frequencies(c: Config) -> torch.Tensor:
-    """[head_dim / 2] float32; YaRN: interpolated below the correction range, unchanged above it, a ramp between."""
-    plain = 1.0 / c.rope_theta ** (torch.arange(0, c.head_dim, 2).float() / c.head_dim)
-    if c.yarn is None:
-        return plain
-    y = c.yarn
-
-    def correction_dim(rotations: float) -> float:
-        turns = y.original_max_position_embeddings / (rotations * 2 * math.pi)
-        return c.head_dim * math.log(turns) / (2 * math.log(c.rope_theta))
-
-    low, high = max(correction_dim(y.beta_fast), 0.0), min(correction_dim(y.beta_slow), c.head_dim - 1.0)
-    ramp = ((torch.arange(c.head_dim // 2).float() - low) / max(high - low, 1e-3)).clamp(0, 1)
-    return plain / y.factor * ramp + plain * (1 - ramp)
-
-
 def computed_weights(c: Config) -> dict[str, torch.Tensor]:
     """Parameters that follow from the configuration, by graph-qualified name."""
     bias = {
         f"language_model.layers.{i}.mlp.experts.correction_bias": torch.zeros(c.moe.num_experts) for i in c.moe_layers
     }
-    return bias | {"language_model.inv_freq": rotary_frequencies(c)}
+    return bias | {"language_model.inv_freq": rotary_frequencies(c.rope_theta, c.head_dim, c.yarn)}
 
 
 def weight_map(c: Config) -> dict[str, WeightRule]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -102,6 +103,35 @@ class SparseMoe(nn.Module):
             c.swiglu_limit,
             int(c.expert_bias),
         )
+
+
+@dataclass(frozen=True)
+class YarnConfig:
+    """YaRN scaling of gpt-oss (no rounding of the correction range)."""
+
+    factor: float
+    original_max_position_embeddings: int
+    beta_fast: float
+    beta_slow: float
+
+    @property
+    def attention_factor(self) -> float:
+        return 0.1 * math.log(self.factor) + 1.0
+
+
+def rotary_frequencies(theta: float, dim: int, yarn: YarnConfig | None = None) -> torch.Tensor:
+    """[dim / 2] float32; YaRN: interpolated below the correction range, unchanged above it, a ramp between."""
+    plain = 1.0 / theta ** (torch.arange(0, dim, 2).float() / dim)
+    if yarn is None:
+        return plain
+    original = yarn.original_max_position_embeddings
+
+    def correction_dim(rotations: float) -> float:
+        return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = max(correction_dim(yarn.beta_fast), 0.0), min(correction_dim(yarn.beta_slow), dim - 1.0)
+    ramp = ((torch.arange(dim // 2).float() - low) / max(high - low, 1e-3)).clamp(0, 1)
+    return plain / yarn.factor * ramp + plain * (1 - ramp)
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
