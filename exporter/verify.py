@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -89,61 +89,67 @@ class Case:
     kept_index: list[np.ndarray]
 
 
-@dataclass(frozen=True)
-class Expectation:
-    """What torch computes from one picture-like input: vision features and prompts around them."""
-
-    vision_inputs: dict[str, np.ndarray]
-    image_features: np.ndarray
-    cases: list[Case]
-
-
-def expect(model: Model, processor: ProcessorConfig, embed: Embed, atol: float) -> Expectation:
-    """Run the torch modules on one picture, unmodified and at the stored retention.
+def compare(model: Model, variants: dict[str, Graphs], processor: ProcessorConfig, atol: float) -> list[Difference]:
+    """Run torch and each of the loaded graphs on one picture, unmodified and at the stored retention.
 
     Args:
         model: with float32 activations and exactly the values the bundle holds.
-        embed: token ids [T] -> embeddings [T, H]; the graph's, as a look-up proves itself in the logits.
-        atol: of the comparison to come; a prompt whose logits noise moves further is avoided.
+        variants: label -> graphs.
     Raises:
-        CheckFailed: no input of several seeds makes the pruning decisive.
+        CheckFailed: other tokens survive, or no prompt of several seeds makes the choices clear.
     """
     vision_inputs = _picture(processor)
     features = _run_vision(model, vision_inputs)
-    retentions = sorted({1.0, model.policy.retention}, reverse=True)
-    return Expectation(vision_inputs, features, [_decisive_case(model, features, r, embed, atol) for r in retentions])
-
-
-def compare(graphs: Graphs, expected: Expectation, alpha: float, atol: float) -> list[Difference]:
-    """Run loaded graphs on the same input.
-
-    Raises:
-        CheckFailed: other tokens survive.
-    """
-    features = graphs.image_features(expected.vision_inputs)
-    differences = [Difference("vision", _distance(features, expected.image_features), atol)]
-    for case in expected.cases:
-        label = f"language model, retention {case.schedule.retention:g}"
-        sequence = graphs.new_sequence()
-        logits = [sequence.extend(case.embeds, case.visual_index, case.schedule, alpha)]
-        for ours, theirs in zip(sequence.kept_index, case.kept_index, strict=True):
-            if not np.array_equal(ours, theirs):
-                raise CheckFailed(f"{label}: ONNX Runtime and torch keep different tokens, though the choice is clear")
-        decode, nothing = _decode_schedule(case.schedule), case.visual_index[:0]
-        logits += [sequence.extend(graphs.embed(np.array([t])), nothing, decode, alpha) for t in case.tokens]
-        differences.append(Difference(f"{label}, prefill", _distance(logits[0], case.logits[0]), atol))
-        worst = max(_distance(a, b) for a, b in zip(logits[1:], case.logits[1:], strict=True))
-        differences.append(Difference(f"{label}, {DECODE_STEPS} decode steps", worst, atol))
+    differences = [
+        Difference(f"{label}: vision", _distance(graphs.image_features(vision_inputs), features), atol)
+        for label, graphs in variants.items()
+    ]
+    for retention in sorted({1.0, model.policy.retention}, reverse=True):
+        differences += _compare_language_model(model, variants, features, retention, atol)
     return differences
 
 
-def _decisive_case(model: Model, features: np.ndarray, retention: float, embed: Embed, atol: float) -> Case:
-    """A prompt whose survivors and experts do not change under noise, and what torch makes of it.
+def _compare_language_model(
+    model: Model, variants: dict[str, Graphs], features: np.ndarray, retention: float, atol: float
+) -> list[Difference]:
+    """Differences on the first prompt that all variants agree on with torch, or that is clear enough to fail on.
 
-    Where two scores nearly tie, two correct implementations may keep different tokens or take different experts; such
-    a prompt proves nothing. If noise moves the logits by more than atol in every prompt, the first with clear
-    survivors is taken.
+    Where two scores nearly tie, two correct implementations may keep different tokens or take different experts: a
+    prompt that differs is a failure only if noise does not change what torch itself makes of it.
     """
+    embed = next(iter(variants.values())).embed
+    for seed in range(SEEDS):
+        case = _torch_case(model, features, retention, embed, seed)
+        found = {label: _differences(graphs, case, model.policy.alpha, atol) for label, graphs in variants.items()}
+        results = [d for differences in found.values() for d in differences or ()]
+        if all(d is not None for d in found.values()) and all(d.is_ok for d in results):
+            return [replace(d, what=f"{label}: {d.what}") for label, ds in found.items() for d in ds or ()]
+        if _is_clear(model, case, atol, seed):
+            survivors = [label for label, differences in found.items() if differences is None]
+            if survivors:
+                raise CheckFailed(f"retention {retention:g}: {survivors[0]} and torch keep different tokens")
+            return [replace(d, what=f"{label}: {d.what}") for label, ds in found.items() for d in ds or ()]
+    raise CheckFailed(f"retention {retention:g}: near ties decide about the tokens of {SEEDS} random prompts")
+
+
+def _differences(graphs: Graphs, case: Case, alpha: float, atol: float) -> list[Difference] | None:
+    """Differences of logits, or None where other tokens survive."""
+    label = f"language model, retention {case.schedule.retention:g}"
+    sequence = graphs.new_sequence()
+    logits = [sequence.extend(case.embeds, case.visual_index, case.schedule, alpha)]
+    if not _all_equal(sequence.kept_index, case.kept_index):
+        return None
+    decode, nothing = _decode_schedule(case.schedule), case.visual_index[:0]
+    logits += [sequence.extend(graphs.embed(np.array([t])), nothing, decode, alpha) for t in case.tokens]
+    worst = max(_distance(a, b) for a, b in zip(logits[1:], case.logits[1:], strict=True))
+    return [
+        Difference(f"{label}, prefill", _distance(logits[0], case.logits[0]), atol),
+        Difference(f"{label}, {DECODE_STEPS} decode steps", worst, atol),
+    ]
+
+
+def _torch_case(model: Model, features: np.ndarray, retention: float, embed: Embed, seed: int) -> Case:
+    """A random prompt around the picture, and what torch makes of it."""
     visual_index = np.arange(TEXT_BEFORE, TEXT_BEFORE + len(features), dtype=np.int32)
     schedule = plan_request(
         model.policy,
@@ -152,23 +158,24 @@ def _decisive_case(model: Model, features: np.ndarray, retention: float, embed: 
         top_k=model.config.moe.top_k,
         retention=retention,
     )
-    second_best: Case | None = None
-    for seed in range(SEEDS):
-        rng = np.random.default_rng(seed)
-        embeds = embed(rng.integers(0, model.config.vocab_size, TEXT_BEFORE + len(features) + TEXT_AFTER))
-        embeds[visual_index] = features
-        case = _run_language_model(model, embeds, visual_index, schedule, embed)
-        noise = NOISE * rng.standard_normal(embeds.shape).astype(embeds.dtype)
-        # A near tie falls the other way under the noise or under its opposite.
-        others = [_run_language_model(model, embeds + n, visual_index, schedule, None) for n in (noise, -noise)]
-        if not all(np.array_equal(a, b) for o in others for a, b in zip(o.kept_index, case.kept_index, strict=True)):
-            continue
-        if all(_distance(o.logits[0], case.logits[0]) <= atol for o in others):
-            return case
-        second_best = second_best or case
-    if second_best is None:
-        raise CheckFailed(f"the choice of surviving tokens hangs on noise of {NOISE:g} for {SEEDS} random prompts")
-    return second_best
+    rng = np.random.default_rng(seed)
+    embeds = embed(rng.integers(0, model.config.vocab_size, TEXT_BEFORE + len(features) + TEXT_AFTER))
+    embeds[visual_index] = features
+    return _run_language_model(model, embeds, visual_index, schedule, embed)
+
+
+def _is_clear(model: Model, case: Case, atol: float, seed: int) -> bool:
+    """Whether noise, and its opposite, leave torch's survivors and logits as they are."""
+    noise = NOISE * np.random.default_rng(seed).standard_normal(case.embeds.shape).astype(case.embeds.dtype)
+    for moved in (case.embeds + noise, case.embeds - noise):
+        other = _run_language_model(model, moved, case.visual_index, case.schedule, None)
+        if not _all_equal(other.kept_index, case.kept_index) or _distance(other.logits[0], case.logits[0]) > atol:
+            return False
+    return True
+
+
+def _all_equal(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def _run_language_model(
