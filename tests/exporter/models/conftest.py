@@ -50,7 +50,7 @@ def read_prompts(golden: Path, name: str, case: str) -> list[Prompt]:
         with np.load(golden / "dsvl2-inputs" / f"inputs_{case}.npz") as arrays:
             data = {key: arrays[key] for key in arrays.files}
         is_visual, pixels = data["images_seq_mask"], data.get("images")
-        crops = [[tuple(map(int, crop)) for crop in row if crop.any()] for row in data["images_spatial_crop"]]
+        crops = [[(int(wide), int(high)) for wide, high in row if wide] for row in data["images_spatial_crop"]]
         tiles = [sum(1 + wide * high for wide, high in row) for row in crops]
     else:
         image_token = json.loads((golden / name / "config.json").read_text())["image_token_id"]
@@ -184,7 +184,13 @@ def torch_model(checkpoint: Callable[[str], Path]) -> Callable[..., TorchModel]:
     return load
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session")
+def make_model() -> type[TorchModel]:
+    """Class TorchModel: (checkpoint directory, policy options) -> a model of this test alone."""
+    return TorchModel
+
+
+@pytest.fixture(autouse=True, scope="module")
 def _no_grad() -> Any:
     with torch.no_grad():
         yield

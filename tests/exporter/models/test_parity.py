@@ -24,6 +24,8 @@ Array = npt.NDArray[Any]
 FLOAT32_TOLERANCE = 1e-4
 # Between ranks k and k + 1 of a token's router logits; with less than this, either expert is a legal choice.
 DECISIVE_GAP = 1e-4
+# Softmax turns an absolute error of the scores, which are sums of products, into a relative one of this size.
+ATTENTION_RTOL = 3e-4
 # Share of the tokens that must have a clear choice in every layer, so that leaving the others out hides nothing.
 MOST = 0.99
 MODELS = ("dsvl2-mha", "dsvl2-mla", "internvl-qwen3moe", "internvl-gptoss")
@@ -189,7 +191,9 @@ def test_attention_of_the_last_query(name: str, case: str, traces: Any, torch_mo
     sliding = getattr(torch_model(name).model.config, "sliding_layers", ())
     for row, trace in enumerate(traces(name, case)):
         for i in sorted(trace.last_rows.keys() - set(sliding)):
-            assert_close(trace.last_rows[i], golden[i, row, trace.prompt.is_token])
+            # Relative to an even spread over all keys: most entries are far below the tolerance itself.
+            T = len(trace.last_rows[i])
+            assert_close(T * trace.last_rows[i], T * golden[i, row, trace.prompt.is_token], ATTENTION_RTOL)
         assert len(trace.last_rows) == len(golden)
 
 
