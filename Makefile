@@ -40,7 +40,7 @@ demo: setup native ## export and run the built-in model
 	@$(PY) scripts/demo.py
 
 test: setup native ## tests, without the slow ones
-	@$(PY) -m pytest tests -rs
+	@$(PY) -m pytest tests -rs -n 2 --dist loadgroup
 
 check: setup $(BUILD)/typing ## lint, format, types and C++ format
 	$(call step,ruff check,$(PY) -m ruff check .,ruff)

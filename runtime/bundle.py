@@ -146,7 +146,7 @@ def read_manifest(directory: Path) -> Manifest:
                 f"{path}: bundle format {header.format}, fastmmoe {__version__} reads format {FORMAT}; export again"
             )
         manifest = msgspec.json.decode(data, type=Manifest)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise BundleMismatch(f"{path}: damaged, or written by another version: {error}; export again") from error
     _check_files(directory, manifest)
     return manifest

@@ -89,15 +89,34 @@ def _check_combination(a: argparse.Namespace) -> None:
         raise InvalidRequest(f"--threads {a.threads}: expected 0 or more")
 
 
+def _read_tensors(path: Path) -> dict[str, Any]:
+    import lzma
+    import zipfile
+    import zlib
+
+    import numpy as np
+
+    tensors: dict[str, Any] | None = None
+    reason = ""
+    try:
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.lib.npyio.NpzFile):
+            with file:
+                tensors = {name: file[name] for name in file.files}
+    except zipfile.BadZipFile as error:
+        reason = f" ({error})"
+    # NumPy's own words on these suggest to unpickle the file.
+    except (ValueError, EOFError, zlib.error, lzma.LZMAError):
+        pass
+    if tensors is None or not all(isinstance(value, np.ndarray) for value in tensors.values()):
+        raise InvalidRequest(f"{path}: expected an .npz file of arrays of numbers, as numpy.savez writes it{reason}")
+    return tensors
+
+
 def _run_tensors(vlm: VLM, arguments: argparse.Namespace, options: dict[str, Any]) -> int:
     import numpy as np
 
-    try:
-        with np.load(arguments.inputs, allow_pickle=False) as file:
-            tensors = {name: file[name] for name in file.files}
-    except (ValueError, EOFError, AttributeError) as error:
-        raise InvalidRequest(f"{arguments.inputs}: expected an .npz file of arrays: {error}") from error
-    outputs = vlm.run_tensors(tensors, **options)
+    outputs = vlm.run_tensors(_read_tensors(arguments.inputs), **options)
     partial = arguments.dump.with_name(arguments.dump.name + ".partial.npz")
     try:
         np.savez(partial, **outputs)  # type: ignore[arg-type]

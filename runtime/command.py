@@ -19,7 +19,9 @@ class ArgumentParser(argparse.ArgumentParser):
     """Argument errors are one line that names the help, without the usage block."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(USER_ERROR, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        # A subcommand's parser is called "fastmmoe run"; every error line starts with the command alone.
+        command = self.prog.split()[0]
+        self.exit(USER_ERROR, f"{command}: error: {message} (see {self.prog} --help)\n")
 
 
 def run_command(name: str, command: Callable[[], int]) -> int:

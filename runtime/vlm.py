@@ -173,9 +173,13 @@ class VLM:
             vocab], the logits of the cached steps; cache_lengths [B, layers] after the prompt; kept_index_stage{s}
             [B, T_s] from s = 1, positions of the prompt that survive stage s. One row: decode_tokens, cache_lengths
             and kept_index_stage{s} without B. Rows whose kept_index differ in length: row{b}_kept_index_stage{s}.
+        Raises:
+            InvalidRequest: tensors or options outside what the model or the method allows, or no rows.
         """
         request = RequestOptions(**options)
         runs = [_Run(self, inputs, request) for inputs in self.processor.from_tensors(tensors)]
+        if not runs:
+            raise InvalidRequest("input_ids has no rows: expected at least one")
         steps = [list(run.tokens()) for run in runs]
         logits = np.stack([[row for _, row in step] for step in steps], axis=1)
         tokens = np.array([[token for token, _ in step] for step in steps], np.int64)

@@ -349,7 +349,8 @@ class GptOssAttention(nn.Module):
     ) -> torch.Tensor:
         """Attention with sinks, [N, T, D]. Spelled out, as the ONNX Attention op has no sink."""
         T, group = q.shape[1], self.heads // self.kv_heads
-        scores = torch.matmul(q.view(self.kv_heads, group, T, -1), k[:, None].transpose(2, 3)).float() * scale
+        q = (q * scale).view(self.kv_heads, group, T, -1)
+        scores = torch.matmul(q, k[:, None].transpose(2, 3)).float()
         scores = scores.masked_fill(~mask, float("-inf"))
         sinks = self.sinks.float().view(self.kv_heads, group, 1, 1).expand(-1, -1, T, 1)
         probs = torch.cat((scores, sinks), dim=-1).softmax(-1)[..., :-1].to(v.dtype)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,20 @@ SMALL_LAYERS = 3
 SMALL_FLAGS = ("--prune-layers", "1,2")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One worker runs all of this folder, so that the bundles are exported once."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.xdist_group("end_to_end"))
+
+
 @pytest.fixture(autouse=True)
 def _keep_signal_handlers() -> Iterator[None]:
     """The commands take over SIGTERM for good, as a process of their own may."""
-    import signal
-
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def write_small_checkpoint(source: Path, directory: Path) -> Path:
@@ -47,7 +54,7 @@ def write_small_checkpoint(source: Path, directory: Path) -> Path:
         parts = name.split(".")
         limit = {"language": SMALL_LAYERS, "vision": 1}.get(parts[0])
         numbers = [int(p) for p in parts[:4] if p.isdecimal()]
-        return limit is None or "blocks" not in parts and "layers" not in parts or numbers[0] < limit
+        return limit is None or ("blocks" not in parts and "layers" not in parts) or numbers[0] < limit
 
     shutil.copytree(source, directory)
     config = json.loads((directory / "config.json").read_text())
@@ -175,7 +182,7 @@ def refusal(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
         lines = capfd.readouterr().err.splitlines()
         assert code == 2, lines
         assert len(lines) == 1, lines
-        prefix = "fastmmoe-export: error: " if main is export_main else ("fastmmoe: error: ", "fastmmoe run: error: ")
+        prefix = "fastmmoe-export: error: " if main is export_main else "fastmmoe: error: "
         assert lines[0].startswith(prefix), lines
         return lines[0]
 

@@ -24,7 +24,7 @@ Array = npt.NDArray[Any]
 Tensors = dict[str, Array]
 
 SMALL = "dsvl2-small"
-ATOL = 1e-5  # float32, the same arithmetic in another order
+ATOL = 2e-5  # float32, the same arithmetic in another order
 STEPS = ("--max-new-tokens", "4")
 ONNX_TYPE = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 ALIGNMENT = 64
@@ -75,9 +75,7 @@ def test_full_retention_is_bit_identical_to_no_method(
 
 
 @pytest.mark.parametrize("name", ["dsvl2-mha", "dsvl2-mla", "internvl-qwen3moe", "internvl-gptoss"])
-def test_portable_is_native(
-    name: str, vlm: Callable[..., VLM], case_tensors: Callable[[str, str], Tensors]
-) -> None:
+def test_portable_is_native(name: str, vlm: Callable[..., VLM], case_tensors: Callable[[str, str], Tensors]) -> None:
     tensors = case_tensors(name, "batch2")
     for retention in (1.0, 0.4):
         native, portable = (
@@ -94,9 +92,10 @@ def test_two_exports_are_byte_identical(bundle: Callable[..., Path], small_dir: 
     out.mkdir()
     (out / "manifest.json").write_text("{}")
     (out / "old.onnx").write_text("")
-    command = [str(Path(sys.executable).with_name("fastmmoe-export")), str(small_dir), str(out), "--prune-layers", "1,2"]
+    program = str(Path(sys.executable).with_name("fastmmoe-export"))
+    command = [program, str(small_dir), str(out), "--prune-layers", "1,2", "--overwrite"]
     environment = os.environ | {"PYTHONHASHSEED": "7"}
-    result = subprocess.run([*command, "--overwrite"], env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert f"wrote {out}: 9 files" in result.stdout

@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the user can mend: exit code 2, one line, no output. Failed checks give 1, interrupts 130, nothing is left."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+
+from fastmmoe.exporter import tracing
+from fastmmoe.exporter.cli import main as export_main
+from fastmmoe.runtime.cli import main as run_main
+
+Array = npt.NDArray[Any]
+Tensors = dict[str, Array]
+Refusal = Callable[..., str]
+
+SMALL = "dsvl2-small"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+EXPERT = "language.model.layers.1.mlp.experts.3.down_proj.weight"
+INTERRUPT_SECONDS = 10
+
+
+def edit_tensors(directory: Path, edit: Callable[[Tensors], object]) -> None:
+    tensors = load_file(directory / WEIGHTS)
+    edit(tensors)
+    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
+
+
+def edit_config(directory: Path, **language: Any) -> None:
+    config = json.loads((directory / "config.json").read_text())
+    config["language_config"] |= language
+    (directory / "config.json").write_text(json.dumps(config))
+
+
+def split_in_shards(directory: Path) -> list[Path]:
+    """Replace the single file by two shards and their index."""
+    tensors = load_file(directory / WEIGHTS)
+    (directory / WEIGHTS).unlink()
+    names = sorted(tensors)
+    weight_map: dict[str, str] = {}
+    shards = [directory / f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for shard, part in zip(shards, (names[::2], names[1::2]), strict=True):
+        save_file({name: tensors[name] for name in part}, shard, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(part, shard.name)
+    (directory / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    return shards
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def truncate_shard(directory: Path) -> None:
+    truncate(split_in_shards(directory)[1])
+
+
+def point_outside(directory: Path) -> None:
+    split_in_shards(directory)
+    index = json.loads((directory / INDEX).read_text())
+    index["weight_map"][EXPERT] = "../model-00001-of-00002.safetensors"
+    (directory / INDEX).write_text(json.dumps(index))
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
+    "expert deleted": (
+        lambda d: edit_tensors(d, lambda t: t.pop(EXPERT)),
+        ("1 tensor missing: ", EXPERT),
+    ),
+    "tensor too many": (
+        lambda d: edit_tensors(d, lambda t: t.update({"language.model.extra": np.zeros(3, np.float32)})),
+        ("1 tensor unexpected: language.model.extra",),
+    ),
+    "wrong shape": (
+        lambda d: edit_tensors(d, lambda t: t.update({EXPERT: np.zeros((64, 39), np.float32)})),
+        (EXPERT, "is [64, 39], expected [64, 40]"),
+    ),
+    "truncated shard": (truncate_shard, ("model-00002-of-00002.safetensors", "damaged or incomplete")),
+    "topk_method": (
+        lambda d: edit_config(d, topk_method="noaux_tc2"),
+        ("topk_method", "'noaux_tc2'", "supported: 'greedy', 'group_limited_greedy', 'noaux_tc'"),
+    ),
+    "index path": (point_outside, (INDEX, "'../model-00001-of-00002.safetensors'")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_damaged_checkpoint(damage: str, own_small_dir: Path, tmp_path: Path, refusal: Refusal) -> None:
+    spoil, words = DAMAGE[damage]
+    spoil(own_small_dir)
+    line = refusal(export_main, [str(own_small_dir), str(tmp_path / "out"), "--prune-layers", "1,2"])
+    assert all(word in line for word in words), line
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("nowhere", ("nowhere: no such directory; give the directory of a checkpoint",)),
+        ("deepseek-ai/deepseek-vl2-tiny", ("download it first", "deepseek-ai/deepseek-vl2-tiny")),
+    ],
+)
+def test_model_that_is_not_there(model: str, words: tuple[str, ...], tmp_path: Path, refusal: Refusal) -> None:
+    line = refusal(export_main, [model, str(tmp_path / "out")])
+    assert all(word in line for word in words), line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--prune-layers", "1,3"), "--prune-layers 1,3: the model has layers 0 to 2"),
+        (("--prune-layers=-1,2",), "--prune-layers -1,2: the model has layers 0 to 2"),
+        (("--prune-layers", "1,1"), "expected ascending layers without repetition"),
+        (("--prune-layers", "2,1"), "expected ascending layers without repetition"),
+        (("--prune-layers", "0,1"), "layer 0 has no MoE block with full attention; possible are 1,2"),
+        (("--prune-layers", "a,b"), "'a,b': expected layer numbers such as 2,5,8"),
+        (("--prune-layers", ","), "--prune-layers is empty"),
+        ((), "a model of 3 layers has no default prune layers: give --prune-layers"),
+        (("--retention", "0"), "retention 0.0: expected a number in (0, 1]"),
+        (("--retention", "-1"), "retention -1.0: expected a number in (0, 1]"),
+        (("--retention", "nan"), "retention nan: expected a number in (0, 1]"),
+        (("--retention", "1.5"), "retention 1.5: expected a number in (0, 1]"),
+        (("--expert-factor", "0"), "--expert-factor 0.0: expected a number in (0, 1]"),
+        (("--expert-factor", "1.1"), "--expert-factor 1.1: expected a number in (0, 1]"),
+        (("--expert-factor", "nan"), "--expert-factor nan: expected a number in (0, 1]"),
+        (("--alpha", "1.5"), "--alpha 1.5: expected 0 to 1"),
+        (("--window", "0"), "--window 0: expected 1 to 64"),
+        (("--merge-ratio", "-0.1"), "--merge-ratio -0.1: expected 0 to 1"),
+        (("--atol", "nan"), "--atol nan: expected a positive number"),
+        (("--dtype", "int8"), "'int8'"),
+        (("--target", "tpu"), "'tpu'"),
+    ],
+)
+def test_bad_export_option(
+    flags: tuple[str, ...], words: str, small_dir: Path, tmp_path: Path, refusal: Refusal
+) -> None:
+    needed = ["--prune-layers", "1,2"] if flags and "prune-layers" not in flags[0] else []
+    line = refusal(export_main, [str(small_dir), str(tmp_path / "out"), *needed, *flags])
+    assert words in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_output_exists(small_dir: Path, tmp_path: Path, refusal: Refusal) -> None:
+    other, old, file = tmp_path / "other", tmp_path / "old", tmp_path / "file"
+    for directory, name in ((other, "thesis.txt"), (old, "manifest.json")):
+        directory.mkdir()
+        (directory / name).write_text("mine")
+    file.write_text("mine")
+    for out, flags in ((other, []), (other, ["--overwrite"]), (file, ["--overwrite"])):
+        assert "exists and is not a bundle" in refusal(export_main, [str(small_dir), str(out), *flags])
+    assert "--overwrite to replace it" in refusal(export_main, [str(small_dir), str(old)])
+    assert (other / "thesis.txt").read_text() == (old / "manifest.json").read_text() == file.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "old", "other"]
+
+
+def test_symlinked_shards(own_small_dir: Path, bundle: Callable[..., Path], tmp_path: Path) -> None:
+    for i, shard in enumerate(split_in_shards(own_small_dir)):
+        target = tmp_path / f"blob-{i}"
+        shutil.move(shard, target)
+        shard.symlink_to(target)
+    out = tmp_path / "out"
+    assert export_main([str(own_small_dir), str(out), "--prune-layers", "1,2"]) == 0
+    for path in bundle(SMALL).iterdir():
+        if path.name != "manifest.json":
+            assert (out / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_failed_check(
+    small_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # The graph gets other values of one parameter than the torch reference.
+    written = tracing.as_ir_tensor
+
+    def spoiled(name: str, tensor: torch.Tensor) -> ir.Tensor:
+        return written(name, tensor * 1.5 if name == "layers.2.mlp.experts.down" else tensor)
+
+    monkeypatch.setattr(tracing, "as_ir_tensor", spoiled)
+    assert export_main([str(small_dir), str(tmp_path / "out"), "--prune-layers", "1,2"]) == 1
+    output = capsys.readouterr()
+    assert re.search(r"^\[✗\] .*: language model, retention 1, prefill: ", output.out, re.MULTILINE)
+    assert re.search(r"^\[✓\] .*: vision: ", output.out, re.MULTILINE)
+    assert output.err.splitlines() == [
+        "fastmmoe-export: check failed: the exported graphs differ from torch by more than the tolerance; "
+        "nothing was written"
+    ]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_export(number: signal.Signals, model_dir: Callable[[str], Path], tmp_path: Path) -> None:
+    program = str(Path(sys.executable).with_name("fastmmoe-export"))
+    command = [program, str(model_dir("dsvl2-mha")), str(tmp_path / "out"), "--prune-layers", "1,2,3"]
+    # A test run in the background ignores SIGINT, and its children would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        try:
+            lines = iter(process.stdout.readline, "")
+            assert any(line.startswith("traced embedding") for line in lines), process.stderr.read()
+            time.sleep(1)  # The language model is being traced now, for ten seconds or more.
+            assert [path.name[:5] for path in tmp_path.iterdir()] == [".out."]
+            start = time.perf_counter()
+            process.send_signal(number)
+            assert process.wait(timeout=60) == 130
+            assert time.perf_counter() - start < INTERRUPT_SECONDS
+            assert process.stderr.read().splitlines() == ["fastmmoe-export: interrupted; nothing was written"]
+        finally:
+            process.kill()
+    assert not list(tmp_path.iterdir())
+
+
+def edit_manifest(directory: Path, **changes: Any) -> None:
+    path = directory / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+BUNDLE_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "no manifest": (lambda d: (d / "manifest.json").unlink(), "no manifest.json: not a bundle"),
+    "file missing": (lambda d: (d / "vision.data").unlink(), "vision.data: missing"),
+    "truncated file": (lambda d: truncate(d / "language_model.data"), "copy the bundle or export again"),
+    "damaged graph": (
+        lambda d: (d / "vision.onnx").write_bytes(b"\xff" * (d / "vision.onnx").stat().st_size),
+        "cannot load it",
+    ),
+    "other format": (lambda d: edit_manifest(d, format=2), "bundle format 2"),
+    "unknown field": (lambda d: edit_manifest(d, extra=1), "unknown field `extra`"),
+    "wrong type": (lambda d: edit_manifest(d, portable="yes"), "Expected `bool`, got `str`"),
+    "truncated manifest": (lambda d: truncate(d / "manifest.json"), "damaged, or written by another version"),
+    "empty manifest": (lambda d: (d / "manifest.json").write_bytes(b""), "damaged, or written by another version"),
+    "not UTF-8": (
+        lambda d: (d / "manifest.json").write_bytes((d / "manifest.json").read_bytes().replace(b"dsvl2", b"\xff")),
+        "damaged, or written by another version",
+    ),
+    "path in manifest": (
+        lambda d: edit_manifest(d, files={"../x": {"bytes": 1, "sha256": "0"}}),
+        "file name '../x': expected a bare name",
+    ),
+    "damaged tokenizer": (
+        lambda d: (d / "tokenizer.json").write_bytes(b"x" * (d / "tokenizer.json").stat().st_size),
+        "tokenizer.json: cannot be read",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", BUNDLE_DAMAGE)
+def test_damaged_bundle(damage: str, own_bundle: Path, refusal: Refusal) -> None:
+    spoil, words = BUNDLE_DAMAGE[damage]
+    spoil(own_bundle)
+    assert words in refusal(run_main, ["run", str(own_bundle), "--prompt", "a"])
+
+
+def test_not_a_bundle(tmp_path: Path, refusal: Refusal) -> None:
+    (tmp_path / "file").write_text("a")
+    for path in (tmp_path, tmp_path / "nowhere", tmp_path / "file"):
+        assert "not a bundle" in refusal(run_main, ["run", str(path), "--prompt", "a"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ((), "give --prompt (and --image), or --inputs and --dump"),
+        (("--prompt", "a", "--retention", "0.5", "--pruning-rate", "0.5"), "not allowed with argument --retention"),
+        (("--prompt", "a", "--retention", "0"), "retention 0.0: expected a number in (0, 1]"),
+        (("--prompt", "a", "--retention", "nan"), "retention nan: expected a number in (0, 1]"),
+        (("--prompt", "a", "--retention", "1.5"), "retention 1.5: expected a number in (0, 1]"),
+        (("--prompt", "a", "--pruning-rate", "1"), "pruning_rate 1.0: expected a number in [0, 1)"),
+        (("--prompt", "a", "--visual-top-k", "0"), "visual_top_k 0: expected 1 to 4"),
+        (("--prompt", "a", "--visual-top-k", "5"), "visual_top_k 5: expected 1 to 4"),
+        (("--prompt", "a", "--visual-top-k", "x"), "'x'"),
+        (("--prompt", "a", "--alpha", "2"), "alpha 2.0: expected a number in [0, 1]"),
+        (("--prompt", "a", "--max-new-tokens", "0"), "max_tokens 0: expected at least 1"),
+        (("--prompt", "a", "--threads", "-1"), "--threads -1: expected 0 or more"),
+        (("--prompt", "<image> a"), "1 placeholder(s) <image> in its text and 0 image(s)"),
+        (("--prompt", "a", "--inputs", "in.npz", "--dump", "out.npz"), "--inputs takes the place of"),
+        (("--inputs", "in.npz"), "--inputs and --dump go together"),
+        (("--prompt", "a", "--nonsense"), "--nonsense"),
+    ],
+)
+def test_bad_run_option(flags: tuple[str, ...], words: str, bundle: Callable[..., Path], refusal: Refusal) -> None:
+    assert words in refusal(run_main, ["run", str(bundle(SMALL)), *flags])
+
+
+def test_bad_picture(bundle: Callable[..., Path], tmp_path: Path, refusal: Refusal) -> None:
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
+    start = ["run", str(bundle(SMALL)), "--prompt", "a", "--image"]
+    assert "No such file or directory" in refusal(run_main, [*start, str(tmp_path / "none.png")])
+    assert "give a readable PNG, JPEG or other picture file" in refusal(run_main, [*start, str(text)])
+    assert str(tmp_path) in refusal(run_main, [*start, str(tmp_path)])
+
+
+def write_inputs(directory: Path) -> dict[str, tuple[Path, str]]:
+    """Files that are no input tensors, with words of their refusal."""
+    ids = np.array([[3, 4]])
+    arrays: dict[str, tuple[Tensors, str]] = {
+        "names": ({"ids": ids}, "missing input_ids; unknown ids"),
+        "one name too many": ({"input_ids": ids, "pixel_values": ids}, "unknown pixel_values"),
+        "pictures in part": ({"input_ids": ids, "images": ids}, "missing images_seq_mask, images_spatial_crop"),
+        "objects": ({"input_ids": np.array([[1, "a"]], object)}, "expected an .npz file of arrays of numbers"),
+        "float ids": ({"input_ids": ids.astype(np.float32)}, "input_ids is float32 [1, 2]: expected integer"),
+        "one dimension": ({"input_ids": ids[0]}, "input_ids is int64 [2]: expected integer of shape [any, any]"),
+        "unknown id": ({"input_ids": ids + 320}, "ids from 323 to 324, expected 0 to 319"),
+        "no rows": ({"input_ids": ids[:0]}, "input_ids has no rows"),
+        "no tokens": ({"input_ids": ids[:, :0]}, "at least one token"),
+        "right padding": ({"input_ids": ids, "attention_mask": np.array([[1, 0]])}, "expected left padding"),
+    }
+    cases = {}
+    for name, (tensors, words) in arrays.items():
+        np.savez(directory / f"{name}.npz", **tensors)  # type: ignore[arg-type]
+        cases[name] = (directory / f"{name}.npz", words)
+    whole = (directory / "names.npz").read_bytes()
+    expected = "expected an .npz file of arrays of numbers"
+    contents = {"text": b"hello", "empty": b"", "truncated": whole[:-30], "damaged": whole[:150] + b"?" + whole[151:]}
+    for name, content in contents.items():
+        (directory / f"{name}.npz").write_bytes(content)
+        cases[name] = (directory / f"{name}.npz", expected)
+    np.save(directory / "array.npy", ids)
+    with zipfile.ZipFile(directory / "zip.npz", "w") as archive:
+        archive.writestr("input_ids", "hello")
+    cases |= {name: (directory / name, expected) for name in ("array.npy", "zip.npz")}
+    return cases | {
+        "missing": (directory / "none.npz", "none.npz: No such file"),
+        "directory": (directory, "directory"),
+    }
+
+
+def test_bad_input_tensors(bundle: Callable[..., Path], tmp_path: Path, refusal: Refusal) -> None:
+    given = tmp_path / "given"
+    given.mkdir()
+    cases = write_inputs(given)
+    assert len(cases) == 18
+    dump = tmp_path / "out.npz"
+    for name, (path, words) in cases.items():
+        line = refusal(run_main, ["run", str(bundle(SMALL)), "--inputs", str(path), "--dump", str(dump)])
+        assert words in line, (name, line)
+        assert [entry.name for entry in tmp_path.iterdir()] == ["given"], name
