@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fastmmoe.exporter.ops.sparse_moe import SWIGLU_OAI_ALPHA
-from fastmmoe.exporter.ops.token_prune import NORM_FLOOR, choose_reference
+from fastmmoe.exporter.ops.sparse_moe import SPARSE_MOE, SWIGLU_OAI_ALPHA
+from fastmmoe.exporter.ops.token_prune import NORM_FLOOR, TOKEN_PRUNE, choose_reference
 
 
 def _best(scores: torch.Tensor, count: int) -> torch.Tensor:
@@ -73,31 +73,13 @@ def sparse_moe(
     gate_up: torch.Tensor,
     down: torch.Tensor,
     biases: list[torch.Tensor],
-    top_k: int,
-    scoring_func: str,
-    topk_method: str,
-    n_group: int,
-    topk_group: int,
-    norm_topk_prob: int,
-    routed_scaling_factor: float,
-    reduction_weights: str,
-    activation: str,
-    swiglu_limit: float,
-    expert_bias: int,
+    attributes: str,
 ) -> torch.Tensor:
-    """FmmSparseMoE in torch, experts in float32; `biases` is empty or [gate_up_bias, down_bias]. See `SPARSE_MOE`."""
-    a = {
-        "top_k": top_k,
-        "scoring_func": scoring_func,
-        "topk_method": topk_method,
-        "n_group": n_group,
-        "topk_group": topk_group,
-        "norm_topk_prob": norm_topk_prob,
-        "routed_scaling_factor": routed_scaling_factor,
-        "reduction_weights": reduction_weights,
-        "activation": activation,
-        "swiglu_limit": swiglu_limit,
-    }
+    """FmmSparseMoE in torch, experts in float32.
+
+    `biases` is empty or [gate_up_bias, down_bias], `attributes` is `SPARSE_MOE.encode`; the rest as in the contract.
+    """
+    a = SPARSE_MOE.decode(attributes)
     is_visual = torch.zeros(hidden_states.shape[0], dtype=torch.bool)
     is_visual[visual_index.long()] = True
     selected, weights = route(router_logits, is_visual, int(visual_top_k), correction_bias, a)
@@ -128,16 +110,25 @@ def token_prune(
     keep_slots: torch.Tensor,
     merge_slots: torch.Tensor,
     alpha: torch.Tensor,
-    window: int,
-    merge: str,
+    attributes: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """FmmTokenPrune in torch; the choice is the NumPy reference's, so that both choose alike. See `TOKEN_PRUNE`."""
+    """FmmTokenPrune in torch; the choice is the NumPy reference's, so that both choose alike.
+
+    `attributes` is `TOKEN_PRUNE.encode`; the rest as in the contract.
+    """
+    a: dict[str, Any] = dict(TOKEN_PRUNE.decode(attributes))
     T, V, K = hidden_states.shape[0], visual_index.shape[0], keep_slots.shape[0]
     if K == V:
         everything = torch.arange(T, dtype=torch.int32)
         return hidden_states.clone(), residual.clone(), everything, visual_index.clone()
     source, merged_length, _ = choose_reference(
-        routing_probs.numpy(), attention.numpy(), visual_index.numpy(), K, merge_slots.shape[0], float(alpha), window
+        routing_probs.numpy(),
+        attention.numpy(),
+        visual_index.numpy(),
+        K,
+        merge_slots.shape[0],
+        float(alpha),
+        a["window"],
     )
     survivors = visual_index[torch.from_numpy(source)].long()
     dropped = torch.zeros(T, dtype=torch.bool)
@@ -150,12 +141,12 @@ def token_prune(
         out = values[kept_index]
         for row, first, n in zip(visual_index_out.tolist(), survivors.tolist(), merged_length.tolist(), strict=True):
             if n:
-                out[row] = _merge(values[first : first + n].float(), merge).to(out.dtype)
+                out[row] = _merge(values[first : first + n].float(), a["merge"]).to(out.dtype)
         outs.append(out)
     return outs[0], outs[1], kept_index.to(torch.int32), visual_index_out
 
 
-def _merge(rows: torch.Tensor, merge: str) -> torch.Tensor:
+def _merge(rows: torch.Tensor, merge: Any) -> torch.Tensor:
     mean = rows.mean(0)
     if merge == "mean":
         return mean
@@ -170,10 +161,7 @@ def _(
     attention: torch.Tensor,
     visual_index: torch.Tensor,
     keep_slots: torch.Tensor,
-    merge_slots: torch.Tensor,
-    alpha: torch.Tensor,
-    window: int,
-    merge: str,
+    *_: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     rows = hidden_states.shape[0] - visual_index.shape[0] + keep_slots.shape[0]
     return (

@@ -99,43 +99,10 @@ def _translate_sparse_moe(
     gate_up: Any,
     down: Any,
     biases: Any,
-    top_k: int,
-    scoring_func: str,
-    topk_method: str,
-    n_group: int,
-    topk_group: int,
-    norm_topk_prob: int,
-    routed_scaling_factor: float,
-    reduction_weights: str,
-    activation: str,
-    swiglu_limit: float,
-    expert_bias: int,
+    attributes: str,
 ) -> Any:
-    attributes: dict[str, Any] = {
-        "top_k": top_k,
-        "scoring_func": scoring_func,
-        "topk_method": topk_method,
-        "n_group": n_group,
-        "topk_group": topk_group,
-        "norm_topk_prob": norm_topk_prob,
-        "routed_scaling_factor": routed_scaling_factor,
-        "reduction_weights": reduction_weights,
-        "activation": activation,
-        "swiglu_limit": swiglu_limit,
-        "expert_bias": expert_bias,
-    }
-    SPARSE_MOE.check_attributes(attributes)
-    return _fastmmoe.FmmSparseMoE(
-        hidden_states,
-        router_logits,
-        visual_index,
-        visual_top_k,
-        correction_bias,
-        gate_up,
-        down,
-        *biases,
-        **attributes,
-    )
+    tensors = (hidden_states, router_logits, visual_index, visual_top_k, correction_bias, gate_up, down, *biases)
+    return _fastmmoe.FmmSparseMoE(*tensors, **SPARSE_MOE.decode(attributes))
 
 
 def _translate_token_prune(
@@ -147,22 +114,10 @@ def _translate_token_prune(
     keep_slots: Any,
     merge_slots: Any,
     alpha: Any,
-    window: int,
-    merge: str,
+    attributes: str,
 ) -> Any:
-    TOKEN_PRUNE.check_attributes({"window": window, "merge": merge})
-    return _fastmmoe.FmmTokenPrune(
-        hidden_states,
-        residual,
-        routing_probs,
-        attention,
-        visual_index,
-        keep_slots,
-        merge_slots,
-        alpha,
-        window=window,
-        merge=merge,
-    )
+    tensors = (hidden_states, residual, routing_probs, attention, visual_index, keep_slots, merge_slots, alpha)
+    return _fastmmoe.FmmTokenPrune(*tensors, **TOKEN_PRUNE.decode(attributes))
 
 
 def _example_shape(graph_input: GraphInput, sizes: dict[str, int]) -> list[int]:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from fastmmoe.exporter.models.layers import SparseMoe, causal_mask
+from fastmmoe.exporter.ops import TOKEN_PRUNE
 from fastmmoe.runtime import abi
 from fastmmoe.runtime.policy import Policy
 
@@ -152,8 +153,7 @@ class LanguageModel(nn.Module):
             inputs[abi.keep_slots(stage)],
             inputs[abi.merge_slots(stage)],
             inputs[abi.ALPHA][stage : stage + 1],
-            self.policy.window,
-            self.policy.merge,
+            TOKEN_PRUNE.encode({"window": self.policy.window, "merge": self.policy.merge}),
         )
 
     def _tokens(

@@ -15,6 +15,7 @@ from torch import nn
 from fastmmoe.exporter.checkpoint import WeightRule
 from fastmmoe.exporter.config_reader import ConfigReader
 from fastmmoe.exporter.fastmmoe.decoder import DecoderLayer, LanguageModel, MoeBlock, Tokens
+from fastmmoe.exporter.models.attention import GroupedAttention
 from fastmmoe.exporter.models.graphs import Embedding, GraphModules
 from fastmmoe.exporter.models.layers import (
     Mlp,
@@ -90,6 +91,11 @@ class Config:
     @property
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
+
+    @property
+    def head_shape(self) -> tuple[int, int, int]:
+        """Heads, key-value heads, dimensions of a head."""
+        return self.num_attention_heads, self.num_key_value_heads, self.head_dim
 
     @property
     def moe_layers(self) -> tuple[int, ...]:
@@ -228,33 +234,6 @@ class Vision(nn.Module):
         return {abi.IMAGE_FEATURES: rows.index_select(0, inputs[abi.LAYOUT_INDEX])}
 
 
-class Attention(nn.Module):
-    """Llama attention: rotary halves, scale D^-0.5, no biases."""
-
-    cache_parts = abi.KEY_VALUE
-    is_sliding = False
-
-    def __init__(self, c: Config) -> None:
-        super().__init__()
-        self.heads, self.kv_heads, self.head_dim = c.num_attention_heads, c.num_key_value_heads, c.head_dim
-        self.q_proj = nn.Linear(c.hidden_size, self.heads * self.head_dim, bias=False)
-        self.k_proj = nn.Linear(c.hidden_size, self.kv_heads * self.head_dim, bias=False)
-        self.v_proj = nn.Linear(c.hidden_size, self.kv_heads * self.head_dim, bias=False)
-        self.o_proj = nn.Linear(self.heads * self.head_dim, c.hidden_size, bias=False)
-
-    def forward(
-        self, x: torch.Tensor, tokens: Tokens, past: list[torch.Tensor], *, with_last_row: bool
-    ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor | None]:
-        T, scale = x.shape[0], self.head_dim**-0.5
-        q = rotate(self.q_proj(x).view(T, self.heads, -1).transpose(0, 1), tokens.cos, tokens.sin)
-        k = rotate(self.k_proj(x).view(T, self.kv_heads, -1).transpose(0, 1), tokens.cos, tokens.sin)
-        v = self.v_proj(x).view(T, self.kv_heads, -1).transpose(0, 1)
-        k, v = torch.cat((past[0][0], k), dim=1), torch.cat((past[1][0], v), dim=1)
-        last_row = last_row_probs(q, k, scale)[-T:] if with_last_row else None
-        y = attend(q, k, v, tokens.mask, scale).transpose(0, 1).reshape(T, -1)
-        return self.o_proj(y), [k[None], v[None]], last_row
-
-
 class LatentAttention(nn.Module):
     """Multi-head latent attention, absorbed: every head attends to the one latent row a token leaves in the cache.
 
@@ -304,7 +283,7 @@ def build_graphs(c: Config, policy: Policy) -> GraphModules:
             mlp: nn.Module = MoeBlock(SparseMoe(c.hidden_size, c.moe, policy.reduction_weights), shared)
         else:
             mlp = Mlp(c.hidden_size, c.intermediate_size)
-        attn = Attention(c) if c.mla is None else LatentAttention(c, c.mla)
+        attn = LatentAttention(c, c.mla) if c.mla is not None else GroupedAttention(c.hidden_size, *c.head_shape)
         norms = (RMSNorm(c.hidden_size, c.rms_norm_eps) for _ in range(2))
         layers.append(DecoderLayer(attn, mlp, *norms))
     language_model = LanguageModel(

@@ -15,7 +15,8 @@ from torch import nn
 
 from fastmmoe.exporter.checkpoint import WeightRule
 from fastmmoe.exporter.config_reader import ConfigReader
-from fastmmoe.exporter.fastmmoe.decoder import DecoderLayer, LanguageModel, MoeBlock, Tokens
+from fastmmoe.exporter.fastmmoe.decoder import DecoderLayer, LanguageModel, MoeBlock
+from fastmmoe.exporter.models.attention import GroupedAttention
 from fastmmoe.exporter.models.graphs import Embedding, GraphModules
 from fastmmoe.exporter.models.layers import (
     MoeConfig,
@@ -25,10 +26,7 @@ from fastmmoe.exporter.models.layers import (
     VisionBlock,
     VisionMlp,
     YarnConfig,
-    attend,
-    last_row_probs,
     rotary_frequencies,
-    rotate,
 )
 from fastmmoe.exporter.models.weight_rules import linear, norm, same, separate_experts
 from fastmmoe.runtime import abi
@@ -282,88 +280,27 @@ class Vision(nn.Module):
         return {abi.IMAGE_FEATURES: self.project(self.features(inputs[abi.PIXEL_VALUES])).flatten(0, 1)}
 
 
-class QwenAttention(nn.Module):
-    """Qwen3: grouped heads, norm of every head of q and k before RoPE."""
-
-    cache_parts = abi.KEY_VALUE
-    is_sliding = False
-
-    def __init__(self, c: Config) -> None:
-        super().__init__()
-        self.heads, self.kv_heads, self.head_dim = c.num_attention_heads, c.num_key_value_heads, c.head_dim
-        self.q_proj = nn.Linear(c.hidden_size, self.heads * c.head_dim, bias=False)
-        self.k_proj = nn.Linear(c.hidden_size, self.kv_heads * c.head_dim, bias=False)
-        self.v_proj = nn.Linear(c.hidden_size, self.kv_heads * c.head_dim, bias=False)
-        self.o_proj = nn.Linear(self.heads * c.head_dim, c.hidden_size, bias=False)
-        self.q_norm = RMSNorm(c.head_dim, c.rms_norm_eps)
-        self.k_norm = RMSNorm(c.head_dim, c.rms_norm_eps)
-
-    def forward(
-        self, x: torch.Tensor, tokens: Tokens, past: list[torch.Tensor], *, with_last_row: bool
-    ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor | None]:
-        T, scale = x.shape[0], self.head_dim**-0.5
-        q = self.q_norm(self.q_proj(x).view(T, self.heads, -1)).transpose(0, 1)
-        k = self.k_norm(self.k_proj(x).view(T, self.kv_heads, -1)).transpose(0, 1)
-        v = self.v_proj(x).view(T, self.kv_heads, -1).transpose(0, 1)
-        q, k = rotate(q, tokens.cos, tokens.sin), rotate(k, tokens.cos, tokens.sin)
-        k, v = torch.cat((past[0][0], k), dim=1), torch.cat((past[1][0], v), dim=1)
-        last_row = last_row_probs(q, k, scale)[-T:] if with_last_row else None
-        y = attend(q, k, v, tokens.mask, scale).transpose(0, 1).reshape(T, -1)
-        return self.o_proj(y), [k[None], v[None]], last_row
-
-
-class GptOssAttention(nn.Module):
-    """gpt-oss: biases, one learned sink logit a head, sliding window in every other layer."""
-
-    cache_parts = abi.KEY_VALUE
-
-    def __init__(self, c: Config, *, is_sliding: bool) -> None:
-        super().__init__()
-        self.heads, self.kv_heads, self.head_dim, self.is_sliding = (
-            c.num_attention_heads,
-            c.num_key_value_heads,
-            c.head_dim,
-            is_sliding,
-        )
-        self.q_proj = nn.Linear(c.hidden_size, self.heads * c.head_dim)
-        self.k_proj = nn.Linear(c.hidden_size, self.kv_heads * c.head_dim)
-        self.v_proj = nn.Linear(c.hidden_size, self.kv_heads * c.head_dim)
-        self.o_proj = nn.Linear(self.heads * c.head_dim, c.hidden_size)
-        self.sinks = nn.Parameter(torch.empty(self.heads))
-
-    def forward(
-        self, x: torch.Tensor, tokens: Tokens, past: list[torch.Tensor], *, with_last_row: bool
-    ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor | None]:
-        T, scale = x.shape[0], self.head_dim**-0.5
-        q = rotate(self.q_proj(x).view(T, self.heads, -1).transpose(0, 1), tokens.cos, tokens.sin)
-        k = rotate(self.k_proj(x).view(T, self.kv_heads, -1).transpose(0, 1), tokens.cos, tokens.sin)
-        v = self.v_proj(x).view(T, self.kv_heads, -1).transpose(0, 1)
-        k, v = torch.cat((past[0][0], k), dim=1), torch.cat((past[1][0], v), dim=1)
-        mask = tokens.sliding_mask if self.is_sliding and tokens.sliding_mask is not None else tokens.mask
-        last_row = last_row_probs(q, k, scale, self.sinks)[-T:] if with_last_row else None
-        y = self._attend(q, k, v, mask, scale).transpose(0, 1).reshape(T, -1)
-        return self.o_proj(y), [k[None], v[None]], last_row
-
-    def _attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float
-    ) -> torch.Tensor:
-        """Attention with sinks, [N, T, D]. Spelled out, as the ONNX Attention op has no sink."""
-        T, group = q.shape[1], self.heads // self.kv_heads
-        q = (q * scale).view(self.kv_heads, group, T, -1)
-        scores = torch.matmul(q, k[:, None].transpose(2, 3)).float()
-        scores = scores.masked_fill(~mask, float("-inf"))
-        sinks = self.sinks.float().view(self.kv_heads, group, 1, 1).expand(-1, -1, T, 1)
-        probs = torch.cat((scores, sinks), dim=-1).softmax(-1)[..., :-1].to(v.dtype)
-        return torch.matmul(probs, v[:, None]).view(self.heads, T, -1)
+def build_attention(c: Config, layer: int) -> GroupedAttention:
+    """Attention of a decoder layer: Qwen3 norms every head of q and k; gpt-oss has biases, sinks and sliding layers."""
+    return GroupedAttention(
+        c.hidden_size,
+        c.num_attention_heads,
+        c.num_key_value_heads,
+        c.head_dim,
+        bias=c.is_gpt_oss,
+        qk_norm_eps=None if c.is_gpt_oss else c.rms_norm_eps,
+        has_sinks=c.is_gpt_oss,
+        is_sliding=layer in c.sliding_layers,
+    )
 
 
 def build_graphs(c: Config, policy: Policy) -> GraphModules:
     """The three graphs as modules with uninitialised parameters."""
     layers = []
     for i in range(c.num_hidden_layers):
-        attn = GptOssAttention(c, is_sliding=i in c.sliding_layers) if c.is_gpt_oss else QwenAttention(c)
         norms = (RMSNorm(c.hidden_size, c.rms_norm_eps) for _ in range(2))
-        layers.append(DecoderLayer(attn, MoeBlock(SparseMoe(c.hidden_size, c.moe, policy.reduction_weights)), *norms))
+        mlp = MoeBlock(SparseMoe(c.hidden_size, c.moe, policy.reduction_weights))
+        layers.append(DecoderLayer(build_attention(c, i), mlp, *norms))
     language_model = LanguageModel(
         layers,
         RMSNorm(c.hidden_size, c.rms_norm_eps),

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fastmmoe.exporter.ops import SPARSE_MOE
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm with float32 statistics."""
@@ -60,7 +62,22 @@ class SparseMoe(nn.Module):
     def __init__(self, hidden_size: int, config: MoeConfig, reduction_weights: str) -> None:
         super().__init__()
         E, width = config.num_experts, config.intermediate_size
-        self.config, self.reduction_weights = config, reduction_weights
+        self.config = config
+        self.attributes = SPARSE_MOE.encode(
+            {
+                "top_k": config.top_k,
+                "scoring_func": config.scoring_func,
+                "topk_method": config.topk_method,
+                "n_group": config.n_group,
+                "topk_group": config.topk_group,
+                "norm_topk_prob": int(config.norm_topk_prob),
+                "routed_scaling_factor": config.routed_scaling_factor,
+                "reduction_weights": reduction_weights,
+                "activation": config.activation,
+                "swiglu_limit": config.swiglu_limit,
+                "expert_bias": int(config.expert_bias),
+            }
+        )
         self.router = nn.Linear(hidden_size, E, bias=config.expert_bias)
         self.correction_bias = nn.Parameter(torch.empty(E))
         self.gate_up = nn.Parameter(torch.empty(E, 2 * width, hidden_size))
@@ -81,7 +98,6 @@ class SparseMoe(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, visual_index: torch.Tensor, visual_top_k: torch.Tensor
     ) -> torch.Tensor:
-        c = self.config
         return torch.ops.fastmmoe.sparse_moe(
             hidden_states,
             self.router_logits(hidden_states),
@@ -90,18 +106,8 @@ class SparseMoe(nn.Module):
             self.correction_bias,
             self.gate_up,
             self.down,
-            [self.gate_up_bias, self.down_bias] if c.expert_bias else [],
-            c.top_k,
-            c.scoring_func,
-            c.topk_method,
-            c.n_group,
-            c.topk_group,
-            int(c.norm_topk_prob),
-            c.routed_scaling_factor,
-            self.reduction_weights,
-            c.activation,
-            c.swiglu_limit,
-            int(c.expert_bias),
+            [self.gate_up_bias, self.down_bias] if self.config.expert_bias else [],
+            self.attributes,
         )
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Literal
 
@@ -78,3 +79,14 @@ class OpSpec:
                 assert not isinstance(low, str) and not isinstance(high, str)
                 if not low <= value <= high:  # type: ignore[operator]
                     raise ValueError(f"{self.name}: attribute {a.name} is {value!r}, expected {low} to {high}")
+
+    def encode(self, attributes: dict[str, AttributeValue]) -> str:
+        """The checked attributes as one string: torch operators carry them so, and need not list them again."""
+        self.check_attributes(attributes)
+        return json.dumps(attributes, sort_keys=True)
+
+    def decode(self, text: str) -> dict[str, AttributeValue]:
+        """The attributes of `encode`, checked again."""
+        attributes = json.loads(text)
+        self.check_attributes(attributes)
+        return attributes

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fastmmoe.exporter import torch_ops  # noqa: F401  (registers the operators)
+from fastmmoe.exporter.ops import SPARSE_MOE, TOKEN_PRUNE
 from fastmmoe.runtime.policy import merge_count
 
 Array = npt.NDArray[Any]
@@ -45,8 +46,7 @@ def read_case(golden: Path, number: int, dtype: torch.dtype) -> tuple[list[Any],
         torch.zeros(case["keep"], dtype=torch.int8),
         torch.zeros(M, dtype=torch.int8),
         torch.tensor([case["alpha"]]),
-        case["window"],
-        case["merge"],
+        TOKEN_PRUNE.encode({"window": case["window"], "merge": case["merge"]}),
     ]
     return arguments, data
 
@@ -87,8 +87,7 @@ def prune_arguments(V: int, K: int, M: int, dtype: torch.dtype = torch.float32) 
         torch.zeros(K, dtype=torch.int8),
         torch.zeros(M, dtype=torch.int8),
         torch.tensor([0.3]),
-        3,
-        "mlerp",
+        TOKEN_PRUNE.encode({"window": 3, "merge": "mlerp"}),
     ]
 
 
@@ -134,17 +133,21 @@ def moe_arguments(T: int, dtype: torch.dtype, *, expert_bias: bool) -> list[Any]
         normal(E, 2 * I, H),
         normal(E, H, I),
         [normal(E, 2 * I), normal(E, H)] if expert_bias else [],
-        4,
-        "topk_softmax" if expert_bias else "softmax",
-        "greedy",
-        1,
-        1,
-        0,
-        1.0,
-        "preserve_sum",
-        "swiglu_oai" if expert_bias else "swiglu",
-        7.0,
-        int(expert_bias),
+        SPARSE_MOE.encode(
+            {
+                "top_k": 4,
+                "scoring_func": "topk_softmax" if expert_bias else "softmax",
+                "topk_method": "greedy",
+                "n_group": 1,
+                "topk_group": 1,
+                "norm_topk_prob": 0,
+                "routed_scaling_factor": 1.0,
+                "reduction_weights": "preserve_sum",
+                "activation": "swiglu_oai" if expert_bias else "swiglu",
+                "swiglu_limit": 7.0,
+                "expert_bias": int(expert_bias),
+            }
+        ),
     ]
 
 

@@ -250,8 +250,10 @@ def test_other_gates_of_deepseek(
 def test_attention_sinks_of_gpt_oss(golden: Path) -> None:
     """In the golden checkpoint the sinks take under 0.1 % of every row; here they take most of some."""
     config = json.loads((golden / "internvl-gptoss" / "config.json").read_text())
-    attention = internvl3_5.GptOssAttention(internvl3_5.read_config(ConfigReader(config)), is_sliding=False)
-    N, Nkv, D, T, scale = attention.heads, attention.kv_heads, attention.head_dim, 9, 0.25
+    c = internvl3_5.read_config(ConfigReader(config))
+    attention = internvl3_5.build_attention(c, layer=1)
+    N, Nkv, D, T, scale = c.num_attention_heads, c.num_key_value_heads, c.head_dim, 9, 0.25
+    assert attention.sinks is not None and not attention.is_sliding
     generator = torch.Generator().manual_seed(4)
     q, k, v = (torch.randn(n, T, D, generator=generator) for n in (N, Nkv, Nkv))
     attention.sinks.data = torch.linspace(-2, 4, N)
@@ -264,7 +266,7 @@ def test_attention_sinks_of_gpt_oss(golden: Path) -> None:
             expected[head, t] = probs @ v[kv, : t + 1]
         last_rows[head] = probs
     assert last_rows.sum(1).min() < 0.5
-    y = attention._attend(q, k, v, causal_mask(T, T), scale)
+    y = attention._attend_with_sinks(q, k, v, causal_mask(T, T))
     np.testing.assert_allclose(y, expected, rtol=0, atol=FLOAT32_TOLERANCE)
     row = last_row_probs(q, k, scale, attention.sinks)
     np.testing.assert_allclose(row, last_rows.mean(0), rtol=0, atol=FLOAT32_TOLERANCE)
