@@ -13,6 +13,7 @@ using namespace token_prune;
 TokenPruneParams read_inputs(const TokenPruneAttributes& attributes, const Inputs& inputs) {
   TokenPruneParams params{};
   params.attributes = attributes;
+  params.type = FloatType::kFloat;
   params.T = inputs.shape(kHiddenStates)[0];
   params.H = inputs.shape(kHiddenStates)[1];
   params.E = inputs.shape(kRoutingProbs)[1];
@@ -26,7 +27,7 @@ TokenPruneParams read_inputs(const TokenPruneAttributes& attributes, const Input
   CHECK(params.T <= std::numeric_limits<int32_t>::max(), "FmmTokenPrune: T is ", params.T,
         ", expected less than 2^31 tokens");
   inputs.expect_rows(kVisualIndex, params.T);
-  params.alpha = *inputs.data<float>(kAlpha);
+  params.alpha = inputs.data<float>(kAlpha);
   params.hidden_states = inputs.data<float>(kHiddenStates);
   params.residual = inputs.data<float>(kResidual);
   params.routing_probs = inputs.data<float>(kRoutingProbs);
@@ -36,8 +37,8 @@ TokenPruneParams read_inputs(const TokenPruneAttributes& attributes, const Input
 }
 
 void check_sizes(const TokenPruneParams& params) {
-  CHECK(0.0f <= params.alpha && params.alpha <= 1.0f, "FmmTokenPrune: alpha is ", params.alpha,
-        ", expected 0 to 1");
+  const float alpha = *params.alpha;
+  CHECK(0.0f <= alpha && alpha <= 1.0f, "FmmTokenPrune: alpha is ", alpha, ", expected 0 to 1");
   CHECK(params.K <= params.V, "FmmTokenPrune: ", params.K, " keep slots for ", params.V,
         " visual tokens; at most ", params.V, " can be kept");
   if (params.K == params.V) return;

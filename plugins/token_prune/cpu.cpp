@@ -124,12 +124,12 @@ std::vector<float> score_windows(const TokenPruneParams& params, const Visual& v
   const std::vector<float> mean_of_all =
       mean_of(params.V, params.E, [&](int64_t i) { return visual.routing[i]; });
   std::vector<float> scores = importance(visual, windows);
+  const float alpha = *params.alpha;
   const int64_t G = static_cast<int64_t>(windows.size());
   parallel_for(divide_up(G, kWindowsPerItem), [&](int64_t item) {
     const int64_t end = std::min(G, (item + 1) * kWindowsPerItem);
     for (int64_t g = item * kWindowsPerItem; g < end; ++g) {
-      scores[g] = params.alpha * redundancy(params, visual, mean_of_all, windows[g]) -
-                  (1.0f - params.alpha) * scores[g];
+      scores[g] = alpha * redundancy(params, visual, mean_of_all, windows[g]) - (1.0f - alpha) * scores[g];
     }
   });
   return scores;
@@ -193,8 +193,10 @@ void merge_rows(const TokenPruneParams& params, const float* rows, int64_t lengt
   for (int64_t j = 0; j < H; ++j) out[j] = mean[j] / divisor * greatest;
 }
 
-void write_rows(const TokenPruneParams& params, const std::vector<Survivor>& survivors, const float* from,
-                float* to, const ParallelFor& parallel_for) {
+void write_rows(const TokenPruneParams& params, const std::vector<Survivor>& survivors, const void* states,
+                void* states_out, const ParallelFor& parallel_for) {
+  const float* from = static_cast<const float*>(states);
+  float* to = static_cast<float*>(states_out);
   const int64_t H = params.H, rows = params.T - params.V + params.K;
   parallel_for(divide_up(rows, kRowsPerItem), [&](int64_t item) {
     const int64_t end = std::min(rows, (item + 1) * kRowsPerItem);
@@ -216,8 +218,10 @@ int64_t merge_capacity(int64_t V, int64_t K, int64_t window) {
 
 void token_prune_cpu(const TokenPruneParams& params, const ParallelFor& parallel_for) {
   if (params.K == params.V) {
-    std::copy_n(params.hidden_states, params.T * params.H, params.hidden_states_out);
-    std::copy_n(params.residual, params.T * params.H, params.residual_out);
+    const size_t bytes = sizeof(float) * static_cast<size_t>(params.T * params.H);
+    std::copy_n(static_cast<const char*>(params.hidden_states), bytes,
+                static_cast<char*>(params.hidden_states_out));
+    std::copy_n(static_cast<const char*>(params.residual), bytes, static_cast<char*>(params.residual_out));
     std::iota(params.kept_index, params.kept_index + params.T, 0);
     std::copy_n(params.visual_index, params.V, params.visual_index_out);
     return;

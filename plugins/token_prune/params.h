@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// FmmTokenPrune on the CPU: routing-aware pruning of visual tokens between attention and MoE.
+// FmmTokenPrune: routing-aware pruning of visual tokens between attention and MoE. cpu.cpp and kernel.cu take
+// the same parameters.
 // Letters: T tokens, V visual tokens, K of them survive, M windows are merged, H hidden, E experts.
 #pragma once
 
 #include <cstdint>
 
+#include "common/half.h"
 #include "common/parallel.h"
 
 namespace fastmmoe {
@@ -16,19 +18,21 @@ struct TokenPruneAttributes {
   Merge merge;
 };
 
-/// Row-major arrays without gaps. The caller has checked them: visual_index ascending and below T, K <= V
-/// and, where K < V, M <= min(K, merge_capacity(V, K, window)).
+/// Row-major arrays without gaps, in the memory of the processor that runs the kernel; the sizes are known on
+/// the host. The caller has checked them: visual_index ascending and below T, alpha 0 to 1, K <= V and, where
+/// K < V, M <= min(K, merge_capacity(V, K, window)).
 struct TokenPruneParams {
   TokenPruneAttributes attributes;
+  FloatType type;  // of hidden_states, residual and their outputs
   int64_t T, V, K, M, H, E;
-  float alpha;
-  const float* hidden_states;   // [T, H]
-  const float* residual;        // [T, H]
+  const void* hidden_states;    // [T, H]
+  const void* residual;         // [T, H]
   const float* routing_probs;   // [V, E]
   const float* attention;       // [V]
   const int32_t* visual_index;  // [V]
-  float* hidden_states_out;     // [T - V + K, H]
-  float* residual_out;          // [T - V + K, H]
+  const float* alpha;           // [1]
+  void* hidden_states_out;      // [T - V + K, H]
+  void* residual_out;           // [T - V + K, H]
   int32_t* kept_index;          // [T - V + K]
   int32_t* visual_index_out;    // [K]
 };
@@ -36,8 +40,8 @@ struct TokenPruneParams {
 /// The most windows that may be merged when K of V tokens survive.
 int64_t merge_capacity(int64_t V, int64_t K, int64_t window);
 
-/// Writes the four outputs; the same bit for bit for any number of threads. K = V copies. Source: FastMMoE
-/// (arXiv 2511.17885). Ties: the smaller index. O(V E + V log V + T H).
+/// Writes the four outputs; the same bit for bit for any number of threads. type must be kFloat. K = V
+/// copies. Source: FastMMoE (arXiv 2511.17885). Ties: the smaller index. O(V E + V log V + T H).
 void token_prune_cpu(const TokenPruneParams& params, const ParallelFor& parallel_for);
 
 }  // namespace fastmmoe

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One-node models of the native operators."""
+"""What the tests of native operators and kernels share: models of one node, inputs, the cases of both."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +17,7 @@ import onnxruntime
 import pytest
 
 from fastmmoe.exporter.ops import DOMAIN, OPS
+from fastmmoe.exporter.ops.token_prune import merge_capacity
 from fastmmoe.runtime.native import register_native_ops
 
 Array = npt.NDArray[Any]
@@ -134,6 +139,66 @@ def moe_attributes() -> Callable[..., dict[str, Any]]:
     return attributes
 
 
+MoeCase = tuple[dict[str, Array], dict[str, Any]]
+
+# Attributes that choose groups of experts, by topk_method; they need a number of experts that 8 divides.
+MOE_GROUPS: dict[str, dict[str, int]] = {
+    "greedy": {},
+    "group_limited_greedy": {"n_group": 8, "topk_group": 4},
+    "noaux_tc": {"n_group": 8, "topk_group": 4},
+}
+SCORING_FUNCS = ("softmax", "sigmoid", "topk_softmax")
+
+
+def make_moe_cases() -> Iterator[tuple[str, MoeCase]]:
+    """Names and cases of FmmSparseMoE whose H and I every kernel takes: routing, ties, sizes, uneven loads."""
+    size: dict[str, Any] = {"H": 32, "I": 48}
+    for (method, groups), scoring in itertools.product(MOE_GROUPS.items(), SCORING_FUNCS):
+        routing = MOE_ATTRIBUTES | groups | {"topk_method": method, "scoring_func": scoring}
+        for norm, reduction in itertools.product((0, 1), ("preserve_sum", "none")):
+            changes = {"norm_topk_prob": norm, "reduction_weights": reduction, "routed_scaling_factor": 2.5}
+            name = f"{method}-{scoring}-norm{norm}-{reduction}"
+            yield name, (make_moe_inputs(T=33, E=32, **size), routing | changes)
+        inputs = make_moe_inputs(T=24, E=72, **size)
+        inputs["router_logits"] = np.round(inputs["router_logits"] / 2)
+        inputs["correction_bias"][:] = 0
+        yield f"ties-{method}-{scoring}", (inputs, routing)
+    for method in ("group_limited_greedy", "noaux_tc"):
+        inputs = make_moe_inputs(T=8, E=128, **size)
+        inputs["router_logits"] = np.round(inputs["router_logits"])
+        inputs["correction_bias"][:] = 0
+        routing = MOE_ATTRIBUTES | {"topk_method": method, "n_group": 64, "topk_group": 9}
+        yield f"ties of many groups-{method}", (inputs, routing)
+    for method, scoring in itertools.product(("group_limited_greedy", "noaux_tc"), ("softmax", "sigmoid")):
+        routing = {"topk_method": method, "scoring_func": scoring, "n_group": 16, "topk_group": 3}
+        yield f"groups that hold too few-{method}-{scoring}", (make_moe_inputs(**size), MOE_ATTRIBUTES | routing)
+    for T, E in itertools.product((0, 1, 2, 17), (64, 72, 128)):
+        yield f"T{T}-E{E}", (make_moe_inputs(T=T, E=E, **size), MOE_ATTRIBUTES)
+    for activation, expert_bias in itertools.product(("swiglu", "swiglu_oai"), (0, 1)):
+        changes = {"activation": activation, "expert_bias": expert_bias, "swiglu_limit": 1.5}
+        for T in (5, 17):
+            inputs = make_moe_inputs(T=T, expert_bias=bool(expert_bias), **size)
+            yield f"{activation}-bias{expert_bias}-T{T}", (inputs, MOE_ATTRIBUTES | changes)
+    for name, visual in (("none", np.arange(0)), ("all", np.arange(17))):
+        yield f"{name} visual", (make_moe_inputs(visual=visual, **size), MOE_ATTRIBUTES)
+        normed = MOE_ATTRIBUTES | {"norm_topk_prob": 1}
+        yield f"{name} visual, one expert", (make_moe_inputs(visual=visual, visual_top_k=1, **size), normed)
+    for T in (8, 70):
+        inputs = make_moe_inputs(T=T, visual_top_k=1, **size)
+        inputs["router_logits"][:, 5] += 50
+        yield f"one expert takes all {T}", (inputs, MOE_ATTRIBUTES | {"top_k": 1})
+    yield "top_k of all experts", (make_moe_inputs(visual_top_k=16, **size), MOE_ATTRIBUTES | {"top_k": 16})
+
+
+MOE_CASES = dict(make_moe_cases())
+
+
+@pytest.fixture(params=MOE_CASES)
+def moe_case(request: pytest.FixtureRequest) -> MoeCase:
+    """Inputs and attributes of FmmSparseMoE, one case after the other; read them, do not change them."""
+    return MOE_CASES[request.param]
+
+
 def make_prune_inputs(
     T: int = 60,
     K: int = 20,
@@ -166,3 +231,121 @@ def make_prune_inputs(
 def prune_inputs() -> Callable[..., dict[str, Array]]:
     """Function make_prune_inputs."""
     return make_prune_inputs
+
+
+MLERP: dict[str, Any] = {"window": 3, "merge": "mlerp"}
+PruneCase = tuple[dict[str, Array], dict[str, Any]]
+
+
+def make_ordinary_prune_cases() -> Iterator[tuple[str, PruneCase]]:
+    """Names and cases over windows, attributes and how many tokens are visual and survive."""
+    for window in (1, 2, 3, 4, 7, 64):
+        for merge in ("mlerp", "mean"):
+            for alpha in (0.0, 0.3, 1.0):
+                inputs = make_prune_inputs(M=min(5, merge_capacity(44, 20, window)), alpha=alpha)
+                yield f"window{window}-{merge}-alpha{alpha}", (inputs, {"window": window, "merge": merge})
+    yield "no merging", (make_prune_inputs(M=0), MLERP)
+    for name, visual in (("prefill", np.r_[3:33, 40:54]), ("decode", np.arange(0))):
+        inputs = make_prune_inputs(K=len(visual), M=0, visual=visual)
+        inputs["hidden_states"][5] = np.nan
+        yield f"keeping all-{name}", (inputs, MLERP)
+    for T in (0, 1):
+        yield f"no visual tokens of {T}", (make_prune_inputs(T=T, K=0, M=0, visual=np.arange(0)), MLERP)
+    for name, visual in (("some", np.arange(12)), ("all", np.arange(60))):
+        yield f"keeping none-{name} visual", (make_prune_inputs(K=0, M=0, visual=visual), MLERP)
+    yield "windows of one token", (make_prune_inputs(visual=np.arange(0, 60, 2), K=10, M=4), MLERP)
+
+
+def make_hostile_prune_cases() -> Iterator[tuple[str, PruneCase]]:
+    """Names and cases of ties and of values that are not finite or too great to add."""
+    inputs = make_prune_inputs(M=4)
+    inputs["routing_probs"][:] = 0.125
+    inputs["attention"] = np.round(inputs["attention"] * 4) / 4
+    yield "ties of many values", (inputs, MLERP)
+    inputs = make_prune_inputs(M=4)
+    inputs["routing_probs"][:] = 0.125
+    inputs["attention"][:] = 0.25
+    yield "ties of one value", (inputs, MLERP)
+    inputs = make_prune_inputs(M=4)
+    inputs["routing_probs"][:] = 0.125
+    inputs["attention"] = np.where(np.arange(44) % 3 == 0, np.float32(-0.0), np.float32(0.0))
+    yield "ties of zero and minus zero", (inputs, MLERP)
+    inputs = make_prune_inputs(K=40, M=1)
+    inputs["routing_probs"][5, 2] = np.nan
+    inputs["routing_probs"][17] = np.inf
+    inputs["attention"][[8, 9]] = np.nan, -np.inf
+    inputs["attention"][20:30] *= -1
+    yield "rows that are not finite", (inputs, MLERP)
+    inputs = make_prune_inputs(K=20, M=8, visual=np.flatnonzero(np.arange(60) % 3))
+    inputs["routing_probs"][[4, 7, 30], 1] = np.nan
+    yield "short windows beside rows that are not finite", (inputs, MLERP)
+    inputs = make_prune_inputs()
+    inputs["attention"][10:20] = 3e38
+    yield "attention beyond the range of float sums", (inputs, MLERP)
+    inputs = make_prune_inputs()
+    inputs["routing_probs"][:] = np.nan
+    yield "all routing rows bad", (inputs, MLERP)
+
+
+PRUNE_CASES = dict([*make_ordinary_prune_cases(), *make_hostile_prune_cases()])
+
+
+@pytest.fixture(params=PRUNE_CASES)
+def prune_case(request: pytest.FixtureRequest) -> PruneCase:
+    """Inputs and attributes of FmmTokenPrune, one case after the other; read them, do not change them."""
+    return PRUNE_CASES[request.param]
+
+
+@dataclasses.dataclass(frozen=True)
+class GoldenPruneCase:
+    """A case computed from the formulas in float64; rows that are not visual tokens hold random text."""
+
+    inputs: dict[str, Array]
+    attributes: dict[str, Any]
+    expected: dict[str, Array]
+
+    def check(self, outputs: list[Array], tolerance: float) -> None:
+        """Choices and text rows equal, other values within `tolerance` of the greatest expected one."""
+        hidden_out, residual_out, kept_index, visual_out = outputs
+        visual_index = self.inputs["visual_index"]
+        survivors = np.searchsorted(visual_index, kept_index[visual_out])
+        np.testing.assert_array_equal(survivors, self.expected["source"])
+        is_text = ~np.isin(kept_index, visual_index)
+        text = np.setdiff1d(np.arange(len(self.inputs["residual"])), visual_index)
+        np.testing.assert_array_equal(kept_index[is_text], text)
+        for name, values, output in (
+            ("hidden", self.inputs["hidden_states"], hidden_out),
+            ("residual", self.inputs["residual"], residual_out),
+        ):
+            expected = self.expected[f"{name}_out"]
+            atol = tolerance * np.abs(expected).max(initial=0.0)
+            np.testing.assert_allclose(output[visual_out].astype(np.float32), expected, rtol=0, atol=atol)
+            np.testing.assert_array_equal(output[is_text], values[text])
+
+
+@pytest.fixture(params=range(14))
+def golden_prune_case(request: pytest.FixtureRequest, golden: Path) -> GoldenPruneCase:
+    """One recorded case after the other."""
+    with np.load(golden / "fastmmoe" / "prune_cases.npz") as arrays:
+        index = json.loads(str(arrays["index"]))
+        prefix = f"{request.param}_"
+        data = {name.removeprefix(prefix): arrays[name] for name in arrays.files if name.startswith(prefix)}
+    assert len(index) == 14
+    settings = index[request.param]
+    V, K, window = settings["visual"], settings["keep"], settings["window"]
+    M = min(int(np.floor(K * settings["merge_ratio"] + 1e-9)), merge_capacity(V, K, window))
+    visual_index = data["visual_index"].astype(np.int32)
+    T = int(visual_index[-1]) + 3
+    hidden_states, residual = np.random.default_rng(0).standard_normal((2, T, settings["hidden"])).astype(np.float32)
+    hidden_states[visual_index], residual[visual_index] = data["hidden"], data["residual"]
+    inputs = {
+        "hidden_states": hidden_states,
+        "residual": residual,
+        "routing_probs": data["routing"].astype(np.float32),
+        "attention": data["attention"].astype(np.float32),
+        "visual_index": visual_index,
+        "keep_slots": np.zeros(K, np.int8),
+        "merge_slots": np.zeros(M, np.int8),
+        "alpha": np.array([settings["alpha"]], np.float32),
+    }
+    return GoldenPruneCase(inputs, {"window": window, "merge": settings["merge"]}, data)

@@ -36,41 +36,8 @@ def check(run_native: Runner, inputs: dict[str, Array], attributes: dict[str, An
     return output
 
 
-@pytest.mark.parametrize("norm_topk_prob", [0, 1])
-@pytest.mark.parametrize("method", ["greedy", "group_limited_greedy", "noaux_tc"])
-@pytest.mark.parametrize("scoring", ["softmax", "sigmoid", "topk_softmax"])
-def test_routing(
-    run_native: Runner, moe_inputs: Maker, moe_attributes: Maker, scoring: str, method: str, norm_topk_prob: int
-) -> None:
-    groups = {} if method == "greedy" else {"n_group": 4, "topk_group": 2}
-    for reduction_weights in ("preserve_sum", "none"):
-        attributes = moe_attributes(
-            scoring_func=scoring,
-            topk_method=method,
-            norm_topk_prob=norm_topk_prob,
-            reduction_weights=reduction_weights,
-            routed_scaling_factor=2.5,
-            **groups,
-        )
-        check(run_native, moe_inputs(T=33), attributes)
-
-
-@pytest.mark.parametrize("method", ["greedy", "group_limited_greedy", "noaux_tc"])
-@pytest.mark.parametrize("scoring", ["softmax", "sigmoid", "topk_softmax"])
-def test_ties_take_the_smaller_expert(
-    run_native: Runner, moe_inputs: Maker, moe_attributes: Maker, scoring: str, method: str
-) -> None:
-    inputs = moe_inputs(T=40, E=24)
-    inputs["router_logits"] = np.round(inputs["router_logits"] / 2)
-    inputs["correction_bias"] = np.zeros(24, np.float32)
-    groups = {} if method == "greedy" else {"n_group": 8, "topk_group": 3}
-    check(run_native, inputs, moe_attributes(scoring_func=scoring, topk_method=method, **groups))
-
-
-def test_more_experts_than_the_groups_hold(run_native: Runner, moe_inputs: Maker, moe_attributes: Maker) -> None:
-    for method, scoring in itertools.product(("group_limited_greedy", "noaux_tc"), ("softmax", "sigmoid")):
-        groups = {"n_group": 16, "topk_group": 3}
-        check(run_native, moe_inputs(), moe_attributes(topk_method=method, scoring_func=scoring, **groups))
+def test_case(run_native: Runner, moe_case: tuple[dict[str, Array], dict[str, Any]]) -> None:
+    check(run_native, *moe_case)
 
 
 @pytest.mark.parametrize("activation", ["swiglu", "swiglu_oai"])
@@ -104,26 +71,10 @@ def test_every_16_bit_value_is_converted_exactly(run_native: Runner, moe_attribu
         np.testing.assert_array_equal(output[0], patterns.astype(np.float32))
 
 
-@pytest.mark.parametrize("E", [64, 72, 128])
-@pytest.mark.parametrize("T", [0, 1, 2, 17])
-def test_sizes(run_native: Runner, moe_inputs: Maker, moe_attributes: Maker, T: int, E: int) -> None:
-    check(run_native, moe_inputs(T=T, E=E), moe_attributes())
-
-
-@pytest.mark.parametrize("visual", [np.arange(0), np.arange(17)], ids=["none", "all"])
-def test_no_and_all_visual(run_native: Runner, moe_inputs: Maker, moe_attributes: Maker, visual: Array) -> None:
-    check(run_native, moe_inputs(visual=visual), moe_attributes())
-    check(run_native, moe_inputs(visual=visual, visual_top_k=1), moe_attributes(norm_topk_prob=1))
-
-
 def test_one_expert_takes_all_tokens(run_native: Runner, moe_inputs: Maker, moe_attributes: Maker) -> None:
     inputs = moe_inputs(T=300, visual_top_k=1)
     inputs["router_logits"][:, 5] += 50
     check(run_native, inputs, moe_attributes(top_k=1), threads=2)
-
-
-def test_top_k_of_all_experts(run_native: Runner, moe_inputs: Maker, moe_attributes: Maker) -> None:
-    check(run_native, moe_inputs(visual_top_k=16), moe_attributes(top_k=16))
 
 
 @pytest.mark.parametrize("scoring", ["softmax", "sigmoid", "topk_softmax"])

@@ -1,0 +1,97 @@
+#!/usr/bin/env bash
+# SPDX-License-Identifier: Apache-2.0
+# build_emulator.sh                    builds the CUDA emulator in .build/emulator
+# build_emulator.sh OUTPUT SOURCE...   then compiles .cu and .cpp files against it into the shared library OUTPUT
+# build_emulator.sh --cuda-include     prints the folder of the CUDA headers
+# Prints nothing else. The headers are those of $CUDA_HOME, else of nvcc, else fetched with pip into .build.
+# FASTMMOE_EMULATOR_SANITIZE=address,undefined builds both with sanitizers. CXX is the compiler, g++ by default;
+# after a change of it remove .build/emulator.
+set -euo pipefail
+repository=$(cd "$(dirname "$0")/.." && pwd)
+headers=$repository/.build/cuda_headers
+sanitize=${FASTMMOE_EMULATOR_SANITIZE:-}
+build=$repository/.build/emulator${sanitize:+-${sanitize//,/-}}
+export CXX=${CXX:-g++}
+# For pip, which the Python of a system may lack.
+python=$repository/.venv/bin/python
+[ -x "$python" ] || python=${PYTHON:-python3}
+
+fail() {
+  echo "build_emulator.sh: $1" >&2
+  exit 1
+}
+
+# Prints what the command said only if it failed.
+quietly() {
+  local log
+  log=$("$@" 2>&1) || fail "failed: $*"$'\n'"$log"
+}
+
+fetch_headers() {
+  mkdir -p "$repository/.build"
+  tmp=$(mktemp -d "$repository/.build/cuda_headers.XXXXXX")
+  trap 'rm -rf "$tmp"' EXIT
+  quietly "$python" -m pip download --disable-pip-version-check --no-deps -d "$tmp" \
+    'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-crt==13.0.*' 'nvidia-cuda-cccl==13.0.*'
+  for wheel in "$tmp"/*.whl; do quietly "$python" -m zipfile -e "$wheel" "$tmp/unpacked"; done
+  [ -f "$tmp/unpacked/nvidia/cu13/include/cuda_runtime.h" ] ||
+    fail "the package nvidia-cuda-runtime holds no cuda_runtime.h; set CUDA_HOME to a CUDA toolkit"
+  # A rename is atomic; a run beside this one may have been first.
+  mv -T "$tmp/unpacked/nvidia/cu13/include" "$headers" 2>/dev/null || [ -f "$headers/cuda_runtime.h" ] ||
+    fail "cannot write $headers"
+}
+
+# nvcc may be a link or a script, so it is asked where its toolkit is.
+toolkit_of_nvcc() {
+  command -v nvcc >/dev/null || return 0
+  nvcc --dryrun -x cu -c /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p'
+}
+
+find_include() {
+  local home
+  if [ -n "${CUDA_HOME:-}" ]; then
+    [ -f "$CUDA_HOME/include/cuda_runtime.h" ] ||
+      fail "CUDA_HOME is '$CUDA_HOME', expected a CUDA toolkit with include/cuda_runtime.h"
+    echo "$CUDA_HOME/include"
+    return
+  fi
+  home=$(toolkit_of_nvcc)
+  if [ -n "$home" ] && [ -f "$home/include/cuda_runtime.h" ]; then
+    (cd "$home/include" && pwd)
+    return
+  fi
+  [ -f "$headers/cuda_runtime.h" ] || fetch_headers
+  echo "$headers"
+}
+
+build_archive() {
+  for tool in cmake make "$CXX"; do
+    command -v "$tool" >/dev/null || fail "$tool is not installed; install g++, make and cmake 3.22 or later"
+  done
+  mkdir -p "$build"
+  exec 9>"$build/lock"
+  flock 9
+  quietly cmake -S "$repository/plugins/testing" -B "$build" -G "Unix Makefiles" \
+    -DFASTMMOE_CUDA_INCLUDE="$include" -DFASTMMOE_SANITIZE="$sanitize"
+  quietly cmake --build "$build" --parallel 2
+  flock -u 9
+}
+
+include=$(find_include)
+if [ "${1:-}" = --cuda-include ]; then
+  echo "$include"
+  exit
+fi
+build_archive
+[ $# -gt 0 ] || exit 0
+[ $# -gt 1 ] || fail "no source for '$1'; usage: build_emulator.sh OUTPUT SOURCE..."
+output=$1
+shift
+flags=(-std=c++17 -O2 -ftree-vectorize -fPIC -shared -pthread -ffp-contract=off -Wall -Wextra -Wno-unknown-pragmas)
+# A template used by two libraries must not share its __shared__ variables between them.
+flags+=(-fvisibility=hidden -fno-gnu-unique)
+# A local variable that is read before it is written holds no 0 by chance.
+flags+=(-ftrivial-auto-var-init=pattern)
+[ -z "$sanitize" ] || flags+=(-g "-fsanitize=$sanitize" -fno-sanitize-recover=undefined)
+quietly "$CXX" "${flags[@]}" -DFASTMMOE_EMULATOR -I"$repository/plugins" -isystem "$include" -x c++ "$@" -x none \
+  -Wl,--whole-archive "$build/libfastmmoe_emulator.a" -Wl,--no-whole-archive -o "$output"

@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CUDA kernel of FmmTokenPrune: run by the emulator against the golden cases and the reference; built by nvcc."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from fastmmoe.exporter.ops import token_prune_reference
+
+Array = npt.NDArray[Any]
+Maker = Callable[..., dict[str, Array]]
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+KERNEL = REPOSITORY / "plugins" / "token_prune" / "kernel.cu"
+MLERP: dict[str, Any] = {"window": 3, "merge": "mlerp"}
+
+# Of the output's greatest value; the order is that of the enumeration FloatType.
+TOLERANCES = {np.dtype(np.float32): 1e-5, np.dtype(np.float16): 2e-3, np.dtype(ml_dtypes.bfloat16): 2e-2}
+DTYPES = list(TOLERANCES)
+STATES = ("hidden_states", "residual")
+SEEDS = (0, 1, 20240607)
+MAX_BLOCKS = 1 << 16
+
+POISON = 0xA5  # in outputs, the workspace and around them
+GUARD_BYTES = 256
+INPUT_GUARD = 0xFF  # NaN: what is read beyond an input shows
+
+INPUTS = ("hidden_states", "residual", "routing_probs", "attention", "visual_index", "alpha")
+OUTPUTS = ("hidden_states_out", "residual_out", "kept_index", "visual_index_out")
+SIZES = ("T", "V", "K", "M", "H", "E")
+
+
+class Attributes(ctypes.Structure):
+    """TokenPruneAttributes."""
+
+    _fields_ = [("window", ctypes.c_int64), ("merge", ctypes.c_int)]
+
+
+class Params(ctypes.Structure):
+    """TokenPruneParams."""
+
+    _fields_ = [
+        ("attributes", Attributes),
+        ("type", ctypes.c_int),
+        *((name, ctypes.c_int64) for name in SIZES),
+        *((name, ctypes.c_void_p) for name in (*INPUTS, *OUTPUTS)),
+    ]
+
+
+class Buffer:
+    """An array between two guard zones."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any, fill: int, offset: int = 0) -> None:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        self.fill = fill
+        self.start = GUARD_BYTES + offset
+        self.bytes = np.full(self.start + size + GUARD_BYTES, fill, np.uint8)
+        self.inside = self.bytes[self.start : self.start + size]
+        self.array = self.inside.view(dtype).reshape(shape)
+
+    def check_guards(self, name: str) -> None:
+        around = np.concatenate([self.bytes[: self.start], self.bytes[self.start + self.inside.size :]])
+        assert (around == self.fill).all(), f"{name}: written outside of the buffer"
+
+
+class EmulatedKernel:
+    """The kernel compiled against the emulator."""
+
+    def __init__(self, library: Path) -> None:
+        self.library = ctypes.CDLL(str(library))
+        self.library.workspace_bytes.restype = ctypes.c_size_t
+        self.library.workspace_bytes.argtypes = [ctypes.c_int64, ctypes.c_int64]
+        self.library.run_token_prune.restype = ctypes.c_char_p
+        self.library.run_token_prune.argtypes = [ctypes.POINTER(Params), ctypes.c_void_p, ctypes.c_int]
+
+    def __call__(
+        self,
+        inputs: dict[str, Array],
+        attributes: dict[str, Any],
+        *,
+        seed: int = 0,
+        max_blocks: int = MAX_BLOCKS,
+        offset: int = 0,
+    ) -> list[Array]:
+        """The four outputs; every buffer is checked for stray writes. Raises RuntimeError with the C++ message.
+
+        offset: bytes by which the states lie behind an aligned address.
+        """
+        T, H = inputs["hidden_states"].shape
+        V, E = inputs["routing_probs"].shape
+        K, M = len(inputs["keep_slots"]), len(inputs["merge_slots"])
+        dtype = inputs["hidden_states"].dtype
+        buffers: dict[str, Buffer] = {}
+        for name in INPUTS:
+            value = inputs[name]
+            buffers[name] = Buffer(value.shape, value.dtype, INPUT_GUARD, offset if name in STATES else 0)
+            buffers[name].array[...] = value
+        rows = T - V + K
+        for name in OUTPUTS[:2]:
+            buffers[name] = Buffer((rows, H), dtype, POISON, offset)
+        buffers["kept_index"] = Buffer((rows,), np.int32, POISON)
+        buffers["visual_index_out"] = Buffer((K,), np.int32, POISON)
+        workspace = Buffer((self.library.workspace_bytes(V, E) if K < V else 0,), np.uint8, POISON)
+        params = Params(
+            Attributes(attributes["window"], ("mlerp", "mean").index(attributes["merge"])),
+            DTYPES.index(dtype),
+            *(T, V, K, M, H, E),
+            *(buffers[name].array.ctypes.data for name in (*INPUTS, *OUTPUTS)),
+        )
+        self.library.fastmmoe_emulator_set_seed(ctypes.c_int64(seed))
+        message = self.library.run_token_prune(params, workspace.array.ctypes.data, max_blocks)
+        if message is not None:
+            raise RuntimeError(message.decode())
+        for name, buffer in (buffers | {"workspace": workspace}).items():
+            buffer.check_guards(name)
+        for name in INPUTS:
+            assert buffers[name].array.tobytes() == inputs[name].tobytes(), f"{name} was written"
+        if K < V:
+            assert workspace.array[-4:].view(np.int32) == K, "the workspace is not used to its end"
+        return [buffers[name].array for name in OUTPUTS]
+
+
+@pytest.fixture(scope="session")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> EmulatedKernel:
+    """The kernel and its C entry points in a library of their own."""
+    library = tmp_path_factory.mktemp("cuda") / "libtoken_prune.so"
+    entry = Path(__file__).with_name("token_prune_abi.cpp")
+    command = [str(REPOSITORY / "scripts" / "build_emulator.sh"), str(library), str(KERNEL), str(entry)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return EmulatedKernel(library)
+
+
+def with_dtype(inputs: dict[str, Array], dtype: Any) -> dict[str, Array]:
+    """The states rounded to the type."""
+    return inputs | {name: inputs[name].astype(dtype) for name in STATES}
+
+
+def assert_same_bits(outputs: list[Array], expected: list[Array]) -> None:
+    for ours, theirs in zip(outputs, expected, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert ours.shape == theirs.shape
+        assert ours.tobytes() == theirs.tobytes()
+
+
+def check(kernel: EmulatedKernel, inputs: dict[str, Array], attributes: dict[str, Any], **options: Any) -> list[Array]:
+    """Compare with the reference: choices and moved rows exactly, merged rows within the type's tolerance."""
+    with np.errstate(all="ignore"):
+        expected = token_prune_reference(**inputs, **attributes)
+    outputs = kernel(inputs, attributes, **options)
+    assert_same_bits(outputs[2:], list(expected[2:]))
+    for ours, theirs in zip(outputs[:2], expected[:2], strict=True):
+        assert ours.dtype == theirs.dtype
+        scale = np.nanmax(np.abs(theirs.astype(np.float32)), initial=0.0)
+        atol = TOLERANCES[ours.dtype] * scale
+        np.testing.assert_allclose(ours.astype(np.float32), theirs.astype(np.float32), rtol=0, atol=atol)
+    return outputs
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_golden_case(kernel: EmulatedKernel, golden_prune_case: Any, dtype: Any) -> None:
+    inputs = with_dtype(golden_prune_case.inputs, dtype)
+    first, *others = (kernel(inputs, golden_prune_case.attributes, seed=seed) for seed in SEEDS)
+    dataclasses.replace(golden_prune_case, inputs=inputs).check(first, TOLERANCES[dtype])
+    for outputs in others:
+        assert_same_bits(outputs, first)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_case(kernel: EmulatedKernel, prune_case: tuple[dict[str, Array], dict[str, Any]], dtype: Any) -> None:
+    """Ordinary and hostile cases, those of the CPU kernel; with other schedules the same bits."""
+    inputs, attributes = with_dtype(prune_case[0], dtype), prune_case[1]
+    first = check(kernel, inputs, attributes, seed=SEEDS[0])
+    for seed in SEEDS[1:]:
+        assert_same_bits(kernel(inputs, attributes, seed=seed), first)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_grids_give_the_same_bits(kernel: EmulatedKernel, prune_inputs: Maker, dtype: Any) -> None:
+    """Short windows too, which need sums over all chunks of tokens."""
+    visual = np.r_[10:500, 520:889]
+    inputs = with_dtype(prune_inputs(T=900, K=300, M=15, visual=visual, H=40, E=72), dtype)
+    whole = check(kernel, inputs, {"window": 4, "merge": "mlerp"})
+    for max_blocks in (1, 7):
+        assert_same_bits(kernel(inputs, {"window": 4, "merge": "mlerp"}, max_blocks=max_blocks, seed=5), whole)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("H", "offset"), [(13, 0), (16, 0), (16, 4)])
+def test_widths_and_alignments(kernel: EmulatedKernel, prune_inputs: Maker, H: int, offset: int, dtype: Any) -> None:
+    check(kernel, with_dtype(prune_inputs(H=H), dtype), MLERP, offset=offset)
+
+
+@pytest.mark.parametrize("E", [8, 31, 64, 72, 128, 160, 256])
+def test_numbers_of_experts(kernel: EmulatedKernel, prune_inputs: Maker, E: int) -> None:
+    check(kernel, prune_inputs(E=E, visual=np.r_[3:34, 40:54]), MLERP)
+
+
+def test_moved_rows_keep_their_bits(kernel: EmulatedKernel, prune_inputs: Maker) -> None:
+    """Also a NaN with a payload, in a row that survives."""
+    for dtype in DTYPES:
+        inputs = with_dtype(prune_inputs(M=0), dtype)
+        inputs["residual"].view(np.uint8)[0, : dtype.itemsize] = 0xFD
+        hidden_out, residual_out, kept_index, _ = kernel(inputs, MLERP)
+        assert kept_index[0] == 0
+        assert hidden_out.tobytes() == inputs["hidden_states"][kept_index].tobytes()
+        assert residual_out.tobytes() == inputs["residual"][kept_index].tobytes()
+
+
+def test_merging_rows_that_are_not_finite(kernel: EmulatedKernel, prune_inputs: Maker) -> None:
+    """The window of rows 3 to 5 is merged; a row that overflows nothing but its square is no problem."""
+    inputs = prune_inputs(M=12, K=20, alpha=1.0)
+    inputs["routing_probs"][:3] = 0.125
+    inputs["hidden_states"][4, 2] = np.nan
+    inputs["residual"][3:6] *= 1e25
+    hidden_out, residual_out, kept_index, _ = kernel(inputs, MLERP)
+    row = int(np.searchsorted(kept_index, 3))
+    assert kept_index[row : row + 2].tolist() == [3, 6]
+    assert np.isnan(hidden_out[row]).all()
+    norms = np.linalg.norm(inputs["residual"][3:6].astype(np.float64), axis=1)
+    np.testing.assert_allclose(np.linalg.norm(residual_out[row].astype(np.float64)), norms.max(), rtol=1e-6)
+
+
+def test_the_cpu_kernel_chooses_alike(kernel: EmulatedKernel, run_native: Callable[..., list[Array]]) -> None:
+    """Scores that lie within some tens of floats of each other: both kernels round the same sums alike."""
+    random = np.random.default_rng(3)
+    V, E = 2100, 64
+    inputs = {
+        "hidden_states": random.standard_normal((2200, 8)).astype(np.float32),
+        "residual": random.standard_normal((2200, 8)).astype(np.float32),
+        "routing_probs": ((1 + 5e-3 * random.standard_normal((V, E))) / E).astype(np.float32),
+        "attention": (1e-3 + 2e-9 * random.random(V)).astype(np.float32),
+        "visual_index": np.r_[5:1055, 1090:2140].astype(np.int32),
+        "keep_slots": np.zeros(900, np.int8),
+        "merge_slots": np.zeros(150, np.int8),
+        "alpha": np.array([0.3], np.float32),
+    }
+    attributes = {"window": 7, "merge": "mlerp"}
+    ours, theirs = kernel(inputs, attributes), run_native("FmmTokenPrune", inputs, attributes)
+    assert_same_bits(ours[2:], theirs[2:])
+    for a, b in zip(ours[:2], theirs[:2], strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCES[a.dtype] * np.abs(b).max())
+
+
+def test_as_many_tokens_as_expected(kernel: EmulatedKernel, prune_inputs: Maker) -> None:
+    """8192 visual tokens in runs of 8, so a third of the windows is short; attention values in few exponents."""
+    visual = np.flatnonzero(np.arange(9300) % 9)[:8192]
+    inputs = prune_inputs(T=9300, K=3000, M=150, visual=visual, H=8, E=8)
+    inputs["attention"] = (np.round(inputs["attention"] * 64) / 2**16).astype(np.float32)
+    check(kernel, inputs, MLERP)
+
+
+def test_order_of_floats(kernel: EmulatedKernel) -> None:
+    """NaN of either sign before all numbers: processors differ in the sign of the NaN that inf / inf gives."""
+    order = kernel.library.order_bits
+    order.restype, order.argtypes = ctypes.c_uint32, [ctypes.c_float]
+    tiny, greatest = float(np.float32(1e-45)), float(np.finfo(np.float32).max)
+    values = [-np.inf, -greatest, -1.0, -tiny, 0.0, tiny, 1.0, greatest, np.inf]
+    bits = [order(value) for value in values]
+    assert bits == sorted(set(bits))
+    assert order(-0.0) == order(0.0)
+    assert order(np.nan) == order(-np.nan) == 0 < bits[0]
+
+
+def test_too_many_experts_are_refused(kernel: EmulatedKernel, prune_inputs: Maker) -> None:
+    message = "FmmTokenPrune: E is 257, expected at most 256 experts on CUDA"
+    with pytest.raises(RuntimeError, match=f"^{message}$"):
+        kernel(prune_inputs(E=257), MLERP)
+
+
+@pytest.mark.parametrize("arch", [80, 87, 90, 120])
+def test_nvcc_compiles_it_without_spills(tmp_path: Path, arch: int) -> None:
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("nvcc is not installed: the kernel is not compiled for a GPU here")
+    command = [nvcc, "-std=c++17", "-O3", f"-arch=sm_{arch}", "-cubin", "-Werror", "all-warnings", "-Xptxas", "-v"]
+    command += ["-I", str(REPOSITORY / "plugins"), str(KERNEL), "-o", str(tmp_path / "kernel.cubin")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    spills = re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
+    assert len(spills) == 8  # score_tokens, choose_survivors and gather_rows for three types and two widths
+    assert set(spills) == {("0", "0")}, done.stderr
