@@ -125,7 +125,8 @@ def _compare_language_model(
         results = [d for differences in found.values() for d in differences or ()]
         if all(d is not None for d in found.values()) and all(d.is_ok for d in results):
             return [replace(d, what=f"{label}: {d.what}") for label, ds in found.items() for d in ds or ()]
-        if _is_clear(model, case, atol, seed):
+        worst = max((d.value for d in results if not d.is_ok), default=0.0)
+        if _is_clear(model, case, worst, seed):
             survivors = [label for label, differences in found.items() if differences is None]
             if survivors:
                 raise CheckFailed(f"retention {retention:g}: {survivors[0]} and torch keep different tokens")
@@ -165,12 +166,15 @@ def _torch_case(model: Model, features: np.ndarray, retention: float, embed: Emb
     return _run_language_model(model, embeds, visual_index, schedule, embed)
 
 
-def _is_clear(model: Model, case: Case, atol: float, seed: int) -> bool:
-    """Whether noise, and its opposite, leave torch's survivors and logits as they are."""
+def _is_clear(model: Model, case: Case, difference: float, seed: int) -> bool:
+    """Whether noise, and its opposite, leave torch's survivors as they are and move its logits far less than that."""
     noise = NOISE * np.random.default_rng(seed).standard_normal(case.embeds.shape).astype(case.embeds.dtype)
     for moved in (case.embeds + noise, case.embeds - noise):
         other = _run_language_model(model, moved, case.visual_index, case.schedule, None)
-        if not _all_equal(other.kept_index, case.kept_index) or _distance(other.logits[0], case.logits[0]) > atol:
+        if not _all_equal(other.kept_index, case.kept_index):
+            return False
+        # A near tie that falls the other way moves them as far in torch. (No number is smaller than NaN.)
+        if difference > 0 and _distance(other.logits[0], case.logits[0]) > difference / 4:
             return False
     return True
 

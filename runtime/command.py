@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -13,6 +15,7 @@ from fastmmoe.runtime.errors import FastmmoeError
 
 USER_ERROR = 2
 INTERRUPTED = 130
+REPEAT_SECONDS = 0.05
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -28,6 +31,7 @@ def run_command(name: str, command: Callable[[], int]) -> int:
     """Run a command and return its exit code; what the user can mend is printed as one line."""
     # A termination unwinds like an interrupt, so that scratch directories are removed.
     signal.signal(signal.SIGTERM, _interrupt)
+    sys.unraisablehook = _interrupt_again
     try:
         return command()
     except FastmmoeError as error:
@@ -44,3 +48,14 @@ def run_command(name: str, command: Callable[[], int]) -> int:
 
 def _interrupt(*_: object) -> NoReturn:
     raise KeyboardInterrupt
+
+
+def _interrupt_again(lost: sys.UnraisableHookArgs) -> None:
+    """Repeat an interrupt that landed in a destructor or the callback of a weak reference, where Python drops it."""
+    if not issubclass(lost.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
+        return
+    # Later and from another thread: raised at once, it would end this hook and be lost again.
+    timer = threading.Timer(REPEAT_SECONDS, _thread.interrupt_main, (signal.SIGTERM,))
+    timer.daemon = True
+    timer.start()

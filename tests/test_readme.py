@@ -57,8 +57,6 @@ def test_commands_and_python(workplace: Path) -> None:
         assert result.returncode == 0, result.stderr
         assert result.stdout.strip()
     (code,) = blocks("python")
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, check=False
-    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "1023 -> (644, 405, 255)" in result.stdout

@@ -68,7 +68,7 @@ def test_default_system_text_of_internvl2_5() -> None:
     assert digest == "bdb4d179c4c458dd9bd365588d3fd15aba0f2b755b4b192383416f610ad3396e"
 
 
-HISTORY = [
+HISTORY: list[dict[str, Any]] = [
     {"role": "system", "content": " Be brief. "},
     {"role": "user", "content": _parts("First?", 1)},
     {"role": "assistant", "content": " One. "},
@@ -140,7 +140,7 @@ def test_place_of_pictures(content: Any, expected: str) -> None:
 
 
 def test_pictures_come_in_the_order_of_the_messages() -> None:
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "user", "content": [{"type": "image", "image": 1}, {"type": "image", "path": 2}]},
         {"role": "assistant", "content": [{"type": "text", "text": "ok"}]},
         {"role": "user", "content": [{"type": "text", "text": "and"}, {"type": "image", "image": 3}]},

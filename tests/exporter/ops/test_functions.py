@@ -328,7 +328,7 @@ def test_a_window_of_zeros_merges_to_zeros(run_function: Run) -> None:
 
 @pytest.mark.parametrize("window", [1, 2, 3])
 def test_impossible_counts_fail_where_the_reference_refuses_them(run_function: Run, window: int) -> None:
-    attributes = {"window": window, "merge": "mlerp"}
+    attributes: dict[str, Any] = {"window": window, "merge": "mlerp"}
     refused = 0
     for V, K, M in itertools.product((1, 2, 6, 9), range(11), range(5)):
         inputs = prune_inputs(list(range(V)), K, M, T=V)
