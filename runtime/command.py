@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import _thread
 import argparse
 import signal
 import sys
@@ -56,6 +55,8 @@ def _interrupt_again(lost: sys.UnraisableHookArgs) -> None:
         sys.__unraisablehook__(lost)
         return
     # Later and from another thread: raised at once, it would end this hook and be lost again.
-    timer = threading.Timer(REPEAT_SECONDS, _thread.interrupt_main, (signal.SIGTERM,))
+    main_thread = threading.main_thread().ident
+    assert main_thread is not None
+    timer = threading.Timer(REPEAT_SECONDS, signal.pthread_kill, (main_thread, signal.SIGTERM))
     timer.daemon = True
     timer.start()

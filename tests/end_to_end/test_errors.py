@@ -244,7 +244,8 @@ def test_interrupted_export(number: signal.Signals, model_dir: Callable[[str], P
 
 def test_interrupt_in_a_destructor_is_not_lost() -> None:
     # Python prints and drops what is raised there; tracing a model runs thousands of such callbacks.
-    result = subprocess.run([sys.executable, "-c", LOST_INTERRUPT], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", LOST_INTERRUPT]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=INTERRUPT_SECONDS)
     assert result.stderr.splitlines() == ["trap: interrupted; nothing was written"]
     assert result.returncode == 130
 
