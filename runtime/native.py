@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,26 +16,38 @@ if TYPE_CHECKING:
     import onnxruntime
 
 
-def register_native_ops(options: onnxruntime.SessionOptions) -> None:
+def register_native_ops(options: onnxruntime.SessionOptions, needed: dict[str, int]) -> None:
     """Make FmmSparseMoE and FmmTokenPrune known to sessions that are created with these options.
 
+    Args:
+        needed: version of each operator that the bundle's graphs use.
     Raises:
-        BundleMismatch: the library is missing, cannot be loaded, or was built from another version.
+        BundleMismatch: the library is missing, cannot be loaded, was built from another version, or has other
+            operators.
     """
     path = native_library_path()
     if not path.is_file():
         raise BundleMismatch(f"native library {path} is missing; build it with `make native`")
-    version = _library_version(path)
+    version = _text(path, "FmmVersion")
     if version != __version__:
         raise BundleMismatch(
             f"native library {path} is of version {version}, fastmmoe is {__version__}; rebuild it with `make native`"
         )
+    contract = json.loads(_text(path, "FmmContract"))
+    for name, needed_version in needed.items():
+        found = contract[name]["version"] if name in contract else None
+        if found != needed_version:
+            raise BundleMismatch(
+                f"the bundle uses version {needed_version} of {name}, native library {path} has "
+                f"{'no such operator' if found is None else f'version {found}'}; export again with fastmmoe {version}"
+            )
     options.register_custom_ops_library(str(path))
 
 
-def _library_version(path: Path) -> str:
+def _text(path: Path, symbol: str) -> str:
+    """What a function of the library without arguments says."""
     try:
-        function = ctypes.CDLL(str(path)).FmmVersion
+        function = ctypes.CDLL(str(path))[symbol]
     except (OSError, AttributeError) as error:
         raise BundleMismatch(f"native library {path} cannot be used: {error}; rebuild it with `make native`") from error
     function.restype = ctypes.c_char_p

@@ -46,7 +46,7 @@ class Graphs:
         self._vision = _load(directory / graph_file("vision"), options)
         self._embedding = _load(directory / graph_file("embedding"), options)
         if not portable:
-            register_native_ops(options)
+            register_native_ops(options, manifest.ops)
         self._language_model = _load(directory / graph_file("language_model", portable=portable), options)
 
     def image_features(self, vision_inputs: dict[str, Array]) -> Array:

@@ -52,7 +52,7 @@ class NativeNode:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # a refused input is logged as well as raised
-        register_native_ops(options)
+        register_native_ops(options, {})
         model = one_node_model(op, inputs, attributes)
         self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 

@@ -52,7 +52,7 @@ def test_missing_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     monkeypatch.setenv("FASTMMOE_ORT_LIBRARY", str(missing))
     message = f"native library {missing} is missing; build it with `make native`"
     with pytest.raises(BundleMismatch, match=f"^{re.escape(message)}$"):
-        native.register_native_ops(onnxruntime.SessionOptions())
+        native.register_native_ops(onnxruntime.SessionOptions(), {})
 
 
 def test_library_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -62,7 +62,7 @@ def test_library_of_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
         "rebuild it with `make native`"
     )
     with pytest.raises(BundleMismatch, match=f"^{re.escape(message)}$"):
-        native.register_native_ops(onnxruntime.SessionOptions())
+        native.register_native_ops(onnxruntime.SessionOptions(), {})
 
 
 def test_file_that_is_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -70,4 +70,22 @@ def test_file_that_is_no_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     path.write_text("no library")
     monkeypatch.setenv("FASTMMOE_ORT_LIBRARY", str(path))
     with pytest.raises(BundleMismatch, match=rf"^native library {re.escape(str(path))} cannot be used: .*rebuild it"):
-        native.register_native_ops(onnxruntime.SessionOptions())
+        native.register_native_ops(onnxruntime.SessionOptions(), {})
+
+
+@pytest.mark.parametrize(
+    ("needed", "message"),
+    [
+        (
+            {"FmmSparseMoE": 2},
+            "version 2 of FmmSparseMoE, native library .* has version 1; export again",
+        ),
+        (
+            {"FmmOther": 1},
+            "version 1 of FmmOther, native library .* has no such operator; export again",
+        ),
+    ],
+)
+def test_bundle_with_other_operators(needed: dict[str, int], message: str) -> None:
+    with pytest.raises(BundleMismatch, match=message):
+        native.register_native_ops(onnxruntime.SessionOptions(), needed)
