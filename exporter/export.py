@@ -26,7 +26,7 @@ from fastmmoe.exporter.processor_config import read_processor_config
 from fastmmoe.exporter.targets import DEFAULT_ATOL, DTYPES, TARGETS, Target
 from fastmmoe.exporter.tracing import trace
 from fastmmoe.exporter.verify import CheckFailed, Difference, check_structure, compare
-from fastmmoe.runtime.bundle import TOKENIZER, Manifest, graph_file, weights_file, write_manifest
+from fastmmoe.runtime.bundle import MANIFEST, TOKENIZER, Manifest, graph_file, weights_file, write_manifest
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.processor_config import ProcessorConfig
 from fastmmoe.runtime.session import Graphs
@@ -73,7 +73,7 @@ def _precision(target: Target, dtype: str) -> Precision:
 def _check_out(out: Path, overwrite: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
-    is_bundle = (out / "manifest.json").is_file()
+    is_bundle = (out / MANIFEST).is_file()
     if not is_bundle:
         raise InvalidRequest(f"{out} exists and is not a bundle; give another output directory")
     if not overwrite:

@@ -141,7 +141,7 @@ def _differences(graphs: Graphs, case: Case, alpha: float, atol: float) -> list[
     logits = [sequence.extend(case.embeds, case.visual_index, case.schedule, alpha)]
     if not _all_equal(sequence.kept_index, case.kept_index):
         return None
-    decode, nothing = _decode_schedule(case.schedule), case.visual_index[:0]
+    decode, nothing = case.schedule.for_decoding(), case.visual_index[:0]
     logits += [sequence.extend(graphs.embed(np.array([t])), nothing, decode, alpha) for t in case.tokens]
     worst = max(_distance(a, b) for a, b in zip(logits[1:], case.logits[1:], strict=True))
     return [
@@ -199,7 +199,7 @@ def _run_language_model(
             assert decode_with is not None
             tokens.append(int(np.argmax(logits[-1])))
             row, past = decode_with(np.array(tokens[-1:])), len(embeds) + step
-            feeds = _feeds(row, visual_index[:0], _decode_schedule(schedule), policy.alpha, past)
+            feeds = _feeds(row, visual_index[:0], schedule.for_decoding(), policy.alpha, past)
             outputs, state = _step(module, feeds, state)
             logits.append(outputs[abi.LOGITS].numpy()[0])
     return Case(embeds, visual_index, schedule, logits, tokens, kept_index)
@@ -244,11 +244,6 @@ def _empty_cache(model: Model) -> dict[str, torch.Tensor]:
 
 def _past_name(present: str) -> str:
     return present.replace("present.", "past_key_values.").replace("present_position", "past_position")
-
-
-def _decode_schedule(schedule: Schedule) -> Schedule:
-    none = (0,) * len(schedule.keep)
-    return Schedule(schedule.retention, 0, none, none, schedule.visual_top_k)
 
 
 def _picture(config: ProcessorConfig) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import msgspec
@@ -47,6 +47,11 @@ class Schedule:
     keep: tuple[int, ...]
     merge: tuple[int, ...]
     visual_top_k: tuple[int, ...]
+
+    def for_decoding(self) -> Schedule:
+        """The schedule of the request's decode steps, which have no visual tokens."""
+        none = (0,) * len(self.keep)
+        return replace(self, visual_tokens=0, keep=none, merge=none)
 
 
 def check_retention(retention: float) -> float:

@@ -241,13 +241,7 @@ class _Run:
         """(token, logits [vocab] it was chosen from), max_tokens of them. Ties: the smaller token id."""
         sequence = self._graphs.new_sequence()
         logits = self._prefill(sequence)
-        decode_schedule = Schedule(
-            retention=self.schedule.retention,
-            visual_tokens=0,
-            keep=(0,) * len(self.schedule.keep),
-            merge=(0,) * len(self.schedule.merge),
-            visual_top_k=self.schedule.visual_top_k,
-        )
+        decode_schedule = self.schedule.for_decoding()
         for count in range(1, self.max_tokens + 1):
             token = int(np.argmax(logits))
             yield token, logits
