@@ -76,6 +76,9 @@ class SparseMoe(nn.Module):
                 "activation": config.activation,
                 "swiglu_limit": config.swiglu_limit,
                 "expert_bias": int(config.expert_bias),
+                "weight_format": "float",
+                "group_size": 0,
+                "zero_points": 0,
             }
         )
         self.router = nn.Linear(hidden_size, E, bias=config.expert_bias)

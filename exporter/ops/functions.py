@@ -37,7 +37,7 @@ def function_for(spec: OpSpec, attributes: dict[str, Any]) -> ir.Function:
         A function of the contract's name in the domain fastmmoe with the inputs `spec.inputs_for(attributes)`, element
         types of type variables left open. Add it to the `functions` of an `onnx_ir.Model`.
     Raises:
-        ValueError: the attributes are not the contract's, or have values it does not allow.
+        ValueError: the attributes are not the contract's, have values it does not allow, or ask for integer weights.
     Source: the NumPy references beside the contracts; same results, tie rules included.
     """
     spec.check_attributes(attributes)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import onnx
@@ -11,6 +12,9 @@ from onnx.shape_inference import InferenceContext, InferenceError
 
 from fastmmoe.exporter.ops import OPS
 from fastmmoe.exporter.ops.contract import DOMAIN, Attribute, OpSpec, Tensor
+
+CONDITIONAL_INPUTS = "conditional"
+"""Schema name of the inputs that only some nodes have, and of their type variable."""
 
 _ATTRIBUTE_TYPES = {
     "int": OpSchema.AttrType.INT,
@@ -36,26 +40,45 @@ def _schema(spec: OpSpec) -> OpSchema:
         DOMAIN,
         spec.version,
         spec.doc,
-        inputs=[_parameter(tensor) for tensor in spec.inputs],
+        inputs=_inputs(spec),
         outputs=[_parameter(tensor) for tensor in spec.outputs],
-        type_constraints=[
-            (variable, [f"tensor({t})" for t in types], f"Type {variable}.")
-            for variable, types in spec.type_variables.items()
-        ],
+        type_constraints=_constraints(spec),
         attributes=[_attribute(attribute) for attribute in spec.attributes],
     )
     schema.set_type_and_shape_inference_function(_inference(spec))
     return schema
 
 
-def _parameter(tensor: Tensor) -> OpSchema.FormalParameter:
-    options = OpSchema.FormalParameterOption
-    return OpSchema.FormalParameter(
-        tensor.name,
-        _type_string(tensor),
-        f"{tensor.doc} Shape [{', '.join(tensor.shape)}].",
-        param_option=options.Single if tensor.only_if is None else options.Optional,
+def _inputs(spec: OpSpec) -> list[OpSchema.FormalParameter]:
+    """One parameter an input; those that only some nodes have are one of any length and types, checked by inference."""
+    always = [_parameter(t) for t in spec.inputs if t.only_if is None]
+    conditional = [t.name for t in spec.inputs if t.only_if is not None]
+    if not conditional:
+        return always
+    more = OpSchema.FormalParameter(
+        CONDITIONAL_INPUTS,
+        CONDITIONAL_INPUTS,
+        f"Those of {', '.join(conditional)} that the attributes ask for, in this order.",
+        param_option=OpSchema.FormalParameterOption.Variadic,
+        is_homogeneous=False,
+        min_arity=0,
     )
+    return [*always, more]
+
+
+def _parameter(tensor: Tensor) -> OpSchema.FormalParameter:
+    return OpSchema.FormalParameter(
+        tensor.name, _type_string(tensor), f"{tensor.doc} Shape [{', '.join(tensor.shape)}]."
+    )
+
+
+def _constraints(spec: OpSpec) -> list[tuple[str, list[str], str]]:
+    variables = dict(spec.type_variables)
+    conditional = [t for t in spec.inputs if t.only_if is not None]
+    if conditional:
+        types = (variables[t.types[0]] if _is_variable(t) else t.types for t in conditional)
+        variables[CONDITIONAL_INPUTS] = tuple(dict.fromkeys(itertools.chain.from_iterable(types)))
+    return [(name, [f"tensor({t})" for t in types], f"Type {name}.") for name, types in variables.items()]
 
 
 def _type_string(tensor: Tensor) -> str:
@@ -75,14 +98,14 @@ def _inference(spec: OpSpec) -> Callable[[InferenceContext], None]:
     """The inference function: check the node, bind types and dimensions by letter, write them to the outputs."""
 
     def infer(context: InferenceContext) -> None:
-        _check_node(spec, context)
+        inputs = _check_node(spec, context)
         types: dict[str, int] = {}
         dimensions: dict[str, onnx.TensorShapeProto.Dimension] = {}
-        for i, tensor in enumerate(spec.inputs[: context.get_num_inputs()]):
+        for i, tensor in enumerate(inputs):
             given = context.get_input_type(i)
             if given is None:
                 continue
-            types[tensor.types[0]] = given.tensor_type.elem_type
+            _bind_type(spec, tensor, given.tensor_type.elem_type, types)
             if given.tensor_type.HasField("shape"):
                 _bind(spec, tensor, given.tensor_type.shape, dimensions)
         for i, tensor in enumerate(spec.outputs):
@@ -91,8 +114,8 @@ def _inference(spec: OpSpec) -> Callable[[InferenceContext], None]:
     return infer
 
 
-def _check_node(spec: OpSpec, context: InferenceContext) -> None:
-    """Refuse what a schema cannot say: attribute values outside the contract, inputs that depend on an attribute."""
+def _check_node(spec: OpSpec, context: InferenceContext) -> tuple[Tensor, ...]:
+    """The node's inputs. Refuses what a schema cannot say: attribute values outside the contract, missing inputs."""
     given = [context.get_attribute(a.name) for a in spec.attributes]
     values = {a.name: onnx.helper.get_attribute_value(a) for a in given if a is not None}
     attributes = {name: v.decode() if isinstance(v, bytes) else v for name, v in values.items()}
@@ -100,12 +123,29 @@ def _check_node(spec: OpSpec, context: InferenceContext) -> None:
         spec.check_attributes(attributes)
     except ValueError as error:
         raise InferenceError(str(error)) from error
-    expected = [tensor.name for tensor in spec.inputs_for(attributes)]
-    if context.get_num_inputs() != len(expected):
+    inputs = spec.inputs_for(attributes)
+    if context.get_num_inputs() != len(inputs):
         raise InferenceError(
-            f"{spec.name}: {context.get_num_inputs()} inputs, expected with these attributes are {len(expected)}: "
-            f"{', '.join(expected)}"
+            f"{spec.name}: {context.get_num_inputs()} inputs, expected with these attributes are {len(inputs)}: "
+            f"{', '.join(tensor.name for tensor in inputs)}"
         )
+    return inputs
+
+
+def _bind_type(spec: OpSpec, tensor: Tensor, element_type: int, types: dict[str, int]) -> None:
+    """Check the element type of one input; the first input of a type variable binds it."""
+    name = _type_name(element_type)
+    expected = tensor.types
+    if _is_variable(tensor):
+        bound = types.get(tensor.types[0])
+        expected = spec.type_variables[tensor.types[0]] if bound is None else (_type_name(bound),)
+        types.setdefault(tensor.types[0], element_type)
+    if name not in expected:
+        raise InferenceError(f"{spec.name}: input {tensor.name} is of type {name}, expected {' or '.join(expected)}")
+
+
+def _type_name(element_type: int) -> str:
+    return onnx.TensorProto.DataType.Name(element_type).lower()
 
 
 def _bind(

@@ -8,9 +8,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmmoe.exporter.ops.contract import Attribute, OpSpec, Tensor
+from fastmmoe.exporter.ops.contract import Attribute, AttributeValue, OpSpec, Tensor
+from fastmmoe.exporter.ops.quantise import QuantisedWeights, dequantise
 
 Array = npt.NDArray[Any]
+
+INTEGER_WEIGHTS = ("weight_format", ("int8", "int4"))
+GROUPED_METHODS = ("group_limited_greedy", "noaux_tc")
+
+
+def _rule(attributes: dict[str, AttributeValue]) -> str | None:
+    """What is wrong with attributes that do not go together, or None."""
+    weight_format, group_size = attributes["weight_format"], attributes["group_size"]
+    n_group, topk_group = attributes["n_group"], attributes["topk_group"]
+    if attributes["topk_method"] in GROUPED_METHODS and topk_group > n_group:  # type: ignore[operator]
+        return f"attribute topk_group is {topk_group}, expected at most n_group = {n_group}"
+    if (weight_format == "float") != (group_size == 0):
+        return f"attribute group_size is {group_size} with weight_format {weight_format}, expected 0 with float only"
+    if weight_format == "float" and attributes["zero_points"]:
+        return "attribute zero_points is 1 with weight_format float, expected 0"
+    return None
+
 
 SPARSE_MOE = OpSpec(
     name="FmmSparseMoE",
@@ -18,11 +36,12 @@ SPARSE_MOE = OpSpec(
     doc=(
         "Routed experts of one MoE layer. Text tokens use top_k experts; the tokens named by visual_index use "
         "visual_top_k of them (FastMMoE, arXiv 2511.17885, expert activation reduction). Shared experts are not part "
-        "of it."
+        "of it. Weights are floating-point, or integers q that stand for scale (q - zero): p of them in an element "
+        "(2 with int4, else 1), each scale and zero shared by g = group_size columns of a row."
     ),
     type_variables={
         "F": ("float", "float16", "bfloat16"),
-        "W": ("float", "float16", "bfloat16"),
+        "W": ("float", "float16", "bfloat16", "int8"),
     },
     inputs=(
         Tensor("hidden_states", ("T", "H"), ("F",), "Normalised input of the MoE block."),
@@ -35,48 +54,68 @@ SPARSE_MOE = OpSpec(
             ("float",),
             "Added to the scores for choosing only (noaux_tc); ignored by the other methods.",
         ),
-        Tensor("gate_up", ("E", "2I", "H"), ("W",), "Gate rows, then up rows, of every expert."),
-        Tensor("down", ("E", "H", "I"), ("W",), "Down projection of every expert."),
-        Tensor("gate_up_bias", ("E", "2I"), ("F",), "Bias of gate_up.", only_if=("expert_bias", 1)),
-        Tensor("down_bias", ("E", "H"), ("F",), "Bias of down.", only_if=("expert_bias", 1)),
+        Tensor("gate_up", ("E", "2I", "H/p"), ("W",), "Gate rows, then up rows, of every expert."),
+        Tensor("down", ("E", "H", "I/p"), ("W",), "Down projection of every expert."),
+        Tensor("gate_up_bias", ("E", "2I"), ("F",), "Bias of gate_up.", only_if=("expert_bias", (1,))),
+        Tensor("down_bias", ("E", "H"), ("F",), "Bias of down.", only_if=("expert_bias", (1,))),
+        Tensor("gate_up_scale", ("E", "2I", "H/g"), ("float16",), "Scales of gate_up.", only_if=INTEGER_WEIGHTS),
+        Tensor("down_scale", ("E", "H", "I/g"), ("float16",), "Scales of down.", only_if=INTEGER_WEIGHTS),
+        Tensor("gate_up_zero", ("E", "2I", "H/g"), ("int8",), "Zeros of gate_up.", only_if=("zero_points", (1,))),
+        Tensor("down_zero", ("E", "H", "I/g"), ("int8",), "Zeros of down.", only_if=("zero_points", (1,))),
     ),
     outputs=(Tensor("output", ("T", "H"), ("F",), "Weighted sum of the chosen experts."),),
     attributes=(
-        Attribute("top_k", "int", "Experts per text token.", (1, 16)),
+        Attribute("top_k", "int", "Experts per text token.", limits=(1, 16)),
         Attribute(
             "scoring_func",
             "string",
             "softmax or sigmoid over all experts; topk_softmax chooses by logit and takes the softmax over the chosen.",
-            ("softmax", "sigmoid", "topk_softmax"),
+            choices=("softmax", "sigmoid", "topk_softmax"),
         ),
         Attribute(
             "topk_method",
             "string",
             "greedy; group_limited_greedy (best groups by their best score, other scores 0); noaux_tc (score plus "
             "correction_bias, best groups by the sum of their two best, others 0).",
-            ("greedy", "group_limited_greedy", "noaux_tc"),
+            choices=("greedy", "group_limited_greedy", "noaux_tc"),
         ),
-        Attribute("n_group", "int", "Expert groups; 1 without groups.", (1, 64)),
-        Attribute("topk_group", "int", "Groups a token may choose from.", (1, 64)),
-        Attribute("norm_topk_prob", "int", "1: weights of the chosen experts are divided by their sum.", (0, 1)),
+        Attribute("n_group", "int", "Expert groups; 1 without groups.", limits=(1, 64)),
+        Attribute("topk_group", "int", "Groups a token may choose from.", limits=(1, 64)),
+        Attribute(
+            "norm_topk_prob", "int", "1: weights of the chosen experts are divided by their sum.", choices=(0, 1)
+        ),
         Attribute("routed_scaling_factor", "float", "Factor on every weight."),
         Attribute(
             "reduction_weights",
             "string",
             "Visual tokens where norm_topk_prob is 0: preserve_sum scales the kept weights to the sum of all top_k; "
             "none leaves them.",
-            ("preserve_sum", "none"),
+            choices=("preserve_sum", "none"),
         ),
         Attribute(
             "activation",
             "string",
             "swiglu: silu(gate) * up. swiglu_oai: gate <= limit, |up| <= limit, "
             "(up + 1) * gate * sigmoid(1.702 * gate).",
-            ("swiglu", "swiglu_oai"),
+            choices=("swiglu", "swiglu_oai"),
         ),
         Attribute("swiglu_limit", "float", "Clamp of swiglu_oai."),
-        Attribute("expert_bias", "int", "1: gate_up_bias and down_bias are given.", (0, 1)),
+        Attribute("expert_bias", "int", "1: gate_up_bias and down_bias are given.", choices=(0, 1)),
+        Attribute(
+            "weight_format",
+            "string",
+            "Type of the weights: float, int8 (q -128 to 127), or int4 (q 0 to 15, two to a byte).",
+            choices=("float", "int8", "int4"),
+        ),
+        Attribute("group_size", "int", "Columns that share a scale; 0 with float.", choices=(0, 32, 64, 128)),
+        Attribute(
+            "zero_points",
+            "int",
+            "1: gate_up_zero and down_zero are given. 0: the zero of int8 is 0, that of int4 is 8.",
+            choices=(0, 1),
+        ),
     ),
+    rule=_rule,
 )
 
 SWIGLU_OAI_ALPHA = 1.702
@@ -174,10 +213,19 @@ def sparse_moe_reference(
     down: Array,
     gate_up_bias: Array | None = None,
     down_bias: Array | None = None,
+    gate_up_scale: Array | None = None,
+    down_scale: Array | None = None,
+    gate_up_zero: Array | None = None,
+    down_zero: Array | None = None,
     **attributes: Any,
 ) -> Array:
     """FmmSparseMoE in NumPy, computed in float32; arguments and result as in `SPARSE_MOE`."""
     SPARSE_MOE.check_attributes(attributes)
+    if attributes["weight_format"] != "float":
+        assert gate_up_scale is not None and down_scale is not None
+        packing = attributes["weight_format"], attributes["group_size"]
+        gate_up = dequantise(QuantisedWeights(gate_up, gate_up_scale, gate_up_zero), *packing)
+        down = dequantise(QuantisedWeights(down, down_scale, down_zero), *packing)
     T = hidden_states.shape[0]
     is_visual = np.zeros(T, bool)
     is_visual[visual_index] = True

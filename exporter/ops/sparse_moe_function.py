@@ -26,7 +26,11 @@ def build_sparse_moe(
     *biases: ir.Value,
     attributes: dict[str, Any],
 ) -> ir.Value:
-    """The body's output; inputs and output as in `SPARSE_MOE`."""
+    """The body's output; inputs and output as in `SPARSE_MOE`. Raises ValueError for integer weights."""
+    if attributes["weight_format"] != "float":
+        raise ValueError(
+            f"FmmSparseMoE: weight_format {attributes['weight_format']} has no function body, expected float"
+        )
     with stage(op, "route"):
         choice, scores = _score(op, router_logits, correction_bias, attributes)
         best, selected = op.TopK(choice, [attributes["top_k"]], axis=1, _outputs=["best", "selected"])  # [T, k] each

@@ -44,8 +44,10 @@ TOKEN_PRUNE = OpSpec(
         Tensor("visual_index_out", ("K",), ("int32",), "Rows of the surviving visual tokens in the outputs."),
     ),
     attributes=(
-        Attribute("window", "int", "Tokens per window.", (1, 64)),
-        Attribute("merge", "string", "Merged vector: mean, or mlerp (mean at the greatest norm).", ("mlerp", "mean")),
+        Attribute("window", "int", "Tokens per window.", limits=(1, 64)),
+        Attribute(
+            "merge", "string", "Merged vector: mean, or mlerp (mean at the greatest norm).", choices=("mlerp", "mean")
+        ),
     ),
 )
 

@@ -1,79 +1,75 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "onnxruntime/glue.h"
 
-#include <cstring>
 #include <exception>
+#include <iterator>
 #include <mutex>
 
 namespace fastmmoe {
 
-std::string as_text(const std::vector<int64_t>& shape) {
-  std::string text = "[";
-  for (size_t i = 0; i < shape.size(); ++i) text += (i > 0 ? ", " : "") + std::to_string(shape[i]);
-  return text + "]";
-}
+namespace {
 
-template <typename Value>
-Value Attributes::read(size_t index, const char* type) const {
-  const char* name = contract_.attributes[index];
-  try {
-    return info_.GetAttribute<Value>(name);
-  } catch (const Ort::Exception&) {
-    throw_check_error(contract_.name, ": attribute ", name, " is missing or no ", type,
-                      "; every attribute must be given");
+class OrtAttributes : public AttributeSource {
+ public:
+  OrtAttributes(const OpContract& contract, const OrtKernelInfo* info) : contract_(contract), info_(info) {}
+
+  int64_t integer(const char* name) const override { return read<int64_t>(name, "int"); }
+  float number(const char* name) const override { return read<float>(name, "float"); }
+  std::string text(const char* name) const override { return read<std::string>(name, "string"); }
+
+ private:
+  template <typename Value>
+  Value read(const char* name, const char* kind) const {
+    try {
+      return info_.GetAttribute<Value>(name);
+    } catch (const Ort::Exception&) {
+      throw_check_error(contract_.name, ": attribute ", name, " is missing or no ", kind,
+                        "; every attribute must be given");
+    }
   }
+
+  const OpContract& contract_;
+  Ort::ConstKernelInfo info_;
+};
+
+struct OnnxType {
+  ElementType type;
+  ONNXTensorElementDataType onnx;
+};
+constexpr OnnxType kOnnxTypes[] = {{ElementType::kFloat, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT},
+                                   {ElementType::kFloat16, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16},
+                                   {ElementType::kBfloat16, ONNX_TENSOR_ELEMENT_DATA_TYPE_BFLOAT16},
+                                   {ElementType::kInt8, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8},
+                                   {ElementType::kInt32, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32}};
+
+}  // namespace
+
+NodeAttributes read_node(const OpContract& contract, const OrtKernelInfo* info) {
+  return NodeAttributes(contract, OrtAttributes(contract, info));
 }
 
-int64_t Attributes::integer(size_t index, int64_t low, int64_t high) const {
-  const int64_t value = read<int64_t>(index, "int");
-  CHECK(low <= value && value <= high, contract_.name, ": attribute ", contract_.attributes[index], " is ",
-        value, ", expected ", low, " to ", high);
-  return value;
-}
-
-float Attributes::number(size_t index) const { return read<float>(index, "float"); }
-
-size_t Attributes::choice(size_t index, const std::vector<const char*>& choices) const {
-  const std::string value = read<std::string>(index, "string");
-  std::string supported;
-  for (size_t i = 0; i < choices.size(); ++i) {
-    if (value == choices[i]) return i;
-    supported += (i > 0 ? ", " : "") + std::string(choices[i]);
+ONNXTensorElementDataType onnx_type(ElementType type) {
+  for (const OnnxType& entry : kOnnxTypes) {
+    if (entry.type == type) return entry.onnx;
   }
-  throw_check_error(contract_.name, ": attribute ", contract_.attributes[index], " is '", value,
-                    "', supported are ", supported);
+  throw_check_error("no ONNX type for the element type ", name_of(type));
 }
 
-ONNXTensorElementDataType Inputs::type(size_t index) const {
-  return context_.GetInput(index).GetTensorTypeAndShapeInfo().GetElementType();
-}
-
-std::vector<int64_t> Inputs::shape(size_t index) const {
-  const InputContract& input = contract_.inputs[index];
-  CHECK(has(index), contract_.name, ": input ", input.name, " is missing");
-  std::vector<int64_t> shape = context_.GetInput(index).GetTensorTypeAndShapeInfo().GetShape();
-  CHECK(shape.size() == input.rank, contract_.name, ": ", input.name, " is ", as_text(shape),
-        ", expected rank ", input.rank, ": [", input.shape, "]");
-  return shape;
-}
-
-void Inputs::expect_shape(size_t index, const std::vector<int64_t>& expected) const {
-  const std::vector<int64_t> found = shape(index);
-  const InputContract& input = contract_.inputs[index];
-  CHECK(found == expected, contract_.name, ": ", input.name, " is ", as_text(found), ", expected [",
-        input.shape, "] = ", as_text(expected));
-}
-
-void Inputs::expect_rows(size_t index, int64_t T) const {
-  const int64_t V = shape(index)[0];
-  const int32_t* rows = data<int32_t>(index);
-  const char* name = contract_.inputs[index].name;
-  for (int64_t i = 0; i < V; ++i) {
-    CHECK(0 <= rows[i] && rows[i] < T, contract_.name, ": ", name, "[", i, "] is ", rows[i],
-          ", expected 0 to ", T - 1);
-    CHECK(i == 0 || rows[i - 1] < rows[i], contract_.name, ": ", name, "[", i, "] is ", rows[i], " after ",
-          rows[i - 1], ", expected ascending rows");
+std::vector<TensorInfo> Inputs::infos() const {
+  const OpContract& contract = node_.contract();
+  std::vector<TensorInfo> infos;
+  for (size_t i = 0; i < context_.GetInputCount(); ++i) {
+    const Ort::ConstValue value = context_.GetInput(i);
+    if (value == nullptr) continue;  // left out: check_inputs counts
+    const auto info = value.GetTensorTypeAndShapeInfo();
+    const auto* entry =
+        std::find_if(std::begin(kOnnxTypes), std::end(kOnnxTypes),
+                     [&](const OnnxType& known) { return known.onnx == info.GetElementType(); });
+    CHECK(entry != std::end(kOnnxTypes), contract.name, ": input ", i, " has ONNX element type ",
+          info.GetElementType(), ", which no input of the operator may have");
+    infos.push_back({entry->type, info.GetShape()});
   }
+  return infos;
 }
 
 namespace {

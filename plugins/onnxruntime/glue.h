@@ -10,9 +10,8 @@
 #include <type_traits>
 #include <vector>
 
-#include "common/check.h"
 #include "common/parallel.h"
-#include "onnxruntime/contract.h"
+#include "contract/contract.h"
 
 namespace fastmmoe {
 
@@ -35,60 +34,39 @@ OrtStatus* guarded(const Body& body) noexcept {
   }
 }
 
-/// Reads a node's attributes by their place in the contract. Each throws CheckError if the attribute is
-/// missing, of another type or outside what the contract allows.
-class Attributes {
- public:
-  Attributes(const OpContract& contract, const OrtKernelInfo* info) : contract_(contract), info_(info) {}
+/// The attributes of a node. Throws CheckError where they are not the contract's.
+NodeAttributes read_node(const OpContract& contract, const OrtKernelInfo* info);
 
-  int64_t integer(size_t index, int64_t low, int64_t high) const;
-  float number(size_t index) const;
-  /// The place of the value in `choices`.
-  size_t choice(size_t index, const std::vector<const char*>& choices) const;
-
- private:
-  template <typename Value>
-  Value read(size_t index, const char* type) const;
-
-  const OpContract& contract_;
-  Ort::ConstKernelInfo info_;
-};
-
-/// Reads a node's inputs by their place in the contract.
+/// The inputs of a node, by their place in the contract.
 class Inputs {
  public:
-  Inputs(const OpContract& contract, OrtKernelContext* context) : contract_(contract), context_(context) {}
+  Inputs(const NodeAttributes& node, OrtKernelContext* context) : node_(node), context_(context) {}
 
-  bool has(size_t index) const {
-    return index < context_.GetInputCount() && context_.GetInput(index) != nullptr;
+  /// Types and shapes in the node's order.
+  std::vector<TensorInfo> infos() const;
+
+  /// Null where the node has no such input.
+  const void* data(size_t input) const {
+    return node_.has(input) ? context_.GetInput(node_.position(input)).GetTensorRawData() : nullptr;
   }
-  ONNXTensorElementDataType type(size_t index) const;
-  /// Throws CheckError if the input is missing or its rank is not the contract's.
-  std::vector<int64_t> shape(size_t index) const;
-  /// Throws CheckError if shape(index) is another.
-  void expect_shape(size_t index, const std::vector<int64_t>& expected) const;
-  /// Throws CheckError unless the int32 input [V] ascends and its values are rows of T.
-  void expect_rows(size_t index, int64_t T) const;
-
   template <typename T>
-  const T* data(size_t index) const {
-    return context_.GetInput(index).GetTensorData<T>();
+  const T* data(size_t input) const {
+    return static_cast<const T*>(data(input));
   }
-  const void* raw_data(size_t index) const { return context_.GetInput(index).GetTensorRawData(); }
 
  private:
-  const OpContract& contract_;
+  const NodeAttributes& node_;
   Ort::KernelContext context_;
 };
 
-/// "[2, 3]"
-std::string as_text(const std::vector<int64_t>& shape);
+ONNXTensorElementDataType onnx_type(ElementType type);
 
 /// ONNX Runtime's own threads of the session that runs the node.
 ParallelFor parallel_for_of(OrtKernelContext* context);
 
 /// A custom operator of which everything is read from the contract. Kernel has a constructor from
-/// (const OrtKernelInfo*), `void compute(OrtKernelContext*) const` and `static const OpContract& contract()`.
+/// (const OrtKernelInfo*), `void compute(OrtKernelContext*) const`, `static const OpContract& contract()`,
+/// `static constexpr const char* kProvider` and `static constexpr ElementType kFloatType`: what F is.
 template <typename Kernel>
 struct KernelHolder {
   Kernel kernel;
@@ -105,15 +83,26 @@ struct CustomOp : Ort::CustomOpBase<CustomOp<Kernel>, KernelHolder<Kernel>, true
     return guarded([&] { *kernel = new KernelHolder<Kernel>{Kernel(info)}; });
   }
   const char* GetName() const { return Kernel::contract().name; }
-  const char* GetExecutionProviderType() const { return "CPUExecutionProvider"; }
+  const char* GetExecutionProviderType() const { return Kernel::kProvider; }
   size_t GetInputTypeCount() const { return Kernel::contract().inputs.size(); }
-  ONNXTensorElementDataType GetInputType(size_t index) const { return Kernel::contract().inputs[index].type; }
+  ONNXTensorElementDataType GetInputType(size_t index) const {
+    const TensorContract& input = Kernel::contract().inputs[index];
+    // What a place beyond holds depends on the attributes; check_inputs looks at it.
+    return is_optional(index) ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED : declared_type(input);
+  }
   OrtCustomOpInputOutputCharacteristic GetInputCharacteristic(size_t index) const {
-    return Kernel::contract().inputs[index].is_optional ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
+    return is_optional(index) ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
   }
   size_t GetOutputTypeCount() const { return Kernel::contract().outputs.size(); }
   ONNXTensorElementDataType GetOutputType(size_t index) const {
-    return Kernel::contract().outputs[index].type;
+    return declared_type(Kernel::contract().outputs[index]);
+  }
+
+ private:
+  static bool is_optional(size_t index) { return Kernel::contract().inputs[index].attribute != kAlways; }
+  static ONNXTensorElementDataType declared_type(const TensorContract& tensor) {
+    if (tensor.variable == 'F') return onnx_type(Kernel::kFloatType);
+    return tensor.types.size() == 1 ? onnx_type(tensor.types[0]) : ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
   }
 };
 

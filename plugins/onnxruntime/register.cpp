@@ -4,7 +4,6 @@
 
 #include <string>
 
-#include "onnxruntime/contract.h"
 #include "onnxruntime/glue.h"
 #include "onnxruntime/ops.h"
 

@@ -14,6 +14,7 @@ enum class ScoringFunc { kSoftmax, kSigmoid, kTopkSoftmax };
 enum class TopkMethod { kGreedy, kGroupLimitedGreedy, kNoauxTc };
 enum class ReductionWeights { kPreserveSum, kNone };
 enum class Activation { kSwiglu, kSwigluOai };
+enum class WeightFormat { kFloat, kInt8, kInt4 };
 
 struct SparseMoeAttributes {
   int64_t top_k;
@@ -27,6 +28,9 @@ struct SparseMoeAttributes {
   Activation activation;
   float swiglu_limit;
   bool expert_bias;
+  WeightFormat weight_format;
+  int64_t group_size;  // columns that share a scale; 0 with kFloat
+  bool zero_points;
 };
 
 /// Row-major arrays without gaps. The caller has checked them: 1 <= visual_top_k <= top_k <= E, visual_index

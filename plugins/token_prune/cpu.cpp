@@ -211,11 +211,6 @@ void write_rows(const TokenPruneParams& params, const std::vector<Survivor>& sur
 
 }  // namespace
 
-int64_t merge_capacity(int64_t V, int64_t K, int64_t window) {
-  if (window == 1 || V == 0) return 0;
-  return std::max<int64_t>(0, std::min(divide_up(V, window) - 1, (V - K) / (window - 1)));
-}
-
 void token_prune_cpu(const TokenPruneParams& params, const ParallelFor& parallel_for) {
   if (params.K == params.V) {
     const size_t bytes = sizeof(float) * static_cast<size_t>(params.T * params.H);

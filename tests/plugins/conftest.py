@@ -120,6 +120,9 @@ MOE_ATTRIBUTES: dict[str, Any] = {
     "activation": "swiglu",
     "swiglu_limit": 7.0,
     "expert_bias": 0,
+    "weight_format": "float",
+    "group_size": 0,
+    "zero_points": 0,
 }
 
 

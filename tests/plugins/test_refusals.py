@@ -33,7 +33,7 @@ def zeros(*shape: int, dtype: Any = np.float32) -> Array:
 MOE_INPUTS: list[tuple[str, Array, str]] = [
     ("hidden_states", zeros(17), "hidden_states is [17], expected rank 2: [T, H]"),
     ("router_logits", zeros(16), "router_logits is [16], expected rank 2: [T, E]"),
-    ("router_logits", zeros(16, 16), "router_logits is [16, 16], expected [T, E] = [17, 16]"),
+    ("router_logits", zeros(16, 16), "router_logits is [16, 16], expected [T, E] = [17, E]"),
     ("visual_index", zeros(1, 1, dtype=np.int32), "visual_index is [1, 1], expected rank 1: [V]"),
     ("visual_index", np.array([3, 17], np.int32), "visual_index[1] is 17, expected 0 to 16"),
     ("visual_index", np.array([-1, 3], np.int32), "visual_index[0] is -1, expected 0 to 16"),
@@ -44,26 +44,26 @@ MOE_INPUTS: list[tuple[str, Array, str]] = [
     ("visual_top_k", np.array([2, 2], np.int32), "visual_top_k is [2], expected [1] = [1]"),
     ("visual_top_k", np.array(2, np.int32), "visual_top_k is [], expected rank 1: [1]"),
     ("correction_bias", zeros(15), "correction_bias is [15], expected [E] = [16]"),
-    ("gate_up", zeros(16, 40), "gate_up is [16, 40], expected rank 3: [E, 2I, H]"),
-    ("gate_up", zeros(16, 41, 24), "gate_up has 41 rows an expert, expected an even number: 2I"),
-    ("gate_up", zeros(15, 40, 24), "gate_up is [15, 40, 24], expected [E, 2I, H] = [16, 40, 24]"),
-    ("gate_up", zeros(16, 40, 23), "gate_up is [16, 40, 23], expected [E, 2I, H] = [16, 40, 24]"),
-    ("down", zeros(16, 24), "down is [16, 24], expected rank 3: [E, H, I]"),
-    ("down", zeros(16, 20, 24), "down is [16, 20, 24], expected [E, H, I] = [16, 24, 20]"),
+    ("gate_up", zeros(16, 40), "gate_up is [16, 40], expected rank 3: [E, 2I, H/p]"),
+    ("gate_up", zeros(16, 41, 24), "gate_up is [16, 41, 24], expected [E, 2I, H/p] = [16, 2I, 24]"),
+    ("gate_up", zeros(15, 40, 24), "gate_up is [15, 40, 24], expected [E, 2I, H/p] = [16, 2I, 24]"),
+    ("gate_up", zeros(16, 40, 23), "gate_up is [16, 40, 23], expected [E, 2I, H/p] = [16, 40, 24]"),
+    ("down", zeros(16, 24), "down is [16, 24], expected rank 3: [E, H, I/p]"),
+    ("down", zeros(16, 20, 24), "down is [16, 20, 24], expected [E, H, I/p] = [16, 24, 20]"),
     (
         "gate_up",
         zeros(16, 40, 24, dtype=np.float64),
-        "gate_up has ONNX element type 11, expected float (1), float16 (10) or bfloat16 (16)",
+        "input 5 has ONNX element type 11, which no input of the operator may have",
     ),
     (
         "down",
         zeros(16, 24, 20, dtype=np.int8),
-        "down has ONNX element type 3, expected float (1), float16 (10) or bfloat16 (16)",
+        "down is int8, expected float as the other tensors of type W",
     ),
     (
         "down",
         zeros(16, 24, 20, dtype=np.float16),
-        "gate_up has ONNX element type 1 and down 10, expected the same",
+        "down is float16, expected float as the other tensors of type W",
     ),
 ]
 
@@ -75,17 +75,27 @@ def test_sparse_moe_inputs(
     expect_refusal(run_native, "FmmSparseMoE", {**moe_inputs(), name: value}, moe_attributes(), message)
 
 
+SEVEN = "hidden_states, router_logits, visual_index, visual_top_k, correction_bias, gate_up, down"
+INPUTS_EXPECTED = "inputs, expected with these attributes are"
+
+
 def test_sparse_moe_biases(run_native: Runner, moe_inputs: Maker, moe_attributes: Maker) -> None:
     op, inputs, biased = "FmmSparseMoE", moe_inputs(expert_bias=True), moe_attributes(expert_bias=1)
-    message = "input gate_up_bias is given, expected none with expert_bias = 0"
-    expect_refusal(run_native, op, inputs, moe_attributes(), message)
-    expect_refusal(run_native, op, moe_inputs(), biased, "input gate_up_bias is missing")
+    nine = f"9: {SEVEN}, gate_up_bias, down_bias"
+    expect_refusal(run_native, op, inputs, moe_attributes(), f"9 {INPUTS_EXPECTED} 7: {SEVEN}")
+    expect_refusal(run_native, op, moe_inputs(), biased, f"7 {INPUTS_EXPECTED} {nine}")
     one = {name: array for name, array in inputs.items() if name != "down_bias"}
-    expect_refusal(run_native, op, one, biased, "input down_bias is missing")
+    expect_refusal(run_native, op, one, biased, f"8 {INPUTS_EXPECTED} {nine}")
     wrong = {**inputs, "gate_up_bias": zeros(16, 20)}
     expect_refusal(run_native, op, wrong, biased, "gate_up_bias is [16, 20], expected [E, 2I] = [16, 40]")
     wrong = {**inputs, "down_bias": zeros(24)}
     expect_refusal(run_native, op, wrong, biased, "down_bias is [24], expected rank 2: [E, H]")
+
+
+def test_weights_that_are_not_of_their_format(run_native: Runner, moe_inputs: Maker, moe_attributes: Maker) -> None:
+    inputs = moe_inputs(weight_dtype=np.int8)
+    message = "gate_up is int8, expected float, float16 or bfloat16 with weight_format float"
+    expect_refusal(run_native, "FmmSparseMoE", inputs, moe_attributes(), message)
 
 
 MOE_ATTRIBUTES: list[tuple[dict[str, Any], str]] = [
@@ -107,7 +117,7 @@ MOE_ATTRIBUTES: list[tuple[dict[str, Any], str]] = [
         "attribute topk_group is 3, expected at most n_group = 2",
     ),
     ({"topk_method": "noaux_tc", "n_group": 3}, "n_group is 3, expected a divisor of E = 16"),
-    ({"norm_topk_prob": 2}, "attribute norm_topk_prob is 2, expected 0 to 1"),
+    ({"norm_topk_prob": 2}, "attribute norm_topk_prob is 2, supported are 0, 1"),
     (
         {"routed_scaling_factor": 1},
         "attribute routed_scaling_factor is missing or no float; every attribute must be given",
@@ -115,7 +125,18 @@ MOE_ATTRIBUTES: list[tuple[dict[str, Any], str]] = [
     ({"reduction_weights": "sum"}, "attribute reduction_weights is 'sum', supported are preserve_sum, none"),
     ({"activation": "gelu"}, "attribute activation is 'gelu', supported are swiglu, swiglu_oai"),
     ({"swiglu_limit": "7"}, "attribute swiglu_limit is missing or no float; every attribute must be given"),
-    ({"expert_bias": 2}, "attribute expert_bias is 2, expected 0 to 1"),
+    (
+        {"weight_format": "int8", "group_size": 32},
+        "integer weights have no CPU kernel, expected weight_format float",
+    ),
+    (
+        {"weight_format": "int4"},
+        "attribute group_size is 0 with weight_format int8 or int4, expected 32, 64 or 128",
+    ),
+    ({"group_size": 32}, "attribute group_size is 32 with weight_format float, expected 0"),
+    ({"group_size": 48}, "attribute group_size is 48, supported are 0, 32, 64, 128"),
+    ({"zero_points": 1}, "attribute zero_points is 1 with weight_format float, expected 0"),
+    ({"expert_bias": 2}, "attribute expert_bias is 2, supported are 0, 1"),
 ]
 
 
@@ -144,7 +165,7 @@ PRUNE_INPUTS: list[tuple[str, Array, str]] = [
     ("hidden_states", zeros(60), "hidden_states is [60], expected rank 2: [T, H]"),
     ("residual", zeros(60, 11), "residual is [60, 11], expected [T, H] = [60, 12]"),
     ("routing_probs", zeros(44), "routing_probs is [44], expected rank 2: [V, E]"),
-    ("routing_probs", zeros(43, 8), "routing_probs is [43, 8], expected [V, E] = [44, 8]"),
+    ("routing_probs", zeros(43, 8), "attention is [44], expected [V] = [43]"),
     ("attention", zeros(45), "attention is [45], expected [V] = [44]"),
     ("visual_index", np.arange(17, 61, dtype=np.int32), "visual_index[43] is 60, expected 0 to 59"),
     ("visual_index", zeros(44, dtype=np.int32), "visual_index[1] is 0 after 0, expected ascending rows"),

@@ -146,6 +146,9 @@ def moe_arguments(T: int, dtype: torch.dtype, *, expert_bias: bool) -> list[Any]
                 "activation": "swiglu_oai" if expert_bias else "swiglu",
                 "swiglu_limit": 7.0,
                 "expert_bias": int(expert_bias),
+                "weight_format": "float",
+                "group_size": 0,
+                "zero_points": 0,
             }
         ),
     ]

@@ -51,6 +51,9 @@ def moe_attributes(**changes: Any) -> dict[str, Any]:
         "activation": "swiglu",
         "swiglu_limit": 1.0,
         "expert_bias": 0,
+        "weight_format": "float",
+        "group_size": 0,
+        "zero_points": 0,
         **changes,
     }
 
@@ -389,9 +392,15 @@ def test_group_operators_only_where_groups_limit_the_choice() -> None:
 def test_functions_declare_what_the_contract_declares(spec: Any) -> None:
     attributes = moe_attributes(expert_bias=1) if spec is SPARSE_MOE else {"window": 3, "merge": "mean"}
     function = function_for(spec, attributes)
-    assert [value.name for value in function.inputs] == [tensor.name for tensor in spec.inputs]
+    assert [value.name for value in function.inputs] == [tensor.name for tensor in spec.inputs_for(attributes)]
     assert [value.name for value in function.outputs] == [tensor.name for tensor in spec.outputs]
     assert list(function.attributes) == [attribute.name for attribute in spec.attributes]
+
+
+def test_integer_weights_are_refused() -> None:
+    attributes = moe_attributes() | {"weight_format": "int4", "group_size": 32}
+    with pytest.raises(ValueError, match="weight_format int4 has no function body, expected float"):
+        function_for(SPARSE_MOE, attributes)
 
 
 def test_attributes_outside_the_contract_are_refused() -> None:

@@ -38,6 +38,9 @@ def gate_attributes(**changes: Any) -> dict[str, Any]:
         "activation": "swiglu",
         "swiglu_limit": 7.0,
         "expert_bias": 0,
+        "weight_format": "float",
+        "group_size": 0,
+        "zero_points": 0,
         **changes,
     }
 

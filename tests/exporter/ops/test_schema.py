@@ -9,10 +9,11 @@ from typing import Any
 import onnx
 import pytest
 from onnx.checker import ValidationError
+from onnx.defs import OpSchema
 from onnx.shape_inference import InferenceError
 
 from fastmmoe.exporter.ops import DOMAIN, OPS, SPARSE_MOE, TOKEN_PRUNE, OpSpec
-from fastmmoe.exporter.ops.schema import register_schemas
+from fastmmoe.exporter.ops.schema import CONDITIONAL_INPUTS, register_schemas
 
 ATTRIBUTES: dict[str, dict[str, Any]] = {
     SPARSE_MOE.name: {
@@ -27,6 +28,9 @@ ATTRIBUTES: dict[str, dict[str, Any]] = {
         "activation": "swiglu",
         "swiglu_limit": 7.0,
         "expert_bias": 1,
+        "weight_format": "float",
+        "group_size": 0,
+        "zero_points": 0,
     },
     TOKEN_PRUNE.name: {"window": 3, "merge": "mlerp"},
 }
@@ -51,13 +55,21 @@ def make(one_node_model: Callable[..., onnx.ModelProto]) -> Callable[..., onnx.M
 def test_schema_says_what_the_contract_says(spec: OpSpec) -> None:
     schema = onnx.defs.get_schema(spec.name, DOMAIN)
     assert schema.since_version == spec.version
-    assert [p.name for p in schema.inputs] == [t.name for t in spec.inputs]
+    always = [t for t in spec.inputs if t.only_if is None]
+    conditional = [t for t in spec.inputs if t.only_if is not None]
+    assert [p.name for p in schema.inputs[: len(always)]] == [t.name for t in always]
+    assert [(p.name, p.option) for p in schema.inputs[len(always) :]] == (
+        [(CONDITIONAL_INPUTS, OpSchema.FormalParameterOption.Variadic)] if conditional else []
+    )
     assert [p.name for p in schema.outputs] == [t.name for t in spec.outputs]
-    assert schema.min_input == sum(t.only_if is None for t in spec.inputs)
+    assert schema.min_input == len(always)
     assert set(schema.attributes) == {a.name for a in spec.attributes}
     assert all(a.required for a in schema.attributes.values())
     constraints = {c.type_param_str: set(c.allowed_type_strs) for c in schema.type_constraints}
-    assert constraints == {v: {f"tensor({t})" for t in types} for v, types in spec.type_variables.items()}
+    variables = spec.type_variables
+    if conditional:
+        variables = {**variables, CONDITIONAL_INPUTS: ("float", "float16", "bfloat16", "int8")}
+    assert constraints == {v: {f"tensor({t})" for t in types} for v, types in variables.items()}
 
 
 @pytest.mark.parametrize("with_function", [False, True])
@@ -159,8 +171,8 @@ def test_inference_alone_refuses_a_missing_attribute(make: Callable[..., Any]) -
         (change_attribute_value, "attribute {attribute} is 1000, expected 1 to"),
         (drop_last_input, "has input size 7 not in range|8 inputs, expected with these attributes are 9: hidden"),
         (drop_most_inputs, "has input size 4 not in range"),
-        (add_input, "not in range"),
-        (change_input_type, "unsupported type"),
+        (add_input, "not in range|10 inputs, expected with these attributes are 9: hidden"),
+        (change_input_type, r"is of type double, expected float or float16"),
         (change_output_type, "Inferred elem type differs"),
         (drop_dimension, r"hidden_states has shape \['T'\], expected the 2 dimensions \[T, H\]"),
         (contradict_dimension, "has T = 6, an input before it has T = 5"),

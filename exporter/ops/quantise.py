@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Integer weights of FmmSparseMoE: how they are packed and what they stand for.
+
+int8: a row of n columns is n bytes. int4: a row is n / 2 bytes; 8 columns are one little-endian 32-bit word, whose
+nibble j (bits 4 j to 4 j + 3) is column NIBBLE_COLUMNS[j] of the 8. So one shift and one mask of a word give columns
+2 j and 2 j + 1 in its two halves, which is how tensor cores take a pair.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+NIBBLE_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
+INT4_ZERO = 8
+_WORD = len(NIBBLE_COLUMNS)
+_LEVELS = {"int8": (-127, 127), "int4": (0, 15)}
+
+
+@dataclass(frozen=True)
+class QuantisedWeights:
+    """Weights [..., n] as integers.
+
+    Attributes:
+        values: int8 [..., n], or [..., n / 2] with int4. scale: float16 [..., ceil(n / g)].
+        zero: int8 like scale; None: the zero of int8 is 0, that of int4 is 8.
+    """
+
+    values: Array
+    scale: Array
+    zero: Array | None
+
+
+def pack_int4(q: Array) -> Array:
+    """Integers 0 to 15 [..., n], n a multiple of 8 -> int8 [..., n / 2]."""
+    if q.shape[-1] % _WORD:
+        raise ValueError(f"int4 weights have {q.shape[-1]} columns, expected a multiple of {_WORD}")
+    words = q.reshape(*q.shape[:-1], -1, _WORD)[..., NIBBLE_COLUMNS].astype(np.uint8)
+    return (words[..., ::2] | words[..., 1::2] << 4).reshape(*q.shape[:-1], -1).view(np.int8)
+
+
+def unpack_int4(values: Array) -> Array:
+    """The inverse of `pack_int4`: int8 [..., n / 2] -> uint8 [..., n]."""
+    packed = values.view(np.uint8).reshape(*values.shape[:-1], -1, _WORD // 2)
+    words = np.empty((*packed.shape[:-1], _WORD), np.uint8)
+    words[..., NIBBLE_COLUMNS[::2]] = packed & 15
+    words[..., NIBBLE_COLUMNS[1::2]] = packed >> 4
+    return words.reshape(*values.shape[:-1], -1)
+
+
+def quantise(weights: Array, weight_format: str, group_size: int, *, zero_points: bool) -> QuantisedWeights:
+    """Round weights [..., n] to the nearest of the levels between the extremes of each group of columns.
+
+    Without zero_points the levels lie evenly around 0 up to the greatest magnitude of the group; with them between
+    its least and greatest value, 0 included.
+    """
+    n = weights.shape[-1]
+    low, high = _LEVELS[weight_format]
+    padding = [(0, 0)] * (weights.ndim - 1) + [(0, -n % group_size)]
+    groups = np.pad(weights.astype(np.float32), padding).reshape(*weights.shape[:-1], -1, group_size)
+    least, greatest = np.minimum(groups.min(-1), 0), np.maximum(groups.max(-1), 0)
+    if zero_points:
+        scale = ((greatest - least) / (high - low)).astype(np.float16)
+    else:
+        middle = INT4_ZERO if weight_format == "int4" else 0
+        scale = (np.maximum(-least, greatest) / (high - middle)).astype(np.float16)
+    # A group of zeros, or one whose scale is below the range of float16, stands for zeros.
+    safe = np.where(scale == 0, 1, scale.astype(np.float32))
+    zero = np.clip(np.rint(low - least / safe), low, high) if zero_points else np.full_like(safe, middle)
+    q = np.clip(np.rint(groups / safe[..., None]) + zero[..., None], low, high)
+    q = q.reshape(*weights.shape[:-1], -1)[..., :n]
+    values = pack_int4(q.astype(np.uint8)) if weight_format == "int4" else q.astype(np.int8)
+    return QuantisedWeights(values, scale, zero.astype(np.int8) if zero_points else None)
+
+
+def dequantise(weights: QuantisedWeights, weight_format: str, group_size: int) -> Array:
+    """What the integers stand for, float32 [..., n]."""
+    q = unpack_int4(weights.values) if weight_format == "int4" else weights.values
+    n = q.shape[-1]
+    middle = np.int8(INT4_ZERO if weight_format == "int4" else 0)
+    zero = np.full(weights.scale.shape, middle) if weights.zero is None else weights.zero
+    scale, offset = (np.repeat(x.astype(np.float32), group_size, axis=-1)[..., :n] for x in (weights.scale, zero))
+    return (q.astype(np.float32) - offset) * scale

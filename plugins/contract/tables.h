@@ -1,0 +1,25 @@
+// SPDX-License-Identifier: Apache-2.0
+// Written by scripts/make_contract.py from exporter/ops. Do not edit.
+#pragma once
+
+#include "contract/contract.h"
+
+// clang-format off
+namespace fastmmoe {
+
+namespace sparse_moe {
+enum Input : size_t { kHiddenStates, kRouterLogits, kVisualIndex, kVisualTopK, kCorrectionBias, kGateUp, kDown, kGateUpBias, kDownBias, kGateUpScale, kDownScale, kGateUpZero, kDownZero };
+enum Output : size_t { kOutput };
+enum Attribute : size_t { kTopK, kScoringFunc, kTopkMethod, kNGroup, kTopkGroup, kNormTopkProb, kRoutedScalingFactor, kReductionWeights, kActivation, kSwigluLimit, kExpertBias, kWeightFormat, kGroupSize, kZeroPoints };
+const OpContract& contract();
+}  // namespace sparse_moe
+
+namespace token_prune {
+enum Input : size_t { kHiddenStates, kResidual, kRoutingProbs, kAttention, kVisualIndex, kKeepSlots, kMergeSlots, kAlpha };
+enum Output : size_t { kHiddenStatesOut, kResidualOut, kKeptIndex, kVisualIndexOut };
+enum Attribute : size_t { kWindow, kMerge };
+const OpContract& contract();
+}  // namespace token_prune
+
+}  // namespace fastmmoe
+// clang-format on

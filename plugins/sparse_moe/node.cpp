@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "sparse_moe/node.h"
+
+#include <limits>
+
+namespace fastmmoe::sparse_moe {
+
+// The enumerations of params.h are in the order of the contract's legal values.
+SparseMoeAttributes read_attributes(const NodeAttributes& node) {
+  SparseMoeAttributes result{};
+  result.top_k = node.integer(kTopK);
+  result.scoring_func = static_cast<ScoringFunc>(node.integer(kScoringFunc));
+  result.topk_method = static_cast<TopkMethod>(node.integer(kTopkMethod));
+  result.n_group = node.integer(kNGroup);
+  result.topk_group = node.integer(kTopkGroup);
+  result.norm_topk_prob = node.integer(kNormTopkProb) == 1;
+  result.routed_scaling_factor = node.number(kRoutedScalingFactor);
+  result.reduction_weights = static_cast<ReductionWeights>(node.integer(kReductionWeights));
+  result.activation = static_cast<Activation>(node.integer(kActivation));
+  result.swiglu_limit = node.number(kSwigluLimit);
+  result.expert_bias = node.integer(kExpertBias) == 1;
+  result.weight_format = static_cast<WeightFormat>(node.integer(kWeightFormat));
+  result.group_size = node.integer(kGroupSize);
+  result.zero_points = node.integer(kZeroPoints) == 1;
+  const bool has_groups = result.topk_method != TopkMethod::kGreedy;
+  CHECK(!has_groups || result.topk_group <= result.n_group, "FmmSparseMoE: attribute topk_group is ",
+        result.topk_group, ", expected at most n_group = ", result.n_group);
+  const bool is_float = result.weight_format == WeightFormat::kFloat;
+  CHECK(is_float == (result.group_size == 0), "FmmSparseMoE: attribute group_size is ", result.group_size,
+        " with weight_format ", is_float ? "float, expected 0" : "int8 or int4, expected 32, 64 or 128");
+  CHECK(!is_float || !result.zero_points,
+        "FmmSparseMoE: attribute zero_points is 1 with weight_format float, expected 0");
+  return result;
+}
+
+Sizes check_inputs(const NodeAttributes& node, const std::vector<TensorInfo>& inputs) {
+  const SparseMoeAttributes attributes = read_attributes(node);
+  Sizes known;
+  known.set('p', attributes.weight_format == WeightFormat::kInt4 ? 2 : 1);
+  known.set('g', attributes.group_size);
+  const Sizes sizes = fastmmoe::bind_inputs(node, inputs, known);
+  const bool is_float = attributes.weight_format == WeightFormat::kFloat;
+  const ElementType weights = inputs[node.position(kGateUp)].type;
+  CHECK(is_float == (weights != ElementType::kInt8), "FmmSparseMoE: gate_up is ", name_of(weights),
+        ", expected ", is_float ? "float, float16 or bfloat16" : "int8", " with weight_format ",
+        contract().attributes[kWeightFormat].texts[static_cast<size_t>(attributes.weight_format)]);
+  CHECK(attributes.top_k <= sizes['E'], "FmmSparseMoE: top_k is ", attributes.top_k,
+        ", expected at most E = ", sizes['E']);
+  const bool has_groups = attributes.topk_method != TopkMethod::kGreedy;
+  CHECK(!has_groups || sizes['E'] % attributes.n_group == 0, "FmmSparseMoE: n_group is ", attributes.n_group,
+        ", expected a divisor of E = ", sizes['E']);
+  CHECK(sizes['T'] <= std::numeric_limits<int32_t>::max(), "FmmSparseMoE: T is ", sizes['T'],
+        ", expected less than 2^31 tokens");
+  return sizes;
+}
+
+}  // namespace fastmmoe::sparse_moe

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write what depends on the operators' contracts: the tables in docs/operators.md and those of the native libraries.
+
+    python scripts/make_contract.py [--check] [--docs FILE] [--header FILE] [--source FILE]
+
+In the document only what stands between the markers `<!-- contract NAME -->` and `<!-- end of contract NAME -->` is
+written. With --check nothing is, and the exit code is 1 where a file is out of date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from fastmmoe.exporter.ops import DOMAIN, OPS, Attribute, OpSpec, Tensor
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+DOCUMENT = REPOSITORY / "docs" / "operators.md"
+HEADER = REPOSITORY / "plugins" / "contract" / "tables.h"
+SOURCE = REPOSITORY / "plugins" / "contract" / "tables.cpp"
+NOTICE = (
+    "// SPDX-License-Identifier: Apache-2.0\n// Written by scripts/make_contract.py from exporter/ops. Do not edit."
+)
+ELEMENT_TYPES = ("float", "float16", "bfloat16", "int8", "int32")
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    lines = [head, ("---",) * len(head), *(tuple(cell.replace("|", "\\|") for cell in row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def tensor_row(tensor: Tensor) -> tuple[str, ...]:
+    """Name, shape, type and meaning of an input or output."""
+    meaning = tensor.doc
+    if tensor.only_if is not None:
+        attribute, values = tensor.only_if
+        meaning += f" Only with `{attribute}` = {' or '.join(map(str, values))}."
+    return f"`{tensor.name}`", f"[{', '.join(tensor.shape)}]", ", ".join(tensor.types), meaning
+
+
+def legal_values(attribute: Attribute) -> str:
+    """The values an attribute may have, in words."""
+    if attribute.limits is not None:
+        return f"{attribute.limits[0]} to {attribute.limits[1]}"
+    return ", ".join(f"`{choice}`" for choice in attribute.choices) or "any"
+
+
+def contract(spec: OpSpec) -> str:
+    """The contract of one operator in Markdown."""
+    variables = "; ".join(f"{name} is one of {', '.join(types)}" for name, types in spec.type_variables.items())
+    columns = ("name", "shape", "type", "meaning")
+    attributes = ((f"`{a.name}`", a.kind, legal_values(a), a.doc) for a in spec.attributes)
+    parts = [
+        spec.doc,
+        f"Domain `{DOMAIN}`, version {spec.version}. Types: {variables}.",
+        "Inputs, in order:",
+        table(columns, map(tensor_row, spec.inputs)),
+        "Outputs:",
+        table(columns, map(tensor_row, spec.outputs)),
+        "Attributes, all required:",
+        table(("name", "kind", "legal values", "meaning"), attributes),
+    ]
+    return "\n\n".join(parts)
+
+
+def update_document(text: str) -> str:
+    """The document with the present contracts; exits where a marker is missing."""
+    for spec in OPS:
+        begin, end = f"<!-- contract {spec.name} -->", f"<!-- end of contract {spec.name} -->"
+        before, found_begin, rest = text.partition(begin)
+        _, found_end, after = rest.partition(end)
+        if not (found_begin and found_end):
+            sys.exit(f"no {begin} ... {end} in the document: put the two lines where the contract belongs")
+        text = f"{before}{begin}\n\n{contract(spec)}\n\n{end}{after}"
+    return text
+
+
+def namespace(spec: OpSpec) -> str:
+    """FmmTokenPrune -> token_prune."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", spec.name.removeprefix("Fmm")).lower()
+    return words.replace("mo_e", "moe")
+
+
+def constant(name: str) -> str:
+    """routing_probs -> kRoutingProbs."""
+    return "k" + "".join(part.capitalize() for part in name.split("_"))
+
+
+def enumeration(name: str, items: Iterable[Tensor | Attribute]) -> str:
+    """Places of inputs, outputs or attributes in the tables."""
+    return f"enum {name} : size_t {{ {', '.join(constant(item.name) for item in items)} }};"
+
+
+def header() -> str:
+    """The C++ header: enumerations and access to the tables."""
+    parts = [f'{NOTICE}\n#pragma once\n\n#include "contract/contract.h"\n\n// clang-format off\nnamespace fastmmoe {{\n']
+    for spec in OPS:
+        parts += [
+            f"namespace {namespace(spec)} {{",
+            enumeration("Input", spec.inputs),
+            enumeration("Output", spec.outputs),
+            enumeration("Attribute", spec.attributes),
+            "const OpContract& contract();",
+            f"}}  // namespace {namespace(spec)}\n",
+        ]
+    parts.append("}  // namespace fastmmoe\n// clang-format on\n")
+    return "\n".join(parts)
+
+
+def braces(items: Iterable[str]) -> str:
+    """A C++ initialiser list."""
+    return f"{{{', '.join(items)}}}"
+
+
+def quoted(text: object) -> str:
+    """A C++ string literal."""
+    return f'"{text}"'
+
+
+def dimension(text: str) -> str:
+    """A Dimension of contract.h from an expression such as "T", "1", "2I", "H/p" or "T-V+K"."""
+    sum_, _, divisor = text.partition("/")
+    terms, number = [], 0
+    for sign, factor, letter in re.findall(r"([+-]?)(\d*)([A-Za-z]?)", sum_):
+        value = int(f"{sign}{factor or 1}")
+        if letter:
+            terms.append(f"{{{value}, '{letter}'}}")
+        elif factor:
+            number += value
+    return braces([quoted(text), str(number), braces(terms), f"'{divisor}'" if divisor else "0"])
+
+
+def cpp_types(spec: OpSpec, tensor: Tensor) -> str:
+    types = spec.type_variables.get(tensor.types[0], tensor.types)
+    assert set(types) <= set(ELEMENT_TYPES), types
+    return braces(f"ElementType::{constant(t)}" for t in types)
+
+
+def cpp_tensor(spec: OpSpec, tensor: Tensor) -> str:
+    """A TensorContract of contract.h."""
+    variable = f"'{tensor.types[0]}'" if tensor.types[0] in spec.type_variables else "0"
+    condition = ["kAlways", "{}"]
+    if tensor.only_if is not None:
+        attribute = next(a for a in spec.attributes if a.name == tensor.only_if[0])
+        values = (str(attribute.choices.index(v) if attribute.kind == "string" else v) for v in tensor.only_if[1])
+        condition = [str(spec.attributes.index(attribute)), braces(values)]
+    shape = braces(dimension(d) for d in tensor.shape)
+    return braces([quoted(tensor.name), shape, cpp_types(spec, tensor), variable, *condition])
+
+
+def cpp_attribute(attribute: Attribute) -> str:
+    """An AttributeContract of contract.h."""
+    is_text = attribute.kind == "string"
+    texts = braces(quoted(choice) for choice in attribute.choices) if is_text else "{}"
+    numbers = "{}" if is_text else braces(str(choice) for choice in attribute.choices)
+    limits = attribute.limits or (0, 0)
+    has_limits = str(attribute.limits is not None).lower()
+    kind = f"AttributeKind::{constant(attribute.kind)}"
+    return braces([quoted(attribute.name), kind, texts, numbers, has_limits, *map(str, limits)])
+
+
+def source() -> str:
+    """The C++ source with the tables."""
+    parts = [f'{NOTICE}\n#include "contract/tables.h"\n\n// clang-format off\nnamespace fastmmoe {{\n']
+    for spec in OPS:
+        parts += [
+            f"const OpContract& {namespace(spec)}::contract() {{",
+            f'  static const OpContract contract{{"{spec.name}", {spec.version},',
+            *(f"    {text}" for text in block(cpp_tensor(spec, t) for t in spec.inputs)),
+            *(f"    {text}" for text in block(cpp_tensor(spec, t) for t in spec.outputs)),
+            *(f"    {text}" for text in block(map(cpp_attribute, spec.attributes), end="}};")),
+            "  return contract;\n}\n",
+        ]
+    functions = ", ".join(f"&{namespace(spec)}::contract()" for spec in OPS)
+    parts += [f"std::vector<const OpContract*> all_contracts() {{ return {{{functions}}}; }}\n"]
+    parts.append("}  // namespace fastmmoe\n// clang-format on\n")
+    return "\n".join(parts)
+
+
+def block(items: Iterable[str], end: str = "},") -> list[str]:
+    """An initialiser list, an item a line."""
+    lines = [f" {item}," for item in items]
+    lines[0] = "{" + lines[0][1:]
+    lines[-1] = lines[-1][:-1] + end
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Write what depends on the operators' contracts.")
+    parser.add_argument("--check", action="store_true", help="only say whether the files are up to date")
+    for name, default in (("docs", DOCUMENT), ("header", HEADER), ("source", SOURCE)):
+        parser.add_argument(f"--{name}", type=Path, default=default, metavar="FILE")
+    arguments = parser.parse_args()
+    updated = {
+        arguments.docs: update_document(arguments.docs.read_text(encoding="utf-8")),
+        arguments.header: header(),
+        arguments.source: source(),
+    }
+    for path, text in updated.items():
+        if not arguments.check:
+            path.write_text(text, encoding="utf-8")
+        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+            sys.exit(f"{path} is out of date: run python scripts/make_contract.py")
+
+
+if __name__ == "__main__":
+    main()
