@@ -13,9 +13,6 @@ from onnx.shape_inference import InferenceContext, InferenceError
 from fastmmoe.exporter.ops import OPS
 from fastmmoe.exporter.ops.contract import DOMAIN, Attribute, OpSpec, Tensor
 
-CONDITIONAL_INPUTS = "conditional"
-"""Schema name of the inputs that only some nodes have, and of their type variable."""
-
 _ATTRIBUTE_TYPES = {
     "int": OpSchema.AttrType.INT,
     "float": OpSchema.AttrType.FLOAT,
@@ -50,20 +47,22 @@ def _schema(spec: OpSpec) -> OpSchema:
 
 
 def _inputs(spec: OpSpec) -> list[OpSchema.FormalParameter]:
-    """One parameter an input; those that only some nodes have are one of any length and types, checked by inference."""
-    always = [_parameter(t) for t in spec.inputs if t.only_if is None]
+    """A parameter for each input. What a conditional place holds depends on the attributes: inference checks it."""
     conditional = [t.name for t in spec.inputs if t.only_if is not None]
-    if not conditional:
-        return always
-    more = OpSchema.FormalParameter(
-        CONDITIONAL_INPUTS,
-        CONDITIONAL_INPUTS,
-        f"Those of {', '.join(conditional)} that the attributes ask for, in this order.",
-        param_option=OpSchema.FormalParameterOption.Variadic,
-        is_homogeneous=False,
-        min_arity=0,
-    )
-    return [*always, more]
+    return [_parameter(t) for t in spec.inputs if t.only_if is None] + [
+        OpSchema.FormalParameter(
+            name,
+            name,
+            f"The next of {', '.join(conditional)} that the attributes ask for.",
+            param_option=OpSchema.FormalParameterOption.Optional,
+        )
+        for name in conditional_places(spec)
+    ]
+
+
+def conditional_places(spec: OpSpec) -> list[str]:
+    """Schema names of the places of the inputs that only some nodes have; each is its own type variable, too."""
+    return [f"conditional_{i}" for i in range(sum(t.only_if is not None for t in spec.inputs))]
 
 
 def _parameter(tensor: Tensor) -> OpSchema.FormalParameter:
@@ -74,10 +73,10 @@ def _parameter(tensor: Tensor) -> OpSchema.FormalParameter:
 
 def _constraints(spec: OpSpec) -> list[tuple[str, list[str], str]]:
     variables = dict(spec.type_variables)
-    conditional = [t for t in spec.inputs if t.only_if is not None]
-    if conditional:
-        types = (variables[t.types[0]] if _is_variable(t) else t.types for t in conditional)
-        variables[CONDITIONAL_INPUTS] = tuple(dict.fromkeys(itertools.chain.from_iterable(types)))
+    conditional = (t.types for t in spec.inputs if t.only_if is not None)
+    types = itertools.chain.from_iterable(variables.get(t[0], t) for t in conditional)
+    any_type = tuple(dict.fromkeys(types))
+    variables |= dict.fromkeys(conditional_places(spec), any_type)
     return [(name, [f"tensor({t})" for t in types], f"Type {name}.") for name, types in variables.items()]
 
 

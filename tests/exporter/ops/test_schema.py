@@ -13,7 +13,7 @@ from onnx.defs import OpSchema
 from onnx.shape_inference import InferenceError
 
 from fastmmoe.exporter.ops import DOMAIN, OPS, SPARSE_MOE, TOKEN_PRUNE, OpSpec
-from fastmmoe.exporter.ops.schema import CONDITIONAL_INPUTS, register_schemas
+from fastmmoe.exporter.ops.schema import conditional_places, register_schemas
 
 ATTRIBUTES: dict[str, dict[str, Any]] = {
     SPARSE_MOE.name: {
@@ -56,19 +56,17 @@ def test_schema_says_what_the_contract_says(spec: OpSpec) -> None:
     schema = onnx.defs.get_schema(spec.name, DOMAIN)
     assert schema.since_version == spec.version
     always = [t for t in spec.inputs if t.only_if is None]
-    conditional = [t for t in spec.inputs if t.only_if is not None]
     assert [p.name for p in schema.inputs[: len(always)]] == [t.name for t in always]
-    assert [(p.name, p.option) for p in schema.inputs[len(always) :]] == (
-        [(CONDITIONAL_INPUTS, OpSchema.FormalParameterOption.Variadic)] if conditional else []
-    )
+    assert [p.name for p in schema.inputs[len(always) :]] == conditional_places(spec)
+    assert all(p.option == OpSchema.FormalParameterOption.Optional for p in schema.inputs[len(always) :])
+    assert len(schema.inputs) == len(spec.inputs)
     assert [p.name for p in schema.outputs] == [t.name for t in spec.outputs]
     assert schema.min_input == len(always)
     assert set(schema.attributes) == {a.name for a in spec.attributes}
     assert all(a.required for a in schema.attributes.values())
     constraints = {c.type_param_str: set(c.allowed_type_strs) for c in schema.type_constraints}
-    variables = spec.type_variables
-    if conditional:
-        variables = {**variables, CONDITIONAL_INPUTS: ("float", "float16", "bfloat16", "int8")}
+    any_type = ("float", "float16", "bfloat16", "int8")
+    variables = spec.type_variables | dict.fromkeys(conditional_places(spec), any_type)
     assert constraints == {v: {f"tensor({t})" for t in types} for v, types in variables.items()}
 
 

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Remove every barrier and every wait for a copy from the CUDA kernels, one at a time, and see which test notices.
+
+    python scripts/mutation_check.py [--list] [--only TEXT] [--write FILE]
+
+Works on a copy of the tree under .build. Prints a line for each place: killed, or survived with the reason why it is
+not needed for the result. Exit code 1 where one survives without a reason, or where a reason is given for none.
+--write puts the table into FILE between `<!-- mutation_check -->` and `<!-- end of mutation_check -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+COPY = REPOSITORY / ".build" / "mutants"
+COPIED = ("plugins", "scripts", "tests", "pyproject.toml", "fastmmoe")
+
+# What runs for a mutant of a folder, the quickest first; the first failure ends it.
+TESTS = {
+    "sparse_moe": ("tests/plugins/cuda/test_sparse_moe_emulated.py",),
+    "token_prune": ("tests/plugins/cuda/test_token_prune_emulated.py",),
+    "common": ("tests/plugins/cuda/test_token_prune_emulated.py", "tests/plugins/cuda/test_sparse_moe_emulated.py"),
+}
+# Tests of other tools, which a missing barrier does not concern.
+DESELECTED = "not nvcc"
+
+SITE = re.compile(r"(__syncthreads|__syncwarp|copy_async_wait_all|copy_async_wait<[^;]*>)\(\)(?=;)|__syncthreads_or\(")
+REPLACEMENT = {"__syncthreads_or(": "("}
+DEFINITION = "ptx.cuh"
+
+# Places whose removal changes no result, and why they stay.
+REDUNDANT: dict[str, str] = {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """One barrier or wait: file below plugins/, its place among the file's, line, text and offset."""
+
+    file: str
+    number: int
+    line: int
+    text: str
+    start: int
+    end: int
+
+    @property
+    def name(self) -> str:
+        """Stays the same when lines are added above."""
+        return f"{self.file}#{self.number}"
+
+    def removed(self, source: str) -> str:
+        """The file without it."""
+        replacement = REPLACEMENT.get(self.text, "static_cast<void>(0)")
+        return source[: self.start] + replacement + source[self.end :]
+
+
+def sites_of(folder: Path) -> list[Site]:
+    """Every place in the kernels and in what they share; comments do not count."""
+    files = [*folder.glob("sparse_moe/*.cu*"), *folder.glob("token_prune/*.cu*"), *folder.glob("common/cuda/*")]
+    sites = []
+    for path in sorted(files):
+        if path.name == DEFINITION:
+            continue
+        source = path.read_text(encoding="utf-8")
+        code = re.sub(r"//[^\n]*", lambda comment: " " * len(comment[0]), source)
+        for number, match in enumerate(SITE.finditer(code), start=1):
+            line = source.count("\n", 0, match.start()) + 1
+            name = path.relative_to(folder).as_posix()
+            sites.append(Site(name, number, line, match[0], match.start(), match.end()))
+    return sites
+
+
+def copy_tree() -> None:
+    """A fresh copy of the tree; what was built in the last one stays."""
+    COPY.mkdir(parents=True, exist_ok=True)
+    for name in COPIED:
+        target = COPY / name
+        if target.is_dir():
+            shutil.rmtree(target)
+        if (REPOSITORY / name).is_dir():
+            shutil.copytree(REPOSITORY / name, target, ignore=shutil.ignore_patterns("__pycache__", "lib"))
+        else:
+            shutil.copyfile(REPOSITORY / name, target)
+
+
+def run_tests(files: tuple[str, ...]) -> tuple[bool, str]:
+    """Whether all tests pass in the copy, and the first that does not."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "-k", DESELECTED, *files]
+    done = subprocess.run(command, cwd=COPY, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return True, ""
+    failed = re.search(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", done.stdout, re.MULTILINE)
+    if failed is None:
+        sys.exit(f"pytest ended with exit code {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return False, failed[1].rpartition("::")[2]
+
+
+def check(site: Site) -> tuple[bool, str]:
+    """Whether the tests pass without the site, and the first that does not."""
+    path = COPY / "plugins" / site.file
+    source = path.read_text(encoding="utf-8")
+    path.write_text(site.removed(source), encoding="utf-8")
+    try:
+        return run_tests(TESTS[site.file.partition("/")[0]])
+    finally:
+        path.write_text(source, encoding="utf-8")
+
+
+def table(results: list[tuple[Site, bool, str]]) -> str:
+    """The results in Markdown."""
+    lines = ["| place | what | without it |", "| --- | --- | --- |"]
+    for site, survived, test in results:
+        text = site.text.removesuffix("(")
+        effect = f"no test fails: {REDUNDANT.get(site.name, 'no reason known')}" if survived else f"`{test}` fails"
+        lines.append(f"| `{site.name}` | `{text}` | {effect} |")
+    return "\n".join(lines)
+
+
+def write(document: Path, text: str) -> None:
+    """Put the table between the markers."""
+    begin, end = "<!-- mutation_check -->", "<!-- end of mutation_check -->"
+    before, found_begin, rest = document.read_text(encoding="utf-8").partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found_begin and found_end):
+        sys.exit(f"{document}: no {begin} ... {end}")
+    document.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Remove barriers from the CUDA kernels and see which test notices.")
+    parser.add_argument("--list", action="store_true", help="print the places and stop")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only places whose name holds TEXT")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put the table into FILE")
+    arguments = parser.parse_args()
+    sites = [site for site in sites_of(REPOSITORY / "plugins") if arguments.only in site.name]
+    if arguments.list:
+        sys.exit(print("\n".join(f"{s.name}  line {s.line}: {s.text}" for s in sites)))
+    copy_tree()
+    if not run_tests(tuple(dict.fromkeys(test for tests in TESTS.values() for test in tests)))[0]:
+        sys.exit("the tests fail without a change")
+    results = []
+    for site in sites:
+        start = time.perf_counter()
+        survived, test = check(site)
+        results.append((site, survived, test))
+        outcome = f"survived: {REDUNDANT.get(site.name, 'NO REASON KNOWN')}" if survived else f"killed by {test}"
+        print(f"{site.name:32} line {site.line:4} {outcome} ({time.perf_counter() - start:.0f} s)", flush=True)
+    if arguments.write:
+        write(arguments.write, table(results))
+    survivors = {site.name for site, survived, _ in results if survived}
+    wrong = (survivors ^ REDUNDANT.keys()) & {site.name for site in sites}
+    sys.exit(f"survived without a reason, or a reason without a survivor: {', '.join(sorted(wrong))}" if wrong else 0)
+
+
+if __name__ == "__main__":
+    main()
