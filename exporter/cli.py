@@ -11,8 +11,9 @@ from pathlib import Path
 from fastmmoe import __version__
 from fastmmoe.exporter.config import DEMO, ExportConfig
 from fastmmoe.exporter.fastmmoe.policy import FAMILY_ROWS, PolicyOptions
-from fastmmoe.exporter.targets import DEFAULT_ATOL, DTYPES, TARGETS
+from fastmmoe.exporter.targets import DEFAULT_ATOL, DTYPES, NEXT_STEP
 from fastmmoe.runtime.command import ArgumentParser, run_command
+from fastmmoe.runtime.targets import TARGETS
 
 DESCRIPTION = """Export a DeepSeek-VL2 or InternVL3.5 (MoE) checkpoint to a bundle: ONNX graphs with FastMMoE inside,
 weights, tokenizer and manifest. The written graphs are checked against torch before OUT appears."""
@@ -32,6 +33,22 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--target", choices=TARGETS, default=config.target, help="default %(default)s")
     parser.add_argument("--dtype", choices=DTYPES, default=config.dtype, help=_dtype_help())
+    parser.add_argument(
+        "--experts",
+        choices=("float", "int8", "int4"),
+        default=config.experts,
+        help="weights of the routed experts: float as --dtype says, or rounded to integers (TensorRT targets only)",
+    )
+    parser.add_argument(
+        "--group-size",
+        type=int,
+        choices=(32, 64, 128),
+        default=config.group_size,
+        help="columns of integer experts that share a scale (default %(default)s)",
+    )
+    parser.add_argument(
+        "--zero-points", action="store_true", help="give each group of integer experts a zero of its own, too"
+    )
     parser.add_argument("--atol", type=float, default=config.atol, help=_atol_help())
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is a bundle")
     method = parser.add_argument_group("FastMMoE")
@@ -95,6 +112,9 @@ def read_arguments(argv: Sequence[str] | None) -> ExportConfig:
         dtype=a.dtype,
         atol=a.atol,
         overwrite=a.overwrite,
+        experts=a.experts,
+        group_size=a.group_size,
+        zero_points=a.zero_points,
         policy=policy,
     )
 
@@ -112,7 +132,7 @@ def _export(config: ExportConfig) -> int:
     except CheckFailed as error:
         print(f"fastmmoe-export: check failed: {error}", file=sys.stderr)
         return 1
-    print(TARGETS[config.target].next_step.format(out=out))
+    print(NEXT_STEP[config.target].format(out=out))
     return 0
 
 
@@ -124,7 +144,7 @@ def _layers(text: str) -> tuple[int, ...]:
 
 
 def _dtype_help() -> str:
-    defaults = ", ".join(f"{t.default_dtype} for {t.name}" for t in TARGETS.values())
+    defaults = ", ".join(f"{t.dtypes[0]} for {t.name}" for t in TARGETS.values())
     return f"default {defaults}; on cpu a 16-bit type stores expert weights only"
 
 

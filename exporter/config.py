@@ -19,6 +19,8 @@ class ExportConfig:
         model: checkpoint directory, or "demo" for the built-in checkpoint. out: None = ./MODEL-TARGET.
         dtype: key of `DTYPES`; None = the target's default. atol: None = the dtype's default.
         overwrite: replace an existing bundle.
+        experts: weight format of the routed experts: "float" (as dtype says), "int8" or "int4".
+        group_size, zero_points: of integer experts, as in FmmSparseMoE's contract.
     """
 
     model: str = DEMO
@@ -27,4 +29,7 @@ class ExportConfig:
     dtype: str | None = None
     atol: float | None = None
     overwrite: bool = False
+    experts: str = "float"
+    group_size: int = 128
+    zero_points: bool = False
     policy: PolicyOptions = field(default_factory=PolicyOptions)

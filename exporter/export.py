@@ -22,14 +22,36 @@ from fastmmoe.exporter.graph_inputs import graph_inputs
 from fastmmoe.exporter.manifest import build_manifest
 from fastmmoe.exporter.ops import OPS
 from fastmmoe.exporter.ops.functions import function_for
+from fastmmoe.exporter.ops.quantise import Packing
+from fastmmoe.exporter.pack_experts import pack_experts
 from fastmmoe.exporter.processor_config import read_processor_config
-from fastmmoe.exporter.targets import DEFAULT_ATOL, DTYPES, TARGETS, Target
+from fastmmoe.exporter.targets import (
+    DEFAULT_ATOL,
+    DTYPES,
+    activation_dtype,
+    check_kernels,
+    choose_dtype,
+    choose_packing,
+)
 from fastmmoe.exporter.tracing import trace
 from fastmmoe.exporter.verify import CheckFailed, Difference, check_structure, compare
-from fastmmoe.runtime.bundle import MANIFEST, TOKENIZER, Manifest, graph_file, weights_file, write_manifest
+from fastmmoe.runtime.bundle import (
+    MANIFEST,
+    PLUGIN,
+    TOKENIZER,
+    Manifest,
+    PluginInfo,
+    graph_file,
+    weights_file,
+    write_manifest,
+)
+from fastmmoe.runtime.engines import build_engines
 from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.plugin_library import find_plugin
 from fastmmoe.runtime.processor_config import ProcessorConfig
 from fastmmoe.runtime.session import Graphs
+from fastmmoe.runtime.targets import TARGETS, Target
+from fastmmoe.runtime.tensorrt_api import load_module
 
 Report = Callable[[str], None]
 
@@ -43,31 +65,38 @@ def export(config: ExportConfig, report: Report = print) -> Path:
         The bundle's directory.
     Raises:
         InvalidRequest, UnsupportedModel: see `ExportConfig`, `Checkpoint`, `Model`.
+        BundleMismatch, EngineBuildFailed: the target's plugin or TensorRT is not there or does not fit.
         CheckFailed: the written graphs do not agree with torch; nothing is left behind.
     """
     target = TARGETS[config.target]
-    dtype = config.dtype or target.default_dtype
+    dtype = choose_dtype(target, config.dtype)
+    packing = choose_packing(target, config)
     atol = DEFAULT_ATOL[dtype] if config.atol is None else config.atol
     if not atol > 0:
         raise InvalidRequest(f"--atol {atol}: expected a positive number")
     name = Path(config.model).resolve().name if config.model != DEMO else DEMO
     out = Path(f"{name}-{target.name}") if config.out is None else config.out
     _check_out(out, config.overwrite)
+    plugin = _find_plugin(target)
     with _scratch_beside(out) as scratch:
         checkpoint = _open_checkpoint(config.model, scratch, report)
-        model = Model(checkpoint, config.policy, _precision(target, dtype))
+        model = Model(checkpoint, config.policy, _precision(target, dtype, packing))
+        check_kernels(target, model.config, packing)
         processor = read_processor_config(checkpoint.path, model.config_reader, vocab_size=model.config.vocab_size)
         _report_model(model, name, processor, report)
         staged = scratch / "bundle"
-        manifest = _write(staged, name, model, processor, target, dtype, report)
+        manifest = _write(staged, name, model, processor, target, dtype, plugin, report)
         _check(staged, scratch / "twin", manifest, model, config.policy, atol, report)
+        if target.tensorrt is not None and target.tensorrt.is_ahead_of_time:
+            build_engines(staged, report=report)
         _publish(staged, out, scratch)
     report(f"wrote {out}: {_megabytes(out)}")
     return out
 
 
-def _precision(target: Target, dtype: str) -> Precision:
-    return Precision(getattr(torch, DTYPES[dtype]), getattr(torch, target.activation_dtype(dtype)))
+def _precision(target: Target, dtype: str, packing: Packing | None) -> Precision:
+    activations = getattr(torch, activation_dtype(target, dtype))
+    return Precision(getattr(torch, DTYPES[dtype]), activations, packing=packing)
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
@@ -78,6 +107,15 @@ def _check_out(out: Path, overwrite: bool) -> None:
         raise InvalidRequest(f"{out} exists and is not a bundle; give another output directory")
     if not overwrite:
         raise InvalidRequest(f"{out} exists; give another output directory, or --overwrite to replace it")
+
+
+def _find_plugin(target: Target) -> tuple[Path, PluginInfo] | None:
+    """The target's plugin library; what will be needed is looked for now, not after the long trace."""
+    if target.tensorrt is None:
+        return None
+    if target.tensorrt.is_ahead_of_time:
+        load_module(target.tensorrt.module, target.tensorrt.install)
+    return find_plugin(target, target.tensorrt)
 
 
 class _scratch_beside(tempfile.TemporaryDirectory):  # noqa: N801 - used like the function it wraps
@@ -119,16 +157,30 @@ def _report_model(model: Model, name: str, processor: ProcessorConfig, report: R
 
 
 def _write(
-    directory: Path, name: str, model: Model, processor: ProcessorConfig, target: Target, dtype: str, report: Report
+    directory: Path,
+    name: str,
+    model: Model,
+    processor: ProcessorConfig,
+    target: Target,
+    dtype: str,
+    plugin: tuple[Path, PluginInfo] | None,
+    report: Report,
 ) -> Manifest:
-    """Write graphs, weights, tokenizer and manifest."""
+    """Write graphs, weights, tokenizer, plugin and manifest."""
     directory.mkdir()
-    portable = target.computes_in_float32
+    portable = target.tensorrt is None
     write_graphs(directory, model, portable=portable, report=report)
     tokenizer = model.checkpoint.path / TOKENIZER
     if tokenizer.is_file():
         shutil.copyfile(tokenizer, directory / TOKENIZER)
-    manifest = build_manifest(directory, name, model, processor, target=target.name, dtype=dtype, portable=portable)
+    info = None
+    if plugin is not None:
+        library, info = plugin
+        shutil.copyfile(library, directory / PLUGIN)
+        report(f"copied the TensorRT plugin {info.version} for {info.architecture}")
+    manifest = build_manifest(
+        directory, name, model, processor, target=target.name, dtype=dtype, portable=portable, plugin=info
+    )
     write_manifest(directory, manifest)
     return manifest
 
@@ -139,6 +191,8 @@ def write_graphs(directory: Path, model: Model, *, portable: bool, report: Repor
         start = time.perf_counter()
         load = functools.partial(_load, model, graph)
         traced = trace(module, graph_inputs(model, graph), load, name=graph)
+        if model.precision.packing is not None and not model.precision.is_twin and graph == "language_model":
+            pack_experts(traced, load, model.precision.packing)
         # One worker: tensors are read, written and dropped in turn.
         ir.save(
             traced, directory / graph_file(graph), external_data=weights_file(graph), alignment=64, align_threshold=0

@@ -13,6 +13,8 @@ from fastmmoe.exporter.checkpoint import Checkpoint, account, build
 from fastmmoe.exporter.config_reader import ConfigReader
 from fastmmoe.exporter.fastmmoe.policy import PolicyOptions, resolve_policy
 from fastmmoe.exporter.models import deepseek_vl2, internvl3_5
+from fastmmoe.exporter.ops.quantise import Packing
+from fastmmoe.exporter.pack_experts import round_experts
 from fastmmoe.runtime.errors import UnsupportedModel
 
 FAMILY_BY_MODEL_TYPE: dict[str, ModuleType] = {
@@ -34,16 +36,23 @@ class Precision:
         experts: of the routed experts' weights. activations: of everything else but FLOAT32_PARTS.
         rounded_experts, rounded_activations: values pass through these on the way, for a float32 twin of a 16-bit
             model; None = they do not.
+        packing: the experts' weights become integers when the graph is written; None = they do not.
     """
 
     experts: torch.dtype
     activations: torch.dtype
     rounded_experts: torch.dtype | None = None
     rounded_activations: torch.dtype | None = None
+    packing: Packing | None = None
+
+    @property
+    def is_twin(self) -> bool:
+        """Whether this is the float32 twin of another precision."""
+        return self.rounded_experts is not None
 
     def float32_twin(self) -> Precision:
         """Float32 everywhere, with exactly this precision's values."""
-        return Precision(torch.float32, torch.float32, self.experts, self.activations)
+        return Precision(torch.float32, torch.float32, self.experts, self.activations, self.packing)
 
 
 class Model:
@@ -92,9 +101,14 @@ class Model:
         return self._by_part(name, self.precision.experts, self.precision.activations)
 
     def load(self, name: str) -> torch.Tensor:
-        """The values of a parameter in its exported dtype, read from the checkpoint now and kept nowhere."""
+        """The values of a parameter in its exported dtype, read from the checkpoint now and kept nowhere.
+
+        Weights that are to be packed come as the checkpoint has them, in a float32 twin as what the integers stand for.
+        """
         value = self._computed[name] if name in self._computed else build(self.checkpoint, self._rules[name])
         p = self.precision
+        if p.packing is not None and name.endswith(EXPERT_WEIGHTS):
+            return round_experts(value, p.packing) if p.is_twin else value
         if p.rounded_experts is not None and p.rounded_activations is not None:
             value = value.to(self._by_part(name, p.rounded_experts, p.rounded_activations))
         return value.to(self.parameter_dtype(name)).contiguous()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmmoe import __version__
-from fastmmoe.exporter.families import Model
+from fastmmoe.exporter.families import Model, Precision
 from fastmmoe.exporter.graph_inputs import cache_shape
 from fastmmoe.exporter.ops import OPS
 from fastmmoe.runtime import bundle
@@ -23,6 +23,7 @@ def build_manifest(
     target: str,
     dtype: str,
     portable: bool,
+    plugin: bundle.PluginInfo | None = None,
 ) -> bundle.Manifest:
     """The manifest for the files now in the directory."""
     used = {"FmmSparseMoE"} | ({"FmmTokenPrune"} if model.policy.prune_layers else set())
@@ -35,13 +36,24 @@ def build_manifest(
         target=target,
         dtype=dtype,
         activation_dtype=str(model.precision.activations).removeprefix("torch."),
+        experts=_experts_info(model.precision),
         ops={spec.name: spec.version for spec in OPS if spec.name in used},
         portable=portable,
+        plugin=plugin,
         policy=model.policy,
         processor=processor,
         vision=_vision_info(model),
         language_model=_language_model_info(model.config),
         files={path.name: bundle.file_entry(path) for path in sorted(directory.iterdir())},
+    )
+
+
+def _experts_info(precision: Precision) -> bundle.ExpertsInfo:
+    packing = None if precision.is_twin else precision.packing
+    if packing is None:
+        return bundle.ExpertsInfo(weight_format="float", group_size=0, zero_points=False)
+    return bundle.ExpertsInfo(
+        weight_format=packing.weight_format, group_size=packing.group_size, zero_points=packing.zero_points
     )
 
 

@@ -17,6 +17,8 @@ from fastmmoe.runtime.processor_config import ProcessorConfig
 FORMAT = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
+PLUGIN = "libfastmmoe_trt.so"
+ENGINES = "engines.json"
 GRAPHS = ("vision", "embedding", "language_model")
 
 
@@ -72,6 +74,21 @@ class LanguageModelInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     sliding_window: int | None
 
 
+class PluginInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The TensorRT plugin library in the bundle: version of fastmmoe it was built from, and for which machines."""
+
+    version: str
+    architecture: str
+
+
+class ExpertsInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the routed experts' weights are stored, as in FmmSparseMoE's contract; group_size 0 with float."""
+
+    weight_format: Literal["float", "int8", "int4"]
+    group_size: int
+    zero_points: bool
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """manifest.json. Every other file of the bundle is listed in `files`.
 
@@ -81,8 +98,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         model: name of the checkpoint's directory. family: "deepseek_vl2" or "internvl3_5".
         checkpoint_identity: `Checkpoint.identity` of the exporter.
         target, dtype: as given to the exporter. activation_dtype: element type at the graphs' boundaries.
+        experts: how the routed experts are stored; float = as dtype says.
         ops: version of each custom operator in the graphs.
         portable: whether *.portable.onnx (operators with function bodies) are there.
+        plugin: of PLUGIN; None on targets without TensorRT.
     """
 
     format: int
@@ -93,13 +112,56 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     target: str
     dtype: str
     activation_dtype: str
+    experts: ExpertsInfo
     ops: dict[str, int]
     portable: bool
+    plugin: PluginInfo | None = None
     policy: Policy
     processor: ProcessorConfig
     vision: VisionInfo
     language_model: LanguageModelInfo
     files: dict[str, FileEntry]
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What engines can take.
+
+    Attributes:
+        max_tokens: of one prompt, visual ones included. max_visual: visual tokens among them.
+        max_cache: tokens a layer keeps: the prompt and the answer. max_tiles: of one request, all pictures together.
+    """
+
+    max_tokens: int
+    max_visual: int
+    max_cache: int
+    max_tiles: int
+
+
+class Engines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """engines.json: what the engines beside it were built from and for.
+
+    Attributes:
+        bundle_sha256: of the manifest.json they belong to.
+        module, tensorrt_version: Python package that built them; other versions may refuse them.
+        device: the GPU they were built on and for; None where they serve all compute_capabilities (87 for 8.7).
+        limits: the optimisation profiles follow from them and the manifest, see profiles.py.
+    """
+
+    format: int
+    fastmmoe_version: str
+    plugin_version: str
+    bundle_sha256: str
+    module: str
+    tensorrt_version: str
+    device: str | None
+    compute_capabilities: tuple[int, ...]
+    limits: Limits
+    files: dict[str, FileEntry]
+
+
+def engine_file(graph: str) -> str:
+    """File name of a graph's TensorRT engine."""
+    return f"{graph}.engine"
 
 
 def graph_file(graph: str, *, portable: bool = False) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fastmmoe: run a bundle. NumPy, ONNX Runtime and Pillow are imported only once the arguments are known to be good."""
+"""fastmmoe: run a bundle, or build its engines. Heavy imports wait until the arguments are known to be good."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 RUN_DESCRIPTION = """Answer about images with a bundle that fastmmoe-export made. --retention 1.0 without --visual-top-k
 is the unmodified model; retention left out means the bundle's default."""
+BUILD_DESCRIPTION = """Build the TensorRT engines of a bundle, on the device they are for. Bundles of target rtx come
+with engines; they may be built again, with other limits, on any x86-64 machine. The limits cost memory on the device.
+Without options there is room for one picture of the most tiles, 512 tokens of text and an answer of 512 tokens."""
 DEFAULT_MAX_NEW_TOKENS = 64
 
 
@@ -28,6 +31,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(prog="fastmmoe", description="Run mixture-of-experts VLMs with FastMMoE.")
     parser.add_argument("--version", action="version", version=f"fastmmoe {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_build(commands)
+    return parser
+
+
+def _add_run(commands: Any) -> None:
     run = commands.add_parser("run", help="answer about images", description=RUN_DESCRIPTION)
     run.add_argument("bundle", type=Path, metavar="OUT", help="the bundle's directory")
     run.add_argument("--image", action="append", default=[], type=Path, metavar="FILE", help="may be given again")
@@ -39,7 +48,22 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--portable", action="store_true", help="without the native library (slow)")
     run.add_argument("--threads", type=int, default=0, help="0 = one per core (default)")
     run.add_argument("--json", action="store_true", help="one JSON object instead of text")
-    return parser
+    run.set_defaults(function=_run)
+
+
+def _add_build(commands: Any) -> None:
+    build = commands.add_parser("build", help="build TensorRT engines", description=BUILD_DESCRIPTION)
+    build.add_argument("bundle", type=Path, metavar="OUT", help="the bundle's directory; engines are written into it")
+    limits = {
+        "--max-tokens": "tokens of a prompt, visual ones included",
+        "--max-visual": "visual tokens of a prompt",
+        "--max-cache": "tokens of prompt and answer together",
+        "--max-tiles": "tiles of a prompt's pictures, global views and thumbnails included",
+    }
+    for option, text in limits.items():
+        build.add_argument(option, type=int, metavar="N", help=f"the most {text}")
+    build.add_argument("--workspace", type=int, metavar="MIB", help="the most scratch memory of a layer (default: all)")
+    build.set_defaults(function=_build)
 
 
 def _add_request_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +82,27 @@ def _add_request_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 2 for what the user can mend; 130 when interrupted."""
-    return run_command("fastmmoe", lambda: _run(build_parser().parse_args(argv)))
+    return run_command("fastmmoe", lambda: _call(build_parser().parse_args(argv)))
+
+
+def _call(arguments: argparse.Namespace) -> int:
+    code: int = arguments.function(arguments)
+    return code
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from fastmmoe.runtime.engines import BuildOptions, build_engines
+
+    options = BuildOptions(
+        max_tokens=arguments.max_tokens,
+        max_visual=arguments.max_visual,
+        max_cache=arguments.max_cache,
+        max_tiles=arguments.max_tiles,
+        workspace_mib=arguments.workspace,
+    )
+    engines = build_engines(arguments.bundle, options, report=lambda line: print(line, flush=True))
+    print(f"wrote {', '.join(engines.files)} in {arguments.bundle}")
+    return 0
 
 
 def _run(arguments: argparse.Namespace) -> int:

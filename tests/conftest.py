@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import lzma
 import os
 import re
@@ -15,6 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+
+from fastmmoe import __version__
 
 Array = npt.NDArray[Any]
 
@@ -187,7 +190,63 @@ def checkpoint(golden: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
     return get
 
 
+WIDE = 64
+"""Expert hidden size of wide checkpoints: the CUDA kernels take multiples of 16, of 32 with int4."""
+
+
+def write_wide_checkpoint(source: Path, directory: Path) -> Path:
+    """Copy a checkpoint with its experts filled up with zeros to WIDE; what the model computes stays the same."""
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(source, directory)
+    config = json.loads((directory / "config.json").read_text())
+    (text,) = (config[key] for key in ("language_config", "text_config", "llm_config") if key in config)
+    key = "moe_intermediate_size" if "moe_intermediate_size" in text else "intermediate_size"
+    inner, text[key] = text[key], WIDE
+    (directory / "config.json").write_text(json.dumps(config))
+    tensors = load_file(directory / "model.safetensors")
+    for name, tensor in tensors.items():
+        if ".experts." in name or ".shared_experts." in name:
+            # A fused or shared size is some times as great; no other size of theirs is a multiple of it.
+            more = [0 if size % inner else size // inner * (WIDE - inner) for size in tensor.shape]
+            tensors[name] = np.pad(tensor, [(0, count) for count in more])
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+@pytest.fixture(scope="session")
+def wide_checkpoint(
+    checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """Function name -> a golden checkpoint with experts of WIDE, one for the whole session: do not change it."""
+    root = tmp_path_factory.mktemp("wide")
+
+    def get(name: str) -> Path:
+        directory = root / name
+        return directory if directory.is_dir() else write_wide_checkpoint(checkpoint(name), directory)
+
+    return get
+
+
 @pytest.fixture
 def own_checkpoint(golden: Path, tmp_path: Path) -> Callable[[str], Path]:
     """Function name -> complete checkpoint directory of this test alone, which may change it."""
     return lambda name: write_checkpoint(golden, name, tmp_path / name)
+
+
+@pytest.fixture
+def fake_plugin(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Function (version=, architecture=) -> file that says this of itself as the TensorRT plugin does, and no more.
+
+    It takes the built library's place for the rest of the test.
+    """
+
+    def write(version: str = __version__, architecture: str = "aarch64") -> Path:
+        path = tmp_path_factory.mktemp("plugin") / "libfastmmoe_trt.so"
+        machine = {"x86_64": 62, "aarch64": 183}[architecture]
+        header = b"\x7fELF" + bytes(14) + machine.to_bytes(2, "little") + bytes(44)
+        path.write_bytes(header + b"FASTMMOE_TRT_VERSION=" + version.encode() + b"\0")
+        monkeypatch.setenv("FASTMMOE_TRT_LIBRARY", str(path))
+        return path
+
+    return write

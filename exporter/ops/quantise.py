@@ -86,3 +86,28 @@ def dequantise(weights: QuantisedWeights, weight_format: str, group_size: int) -
     zero = np.full(weights.scale.shape, middle) if weights.zero is None else weights.zero
     scale, offset = (np.repeat(x.astype(np.float32), group_size, axis=-1)[..., :n] for x in (weights.scale, zero))
     return (q.astype(np.float32) - offset) * scale
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How the experts of a model are stored: the attributes weight_format, group_size and zero_points."""
+
+    weight_format: str
+    group_size: int
+    zero_points: bool
+
+    def attributes(self) -> dict[str, Any]:
+        """The three attributes of FmmSparseMoE."""
+        return {
+            "weight_format": self.weight_format,
+            "group_size": self.group_size,
+            "zero_points": int(self.zero_points),
+        }
+
+    def quantise(self, weights: Array) -> QuantisedWeights:
+        """`quantise` with these settings."""
+        return quantise(weights, self.weight_format, self.group_size, zero_points=self.zero_points)
+
+    def round(self, weights: Array) -> Array:
+        """What the quantised weights stand for, float32."""
+        return dequantise(self.quantise(weights), self.weight_format, self.group_size)

@@ -24,7 +24,8 @@ Tensors = dict[str, Array]
 # Of the golden fastmmoe_*.npz; an original checkpoint has those of its Hugging Face twin.
 PRUNE_LAYERS = {"dsvl2-mha": "1,2,3", "dsvl2-mla": "1,2,3", "internvl-qwen3moe": "1,2,3", "internvl-gptoss": "1,3,5"}
 
-# dsvl2-mha with fewer layers, for what does not depend on the depth. Tracing takes a time proportional to it.
+# dsvl2-mha with fewer layers, for what does not depend on the depth. Tracing takes a time proportional to it. Its
+# experts are wide, as engine targets want them.
 SMALL = "dsvl2-small"
 SMALL_LAYERS = 3
 SMALL_FLAGS = ("--prune-layers", "1,2")
@@ -68,14 +69,18 @@ def write_small_checkpoint(source: Path, directory: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def model_dir(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def model_dir(
+    checkpoint: Callable[[str], Path],
+    wide_checkpoint: Callable[[str], Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[str], Path]:
     """Function name -> checkpoint directory of a golden checkpoint or SMALL, shared: do not change it."""
     small = tmp_path_factory.mktemp("small") / SMALL
 
     def get(name: str) -> Path:
         if name != SMALL:
             return checkpoint(name)
-        return small if small.is_dir() else write_small_checkpoint(checkpoint("dsvl2-mha"), small)
+        return small if small.is_dir() else write_small_checkpoint(wide_checkpoint("dsvl2-mha"), small)
 
     return get
 

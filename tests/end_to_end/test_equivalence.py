@@ -174,7 +174,10 @@ def test_16_bit_experts_on_cpu(
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-def test_jetson_bundle(dtype: str, bundle: Callable[..., Path], refusal: Callable[..., str]) -> None:
+def test_jetson_bundle(
+    dtype: str, bundle: Callable[..., Path], fake_plugin: Callable[..., Path], refusal: Callable[..., str]
+) -> None:
+    fake_plugin(architecture="aarch64")
     out = bundle(SMALL, "--prune-layers", "1,2", "--target", "jetson-orin", "--dtype", dtype)
     assert not list(out.glob("*.portable.onnx"))
     for path in sorted(out.glob("*.onnx")):

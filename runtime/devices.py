@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the GPUs that a bundle may be made for can do, as far as their data sheets say.
+
+Nothing here was measured. The numbers are NVIDIA's published ones: the data sheets of Jetson Orin Nano, Orin NX, AGX
+Orin and Thor modules and of L4, A100, H100 and B200, rates without structured sparsity. Two rules fill gaps:
+
+* Data sheets of Orin give only sparse INT8 of GPU and DLA together. The tensor rates here are those of the GPU alone:
+  float16 = multiprocessors x 1024 multiply-adds x 2 x clock, which reproduces the 17 TFLOPS that NVIDIA states for
+  Orin Nano, and INT8 twice that.
+* The shared memory of a multiprocessor is the one of its compute capability in the CUDA C++ Programming Guide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Device:
+    """One GPU in one power mode.
+
+    Attributes:
+        sm: compute capability, 87 for 8.7.
+        clock_ghz: greatest clock of the GPU in this power mode.
+        fp16_tflops: dense float16 products with tensor cores, 10^12 operations a second; a multiply-add is two.
+        int8_tops: the same for int8; None where the data sheet names none.
+        gb_per_s: memory bandwidth, 10^9 bytes a second. memory_gb: of the whole device; on Jetson the CPU shares it.
+        shared_kb_per_sm: shared memory of a multiprocessor, in KiB.
+        power_mode: for which the numbers hold; "" where there is only one.
+    """
+
+    name: str
+    sm: int
+    multiprocessors: int
+    clock_ghz: float
+    fp16_tflops: float
+    int8_tops: float | None
+    gb_per_s: float
+    memory_gb: float
+    shared_kb_per_sm: int
+    power_mode: str = ""
+
+
+DEVICES: dict[str, Device] = {
+    "orin-nano-8gb": Device("Orin Nano 8GB", 87, 8, 1.02, 17, 33, 102, 8, 164, "25 W (Super)"),
+    "orin-nx-16gb": Device("Orin NX 16GB", 87, 8, 1.173, 19, 38, 102.4, 16, 164, "40 W (Super)"),
+    "agx-orin-64gb": Device("AGX Orin 64GB", 87, 16, 1.3, 42.6, 85, 204.8, 64, 164, "MAXN"),
+    "thor-t5000": Device("Thor T5000", 110, 20, 1.57, 258, None, 273, 128, 228, "MAXN"),
+    "l4": Device("L4", 89, 58, 2.04, 121, 242, 300, 24, 100),
+    "a100-sxm-80gb": Device("A100 SXM 80GB", 80, 108, 1.41, 312, 624, 2039, 80, 164),
+    "h100-sxm": Device("H100 SXM", 90, 132, 1.83, 989, 1979, 3350, 80, 228),
+    "b200": Device("B200", 100, 148, 1.85, 2250, 4500, 8000, 180, 228),
+}
+"""By the name a user gives. The slower power modes of Orin Nano (15 W: 0.625 GHz, 68 GB/s) and Orin NX (25 W: 0.918
+GHz) are left out."""

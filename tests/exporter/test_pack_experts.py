@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Integer experts in an exported graph: what the nodes get, and that it stands for the checkpoint's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+import torch
+
+from fastmmoe.exporter.config import ExportConfig
+from fastmmoe.exporter.ops import SPARSE_MOE
+from fastmmoe.exporter.ops.quantise import Packing, QuantisedWeights, dequantise
+from fastmmoe.exporter.pack_experts import pack_experts, round_experts
+from fastmmoe.exporter.targets import check_kernels, choose_packing
+from fastmmoe.runtime.bundle import ExpertsInfo, read_manifest
+from fastmmoe.runtime.errors import InvalidRequest, UnsupportedModel
+from fastmmoe.runtime.targets import TARGETS
+
+E, H, I = 4, 96, 160  # noqa: E741
+SHAPES = {"gate_up": (E, 2 * I, H), "down": (E, H, I)}
+FLOAT: dict[str, Any] = {
+    "top_k": 2,
+    "scoring_func": "softmax",
+    "topk_method": "greedy",
+    "n_group": 1,
+    "topk_group": 1,
+    "norm_topk_prob": 0,
+    "routed_scaling_factor": 1.0,
+    "reduction_weights": "none",
+    "activation": "swiglu",
+    "swiglu_limit": 0.0,
+    "expert_bias": 1,
+    "weight_format": "float",
+    "group_size": 0,
+    "zero_points": 0,
+}
+
+
+def weights_of(name: str) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(len(name))
+    return torch.randn(SHAPES[name.rpartition(".")[2]], generator=generator)
+
+
+def traced_layers(count: int) -> ir.Model:
+    """Nodes one after the other, with weights that cannot be read: packing reads them through its function."""
+
+    def unreadable() -> ir.TensorProtocol:
+        raise AssertionError("the floating-point weights are not written")
+
+    x, nodes, initializers = ir.val("x", ir.DataType.FLOAT16, ("T", H)), [], []
+    others = [ir.val(t.name) for t in SPARSE_MOE.inputs[1:5]]
+    biases = [ir.val(t.name) for t in SPARSE_MOE.inputs[7:9]]
+    value = x
+    for layer in range(count):
+        weights = []
+        for name, shape in SHAPES.items():
+            full = f"layers.{layer}.mlp.experts.{name}"
+            tensor = ir.LazyTensor(unreadable, dtype=ir.DataType.FLOAT16, shape=ir.Shape(shape), name=full)
+            weights.append(ir.val(full, ir.DataType.FLOAT16, shape, const_value=tensor))
+        initializers += weights
+        node = ir.node(SPARSE_MOE.name, [value, *others, *weights, *biases], FLOAT, domain="fastmmoe", name=f"n{layer}")
+        value = node.outputs[0]
+        value.name = f"y{layer}"
+        nodes.append(node)
+    graph = ir.Graph([x, *others, *biases], [value], nodes=nodes, initializers=initializers, name="g")
+    return ir.Model(graph, ir_version=11)
+
+
+@pytest.mark.parametrize("packing", [Packing("int8", 64, False), Packing("int4", 128, True)], ids=str)
+def test_nodes_get_integers_that_stand_for_the_weights(packing: Packing) -> None:
+    model = traced_layers(2)
+    pack_experts(model, weights_of, packing)
+    assert [node.outputs[0].name for node in model.graph] == ["y0", "y1"]
+    assert model.graph[1].inputs[0] is model.graph[0].outputs[0]
+    assert model.graph.outputs[0] is model.graph[1].outputs[0]
+    for layer, node in enumerate(model.graph):
+        attributes = {name: a.value for name, a in node.attributes.items()}
+        assert attributes == FLOAT | packing.attributes()
+        expected = SPARSE_MOE.inputs_for(attributes)
+        given = dict(zip((t.name for t in expected), node.inputs, strict=True))
+        assert given["gate_up_bias"].name == "gate_up_bias"
+        for weight in SHAPES:
+            parts = {s: given.get(weight + s) for s in ("", "_scale", "_zero")}
+            arrays = [None if part is None else part.const_value.numpy() for part in parts.values()]
+            for suffix, part, array in zip(parts, parts.values(), arrays, strict=True):
+                if part is not None:
+                    assert part.name == f"layers.{layer}.mlp.experts.{weight}{suffix}"
+                    assert model.graph.initializers[part.name] is part
+                    assert tuple(part.const_value.shape) == array.shape
+                    assert part.const_value.dtype == ir.DataType.from_numpy(array.dtype)
+            values, scale, zero = arrays
+            assert values is not None and scale is not None and (zero is not None) == packing.zero_points
+            quantised = QuantisedWeights(values, scale, zero)
+            stands_for = dequantise(quantised, packing.weight_format, packing.group_size)
+            loaded = weights_of(f"layers.{layer}.mlp.experts.{weight}")
+            np.testing.assert_array_equal(stands_for, round_experts(loaded, packing).numpy())
+            assert np.abs(stands_for - loaded.numpy()).max() < 0.6 * scale.max()
+    assert len(model.graph.initializers) == 2 * (6 if packing.zero_points else 4)
+
+
+def test_cpu_target_refuses_integers() -> None:
+    with pytest.raises(InvalidRequest, match=r"^--experts int4: target cpu runs floating-point experts only$"):
+        choose_packing(TARGETS["cpu"], ExportConfig(experts="int4"))
+
+
+def test_zero_points_need_integers() -> None:
+    with pytest.raises(InvalidRequest, match=r"^--zero-points: needs --experts int8 or int4$"):
+        choose_packing(TARGETS["rtx"], ExportConfig(zero_points=True))
+
+
+@pytest.mark.parametrize(
+    ("experts", "hidden", "inner", "packing", "message"),
+    [
+        (257, 64, 64, None, r"257 experts: the kernels of target rtx take at most 256"),
+        (8, 72, 64, None, r"hidden_size 72: .* take multiples of 16 for float experts"),
+        (8, 64, 48, Packing("int4", 32, False), r"expert hidden size 48: .* take multiples of 32 for int4 experts"),
+    ],
+)
+def test_models_that_the_kernels_do_not_take(
+    experts: int, hidden: int, inner: int, packing: Packing | None, message: str
+) -> None:
+    config = SimpleNamespace(hidden_size=hidden, moe=SimpleNamespace(num_experts=experts, intermediate_size=inner))
+    with pytest.raises(UnsupportedModel, match=message):
+        check_kernels(TARGETS["rtx"], config, packing)
+    check_kernels(TARGETS["cpu"], config, packing)
+
+
+def test_exported_bundle_says_how_its_experts_are_stored(
+    wide_checkpoint: Callable[[str], Path], fake_plugin: Callable[..., Path], tmp_path: Path
+) -> None:
+    from fastmmoe.exporter.export import export
+
+    fake_plugin(architecture="aarch64")
+    config = ExportConfig(
+        str(wide_checkpoint("dsvl2-mha")),
+        tmp_path / "out",
+        "jetson-orin",
+        experts="int8",
+        group_size=32,
+        zero_points=True,
+    )
+    lines: list[str] = []
+    export(config, report=lines.append)
+    assert read_manifest(tmp_path / "out").experts == ExpertsInfo(weight_format="int8", group_size=32, zero_points=True)
+    nodes = [n for n in ir.load(tmp_path / "out" / "language_model.onnx").graph if n.op_type == SPARSE_MOE.name]
+    assert nodes and all(n.attributes["weight_format"].value == "int8" for n in nodes)

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The driver is asked in the way it expects: a small library with its functions takes its place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DRIVER = """
+#include <cstring>
+extern "C" {
+int cuInit(unsigned flags) { return flags == 0 ? INIT : 1; }
+int cuDeviceGet(int* device, int ordinal) { *device = 7; return ordinal == 0 ? 0 : 101; }
+int cuDeviceGetName(char* name, int size, int device) {
+  if (device != 7 || size < 5) return 101;
+  std::strcpy(name, "Orin");
+  return 0;
+}
+int cuDeviceGetAttribute(int* value, int attribute, int device) {
+  if (device != 7) return 101;
+  *value = attribute == 75 ? 8 : attribute == 76 ? 7 : -1;
+  return 0;
+}
+}
+"""
+ASK = "from fastmmoe.runtime.gpu import find_gpu; print(find_gpu())"
+
+
+def ask(folder: Path) -> str:
+    """What a fresh process says that looks for the driver in the folder first."""
+    environment = os.environ | {"LD_LIBRARY_PATH": str(folder)}
+    result = subprocess.run([sys.executable, "-c", ASK], env=environment, capture_output=True, text=True, check=True)
+    return result.stdout.strip()
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+@pytest.mark.parametrize(("init", "answer"), [(0, "Gpu(name='Orin', sm=87)"), (100, "None")])
+def test_answer_of_the_driver(init: int, answer: str, tmp_path: Path) -> None:
+    source = tmp_path / "driver.cpp"
+    source.write_text(DRIVER)
+    command = ["g++", "-shared", "-fPIC", f"-DINIT={init}", str(source), "-o", str(tmp_path / "libcuda.so.1")]
+    subprocess.run(command, check=True)
+    assert ask(tmp_path) == answer
+
+
+def test_damaged_driver(tmp_path: Path) -> None:
+    (tmp_path / "libcuda.so.1").write_text("no library")
+    assert ask(tmp_path) == "None"

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is read from TensorRT plugin libraries without loading them, and what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastmmoe import __version__
+from fastmmoe.plugins import tensorrt_library_path
+from fastmmoe.runtime.bundle import PluginInfo
+from fastmmoe.runtime.errors import BundleMismatch, InvalidRequest
+from fastmmoe.runtime.plugin_library import find_plugin, read_plugin
+from fastmmoe.runtime.targets import JETSON_ORIN, TARGETS
+
+JETSON = TARGETS["jetson-orin"]
+
+
+def test_paths_by_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FASTMMOE_TRT_LIBRARY", raising=False)
+    assert tensorrt_library_path("x86_64").parts[-3:] == ("plugins", "lib", "libfastmmoe_trt.so")
+    assert tensorrt_library_path("aarch64").parts[-4:] == ("plugins", "lib", "aarch64", "libfastmmoe_trt.so")
+
+
+@pytest.mark.parametrize("architecture", ["x86_64", "aarch64"])
+def test_version_and_architecture(architecture: str, fake_plugin: Callable[..., Path]) -> None:
+    path = fake_plugin(version="12.3.4rc1", architecture=architecture)
+    assert read_plugin(path) == PluginInfo(version="12.3.4rc1", architecture=architecture)
+
+
+def test_found(fake_plugin: Callable[..., Path]) -> None:
+    path = fake_plugin()
+    assert find_plugin(JETSON, JETSON_ORIN) == (path, PluginInfo(version=__version__, architecture="aarch64"))
+
+
+def test_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTMMOE_TRT_LIBRARY", str(tmp_path / "none.so"))
+    with pytest.raises(InvalidRequest, match=r"target jetson-orin: .*none\.so is not built; `make plugins` builds it"):
+        find_plugin(JETSON, JETSON_ORIN)
+
+
+@pytest.mark.parametrize(
+    ("says", "words"),
+    [
+        ({"version": "0.0.9"}, f"is of version 0.0.9, fastmmoe is {__version__}; rebuild it with `make plugins`"),
+        ({"architecture": "x86_64"}, "is for x86_64, target jetson-orin needs aarch64; rebuild"),
+    ],
+)
+def test_does_not_fit(says: dict[str, str], words: str, fake_plugin: Callable[..., Path]) -> None:
+    fake_plugin(**says)
+    with pytest.raises(BundleMismatch, match=words):
+        find_plugin(JETSON, JETSON_ORIN)
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (lambda data: b"", "not a shared library; rebuild"),
+        (lambda data: data[:63], "not a shared library; rebuild"),
+        (lambda data: b"\0" + data[1:], "not a shared library for one of x86_64, aarch64"),
+        (lambda data: data[:18] + b"\x28" + data[19:], "not a shared library for one of x86_64, aarch64"),  # 32-bit Arm
+        (lambda data: data[:64] + bytes(64), "names no version"),
+        (lambda data: data[:-1], "names no version"),
+        (lambda data: data.replace(__version__.encode(), b"9" * 80), "names no version"),
+        (lambda data: data.replace(__version__.encode(), b""), "names no version"),
+    ],
+)
+def test_not_a_plugin(edit: Callable[[bytes], bytes], words: str, fake_plugin: Callable[..., Path]) -> None:
+    path = fake_plugin()
+    path.write_bytes(edit(path.read_bytes()))
+    with pytest.raises(BundleMismatch, match=words):
+        read_plugin(path)

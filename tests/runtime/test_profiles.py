@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Optimisation profiles: by hand for small models, and the bounds they claim against what the runtime really feeds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from fastmmoe.runtime.bundle import FORMAT, ExpertsInfo, LanguageModelInfo, Limits, Manifest, VisionInfo
+from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.images import deepseek_vl2_layout
+from fastmmoe.runtime.policy import Policy, merge_count, plan_request
+from fastmmoe.runtime.processor_config import DeepseekVl2ProcessorConfig, InternVlProcessorConfig
+from fastmmoe.runtime.profiles import engine_profiles, picture_tiles, resolve_limits, visual_tokens
+
+DEEPSEEK = DeepseekVl2ProcessorConfig(
+    candidate_resolutions=((384, 384), (384, 768), (768, 384), (384, 3456), (1152, 1152)),
+    patch_size=14,
+    downsample_ratio=2,
+    image_mean=(0.5, 0.5, 0.5),
+    image_std=(0.5, 0.5, 0.5),
+    pad_color=(127, 127, 127),
+    global_view_first=True,
+    template="deepseek",
+    image_token="<image>",
+    image_token_id=9,
+    bos_token_id=0,
+    eos_token_id=1,
+    pad_token_id=2,
+    special_tokens=("<image>",),
+    stop_token_ids=(1,),
+    vocab_size=10,
+    max_position_embeddings=4096,
+)
+INTERNVL = InternVlProcessorConfig(
+    tile_size=448,
+    tokens_per_tile=256,
+    min_tiles=1,
+    max_tiles=12,
+    use_thumbnail=True,
+    image_mean=(0.5, 0.5, 0.5),
+    image_std=(0.5, 0.5, 0.5),
+    template="internvl2_5",
+    image_token="<IMG_CONTEXT>",
+    image_start_token="<img>",
+    image_end_token="</img>",
+    image_token_id=9,
+    bos_token_id=None,
+    pad_token_id=None,
+    stop_token_ids=(1,),
+    vocab_size=10,
+    max_position_embeddings=40960,
+)
+LIMITS = Limits(max_tokens=100, max_visual=60, max_cache=150, max_tiles=4)
+
+
+def manifest(
+    processor: DeepseekVl2ProcessorConfig | InternVlProcessorConfig,
+    *,
+    prune_layers: tuple[int, ...] = (1, 2),
+    window: int = 3,
+    **language_model: Any,
+) -> Manifest:
+    """A model of four layers, hidden size 8; by default with two prune layers and key-value caches of 2 x 5."""
+    info = {
+        "hidden_size": 8,
+        "vocab_size": 10,
+        "layers": 4,
+        "heads": 4,
+        "kv_heads": 2,
+        "query_key_dim": 5,
+        "value_dim": 5,
+        "kv_lora_rank": 0,
+        "rope_dim": 5,
+        "cache_parts": ("key", "value"),
+        "cache_shape": (2, 5),
+        "moe_layers": (1, 2, 3),
+        "num_experts": 16,
+        "top_k": 4,
+        "moe_intermediate_size": 16,
+        "shared_intermediate_size": 0,
+        "dense_intermediate_size": 16,
+        "sliding_layers": (),
+        "sliding_window": None,
+    }
+    return Manifest(
+        format=FORMAT,
+        fastmmoe_version="0",
+        model="toy",
+        family="deepseek_vl2" if isinstance(processor, DeepseekVl2ProcessorConfig) else "internvl3_5",
+        checkpoint_identity="0",
+        target="rtx",
+        dtype="fp16",
+        activation_dtype="float16",
+        experts=ExpertsInfo(weight_format="float", group_size=0, zero_points=False),
+        ops={},
+        portable=False,
+        policy=Policy(
+            method="fastmmoe" if prune_layers else "none",
+            prune_layers=prune_layers,
+            retention=0.25,
+            alpha=0.3,
+            merge_ratio=0.25,
+            window=window,
+            merge="mlerp",
+            reduction_start_layer=1,
+            expert_factor=0.5,
+            reduction_weights="none",
+        ),
+        processor=processor,
+        vision=VisionInfo(
+            layers=1,
+            width=1,
+            mlp_width=1,
+            rows_per_tile=1,
+            patch_inputs=1,
+            tokens_per_tile=256,
+            projector_inputs=1,
+        ),
+        language_model=LanguageModelInfo(**(info | language_model)),  # type: ignore[arg-type]
+        files={},
+    )
+
+
+def test_profiles_of_a_small_model() -> None:
+    vision, embedding, (prefill, decode) = engine_profiles(manifest(INTERNVL), LIMITS).values()
+    assert vision == ({"pixel_values": ((1, 3, 448, 448), (2, 3, 448, 448), (4, 3, 448, 448))},)
+    assert embedding == ({"input_ids": ((1,), (94,), (100,))},)
+    # A typical request: 30 visual tokens of 60, 64 of text; retention 0.25 keeps 15, then 7; K = 40 allows 10 windows.
+    tokens, empty, slots = ((1,), (94,), (100,)), ((0,), (0,), (0,)), (60,)
+    cache, step = ((1, 2, 0, 5), (1, 2, 0, 5), (1, 2, 150, 5)), ((1,), (1,), (1,))
+    assert prefill == {
+        "inputs_embeds": ((1, 8), (94, 8), (100, 8)),
+        "position_ids": tokens,
+        "visual_index": ((0,), (30,), slots),
+        "keep_slots.0": ((0,), (15,), slots),
+        "merge_slots.0": ((0,), (3,), (10,)),
+        "keep_slots.1": ((0,), (7,), slots),
+        "merge_slots.1": ((0,), (1,), (10,)),
+        **{f"past_key_values.{layer}.{part}": cache for layer in range(4) for part in ("key", "value")},
+    }
+    lengths = (94, 94, 79, 71)
+    assert decode == {
+        "inputs_embeds": ((1, 8), (1, 8), (1, 8)),
+        "position_ids": step,
+        **dict.fromkeys(("visual_index", "keep_slots.0", "merge_slots.0", "keep_slots.1", "merge_slots.1"), empty),
+        **{
+            f"past_key_values.{layer}.{part}": ((1, 2, 1, 5), (1, 2, length, 5), (1, 2, 150, 5))
+            for layer, length in enumerate(lengths)
+            for part in ("key", "value")
+        },
+    }
+
+
+def test_deepseek_has_a_layout_and_latent_caches() -> None:
+    model = manifest(DEEPSEEK, cache_parts=("latent",), cache_shape=(40,))
+    (vision,), _, (prefill, decode) = engine_profiles(model, LIMITS).values()
+    assert vision["layout_index"] == ((1,), (30,), (60,))
+    assert vision["pixel_values"][2] == (4, 3, 384, 384)
+    assert prefill["past_key_values.3.latent"] == ((1, 0, 40), (1, 0, 40), (1, 150, 40))
+    assert decode["past_key_values.3.latent"] == ((1, 1, 40), (1, 71, 40), (1, 150, 40))
+
+
+def test_sliding_layers_have_positions_by_group() -> None:
+    model = manifest(INTERNVL, prune_layers=(1, 3), sliding_layers=(0, 2), sliding_window=4)
+    _, _, (prefill, decode) = engine_profiles(model, LIMITS).values()
+    # The last layer prunes, so there are two groups and not three.
+    assert {name for name in prefill if "position_ids" in name} == {
+        "position_ids",
+        "past_position_ids.0",
+        "past_position_ids.1",
+    }
+    assert prefill["past_position_ids.1"] == ((0,), (0,), (150,))
+    assert decode["past_position_ids.1"] == ((1,), (79,), (150,))
+
+
+def test_without_fastmmoe_there_are_no_slots() -> None:
+    _, _, phases = engine_profiles(manifest(INTERNVL, prune_layers=()), LIMITS).values()
+    for profile in phases:
+        assert not [name for name in profile if "slots" in name]
+        assert len(profile) == 3 + 8
+
+
+@pytest.mark.parametrize("window", [1, 2, 3, 7])
+@pytest.mark.parametrize("processor", [DEEPSEEK, INTERNVL])
+def test_ranges_ascend_and_hold_every_request(processor: Any, window: int) -> None:
+    model = manifest(processor, window=window)
+    _, _, phases = engine_profiles(model, LIMITS).values()
+    for profile in phases:
+        for name, (smallest, typical, greatest) in profile.items():
+            assert all(a <= b <= c for a, b, c in zip(smallest, typical, greatest, strict=True)), name
+    bound = {name: shapes[2][0] for name, shapes in phases[0].items()}
+    for visual in range(LIMITS.max_visual + 1):
+        for retention in (0.01, 0.1, 0.3, 0.5, 0.6, 0.75, 0.9, 1.0):
+            schedule = plan_request(
+                model.policy, visual_tokens=visual, moe_layers=(1, 2, 3), top_k=4, retention=retention
+            )
+            assert all(keep <= bound[f"keep_slots.{s}"] for s, keep in enumerate(schedule.keep))
+            assert all(merge <= bound[f"merge_slots.{s}"] for s, merge in enumerate(schedule.merge))
+    # No bound to spare: some retention merges that many.
+    merged = [merge_count(60, keep, model.policy.merge_ratio, window) for keep in range(1, 61)]
+    assert bound["merge_slots.0"] == max(merged)
+
+
+def test_default_limits() -> None:
+    # InternVL: 12 tiles and a thumbnail. DeepSeek-VL2: nine tiles and the global view.
+    assert resolve_limits(manifest(INTERNVL)) == Limits(max_tokens=3840, max_visual=3328, max_cache=4352, max_tiles=13)
+    assert resolve_limits(manifest(DEEPSEEK)) == Limits(max_tokens=2617, max_visual=2105, max_cache=3129, max_tiles=10)
+
+
+def test_given_limits_move_the_others() -> None:
+    model = manifest(INTERNVL)
+    assert resolve_limits(model, max_tiles=2) == Limits(max_tokens=1024, max_visual=512, max_cache=1536, max_tiles=2)
+    assert resolve_limits(model, max_tokens=700) == Limits(max_tokens=700, max_visual=700, max_cache=1212, max_tiles=13)
+    assert resolve_limits(model, max_visual=100) == Limits(max_tokens=612, max_visual=100, max_cache=1124, max_tiles=13)
+    # Nothing is longer than the model's longest sequence: 40 x 256 > 4096 here.
+    short = manifest(
+        InternVlProcessorConfig(
+            **{f: getattr(INTERNVL, f) for f in INTERNVL.__struct_fields__} | {"max_position_embeddings": 4096}
+        )
+    )
+    assert resolve_limits(short, max_tiles=40) == Limits(max_tokens=4096, max_visual=4096, max_cache=4096, max_tiles=40)
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ({"max_tokens": 0}, "--max-tokens 0: expected at least 1"),
+        ({"max_visual": -1}, "--max-visual -1: expected at least 1"),
+        ({"max_cache": 0}, "--max-cache 0: expected at least 1"),
+        ({"max_tiles": 0}, "--max-tiles 0: expected at least 1"),
+        ({"max_tokens": 50, "max_visual": 51}, "--max-visual 51: expected at most --max-tokens, 50"),
+        ({"max_cache": 100}, "--max-cache 100: expected at least --max-tokens, 3840"),
+        ({"max_cache": 40961}, "--max-cache 40961: expected at most 40960, the model's longest sequence"),
+        ({"max_tokens": 40961, "max_cache": 40962}, "--max-cache 40962: expected at most 40960"),
+    ],
+)
+def test_limits_that_cannot_be(limits: dict[str, int], words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words):
+        resolve_limits(manifest(INTERNVL), **limits)
+
+
+def test_visual_tokens_bound_every_combination_of_pictures() -> None:
+    grids = [(width // 384, height // 384) for width, height in DEEPSEEK.candidate_resolutions]
+    assert picture_tiles(DEEPSEEK) == 1 + max(wide * high for wide, high in grids)
+    for pictures in ([grid] * count for grid in grids for count in (1, 2, 3)):
+        tiles = sum(1 + wide * high for wide, high in pictures)
+        visual = len(deepseek_vl2_layout(pictures, DEEPSEEK.grid_side, global_view_first=True))
+        assert visual <= visual_tokens(DEEPSEEK, tiles)
+    # Pictures of a single column have that many.
+    assert len(deepseek_vl2_layout([(1, 9)], 14, global_view_first=True)) == visual_tokens(DEEPSEEK, 10) - 4
+    assert len(deepseek_vl2_layout([(1, 1)], 14, global_view_first=True)) == visual_tokens(DEEPSEEK, 2)
