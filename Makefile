@@ -4,11 +4,13 @@
 SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup native demo test check verify clean FORCE
+.PHONY: help setup native plugins demo test check verify clean FORCE
 
 # The Python that makes the environment, and arguments for pip, for example the index of PyTorch's CPU builds.
 PYTHON ?= python3
 PIP_ARGS ?=
+# Compute capabilities of the CUDA libraries, 80,87 for example; scripts/build_plugins.sh alone builds for all.
+CUDA_ARCHS ?= 87
 
 BUILD := .build
 VENV := .venv
@@ -17,7 +19,15 @@ LIBRARY := plugins/lib/libfastmmoe_ort.so
 PACKAGES := runtime exporter calibration plugins
 CXX_SOURCES := $(sort $(shell find plugins -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'))
 NATIVE_INPUTS := $(CXX_SOURCES) fastmmoe/__init__.py \
-    $(wildcard plugins/CMakeLists.txt scripts/build_native.sh scripts/fetch_ort_headers.sh)
+    $(wildcard plugins/CMakeLists.txt plugins/cmake/* scripts/build_native.sh scripts/fetch_*.sh)
+PLUGIN_INPUTS := $(NATIVE_INPUTS) scripts/build_plugins.sh
+JETSON_PLUGIN := plugins/lib/aarch64/libfastmmoe_trt.so
+ifeq ($(shell uname -m),aarch64)
+PLUGINS := $(JETSON_PLUGIN)
+else
+CROSS := $(if $(shell command -v aarch64-linux-gnu-g++-12),yes)
+PLUGINS := plugins/lib/libfastmmoe_trt.so plugins/lib/libfastmmoe_ort_cuda.so $(if $(CROSS),$(JETSON_PLUGIN))
+endif
 
 # $(call step,what is done,command,name of its log): one line with the seconds; the log only where the command fails.
 define step
@@ -28,13 +38,16 @@ endef
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{ printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
-	@echo 'Variables: PYTHON=python3 (3.10 or later), PIP_ARGS="arguments for pip install"'
+	@echo 'Variables: PYTHON=python3 (3.10 or later), PIP_ARGS="arguments for pip install", CUDA_ARCHS=80,87'
 
 setup: $(BUILD)/setup ## Python environment with the exporter and the tools, in .venv
 	@:
 
 native: $(BUILD)/native.done ## native operators for ONNX Runtime, in plugins/lib
 	@:
+
+plugins: $(BUILD)/plugins-$(CUDA_ARCHS).done ## TensorRT plugin and CUDA operators, in plugins/lib
+	@$(if $(filter $(JETSON_PLUGIN),$(PLUGINS)),:,echo 'skipped $(JETSON_PLUGIN): install g++-12-aarch64-linux-gnu')
 
 demo: setup native ## export and run the built-in model
 	@$(PY) scripts/demo.py
@@ -72,6 +85,13 @@ $(BUILD)/setup: pyproject.toml $(VENV)/pyvenv.cfg
 $(BUILD)/native.done: $(NATIVE_INPUTS) $(if $(wildcard $(LIBRARY)),,FORCE)
 	$(call step,native operators,bash scripts/build_native.sh,native)
 	@touch $@
+
+# The libraries are those of the architectures that were asked for last.
+$(BUILD)/plugins-$(CUDA_ARCHS).done: $(PLUGIN_INPUTS) $(if $(filter-out $(wildcard $(PLUGINS)),$(PLUGINS)),FORCE) \
+    | $(VENV)/pyvenv.cfg
+	$(call step,CUDA libraries for $(CUDA_ARCHS),bash scripts/build_plugins.sh --archs $(CUDA_ARCHS),plugins)
+	$(if $(CROSS),$(call step,TensorRT plugin for Jetson,bash scripts/build_plugins.sh --aarch64,plugins-aarch64))
+	@rm -f $(BUILD)/plugins-*.done; touch $@
 
 # mypy does not read the package mapping of pyproject.toml: links give it the tree it expects.
 $(BUILD)/typing: Makefile

@@ -3,18 +3,14 @@
 # build_emulator.sh                    builds the CUDA emulator in .build/emulator
 # build_emulator.sh OUTPUT SOURCE...   then compiles .cu and .cpp files against it into the shared library OUTPUT
 # build_emulator.sh --cuda-include     prints the folder of the CUDA headers
-# Prints nothing else. The headers are those of $CUDA_HOME, else of nvcc, else fetched with pip into .build.
+# Prints nothing else. The headers are those that fetch_cuda.sh finds or fetches.
 # FASTMMOE_EMULATOR_SANITIZE=address,undefined builds both with sanitizers. CXX is the compiler, g++ by default;
 # after a change of it remove .build/emulator.
 set -euo pipefail
 repository=$(cd "$(dirname "$0")/.." && pwd)
-headers=$repository/.build/cuda_headers
 sanitize=${FASTMMOE_EMULATOR_SANITIZE:-}
 build=$repository/.build/emulator${sanitize:+-${sanitize//,/-}}
 export CXX=${CXX:-g++}
-# For pip, which the Python of a system may lack.
-python=$repository/.venv/bin/python
-[ -x "$python" ] || python=${PYTHON:-python3}
 
 fail() {
   echo "build_emulator.sh: $1" >&2
@@ -25,43 +21,6 @@ fail() {
 quietly() {
   local log
   log=$("$@" 2>&1) || fail "failed: $*"$'\n'"$log"
-}
-
-fetch_headers() {
-  mkdir -p "$repository/.build"
-  tmp=$(mktemp -d "$repository/.build/cuda_headers.XXXXXX")
-  trap 'rm -rf "$tmp"' EXIT
-  quietly "$python" -m pip download --disable-pip-version-check --no-deps -d "$tmp" \
-    'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-crt==13.0.*' 'nvidia-cuda-cccl==13.0.*'
-  for wheel in "$tmp"/*.whl; do quietly "$python" -m zipfile -e "$wheel" "$tmp/unpacked"; done
-  [ -f "$tmp/unpacked/nvidia/cu13/include/cuda_runtime.h" ] ||
-    fail "the package nvidia-cuda-runtime holds no cuda_runtime.h; set CUDA_HOME to a CUDA toolkit"
-  # A rename is atomic; a run beside this one may have been first.
-  mv -T "$tmp/unpacked/nvidia/cu13/include" "$headers" 2>/dev/null || [ -f "$headers/cuda_runtime.h" ] ||
-    fail "cannot write $headers"
-}
-
-# nvcc may be a link or a script, so it is asked where its toolkit is.
-toolkit_of_nvcc() {
-  command -v nvcc >/dev/null || return 0
-  nvcc --dryrun -x cu -c /dev/null 2>&1 | sed -n 's/^#\$ TOP=//p'
-}
-
-find_include() {
-  local home
-  if [ -n "${CUDA_HOME:-}" ]; then
-    [ -f "$CUDA_HOME/include/cuda_runtime.h" ] ||
-      fail "CUDA_HOME is '$CUDA_HOME', expected a CUDA toolkit with include/cuda_runtime.h"
-    echo "$CUDA_HOME/include"
-    return
-  fi
-  home=$(toolkit_of_nvcc)
-  if [ -n "$home" ] && [ -f "$home/include/cuda_runtime.h" ]; then
-    (cd "$home/include" && pwd)
-    return
-  fi
-  [ -f "$headers/cuda_runtime.h" ] || fetch_headers
-  echo "$headers"
 }
 
 build_archive() {
@@ -77,7 +36,7 @@ build_archive() {
   flock -u 9
 }
 
-include=$(find_include)
+include=$("$repository/scripts/fetch_cuda.sh" --headers "$repository/.build/cuda-headers")/include
 if [ "${1:-}" = --cuda-include ]; then
   echo "$include"
   exit
