@@ -3,10 +3,12 @@
 
 #include <onnxruntime_cxx_api.h>
 
+#include <vector>
+
 namespace fastmmoe {
 
-/// The operators, which live as long as the process.
-const OrtCustomOp* sparse_moe_op();
-const OrtCustomOp* token_prune_op();
+/// The operators of a library, one for each type that F may have there. They live as long as the process.
+std::vector<const OrtCustomOp*> sparse_moe_ops();
+std::vector<const OrtCustomOp*> token_prune_ops();
 
 }  // namespace fastmmoe

@@ -4,10 +4,9 @@
 
 #include <string>
 
+#include "contract/exports.h"
 #include "onnxruntime/glue.h"
 #include "onnxruntime/ops.h"
-
-#define FASTMMOE_EXPORT extern "C" __attribute__((visibility("default")))
 
 namespace fastmmoe {
 namespace {
@@ -15,8 +14,8 @@ namespace {
 OrtCustomOpDomain* make_domain() {
   OrtCustomOpDomain* domain = nullptr;
   Ort::ThrowOnError(Ort::GetApi().CreateCustomOpDomain("fastmmoe", &domain));
-  for (const OrtCustomOp* op : {sparse_moe_op(), token_prune_op()}) {
-    Ort::ThrowOnError(Ort::GetApi().CustomOpDomain_Add(domain, op));
+  for (const auto& ops : {sparse_moe_ops(), token_prune_ops()}) {
+    for (const OrtCustomOp* op : ops) Ort::ThrowOnError(Ort::GetApi().CustomOpDomain_Add(domain, op));
   }
   return domain;
 }
@@ -40,13 +39,4 @@ FASTMMOE_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* opt
     static OrtCustomOpDomain* const domain = fastmmoe::make_domain();
     Ort::ThrowOnError(api->AddCustomOpDomain(options, domain));
   });
-}
-
-/// Version of fastmmoe this library was built from.
-FASTMMOE_EXPORT const char* FmmVersion() { return FASTMMOE_VERSION; }
-
-/// The operators' contract as JSON.
-FASTMMOE_EXPORT const char* FmmContract() {
-  static const std::string json = fastmmoe::contracts_as_json();
-  return json.c_str();
 }

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "contract/float_type.h"
 #include "onnxruntime/glue.h"
 #include "onnxruntime/ops.h"
 #include "sparse_moe/node.h"
@@ -7,12 +8,6 @@ namespace fastmmoe {
 namespace {
 
 using namespace sparse_moe;
-
-FloatType float_type(ElementType type) {
-  return type == ElementType::kFloat     ? FloatType::kFloat
-         : type == ElementType::kFloat16 ? FloatType::kFloat16
-                                         : FloatType::kBfloat16;
-}
 
 class SparseMoeKernel {
  public:
@@ -67,9 +62,9 @@ class SparseMoeKernel {
 
 }  // namespace
 
-const OrtCustomOp* sparse_moe_op() {
+std::vector<const OrtCustomOp*> sparse_moe_ops() {
   static const CustomOp<SparseMoeKernel> op;
-  return &op;
+  return {&op};
 }
 
 }  // namespace fastmmoe

@@ -2,24 +2,22 @@
 // What the kernels of FmmSparseMoE share: the workspace, the element types and the activation.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
+#include "common/cuda/device.cuh"
 #include "common/cuda/ptx.cuh"
 #include "sparse_moe/kernel.h"
 
 namespace fastmmoe::sparse_moe {
 
-constexpr int kWarp = 32;
-constexpr unsigned kAllLanes = 0xffffffffu;
+constexpr int kDecodeTokens = 8;  // most tokens of the kernels for few, and the rows of their tiles
 constexpr int kMaxExperts = static_cast<int>(kSparseMoeMaxExperts);
 constexpr float kSwigluOaiAlpha = 1.702f;
 
-/// Elements of F in 16 bytes, the widest access.
-constexpr int kVector = 8;
+constexpr int kElementBytes = 2;  // of F
+constexpr int kVector = 8;        // elements of F in 16 bytes, the widest access
 
 /// A slot is a token and one of its k experts, token * k + i, its experts ascending. Rows are the slots in
 /// use sorted by expert, then token; every expert's rows are filled up to whole tiles of tile_rows.
@@ -34,40 +32,29 @@ struct Workspace {
   int32_t slots, tile_rows, max_tiles;
 };
 
+/// The tensor core operation on elements of T.
 template <typename T>
-struct Element;
-
-template <>
-struct Element<__half> {
-  __device__ static float to_float(__half value) { return __half2float(value); }
-  __device__ static __half from_float(float value) { return __float2half_rn(value); }
-  __device__ static void multiply(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+__device__ void multiply(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  if constexpr (std::is_same_v<T, __half>) {
     multiply_f16(sums, a, b0, b1);
-  }
-};
-
-template <>
-struct Element<__nv_bfloat16> {
-  __device__ static float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
-  __device__ static __nv_bfloat16 from_float(float value) { return __float2bfloat16_rn(value); }
-  __device__ static void multiply(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  } else {
     multiply_bf16(sums, a, b0, b1);
   }
-};
+}
 
 template <typename T>
 __device__ void unpack(const uint4& bits, float (&values)[kVector]) {
   T elements[kVector];
   memcpy(elements, &bits, sizeof bits);
 #pragma unroll
-  for (int i = 0; i < kVector; ++i) values[i] = Element<T>::to_float(elements[i]);
+  for (int i = 0; i < kVector; ++i) values[i] = to_float(elements[i]);
 }
 
 template <typename T>
 __device__ uint4 pack(const float (&values)[kVector]) {
   T elements[kVector];
 #pragma unroll
-  for (int i = 0; i < kVector; ++i) elements[i] = Element<T>::from_float(values[i]);
+  for (int i = 0; i < kVector; ++i) elements[i] = from_float<T>(values[i]);
   uint4 bits;
   memcpy(&bits, elements, sizeof bits);
   return bits;
@@ -76,7 +63,7 @@ __device__ uint4 pack(const float (&values)[kVector]) {
 /// Stores two neighbours; `to` is aligned to both.
 template <typename T>
 __device__ void store_pair(T* to, float first, float second) {
-  const T elements[2] = {Element<T>::from_float(first), Element<T>::from_float(second)};
+  const T elements[2] = {from_float<T>(first), from_float<T>(second)};
   uint32_t bits;
   memcpy(&bits, elements, sizeof bits);
   *reinterpret_cast<uint32_t*>(to) = bits;
@@ -85,15 +72,15 @@ __device__ void store_pair(T* to, float first, float second) {
 /// 0 where there is no bias.
 template <typename T>
 __device__ float bias_at(const void* bias, int64_t index) {
-  return bias == nullptr ? 0.0f : Element<T>::to_float(static_cast<const T*>(bias)[index]);
+  return bias == nullptr ? 0.0f : to_float(static_cast<const T*>(bias)[index]);
 }
 
 __device__ inline float activate(const SparseMoeAttributes& attributes, float gate, float up) {
-  if (attributes.activation == Activation::kSwiglu) return gate / (1.0f + expf(-gate)) * up;
+  if (attributes.activation == Activation::kSwiglu) return __fdividef(gate, 1.0f + expf(-gate)) * up;
   const float limit = attributes.swiglu_limit;
   gate = gate > limit ? limit : gate;
   up = up > limit ? limit : up < -limit ? -limit : up;
-  return (up + 1.0f) * gate / (1.0f + expf(-kSwigluOaiAlpha * gate));
+  return __fdividef((up + 1.0f) * gate, 1.0f + expf(-kSwigluOaiAlpha * gate));
 }
 
 }  // namespace fastmmoe::sparse_moe

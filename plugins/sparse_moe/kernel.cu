@@ -8,8 +8,7 @@
 #include "common/check.h"
 #include "common/cuda/launch.h"
 #include "sparse_moe/combine.cuh"
-#include "sparse_moe/decode.cuh"
-#include "sparse_moe/gemm.cuh"
+#include "sparse_moe/experts.h"
 #include "sparse_moe/kernel.h"
 #include "sparse_moe/route.cuh"
 #include "sparse_moe/sort.cuh"
@@ -19,18 +18,19 @@ namespace sparse_moe {
 namespace {
 
 // Mean rows of an expert from which a tile is worth the rows that only fill it up. While they are few,
-// reading weights takes longer than multiplying, so the bounds need not be exact.
-constexpr int64_t kMediumTileRows = 12;
-constexpr int64_t kLargeTileRows = 256;
+// reading weights takes longer than multiplying, so the bounds need not be exact. Large tiles save reading
+// weights from the L2 cache; integers are half as many bytes or less, and unpacking them takes registers.
+constexpr int64_t kRowsForMediumTiles = 12;
+constexpr int64_t kRowsForLargeTiles = 256;
 
 constexpr int64_t kMaxRows = int64_t{1} << 30;  // rows and slots are counted in int32_t
 
 int64_t tile_rows_for(const SparseMoeKernelParams& params) {
   if (params.T <= kDecodeTokens) return kDecodeTokens;
   const int64_t mean = params.T * params.attributes.top_k / params.E;
-  return mean < kMediumTileRows  ? SmallTile::kRows
-         : mean < kLargeTileRows ? MediumTile::kRows
-                                 : LargeTile::kRows;
+  if (mean < kRowsForMediumTiles) return kSmallTileRows;
+  const bool is_float = params.attributes.weight_format == WeightFormat::kFloat;
+  return is_float && mean >= kRowsForLargeTiles ? kLargeTileRows : kMediumTileRows;
 }
 
 // Every used expert can have one tile that is full but for one row.
@@ -77,47 +77,33 @@ Workspace carve(const SparseMoeKernelParams& params, Carver& carver) {
 
 dim3 grid(int64_t x, int64_t y = 1) { return dim3(static_cast<unsigned>(x), static_cast<unsigned>(y)); }
 
-template <typename T>
+void launch_experts(const SparseMoeKernelParams& params, const Workspace& work, cudaStream_t stream) {
+  switch (params.attributes.weight_format) {
+    case WeightFormat::kFloat:
+      return launch_float_experts(params, work, stream);
+    case WeightFormat::kInt8:
+      return launch_int8_experts(params, work, stream);
+    case WeightFormat::kInt4:
+      return launch_int4_experts(params, work, stream);
+  }
+}
+
 void launch_few(const SparseMoeKernelParams& params, const Workspace& work, cudaStream_t stream) {
-  const int64_t columns = divide_up(params.I, kDecodeWarps), pairs = divide_up(params.H, 2 * kDecodeWarps);
-  LAUNCH_KERNEL(route_and_sort, {1, kDecodeThreads}, stream, params, work);
-  LAUNCH_KERNEL(gate_up_few<T>, {grid(work.max_tiles, columns), kDecodeThreads}, stream, params, work);
-  LAUNCH_KERNEL(down_few<T>, {grid(pairs), kDecodeThreads}, stream, params, work);
+  LAUNCH_KERNEL(route_and_sort, {1, kRouteAndSortThreads}, stream, params, work);
+  launch_experts(params, work, stream);
 }
 
-template <typename T, typename Tile>
-void launch_tiles(const SparseMoeKernelParams& params, const Workspace& work, cudaStream_t stream) {
-  const auto config = [&](int64_t columns, int64_t tile_columns) {
-    return LaunchConfig{grid(work.max_tiles, divide_up(columns, tile_columns)), Tile::kThreads,
-                        Tile::kSharedBytes};
-  };
-  LAUNCH_KERNEL((gate_up_tiles<T, Tile>), config(params.I, kGateUpColumns), stream, params, work);
-  LAUNCH_KERNEL((down_tiles<T, Tile>), config(params.H, kTileColumns), stream, params, work);
-}
-
-template <typename T>
 void launch_many(const SparseMoeKernelParams& params, const Workspace& work, cudaStream_t stream) {
   const int64_t tokens_per_block = kRouteThreads / kWarp;
   LAUNCH_KERNEL(route_tokens, {grid(divide_up(params.T, tokens_per_block)), kRouteThreads}, stream, params,
                 work);
   LAUNCH_KERNEL(sort_all_slots, {1, kSortThreads}, stream, work, static_cast<int>(params.E));
-  if (work.tile_rows == SmallTile::kRows) {
-    launch_tiles<T, SmallTile>(params, work, stream);
-  } else if (work.tile_rows == MediumTile::kRows) {
-    launch_tiles<T, MediumTile>(params, work, stream);
+  launch_experts(params, work, stream);
+  const LaunchConfig sums{grid(params.T, divide_up(params.H, kCombineThreads * kVector)), kCombineThreads};
+  if (params.type == FloatType::kFloat16) {
+    LAUNCH_KERNEL(combine_slots<__half>, sums, stream, params, work);
   } else {
-    launch_tiles<T, LargeTile>(params, work, stream);
-  }
-  const int64_t columns = divide_up(params.H, kCombineThreads * kVector);
-  LAUNCH_KERNEL(combine_slots<T>, {grid(params.T, columns), kCombineThreads}, stream, params, work);
-}
-
-template <typename T>
-void launch(const SparseMoeKernelParams& params, const Workspace& work, cudaStream_t stream) {
-  if (params.T <= kDecodeTokens) {
-    launch_few<T>(params, work, stream);
-  } else {
-    launch_many<T>(params, work, stream);
+    LAUNCH_KERNEL(combine_slots<__nv_bfloat16>, sums, stream, params, work);
   }
 }
 
@@ -133,9 +119,11 @@ void check_sizes(const SparseMoeKernelParams& params) {
   CHECK(attributes.n_group >= 1 && attributes.n_group <= kMaxGroups && params.E % attributes.n_group == 0,
         "FmmSparseMoE: n_group is ", attributes.n_group, ", expected 1 to ", kMaxGroups, ", a divisor of ",
         params.E);
+  const bool is_int4 = attributes.weight_format == WeightFormat::kInt4;
+  const int64_t depth = is_int4 ? kSparseMoeInt4Depth : kSparseMoeDepth;
   for (const auto& [name, size] : {std::pair{"H", params.H}, std::pair{"I", params.I}}) {
-    CHECK(size > 0 && size % kSparseMoeDepth == 0, "FmmSparseMoE: ", name, " is ", size,
-          ", expected a multiple of ", kSparseMoeDepth, " on CUDA");
+    CHECK(size > 0 && size % depth == 0, "FmmSparseMoE: ", name, " is ", size, ", expected a multiple of ",
+          depth, is_int4 ? " with int4 weights" : "", " on CUDA");
   }
   const int64_t rows = max_tiles_for(params, tile_rows_for(params)) * tile_rows_for(params);
   CHECK(rows <= kMaxRows, "FmmSparseMoE: ", params.T, " tokens with top_k ", attributes.top_k, " take ", rows,
@@ -156,10 +144,10 @@ void launch_sparse_moe(const SparseMoeKernelParams& params, void* workspace, cud
   if (params.T == 0) return;
   sparse_moe::Carver carver(workspace);
   const sparse_moe::Workspace work = sparse_moe::carve(params, carver);
-  if (params.type == FloatType::kFloat16) {
-    sparse_moe::launch<__half>(params, work, stream);
+  if (params.T <= sparse_moe::kDecodeTokens) {
+    sparse_moe::launch_few(params, work, stream);
   } else {
-    sparse_moe::launch<__nv_bfloat16>(params, work, stream);
+    sparse_moe::launch_many(params, work, stream);
   }
 }
 

@@ -15,11 +15,14 @@ namespace fastmmoe {
 constexpr int64_t kSparseMoeMaxExperts = 256;
 constexpr int64_t kSparseMoeMaxTopK = 16;
 
-/// H and I are multiples of this: the depth of one tensor core operation.
+/// H and I are multiples of this: the depth of one tensor core operation. With int4 of twice as much, so that
+/// rows of weights are whole pieces of 16 bytes.
 constexpr int64_t kSparseMoeDepth = 16;
+constexpr int64_t kSparseMoeInt4Depth = 32;
 
-/// Row-major arrays without gaps in device memory, those of type F aligned to 16 bytes; the sizes are known
-/// on the host. The caller has checked the attributes; visual_index is ascending and below T.
+/// Row-major arrays without gaps in device memory, those of type F and the weights aligned to 16 bytes; the
+/// sizes are known on the host. The caller has checked the attributes; visual_index is ascending and below T.
+/// g is attributes.group_size; int4 weights are packed as exporter/ops/quantise.py says.
 struct SparseMoeKernelParams {
   SparseMoeAttributes attributes;
   FloatType type;  // F: kFloat16 or kBfloat16
@@ -29,10 +32,14 @@ struct SparseMoeKernelParams {
   const int32_t* visual_index;   // [V]
   const int32_t* visual_top_k;   // [1], 1 to top_k
   const float* correction_bias;  // [E], read with kNoauxTc only
-  const void* gate_up;           // [E, 2I, H] F: gate rows, then up rows
-  const void* down;              // [E, H, I] F
+  const void* gate_up;           // [E, 2I, H] F or int8, or [E, 2I, H / 2] int4: gate rows, then up rows
+  const void* down;              // [E, H, I] or [E, H, I / 2], likewise
   const void* gate_up_bias;      // [E, 2I] F, or null
   const void* down_bias;         // [E, H] F, or null
+  const void* gate_up_scale;     // [E, 2I, ceil(H / g)] float16; null with kFloat
+  const void* down_scale;        // [E, H, ceil(I / g)] float16; null with kFloat
+  const int8_t* gate_up_zero;    // like gate_up_scale; null without zero_points
+  const int8_t* down_zero;       // like down_scale; null without zero_points
   void* output;                  // [T, H] F
 };
 
@@ -43,8 +50,9 @@ size_t sparse_moe_workspace_bytes(const SparseMoeKernelParams& params);
 /// Writes output by at most five kernels on `stream`, without waiting for them. Results are the same bit for
 /// bit on every run. workspace: device memory aligned to 16 bytes, needs no initialisation.
 ///
-/// Sums are float. Between the two projections, and where a token's experts wait for their sum, values are
-/// rounded to F, so with kFloat16 the activation must stay below 65504. Choices and ties: as route_token
+/// Sums are float. Integer weights are rounded to F once, as scale (q - zero). Between the two projections,
+/// and where a token's experts wait for their sum, values are rounded to F, so with kFloat16 the activation
+/// must stay below 65504. Choices and ties: as route_token
 /// (route.h). Throws CheckError for sizes or types it cannot take; a failed launch throws what launch.h says.
 void launch_sparse_moe(const SparseMoeKernelParams& params, void* workspace, cudaStream_t stream);
 

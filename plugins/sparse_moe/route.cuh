@@ -19,28 +19,6 @@ struct RouteShared {
   float choice[kMaxExperts];
 };
 
-/// Compares as the float does; NaN is 1, below every number, and 0 is left to what is no candidate.
-__device__ inline uint32_t order_bits(float value) {
-  if (std::isnan(value)) return 1;
-  const uint32_t bits = __float_as_uint(value == 0.0f ? 0.0f : value);  // -0.0 equals 0.0
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
-__device__ inline float warp_max(float value) {
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-    value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, distance));
-  }
-  return value;
-}
-
-/// The same bits in every lane and on every run.
-__device__ inline float warp_sum(float value) {
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-    value += __shfl_xor_sync(kAllLanes, value, distance);
-  }
-  return value;
-}
-
 /// The index of the greatest of all lanes' orders, of equal ones the smallest; it is no candidate any more.
 /// Lane l holds indices l, l + 32, ...
 template <int kCount>
@@ -154,15 +132,8 @@ __device__ inline float weigh(const SparseMoeAttributes& attributes, int used, f
 }
 
 __device__ inline bool is_visual(const SparseMoeKernelParams& params, int token) {
-  int first = 0, end = static_cast<int>(params.V);
-  while (first < end) {
-    const int middle = first + (end - first) / 2;
-    if (params.visual_index[middle] < token) {
-      first = middle + 1;
-    } else {
-      end = middle;
-    }
-  }
+  const int first =
+      first_at_least(static_cast<int>(params.V), token, [&](int i) { return params.visual_index[i]; });
   return first < params.V && params.visual_index[first] == token;
 }
 

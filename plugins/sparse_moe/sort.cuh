@@ -5,6 +5,7 @@
 #pragma once
 
 #include "sparse_moe/device.cuh"
+#include "sparse_moe/route.cuh"
 
 namespace fastmmoe::sparse_moe {
 
@@ -113,6 +114,22 @@ __device__ void sort_slots(const Workspace& work, int E, SortShared<kThreads>& s
 __global__ void __launch_bounds__(kSortThreads) sort_all_slots(const Workspace work, const int E) {
   __shared__ SortShared<kSortThreads> shared;
   sort_slots(work, E, shared);
+}
+
+constexpr int kRouteAndSortThreads = 256;
+
+/// For few tokens: one for every warp of one block, which then sorts.
+__global__ void __launch_bounds__(kRouteAndSortThreads, 1)
+    route_and_sort(const SparseMoeKernelParams params, const Workspace work) {
+  static_assert(kRouteAndSortThreads / kWarp >= kDecodeTokens);
+  __shared__ union {
+    RouteShared route[kDecodeTokens];
+    SortShared<kRouteAndSortThreads> sort;
+  } shared;
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  if (warp < params.T) route_token(params, work, warp, shared.route[warp]);
+  __syncthreads();
+  sort_slots(work, static_cast<int>(params.E), shared.sort);
 }
 
 }  // namespace fastmmoe::sparse_moe

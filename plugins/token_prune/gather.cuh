@@ -2,12 +2,9 @@
 // Moves and merges the rows once it is known what survives.
 #pragma once
 
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <cstdint>
 
-#include "token_prune/device.cuh"
+#include "common/cuda/device.cuh"
 #include "token_prune/params.h"
 
 namespace fastmmoe::token_prune {
@@ -31,14 +28,6 @@ struct MergeShared {
   double square[kGatherWarps];
   float greatest[kGatherWarps];
 };
-
-__device__ inline float to_float(float value) { return value; }
-__device__ inline float to_float(__half value) { return __half2float(value); }
-__device__ inline float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
-
-__device__ inline void store(float* to, float value) { *to = value; }
-__device__ inline void store(__half* to, float value) { *to = __float2half_rn(value); }
-__device__ inline void store(__nv_bfloat16* to, float value) { *to = __float2bfloat16_rn(value); }
 
 // Also writes the row's place in kept_index and visual_index_out.
 __device__ inline Destination place_row(const TokenPruneParams& params, const Choice& choice, int row) {
@@ -110,7 +99,7 @@ __device__ void merge_rows(const TokenPruneParams& params, const void* states, v
     __syncthreads();
   }
   for (int64_t j = thread; j < H; j += kGatherThreads) {
-    store(out + j, mean_of_column(rows, length, H, j) / divisor * greatest);
+    out[j] = from_float<T>(mean_of_column(rows, length, H, j) / divisor * greatest);
   }
 }
 

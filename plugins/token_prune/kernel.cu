@@ -218,9 +218,7 @@ __device__ float score_importance(const TokenPruneParams& params, const Workspac
     work.importance[i] = static_cast<float>(sum) / static_cast<float>(length);
     greatest = fmaxf(greatest, work.importance[i]);
   }
-  for (int distance = kWarp / 2; distance > 0; distance /= 2) {
-    greatest = fmaxf(greatest, __shfl_xor_sync(kAllLanes, greatest, distance));
-  }
+  greatest = warp_max(greatest);
   if (threadIdx.x % kWarp == 0) shared.warp_greatest[threadIdx.x / kWarp] = greatest;
   __syncthreads();
   for (const float value : shared.warp_greatest) greatest = fmaxf(greatest, value);

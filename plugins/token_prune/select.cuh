@@ -5,11 +5,9 @@
 // result does not depend on the schedule.
 #pragma once
 
-#include <cmath>
 #include <cstdint>
-#include <cstring>
 
-#include "token_prune/device.cuh"
+#include "common/cuda/device.cuh"
 
 namespace fastmmoe::token_prune {
 
@@ -22,15 +20,6 @@ struct SelectShared {
   unsigned histogram[kDigits];
   unsigned digit, nth;
 };
-
-/// Compares as the float does; 0.0 and -0.0 are equal, and NaN is 0, which is below every number.
-__device__ inline uint32_t order_bits(float value) {
-  if (std::isnan(value)) return 0;
-  const float number = value == 0.0f ? 0.0f : value;
-  uint32_t bits;
-  memcpy(&bits, &number, sizeof bits);
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
 
 /// The key of index 0 to count - 1; never 0, which is left to what is no candidate.
 __device__ inline uint64_t make_key(uint32_t order, int index, int count) {

@@ -20,6 +20,31 @@ __device__ __forceinline__ uint32_t shared_address(const void* pointer) {
 }
 #endif
 
+/// Of bytes 0 to 3 in a and 4 to 7 in b: digit i of the selector, 0 to 7, says which becomes byte i.
+__device__ __forceinline__ uint32_t select_bytes(uint32_t a, uint32_t b, uint32_t selector) {
+#ifdef FASTMMOE_EMULATOR
+  const uint64_t bytes = uint64_t{b} << 32 | a;
+  uint32_t selected = 0;
+  for (unsigned i = 0; i < 4; ++i) {
+    selected |= static_cast<uint32_t>(bytes >> 8 * (selector >> 4 * i & 7) & 0xff) << 8 * i;
+  }
+  return selected;
+#else
+  return __byte_perm(a, b, selector);
+#endif
+}
+
+/// (value & mask) | bits, as one operation: nvcc alone makes two of it where mask and bits are constants.
+__device__ __forceinline__ uint32_t mask_and_set(uint32_t value, uint32_t mask, uint32_t bits) {
+#ifdef FASTMMOE_EMULATOR
+  return (value & mask) | bits;
+#else
+  uint32_t result;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;\n" : "=r"(result) : "r"(value), "r"(mask), "r"(bits));
+  return result;
+#endif
+}
+
 /// Starts to copy 16 bytes from global to shared memory, both aligned to 16; zeros where not valid, `global`
 /// is then not read. Every thread waits for its own copies, a barrier then shows them to the others.
 __device__ __forceinline__ void copy_async_16(void* shared, const void* global,

@@ -1,0 +1,51 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "onnxruntime/cuda/device.h"
+#include "onnxruntime/glue.h"
+#include "onnxruntime/ops.h"
+#include "token_prune/kernel.h"
+#include "token_prune/kernel_params.h"
+
+namespace fastmmoe {
+namespace {
+
+using namespace token_prune;
+
+template <ElementType kType>
+class TokenPruneKernel {
+ public:
+  static const OpContract& contract() { return token_prune::contract(); }
+  static constexpr const char* kProvider = kCudaProvider;
+  static constexpr ElementType kFloatType = kType;
+
+  explicit TokenPruneKernel(const OrtKernelInfo* info) : node_(read_node(contract(), info)) {}
+
+  void compute(OrtKernelContext* context) const {
+    const Inputs inputs(node_, context);
+    const std::vector<TensorInfo> infos = inputs.infos();
+    const Sizes sizes = check_inputs(node_, infos);
+    const Ort::KernelContext outputs(context);
+    const TokenPruneParams params = kernel_params(
+        node_, infos, sizes, [&](size_t input) { return inputs.data(input); },
+        [&](size_t index) {
+          return outputs.GetOutput(index, output_shape(contract().outputs[index], sizes))
+              .GetTensorMutableRawData();
+        });
+    const bool prunes = params.K < params.V;
+    const Workspace workspace(context, prunes ? token_prune_workspace_bytes(params.V, params.E) : 0);
+    launch_token_prune(params, workspace.data(), stream_of(context));
+  }
+
+ private:
+  NodeAttributes node_;
+};
+
+}  // namespace
+
+std::vector<const OrtCustomOp*> token_prune_ops() {
+  static const CustomOp<TokenPruneKernel<ElementType::kFloat>> single;
+  static const CustomOp<TokenPruneKernel<ElementType::kFloat16>> half;
+  static const CustomOp<TokenPruneKernel<ElementType::kBfloat16>> bfloat16;
+  return {&single, &half, &bfloat16};
+}
+
+}  // namespace fastmmoe

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The operators for ONNX Runtime's CUDA provider, with emulated kernels in sessions of the CPU provider."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import pytest
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+
+from fastmmoe.exporter.ops import DOMAIN, OPS, OpSpec, sparse_moe_reference, token_prune_reference
+from fastmmoe.exporter.ops.quantise import quantise
+
+Array = npt.NDArray[Any]
+Maker = Callable[..., Any]
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+PLUGINS = REPOSITORY / "plugins"
+SOURCES = (
+    "contract/contract.cpp",
+    "contract/tables.cpp",
+    "sparse_moe/node.cpp",
+    "token_prune/node.cpp",
+    "onnxruntime/glue.cpp",
+    "onnxruntime/register.cpp",
+    "onnxruntime/cuda/sparse_moe_op.cpp",
+    "onnxruntime/cuda/token_prune_op.cpp",
+)
+SPECS = {spec.name: spec for spec in OPS}
+ONNX_TYPES = {
+    np.dtype(np.float32): onnx.TensorProto.FLOAT,
+    np.dtype(np.float16): onnx.TensorProto.FLOAT16,
+    np.dtype(ml_dtypes.bfloat16): onnx.TensorProto.BFLOAT16,
+    np.dtype(np.int8): onnx.TensorProto.INT8,
+    np.dtype(np.int32): onnx.TensorProto.INT32,
+}
+# Of the output's greatest value.
+TOLERANCES = {np.dtype(np.float32): 1e-5, np.dtype(np.float16): 2e-3, np.dtype(ml_dtypes.bfloat16): 2e-2}
+
+
+@pytest.fixture(scope="session")
+def ort_headers() -> Path:
+    """Folder of ONNX Runtime's headers."""
+    folder = REPOSITORY / ".build" / "ort_headers"
+    command = [str(REPOSITORY / "scripts" / "fetch_ort_headers.sh"), str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return folder / "include" / "onnxruntime"
+
+
+@pytest.fixture(scope="session")
+def library(ort_headers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The library of the operators with the emulator; each source is given its definitions by a file of one line."""
+    folder = tmp_path_factory.mktemp("ort_cuda")
+    definitions = '#define ORT_API_MANUAL_INIT\n#define FASTMMOE_VERSION "emulated"\n'
+    wrappers = []
+    for source in SOURCES:
+        wrapper = folder / source.replace("/", "_")
+        wrapper.write_text(f'{definitions}#include "{PLUGINS / source}"\n', encoding="utf-8")
+        wrappers.append(str(wrapper))
+    kernels = sorted(str(path) for path in PLUGINS.glob("*/*.cu"))
+    output = folder / "libfastmmoe_ort_cuda.so"
+    done = subprocess.run(
+        [str(REPOSITORY / "scripts" / "build_emulator.sh"), str(output), *kernels, *wrappers],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "CPLUS_INCLUDE_PATH": str(ort_headers)},
+    )
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+def one_node_model(spec: OpSpec, inputs: dict[str, Array], attributes: dict[str, Any]) -> bytes:
+    """A model of one node. NumPy has no bfloat16 to feed: inputs and outputs of 16 bits are float outside."""
+    graph_inputs, outputs, nodes = [], [], []
+    types = {}
+    for tensor, array in zip(spec.inputs_for(attributes), inputs.values(), strict=True):
+        types[tensor.types[0]] = element_type = ONNX_TYPES[array.dtype]
+        outside = onnx.TensorProto.FLOAT if is_cast(array) else element_type
+        graph_inputs.append(onnx.helper.make_tensor_value_info(f"{tensor.name}_fed", outside, None))
+        nodes.append(onnx.helper.make_node("Cast", [f"{tensor.name}_fed"], [tensor.name], to=element_type))
+    names = [t.name for t in spec.outputs]
+    nodes.append(onnx.helper.make_node(spec.name, list(inputs), names, domain=DOMAIN, **attributes))
+    for tensor in spec.outputs:
+        to = onnx.TensorProto.FLOAT if tensor.types[0] in types else onnx.TensorProto.INT32
+        nodes.append(onnx.helper.make_node("Cast", [tensor.name], [f"{tensor.name}_out"], to=to))
+        outputs.append(onnx.helper.make_tensor_value_info(f"{tensor.name}_out", to, None))
+    graph = onnx.helper.make_graph(nodes, "one_node", graph_inputs, outputs)
+    imports = [onnx.helper.make_opsetid("", 23), onnx.helper.make_opsetid(DOMAIN, spec.version)]
+    return onnx.helper.make_model(graph, opset_imports=imports, ir_version=10).SerializeToString()
+
+
+def is_cast(array: Array) -> bool:
+    return array.dtype in (np.float16, ml_dtypes.bfloat16)
+
+
+def run(library: Path, op: str, inputs: dict[str, Array], attributes: dict[str, Any]) -> list[Array]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.register_custom_ops_library(str(library))
+    model = one_node_model(SPECS[op], inputs, attributes)
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    feeds = {f"{name}_fed": a.astype(np.float32) if is_cast(a) else a for name, a in inputs.items()}
+    return session.run(None, feeds)
+
+
+def moe_case(
+    moe_inputs: Maker, moe_attributes: Maker, dtype: Any, weight_format: str, zero_points: bool, bias: int, T: int
+) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Inputs in the node's order, and attributes."""
+    inputs = moe_inputs(T=T, H=64, I=96, expert_bias=bool(bias))
+    attributes = moe_attributes(
+        expert_bias=bias,
+        weight_format=weight_format,
+        group_size=0 if weight_format == "float" else 64,
+        zero_points=int(zero_points),
+    )
+    if weight_format != "float":
+        for name in ("gate_up", "down"):
+            packed = quantise(inputs[name], weight_format, 64, zero_points=zero_points)
+            inputs |= {name: packed.values, f"{name}_scale": packed.scale}
+            if packed.zero is not None:
+                inputs[f"{name}_zero"] = packed.zero
+    for name in ("hidden_states", "gate_up_bias", "down_bias"):
+        if name in inputs:
+            inputs[name] = inputs[name].astype(dtype)
+    if weight_format == "float":
+        inputs |= {name: inputs[name].astype(dtype) for name in ("gate_up", "down")}
+    order = [t.name for t in SPECS["FmmSparseMoE"].inputs_for(attributes)]
+    return {name: inputs[name] for name in order}, attributes
+
+
+MOE_VARIANTS = [("float", False), *itertools.product(("int8", "int4"), (False, True))]
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize(("weight_format", "zero_points"), MOE_VARIANTS)
+@pytest.mark.parametrize(("T", "bias"), [(5, 1), (20, 0)])
+def test_sparse_moe(
+    library: Path,
+    moe_inputs: Maker,
+    moe_attributes: Maker,
+    dtype: Any,
+    weight_format: str,
+    zero_points: bool,
+    T: int,
+    bias: int,
+) -> None:
+    inputs, attributes = moe_case(moe_inputs, moe_attributes, dtype, weight_format, zero_points, bias, T)
+    (output,) = run(library, "FmmSparseMoE", inputs, attributes)
+    expected = sparse_moe_reference(**inputs, **attributes).astype(np.float32)
+    atol = TOLERANCES[np.dtype(dtype)] * np.abs(expected).max()
+    np.testing.assert_allclose(output, expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize(("K", "M"), [(20, 3), (44, 0), (0, 0)])
+def test_token_prune(library: Path, prune_inputs: Maker, dtype: Any, K: int, M: int) -> None:
+    inputs, attributes = prune_inputs(K=K, M=M, H=16), {"window": 3, "merge": "mlerp"}
+    inputs |= {name: inputs[name].astype(dtype) for name in ("hidden_states", "residual")}
+    outputs = run(library, "FmmTokenPrune", inputs, attributes)
+    expected = token_prune_reference(**inputs, **attributes)
+    for output, values in zip(outputs[:2], expected[:2], strict=True):
+        atol = TOLERANCES[np.dtype(dtype)] * np.abs(values.astype(np.float32)).max()
+        np.testing.assert_allclose(output, values.astype(np.float32), rtol=0, atol=atol)
+    for output, values in zip(outputs[2:], expected[2:], strict=True):
+        np.testing.assert_array_equal(output, values)
+
+
+def test_what_the_contract_does_not_allow_is_refused(library: Path, prune_inputs: Maker) -> None:
+    attributes = {"window": 3, "merge": "mlerp"}
+    with pytest.raises(InvalidArgument, match="FmmTokenPrune: 45 keep slots for 44 visual tokens"):
+        run(library, "FmmTokenPrune", prune_inputs(K=45), attributes)
+    wrong = prune_inputs() | {"residual": np.zeros((60, 11), np.float32)}
+    with pytest.raises(InvalidArgument, match=r"residual is \[60, 11\], expected \[T, H\] = \[60, 12\]"):
+        run(library, "FmmTokenPrune", wrong, attributes)
