@@ -32,6 +32,8 @@ from fastmmoe.runtime.profiles import Profile
 MIB = 1 << 20
 DYNAMIC = -1
 LONGEST_MESSAGE = 400
+OPERATORS = "Fmm"
+"""How the names of the plugin's operators begin, and with them its messages."""
 
 
 class EngineBuildFailed(FastmmoeError):
@@ -128,7 +130,9 @@ def _make_logger(trt: Any) -> Any:
 
 
 def _failure(trt: Any, logger: Any, what: str, *reasons: str) -> EngineBuildFailed:
-    first = next(iter((*reasons, *logger.errors)), "no reason given")
+    # The plugin's own message says more than what TensorRT makes of it.
+    ours = [message for message in logger.errors if OPERATORS in message]
+    first = next(iter((*ours, *reasons, *logger.errors)), "no reason given")
     return EngineBuildFailed(f"{trt.__name__} {trt.__version__} {what}: {one_line(first)}")
 
 

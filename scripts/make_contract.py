@@ -97,7 +97,9 @@ def enumeration(name: str, items: Iterable[Tensor | Attribute]) -> str:
 
 def header() -> str:
     """The C++ header: enumerations and access to the tables."""
-    parts = [f'{NOTICE}\n#pragma once\n\n#include "contract/contract.h"\n\n// clang-format off\nnamespace fastmmoe {{\n']
+    parts = [
+        f'{NOTICE}\n#pragma once\n\n#include "contract/contract.h"\n\n// clang-format off\nnamespace fastmmoe {{\n'
+    ]
     for spec in OPS:
         parts += [
             f"namespace {namespace(spec)} {{",

@@ -29,7 +29,8 @@ struct MergeShared {
   float greatest[kGatherWarps];
 };
 
-// Also writes the row's place in kept_index and visual_index_out.
+// Also writes the row's place in kept_index and visual_index_out. TensorRT times plugins on memory that holds
+// anything, so a visual_index that is no ascending list of rows must not lead outside of the arrays.
 __device__ inline Destination place_row(const TokenPruneParams& params, const Choice& choice, int row) {
   const int V = static_cast<int>(params.V);
   const int token = first_at_least(V, row, [&](int i) { return params.visual_index[i]; });
@@ -38,9 +39,11 @@ __device__ inline Destination place_row(const TokenPruneParams& params, const Ch
   const int rank = keeps_all ? token : choice.survivor_rank[token];
   if (is_visual && !keeps_all && choice.survivor_rank[token + 1] == rank) return {-1, 0};
   const int out = row - token + rank;
+  if (out < 0 || out >= params.T - params.V + params.K) return {-1, 0};
   params.kept_index[out] = row;
-  if (is_visual) params.visual_index_out[rank] = out;
-  return {out, is_visual && !keeps_all ? choice.window_length[token] : 0};
+  if (is_visual && rank < params.K) params.visual_index_out[rank] = out;
+  const int merged_length = is_visual && !keeps_all ? choice.window_length[token] : 0;
+  return {out, min(merged_length, static_cast<int>(params.T) - row)};
 }
 
 // Called by a warp; Unit is as wide as size and alignment of the rows allow.

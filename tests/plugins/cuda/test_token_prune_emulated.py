@@ -234,6 +234,25 @@ def test_order_of_floats(kernel: EmulatedKernel) -> None:
     assert 0 < order(np.nan) == order(-np.nan) < bits[0]  # 0 is no candidate
 
 
+@pytest.mark.parametrize("content", ["zeros", "minus one", "greatest", "descending", "random"])
+@pytest.mark.parametrize(("K", "M"), [(20, 3), (44, 0), (0, 0)])
+def test_an_index_that_is_none_stays_within_the_buffers(
+    kernel: EmulatedKernel, prune_inputs: Maker, content: str, K: int, M: int
+) -> None:
+    """TensorRT times plugins on memory that holds anything. The guard zones are checked by every run."""
+    inputs = prune_inputs(K=K, M=M)
+    V = len(inputs["visual_index"])
+    inputs["visual_index"] = {
+        "zeros": np.zeros(V, np.int32),
+        "minus one": np.full(V, -1, np.int32),
+        "greatest": np.full(V, 2**31 - 1, np.int32),
+        "descending": np.arange(59, 59 - V, -1, dtype=np.int32),
+        "random": np.random.default_rng(0).integers(-(2**31), 2**31, V, dtype=np.int32),
+    }[content]
+    outputs = kernel(inputs, MLERP)
+    assert [len(output) for output in outputs] == [60 - V + K, 60 - V + K, 60 - V + K, K]
+
+
 def test_too_many_experts_are_refused(kernel: EmulatedKernel, prune_inputs: Maker) -> None:
     message = "FmmTokenPrune: E is 257, expected at most 256 experts on CUDA"
     with pytest.raises(RuntimeError, match=f"^{message}$"):
