@@ -17,10 +17,12 @@ VENV := .venv
 PY := $(VENV)/bin/python
 LIBRARY := plugins/lib/libfastmmoe_ort.so
 PACKAGES := runtime exporter calibration plugins
-CXX_SOURCES := $(sort $(shell find plugins -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'))
-NATIVE_INPUTS := $(CXX_SOURCES) fastmmoe/__init__.py \
-    $(wildcard plugins/CMakeLists.txt plugins/cmake/* scripts/build_native.sh scripts/fetch_*.sh)
-PLUGIN_INPUTS := $(NATIVE_INPUTS) scripts/build_plugins.sh
+CXX_SOURCES := $(sort $(shell find plugins tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'))
+BUILD_INPUTS := fastmmoe/__init__.py $(wildcard plugins/CMakeLists.txt plugins/cmake/* scripts/fetch_*.sh)
+PLUGIN_SOURCES := $(filter-out plugins/testing/% tests/%,$(CXX_SOURCES))
+PLUGIN_INPUTS := $(PLUGIN_SOURCES) $(BUILD_INPUTS) scripts/build_plugins.sh
+CPU_SOURCES := $(filter-out plugins/tensorrt/% plugins/onnxruntime/cuda/% %.cu %.cuh,$(PLUGIN_SOURCES))
+NATIVE_INPUTS := $(CPU_SOURCES) $(BUILD_INPUTS) scripts/build_native.sh
 JETSON_PLUGIN := plugins/lib/aarch64/libfastmmoe_trt.so
 ifeq ($(shell uname -m),aarch64)
 PLUGINS := $(JETSON_PLUGIN)
@@ -52,7 +54,7 @@ plugins: $(BUILD)/plugins-$(CUDA_ARCHS).done ## TensorRT plugin and CUDA operato
 demo: setup native ## export and run the built-in model
 	@$(PY) scripts/demo.py
 
-test: setup native ## tests, without the slow ones
+test: setup native plugins ## tests, without the slow ones
 	@$(PY) -m pytest tests -rs -n 2 --dist loadgroup
 
 check: setup $(BUILD)/typing ## lint, format, types and C++ format
@@ -64,7 +66,7 @@ check: setup $(BUILD)/typing ## lint, format, types and C++ format
 	    --explicit-package-bases --follow-imports=silent scripts tests,mypy-tests)
 	$(call step,clang-format,printf '%s\n' $(CXX_SOURCES) | xargs -r $(VENV)/bin/clang-format --dry-run -Werror,clang)
 
-verify: setup native ## the slow tests, which install packages
+verify: setup native plugins ## the slow tests, which install packages
 	@$(PY) -m pytest tests -rs -m slow
 
 clean: ## remove what make made
