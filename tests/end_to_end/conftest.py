@@ -32,9 +32,9 @@ SMALL_FLAGS = ("--prune-layers", "1,2")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker runs all of this folder, so that the bundles are exported once."""
+    """One worker runs all of this folder that shares bundles, so that they are exported once."""
     for item in items:
-        if Path(__file__).parent in item.path.parents:
+        if Path(__file__).parent in item.path.parents and item.path.name != "test_engine_matrix.py":
             item.add_marker(pytest.mark.xdist_group("end_to_end"))
 
 
