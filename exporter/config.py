@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
 
@@ -29,7 +30,7 @@ class ExportConfig:
     dtype: str | None = None
     atol: float | None = None
     overwrite: bool = False
-    experts: str = "float"
+    experts: Literal["float", "int8", "int4"] = "float"
     group_size: int = 128
     zero_points: bool = False
     policy: PolicyOptions = field(default_factory=PolicyOptions)

@@ -67,7 +67,7 @@ def _packed_tensors(
 ) -> Iterator[tuple[str, ir.LazyTensor]]:
     """Suffix and tensor of each part; values are made when they are written."""
     assert value.name is not None and value.shape is not None
-    name, (*rows, columns) = value.name, (int(d) for d in value.shape)
+    name, (*rows, columns) = value.name, value.shape.numpy()
     groups = -(-columns // packing.group_size)
     width = columns // 2 if packing.weight_format == "int4" else columns
 

@@ -23,17 +23,25 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 COPY = REPOSITORY / ".build" / "mutants"
 COPIED = ("plugins", "scripts", "tests", "pyproject.toml", "fastmmoe")
 
-# What runs for a mutant of a folder, the quickest first; the first failure ends it.
+# What runs for a mutant of a file or folder, the likeliest to fail first; the first failure ends it.
+EXPERTS, ROUTING, PRUNING = (
+    f"tests/plugins/cuda/test_{name}.py"
+    for name in ("sparse_moe_experts", "sparse_moe_emulated", "token_prune_emulated")
+)
 TESTS = {
-    "sparse_moe": ("tests/plugins/cuda/test_sparse_moe_emulated.py",),
-    "token_prune": ("tests/plugins/cuda/test_token_prune_emulated.py",),
-    "common": ("tests/plugins/cuda/test_token_prune_emulated.py", "tests/plugins/cuda/test_sparse_moe_emulated.py"),
+    "sparse_moe/route.cuh": (ROUTING, EXPERTS),
+    "sparse_moe/sort.cuh": (ROUTING, EXPERTS),
+    "sparse_moe": (EXPERTS, ROUTING),
+    "token_prune": (PRUNING,),
+    "common": (PRUNING, ROUTING, EXPERTS),
 }
 # Tests of other tools, which a missing barrier does not concern.
 DESELECTED = "not nvcc"
 
-SITE = re.compile(r"(__syncthreads|__syncwarp|copy_async_wait_all|copy_async_wait<[^;]*>)\(\)(?=;)|__syncthreads_or\(")
-REPLACEMENT = {"__syncthreads_or(": "("}
+SITE = re.compile(
+    r"(__syncthreads|__syncwarp|copy_async_wait_all|copy_async_wait<[^;]*>)\(\)(?=;)|__syncthreads_(?:or|and|count)\("
+)
+REPLACEMENT = {f"__syncthreads_{vote}(": "(" for vote in ("or", "and", "count")}
 DEFINITION = "ptx.cuh"
 
 # Places whose removal changes no result, and why they stay.
@@ -109,7 +117,7 @@ def check(site: Site) -> tuple[bool, str]:
     source = path.read_text(encoding="utf-8")
     path.write_text(site.removed(source), encoding="utf-8")
     try:
-        return run_tests(TESTS[site.file.partition("/")[0]])
+        return run_tests(TESTS.get(site.file) or TESTS[site.file.partition("/")[0]])
     finally:
         path.write_text(source, encoding="utf-8")
 
@@ -144,7 +152,7 @@ def main() -> None:
     if arguments.list:
         sys.exit(print("\n".join(f"{s.name}  line {s.line}: {s.text}" for s in sites)))
     copy_tree()
-    if not run_tests(tuple(dict.fromkeys(test for tests in TESTS.values() for test in tests)))[0]:
+    if not run_tests((PRUNING, ROUTING, EXPERTS))[0]:
         sys.exit("the tests fail without a change")
     results = []
     for site in sites:

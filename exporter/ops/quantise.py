@@ -9,7 +9,7 @@ nibble j (bits 4 j to 4 j + 3) is column NIBBLE_COLUMNS[j] of the 8. So one shif
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -92,7 +92,7 @@ def dequantise(weights: QuantisedWeights, weight_format: str, group_size: int) -
 class Packing:
     """How the experts of a model are stored: the attributes weight_format, group_size and zero_points."""
 
-    weight_format: str
+    weight_format: Literal["int8", "int4"]
     group_size: int
     zero_points: bool
 

@@ -2,9 +2,10 @@
 // For few tokens, where reading weights is all the time: each row of an active expert's weights is read once,
 // by one block, for all tokens that use the expert.
 //
-// Tensor cores save no reading, but instructions: 16 rows of weights are one operand, up to 8 tokens the other,
-// so integers are unpacked once for all tokens, as in the other kernels. Products in lanes would take at least as
-// many instructions as unpacking int4 does, for every token, and with them more than memory leaves time for.
+// Tensor cores save no reading, but instructions: 16 rows of weights are one operand, up to 8 tokens the
+// other, so integers are unpacked once for all tokens, as in the other kernels. Products in lanes would take
+// at least as many instructions as unpacking int4 does, for every token, and with them more than memory
+// leaves time for.
 #pragma once
 
 #include "sparse_moe/dequantise.cuh"
@@ -190,6 +191,7 @@ struct DownShared {
 
 /// output, kDecodeRows columns of all tokens for each block: a token's experts are added without a place to
 /// wait in. Columns of the tensor core operations are tokens, zeros where the expert is not the token's.
+/// Which warp adds which products depends on all experts in use, so that every warp has as many.
 template <typename Format>
 __global__ void __launch_bounds__(kDecodeThreads, kDecodeBlocks)
     down_few(const SparseMoeKernelParams params, const Workspace work) {

@@ -113,12 +113,12 @@ __device__ void multiply_tiles(const InputRows<Tile>& input, const Matrix<Format
   typename Memory::Scales scales(weights, shared.scales(), row_at);
   for (int tile = 0; tile < tiles; ++tile) {
     copy_async_wait<Tile::kStages - 2>();
-    __syncthreads();  // the tile is there, and no warp reads the one before, whose place the next copy takes
+    // The tile and its scales are there, and no warp reads the tile before, whose place the next copy takes.
+    __syncthreads();
     scales.advance(tile);
     start(tile + Tile::kStages - 1);
     multiply_tile(shared, scales, tile, sums);
   }
-  copy_async_wait_all();
 }
 
 /// Calls visit(j, half, row, slot) for the rows of a lane's sums that are slots: values[...][j][half] and

@@ -134,6 +134,7 @@ void check_sizes(const SparseMoeKernelParams& params) {
 }  // namespace sparse_moe
 
 size_t sparse_moe_workspace_bytes(const SparseMoeKernelParams& params) {
+  sparse_moe::check_sizes(params);
   sparse_moe::Carver carver(nullptr);
   sparse_moe::carve(params, carver);
   return static_cast<size_t>(carver.used());

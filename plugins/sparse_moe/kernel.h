@@ -43,17 +43,19 @@ struct SparseMoeKernelParams {
   void* output;                  // [T, H] F
 };
 
-/// Bytes that launch_sparse_moe uses of its workspace. It depends on T, H, I, E and top_k, and is never less
-/// for more tokens, so the size for the greatest T is enough for every request.
+/// Bytes that launch_sparse_moe uses of its workspace. It depends on T, H, I, E, top_k and weight_format, and
+/// is never less for more tokens, so the size for the greatest T is enough for every request. Throws
+/// CheckError for sizes or types that launch_sparse_moe cannot take.
 size_t sparse_moe_workspace_bytes(const SparseMoeKernelParams& params);
 
 /// Writes output by at most five kernels on `stream`, without waiting for them. Results are the same bit for
-/// bit on every run. workspace: device memory aligned to 16 bytes, needs no initialisation.
+/// bit on every run; the last bits of a row may depend on the other tokens. workspace: device memory aligned
+/// to 16 bytes, needs no initialisation.
 ///
 /// Sums are float. Integer weights are rounded to F once, as scale (q - zero). Between the two projections,
 /// and where a token's experts wait for their sum, values are rounded to F, so with kFloat16 the activation
-/// must stay below 65504. Choices and ties: as route_token
-/// (route.h). Throws CheckError for sizes or types it cannot take; a failed launch throws what launch.h says.
+/// must stay below 65504. Choices and ties: as route_token (route.h). Throws CheckError for sizes or types it
+/// cannot take; a failed launch throws what launch.h says.
 void launch_sparse_moe(const SparseMoeKernelParams& params, void* workspace, cudaStream_t stream);
 
 }  // namespace fastmmoe

@@ -83,20 +83,20 @@ def test_nodes_get_integers_that_stand_for_the_weights(packing: Packing) -> None
         attributes = {name: a.value for name, a in node.attributes.items()}
         assert attributes == FLOAT | packing.attributes()
         expected = SPARSE_MOE.inputs_for(attributes)
-        given = dict(zip((t.name for t in expected), node.inputs, strict=True))
+        given: dict[str, Any] = dict(zip((t.name for t in expected), node.inputs, strict=True))
         assert given["gate_up_bias"].name == "gate_up_bias"
         for weight in SHAPES:
-            parts = {s: given.get(weight + s) for s in ("", "_scale", "_zero")}
-            arrays = [None if part is None else part.const_value.numpy() for part in parts.values()]
-            for suffix, part, array in zip(parts, parts.values(), arrays, strict=True):
-                if part is not None:
-                    assert part.name == f"layers.{layer}.mlp.experts.{weight}{suffix}"
-                    assert model.graph.initializers[part.name] is part
-                    assert tuple(part.const_value.shape) == array.shape
-                    assert part.const_value.dtype == ir.DataType.from_numpy(array.dtype)
-            values, scale, zero = arrays
-            assert values is not None and scale is not None and (zero is not None) == packing.zero_points
-            quantised = QuantisedWeights(values, scale, zero)
+            parts: dict[str, Any] = {s: given.get(weight + s) for s in ("", "_scale", "_zero")}
+            arrays = {s: part.const_value.numpy() for s, part in parts.items() if part is not None}
+            for suffix, array in arrays.items():
+                part = parts[suffix]
+                assert part.name == f"layers.{layer}.mlp.experts.{weight}{suffix}"
+                assert tuple(part.const_value.shape) == array.shape
+                assert part.const_value.dtype == ir.DataType.from_numpy(array.dtype)
+                assert model.graph.initializers[part.name] is part
+            assert ("_zero" in arrays) == packing.zero_points
+            scale = arrays["_scale"]
+            quantised = QuantisedWeights(arrays[""], scale, arrays.get("_zero"))
             stands_for = dequantise(quantised, packing.weight_format, packing.group_size)
             loaded = weights_of(f"layers.{layer}.mlp.experts.{weight}")
             np.testing.assert_array_equal(stands_for, round_experts(loaded, packing).numpy())

@@ -49,12 +49,17 @@ class Buffer:
         assert (around == self.fill).all(), f"{name}: written outside of the buffer"
 
 
+def check_message(message: bytes | None) -> None:
+    """Raise RuntimeError with what a C function returned, where it failed."""
+    if message is not None:
+        raise RuntimeError(message.decode())
+
+
 class EmulatedOp:
     """The kernels of one operator compiled against the emulator, with the C entry points of the tests."""
 
     def __init__(self, library: Path, function: str) -> None:
         self.library = ctypes.CDLL(str(library))
-        self.library.workspace_bytes.restype = ctypes.c_size_t
         self.function = self.library[function]
         self.function.restype = ctypes.c_char_p
 
@@ -86,9 +91,7 @@ class EmulatedOp:
         workspace = Buffer((workspace_bytes,), np.uint8, poison)
         addresses = {name: buffer.address for name, buffer in buffers.items()}
         self.library.fastmmoe_emulator_set_seed(ctypes.c_int64(seed))
-        message = self.function(*make_arguments(addresses, workspace.address))
-        if message is not None:
-            raise RuntimeError(message.decode())
+        check_message(self.function(*make_arguments(addresses, workspace.address)))
         for name, buffer in (buffers | {"workspace": workspace}).items():
             buffer.check_guards(name)
         for name, value in inputs.items():
@@ -189,7 +192,8 @@ class SparseMoeKernels:
 
     def __init__(self, op: EmulatedOp) -> None:
         self.op = op
-        op.library.workspace_bytes.argtypes = [ctypes.POINTER(MoeParams)]
+        op.library.workspace_bytes.restype = ctypes.c_char_p
+        op.library.workspace_bytes.argtypes = [ctypes.POINTER(MoeParams), ctypes.POINTER(ctypes.c_size_t)]
         op.function.argtypes = [ctypes.POINTER(MoeParams), ctypes.c_void_p]
 
     @staticmethod
@@ -199,8 +203,10 @@ class SparseMoeKernels:
         names = ("hidden_states", "gate_up_bias", "down_bias", *weights)
         return inputs | {name: inputs[name].astype(dtype) for name in names if name in inputs}
 
-    def workspace_bytes(self, sizes: dict[str, int], attributes: dict[str, Any]) -> int:
-        return self.op.library.workspace_bytes(moe_params(sizes, np.float16, attributes, {}))
+    def workspace_bytes(self, sizes: dict[str, int], dtype: Any, attributes: dict[str, Any]) -> int:
+        size = ctypes.c_size_t()
+        check_message(self.op.library.workspace_bytes(moe_params(sizes, dtype, attributes, {}), size))
+        return size.value
 
     def __call__(
         self, inputs: dict[str, Array], attributes: dict[str, Any], *, seed: int = 0, poison: int = POISONS[0]
@@ -214,7 +220,7 @@ class SparseMoeKernels:
         outputs, workspace = self.op.run(
             inputs,
             {"output": ((sizes["T"], sizes["H"]), dtype)},
-            self.workspace_bytes(sizes, attributes),
+            self.workspace_bytes(sizes, dtype, attributes),
             arguments,
             seed=seed,
             poison=poison,

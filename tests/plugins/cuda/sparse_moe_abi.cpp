@@ -5,8 +5,9 @@
 
 extern "C" {
 
-__attribute__((visibility("default"))) size_t workspace_bytes(const fastmmoe::SparseMoeKernelParams* params) {
-  return fastmmoe::sparse_moe_workspace_bytes(*params);
+__attribute__((visibility("default"))) const char* workspace_bytes(
+    const fastmmoe::SparseMoeKernelParams* params, size_t* bytes) {
+  return fastmmoe::emulator::guarded([&] { *bytes = fastmmoe::sparse_moe_workspace_bytes(*params); });
 }
 
 __attribute__((visibility("default"))) const char* run_sparse_moe(

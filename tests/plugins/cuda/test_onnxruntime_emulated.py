@@ -167,7 +167,8 @@ def test_sparse_moe(
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize(("K", "M"), [(20, 3), (44, 0), (0, 0)])
 def test_token_prune(library: Path, prune_inputs: Maker, dtype: Any, K: int, M: int) -> None:
-    inputs, attributes = prune_inputs(K=K, M=M, H=16), {"window": 3, "merge": "mlerp"}
+    inputs = prune_inputs(K=K, M=M, H=16)
+    attributes: dict[str, Any] = {"window": 3, "merge": "mlerp"}
     inputs |= {name: inputs[name].astype(dtype) for name in ("hidden_states", "residual")}
     outputs = run(library, "FmmTokenPrune", inputs, attributes)
     expected = token_prune_reference(**inputs, **attributes)

@@ -94,7 +94,7 @@ def test_workspace_grows_with_tokens(
     moe_kernels: Any, moe_attributes: Maker, E: int, top_k: int, packing: dict[str, Any]
 ) -> None:
     sizes, attributes = {"V": 0, "H": 64, "I": 32, "E": E}, moe_attributes(top_k=top_k, **packing)
-    lengths = [moe_kernels.workspace_bytes(sizes | {"T": T}, attributes) for T in range(12000)]
+    lengths = [moe_kernels.workspace_bytes(sizes | {"T": T}, np.float16, attributes) for T in range(12000)]
     assert lengths[0] == 0
     assert (np.diff(lengths) >= 0).all()
 
@@ -126,7 +126,7 @@ def test_sizes_it_cannot_take_are_refused(
     message: str,
 ) -> None:
     inputs = moe_kernels.typed(moe_inputs(**({"T": 2, "H": 32, "I": 32} | size)), np.float16)
-    with pytest.raises(RuntimeError, match=f"^{message}$"):
+    with pytest.raises(RuntimeError, match=f"^{message}$"):  # as the workspace is asked for, which comes first
         moe_kernels(inputs, moe_attributes(**attributes))
 
 

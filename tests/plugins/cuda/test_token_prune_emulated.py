@@ -59,6 +59,7 @@ class EmulatedKernel:
 
     def __init__(self, op: Any) -> None:
         self.op = op
+        op.library.workspace_bytes.restype = ctypes.c_size_t
         op.library.workspace_bytes.argtypes = [ctypes.c_int64, ctypes.c_int64]
         op.function.argtypes = [ctypes.POINTER(Params), ctypes.c_void_p, ctypes.c_int]
 

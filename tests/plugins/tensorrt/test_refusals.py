@@ -249,10 +249,14 @@ def test_sizes(
 def test_what_only_the_kernel_refuses(
     host: Any, harness: Any, moe_inputs: Maker, moe_attributes: Callable[..., dict[str, Any]]
 ) -> None:
+    """When the engine is built, not when it runs."""
     inputs = list(halves(moe_inputs(H=24, I=48)).values())
     plugin = host.create("FmmSparseMoE", harness.parser_fields(moe_attributes()))
-    outputs = plugin.infer([harness.profile_of(array) for array in inputs])
-    with pytest.raises(harness.Refused, match=re.escape("FmmSparseMoE: H is 24, expected a multiple of")):
+    profiles = [harness.profile_of(array) for array in inputs]
+    outputs = plugin.infer(profiles)
+    message, failed = "FmmSparseMoE: H is 24, expected a multiple of 16 on CUDA", "harness: configurePlugin returned -1"
+    expect_refusal(harness, lambda: plugin.configure(profiles, outputs), message, failed)
+    with pytest.raises(harness.Refused, match=re.escape(message)):
         plugin.run(inputs, outputs, 1 << 20)
     plugin.destroy()
 
