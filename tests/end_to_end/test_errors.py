@@ -105,7 +105,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "wrong shape": (
         lambda d: edit_tensors(d, lambda t: t.update({EXPERT: np.zeros((64, 39), np.float32)})),
-        (EXPERT, "is [64, 39], expected [64, 40]"),
+        (EXPERT, "is [64, 39], expected [64, 64]"),
     ),
     "truncated shard": (truncate_shard, ("model-00002-of-00002.safetensors", "damaged or incomplete")),
     "topk_method": (
