@@ -99,7 +99,7 @@ def build_engine(trt: Any, request: EngineRequest) -> FileEntry:
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(request.graph):
         raise _failure(trt, logger, f"cannot read {request.graph}", *_parser_errors(parser))
-    _allow_decomposition(trt, network)
+    allow_decomposition(trt, network)
     config = builder.create_builder_config()
     if request.workspace_mib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_mib * MIB)
@@ -147,7 +147,7 @@ def _parser_errors(parser: Any) -> list[str]:
     return [f"node {error.node_name()} ({error.node_operator()}): {error.desc()}" for error in errors]
 
 
-def _allow_decomposition(trt: Any, network: Any) -> None:
+def allow_decomposition(trt: Any, network: Any) -> None:
     """Let TensorRT run each attention by several kernels where it has no fused one."""
     if not hasattr(trt, "IAttentionInputLayer"):
         return

@@ -20,6 +20,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from fastmmoe.runtime.tensorrt_api import allow_decomposition
+
 OPSET = 24
 HALF, BOOL, INT64 = TensorProto.FLOAT16, TensorProto.BOOL, TensorProto.INT64
 CAPABILITY = "SM86"
@@ -249,15 +251,6 @@ QUESTIONS = (
     ),
     Question("a causal mask from Shape, Range and LessOrEqual", True, "used", causal_mask),
 )
-
-
-def allow_decomposition(trt: Any, network: Any) -> None:
-    """Let every attention of a parsed network be run by several kernels."""
-    for i in range(network.num_layers):
-        layer = network.get_layer(i)
-        if layer.type == trt.LayerType.ATTENTION_INPUT:
-            layer.__class__ = trt.IAttentionInputLayer
-            layer.attention.decomposable = True
 
 
 def one_line(message: str) -> str:
