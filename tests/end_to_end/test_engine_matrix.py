@@ -16,15 +16,16 @@ import onnx
 import pytest
 import torch
 
+from fastmmoe.exporter import demo
 from fastmmoe.exporter.checkpoint import Checkpoint
 from fastmmoe.exporter.config import DEMO
-from fastmmoe.exporter.demo import write_demo_checkpoint
 from fastmmoe.exporter.export import write_graphs
 from fastmmoe.exporter.families import Model, Precision
 from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
 from fastmmoe.exporter.manifest import build_manifest
 from fastmmoe.exporter.ops.quantise import Packing
 from fastmmoe.exporter.processor_config import read_processor_config
+from fastmmoe.plugins import tensorrt_library_path
 from fastmmoe.runtime.bundle import PLUGIN, write_manifest
 from fastmmoe.runtime.engines import build_engines
 from fastmmoe.runtime.plugin_library import find_plugin
@@ -43,6 +44,18 @@ MODELS = [
 ]
 PRUNE_LAYERS = {DEMO: (2, 5, 8), "internvl-gptoss": (1, 3, 5)}
 GRAPHS = ("vision", "embedding", "language_model")
+
+
+# Attention of the published DeepSeek-VL2 models with latent attention: 576 columns, for which no kernel is fused.
+TRUE_LATENT = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128}
+
+
+def skip_without_tools() -> None:
+    if importlib.util.find_spec("tensorrt_rtx") is None:
+        pytest.skip("needs the Python package tensorrt-rtx")
+    library = tensorrt_library_path(RTX.architecture)
+    if not library.is_file():
+        pytest.skip(f"needs {library}: make plugins")
 
 
 def write_bundle(source: Path, out: Path, precision: Precision, prune_layers: tuple[int, ...]) -> Model:
@@ -65,11 +78,10 @@ def write_bundle(source: Path, out: Path, precision: Precision, prune_layers: tu
 def test_engines_are_built(
     name: str, dtype: torch.dtype, packing: Packing | None, wide_checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    if importlib.util.find_spec("tensorrt_rtx") is None:
-        pytest.skip("needs the Python package tensorrt-rtx")
+    skip_without_tools()
     source = tmp_path / DEMO if name == DEMO else wide_checkpoint(name)
     if name == DEMO:
-        write_demo_checkpoint(source)
+        demo.write_demo_checkpoint(source)
     precision, out = Precision(dtype, dtype, packing=packing), tmp_path / "out"
     model = write_bundle(source, out, precision, PRUNE_LAYERS.get(name, (1, 2, 3)))
     lines: list[str] = []
@@ -86,3 +98,15 @@ def test_engines_are_built(
     formats = {onnx.helper.get_node_attr_value(node, "weight_format").decode() for node in experts}
     assert formats == {"float" if packing is None else packing.weight_format}
     assert sum(node.op_type == "FmmTokenPrune" for node in nodes) == 3
+
+
+def test_latent_attention_of_true_width(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_without_tools()
+    monkeypatch.setattr(demo, "_LANGUAGE", demo._LANGUAGE | TRUE_LATENT | {"num_hidden_layers": 4})
+    demo.write_demo_checkpoint(tmp_path / DEMO)
+    model = write_bundle(tmp_path / DEMO, tmp_path / "out", Precision(torch.float16, torch.float16), (1, 2, 3))
+    assert model.config.mla.kv_lora_rank + model.config.mla.qk_rope_head_dim == 576
+    engines = build_engines(tmp_path / "out", report=print)
+    assert (
+        engines.files["language_model.engine"].bytes > 0.9 * (tmp_path / "out" / "language_model.data").stat().st_size
+    )
