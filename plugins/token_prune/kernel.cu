@@ -179,7 +179,7 @@ struct ChooseShared {
 };
 
 // Redundancy of the windows that are filled up: few, unless images are tiny, so the mean of all rows is only
-// needed in this block.
+// needed in this block. The barrier of score_importance shows it to the others.
 __device__ void score_short_windows(const TokenPruneParams& params, const Workspace& work, int chunks,
                                     ChooseShared& shared) {
   const int V = static_cast<int>(params.V), thread = static_cast<int>(threadIdx.x), lane = thread % kWarp;
@@ -202,7 +202,6 @@ __device__ void score_short_windows(const TokenPruneParams& params, const Worksp
       if (lane == 0) work.redundancy[first] = value;
     }
   }
-  __syncthreads();
 }
 
 // Writes the importance of every window, a thread those at i % kChooseThreads. Every thread gets the
