@@ -15,6 +15,8 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from markers import MissingMarkers, replace_part
+
 from fastmmoe.exporter.ops import DOMAIN, OPS, Attribute, OpSpec, Tensor
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -68,14 +70,9 @@ def contract(spec: OpSpec) -> str:
 
 
 def update_document(text: str) -> str:
-    """The document with the present contracts; exits where a marker is missing."""
+    """The document with the present contracts. Raises MissingMarkers where one has no place."""
     for spec in OPS:
-        begin, end = f"<!-- contract {spec.name} -->", f"<!-- end of contract {spec.name} -->"
-        before, found_begin, rest = text.partition(begin)
-        _, found_end, after = rest.partition(end)
-        if not (found_begin and found_end):
-            sys.exit(f"no {begin} ... {end} in the document: put the two lines where the contract belongs")
-        text = f"{before}{begin}\n\n{contract(spec)}\n\n{end}{after}"
+        text = replace_part(text, f"contract {spec.name}", contract(spec))
     return text
 
 
@@ -197,11 +194,11 @@ def main() -> None:
     for name, default in (("docs", DOCUMENT), ("header", HEADER), ("source", SOURCE)):
         parser.add_argument(f"--{name}", type=Path, default=default, metavar="FILE")
     arguments = parser.parse_args()
-    updated = {
-        arguments.docs: update_document(arguments.docs.read_text(encoding="utf-8")),
-        arguments.header: header(),
-        arguments.source: source(),
-    }
+    try:
+        document = update_document(arguments.docs.read_text(encoding="utf-8"))
+    except MissingMarkers as error:
+        sys.exit(f"{arguments.docs}: {error}")
+    updated = {arguments.docs: document, arguments.header: header(), arguments.source: source()}
     for path, text in updated.items():
         if not arguments.check:
             path.write_text(text, encoding="utf-8")

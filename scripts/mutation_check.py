@@ -20,6 +20,8 @@ import sys
 import time
 from pathlib import Path
 
+from markers import MissingMarkers, write_part
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 COPY = REPOSITORY / ".build" / "mutants"
 COPIED = ("plugins", "scripts", "tests", "pyproject.toml", "fastmmoe")
@@ -145,16 +147,6 @@ def table(results: list[tuple[Site, bool, str]]) -> str:
     return "\n".join(lines)
 
 
-def write(document: Path, text: str) -> None:
-    """Put the table between the markers."""
-    begin, end = "<!-- mutation_check -->", "<!-- end of mutation_check -->"
-    before, found_begin, rest = document.read_text(encoding="utf-8").partition(begin)
-    _, found_end, after = rest.partition(end)
-    if not (found_begin and found_end):
-        sys.exit(f"{document}: no {begin} ... {end}")
-    document.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Remove barriers from the CUDA kernels and see which test notices.")
     parser.add_argument("--list", action="store_true", help="print the places and stop")
@@ -175,7 +167,10 @@ def main() -> None:
         outcome = f"survived: {REDUNDANT.get(site.name, 'NO REASON KNOWN')}" if survived else f"killed: {test} fails"
         print(f"{site.name:32} line {site.line:4} {outcome} ({time.perf_counter() - start:.0f} s)", flush=True)
     if arguments.write:
-        write(arguments.write, table(results))
+        try:
+            write_part(arguments.write, "mutation_check", table(results))
+        except MissingMarkers as error:
+            sys.exit(str(error))
     survivors = {site.name for site, survived, _ in results if survived}
     wrong = (survivors ^ REDUNDANT.keys()) & {site.name for site in sites}
     sys.exit(f"survived without a reason, or a reason without a survivor: {', '.join(sorted(wrong))}" if wrong else 0)

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from markers import MissingMarkers, write_part
 from onnx import TensorProto, helper
 
 from fastmmoe.runtime.tensorrt_api import allow_decomposition
@@ -301,16 +302,6 @@ def length(size: int | str, place: int) -> int:
     return LENGTHS["S"][place] + LENGTHS["T"][place] if size == "L" else LENGTHS[size][place]
 
 
-def write(document: Path, text: str) -> None:
-    """Put the table between the markers."""
-    begin, end = "<!-- probe -->", "<!-- end of probe -->"
-    before, found_begin, rest = document.read_text(encoding="utf-8").partition(begin)
-    _, found_end, after = rest.partition(end)
-    if not (found_begin and found_end):
-        sys.exit(f"{document}: no {begin} ... {end}")
-    document.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Ask TensorRT-RTX which parts of a decoder graph it takes.")
     parser.add_argument("--write", type=Path, metavar="FILE", help="put the table into FILE")
@@ -330,7 +321,10 @@ def main() -> None:
             surprises.append(question.text)
     print(f"TensorRT-RTX {trt.__version__}, {CAPABILITY}, strongly typed, no GPU")
     if arguments.write:
-        write(arguments.write, "\n".join(rows))
+        try:
+            write_part(arguments.write, "probe", "\n".join(rows))
+        except MissingMarkers as error:
+            sys.exit(str(error))
     sys.exit(f"not as designed for: {'; '.join(surprises)}" if surprises else 0)
 
 

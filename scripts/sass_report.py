@@ -15,6 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from markers import write_part
 from sass_tools.banks import trace_conflicts
 from sass_tools.binaries import KernelCode, compile_all, cuda_sources, read_kernels
 from sass_tools.launches import Case, Launch, MoeCase, PruneCase, block_shapes, record_launches
@@ -38,7 +39,7 @@ from fastmmoe.runtime.errors import FastmmoeError
 TOKENS = (1, 64, 512, 2048)
 ROOFLINE_DEVICES = ("orin-nano-8gb", "orin-nx-16gb", "agx-orin-64gb", "a100-sxm-80gb", "l4", "h100-sxm")
 PHASES_ON = "agx-orin-64gb"  # the device whose phases --write shows
-BEGIN, END = "<!-- sass_report -->", "<!-- end of sass_report -->"
+MARKER = "sass_report"
 
 CODE_CAPTION = (
     "F is float16 or bfloat16; where they differ, the one with more registers is shown. threads, shared: of a block, "
@@ -105,11 +106,6 @@ def spilling(rows: list[KernelRow]) -> list[str]:
 
 def write(document: Path, rows: list[KernelRow], times: list[LayerTime]) -> None:
     """Put the short tables between the markers of the document."""
-    text = document.read_text(encoding="utf-8")
-    before, found_begin, rest = text.partition(BEGIN)
-    _, found_end, after = rest.partition(END)
-    if not (found_begin and found_end):
-        raise ReportError(f"no {BEGIN} ... {END} in {document}: put the two lines where the tables belong")
     shown = [time for time in times if time.device == DEVICES[PHASES_ON]]
     parts = [
         f"### Code (compiled; spills: {', '.join(spilling(rows)) or 'none'})",
@@ -123,7 +119,7 @@ def write(document: Path, rows: list[KernelRow], times: list[LayerTime]) -> None
         "### Devices (from data sheets, not measured)",
         device_table(DEVICES[name] for name in ROOFLINE_DEVICES),
     ]
-    document.write_text(f"{before}{BEGIN}\n\n" + "\n\n".join(parts) + f"\n\n{END}{after}", encoding="utf-8")
+    write_part(document, MARKER, "\n\n".join(parts))
 
 
 def show(rows: list[KernelRow], times: list[LayerTime]) -> None:

@@ -17,9 +17,9 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 NIBBLE_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
-INT4_ZERO = 8
 _WORD = len(NIBBLE_COLUMNS)
 _LEVELS = {"int8": (-127, 127), "int4": (0, 15)}
+_ZEROS = {"int8": 0, "int4": 8}
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def quantise(weights: Array, weight_format: str, group_size: int, *, zero_points
     if zero_points:
         scale = ((greatest - least) / (high - low)).astype(np.float16)
     else:
-        middle = INT4_ZERO if weight_format == "int4" else 0
+        middle = _ZEROS[weight_format]
         scale = (np.maximum(-least, greatest) / (high - middle)).astype(np.float16)
     # A group of zeros, or one whose scale is below the range of float16, stands for zeros.
     safe = np.where(scale == 0, 1, scale.astype(np.float32))
@@ -82,8 +82,7 @@ def dequantise(weights: QuantisedWeights, weight_format: str, group_size: int) -
     """What the integers stand for, float32 [..., n]."""
     q = unpack_int4(weights.values) if weight_format == "int4" else weights.values
     n = q.shape[-1]
-    middle = np.int8(INT4_ZERO if weight_format == "int4" else 0)
-    zero = np.full(weights.scale.shape, middle) if weights.zero is None else weights.zero
+    zero = np.full(weights.scale.shape, _ZEROS[weight_format], np.int8) if weights.zero is None else weights.zero
     scale, offset = (np.repeat(x.astype(np.float32), group_size, axis=-1)[..., :n] for x in (weights.scale, zero))
     return (q.astype(np.float32) - offset) * scale
 

@@ -114,6 +114,8 @@ LINES_OF_C_PLUS_PLUS_FILT = {
     ),
 }
 
+BEGIN, END = "<!-- sass_report -->", "<!-- end of sass_report -->"
+
 
 @pytest.mark.parametrize(("arch", "percent"), [(80, 31.25), (87, 41.67), (89, 25.0), (90, 31.25)])
 def test_known_occupancy(arch: int, percent: float) -> None:
@@ -268,7 +270,7 @@ def test_all_kernels_in_the_sources_have_a_phase_and_are_in_the_document() -> No
     names = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(", text)
     assert len(names) > 8
     assert {roofline.phase_of(name) for name in names} == {*roofline.MOE_PHASES, roofline.PRUNE}
-    tables = (REPOSITORY / "docs" / "kernels.md").read_text("utf-8").partition(report.BEGIN)[2]
+    tables = (REPOSITORY / "docs" / "kernels.md").read_text("utf-8").partition(BEGIN)[2]
     assert set(re.findall(r"^\| `(\w+)", tables, re.MULTILINE)) == set(names)
 
 
@@ -290,12 +292,12 @@ def test_spills_are_the_exit_code(
     monkeypatch.setattr(report, "kernel_rows", lambda *arguments: rows)
     monkeypatch.setattr(report, "layer_times", lambda *arguments: times)
     document = tmp_path / "kernels.md"
-    document.write_text(f"before\n{report.BEGIN}\nthe former table\n{report.END}\nafter\n", encoding="utf-8")
+    document.write_text(f"before\n{BEGIN}\nthe former table\n{END}\nafter\n", encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["sass_report.py", "--arch", "87", "--write", str(document)])
     assert report.main() == (1 if spilled_bytes else 0)
     assert ("spills: down_few<half> on sm_87" in capsys.readouterr().err) == bool(spilled_bytes)
     text = document.read_text("utf-8")
-    assert text.startswith(f"before\n{report.BEGIN}\n") and text.endswith(f"{report.END}\nafter\n")
+    assert text.startswith(f"before\n{BEGIN}\n") and text.endswith(f"{END}\nafter\n")
     assert "the former table" not in text
     assert "| `down_few<F>` | 128 | 29184 | 92, 5 (42%) | 4 | 0 | 0 | 0 | 0 | 1.50 |" in text
     assert "| DeepSeek-VL2-small | fp16 | 1 | 20 |" in text
