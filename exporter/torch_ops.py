@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from fastmmoe.exporter.ops.sparse_moe import SPARSE_MOE, SWIGLU_OAI_ALPHA
-from fastmmoe.exporter.ops.token_prune import NORM_FLOOR, TOKEN_PRUNE, choose_reference
+from fastmmoe.exporter.ops.token_prune import NORM_FLOOR, TOKEN_PRUNE, check_offsets, choose_packed_reference
 
 
 def _best(scores: torch.Tensor, count: int) -> torch.Tensor:
@@ -107,28 +107,27 @@ def token_prune(
     routing_probs: torch.Tensor,
     attention: torch.Tensor,
     visual_index: torch.Tensor,
+    visual_offsets: torch.Tensor,
     keep_slots: torch.Tensor,
+    keep_offsets: torch.Tensor,
     merge_slots: torch.Tensor,
+    merge_offsets: torch.Tensor,
     alpha: torch.Tensor,
     attributes: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """FmmTokenPrune in torch; the choice is the NumPy reference's, so that both choose alike.
 
-    `attributes` is `TOKEN_PRUNE.encode`; the rest as in the contract.
+    `attributes` is `TOKEN_PRUNE.encode`; the rest as in the contract. Raises ValueError as `check_offsets`.
     """
     a: dict[str, Any] = dict(TOKEN_PRUNE.decode(attributes))
     T, V, K = hidden_states.shape[0], visual_index.shape[0], keep_slots.shape[0]
+    offsets = (visual_offsets.numpy(), keep_offsets.numpy(), merge_offsets.numpy())
+    check_offsets(*offsets, V, K, merge_slots.shape[0], a["window"])
     if K == V:
         everything = torch.arange(T, dtype=torch.int32)
         return hidden_states.clone(), residual.clone(), everything, visual_index.clone()
-    source, merged_length, _ = choose_reference(
-        routing_probs.numpy(),
-        attention.numpy(),
-        visual_index.numpy(),
-        K,
-        merge_slots.shape[0],
-        float(alpha),
-        a["window"],
+    source, merged_length = choose_packed_reference(
+        routing_probs.numpy(), attention.numpy(), visual_index.numpy(), *offsets, float(alpha), a["window"]
     )
     survivors = visual_index[torch.from_numpy(source)].long()
     dropped = torch.zeros(T, dtype=torch.bool)
@@ -160,6 +159,7 @@ def _(
     routing_probs: torch.Tensor,
     attention: torch.Tensor,
     visual_index: torch.Tensor,
+    visual_offsets: torch.Tensor,
     keep_slots: torch.Tensor,
     *_: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -111,13 +111,18 @@ def _translate_token_prune(
     routing_probs: Any,
     attention: Any,
     visual_index: Any,
+    visual_offsets: Any,
     keep_slots: Any,
+    keep_offsets: Any,
     merge_slots: Any,
+    merge_offsets: Any,
     alpha: Any,
     attributes: str,
 ) -> Any:
-    tensors = (hidden_states, residual, routing_probs, attention, visual_index, keep_slots, merge_slots, alpha)
-    return _fastmmoe.FmmTokenPrune(*tensors, **TOKEN_PRUNE.decode(attributes))
+    states = (hidden_states, residual, routing_probs, attention)
+    visual = (visual_index, visual_offsets)
+    slots = (keep_slots, keep_offsets, merge_slots, merge_offsets)
+    return _fastmmoe.FmmTokenPrune(*states, *visual, *slots, alpha, **TOKEN_PRUNE.decode(attributes))
 
 
 def _example_shape(graph_input: GraphInput, sizes: dict[str, int]) -> list[int]:

@@ -19,7 +19,9 @@ TOKEN_PRUNE = OpSpec(
     doc=(
         "Keeps K of V visual tokens: M windows of tokens with alike routing are merged into one token each, and of the "
         "rest the K - M most attended are kept (FastMMoE, arXiv 2511.17885, routing-aware token pruning). Text tokens "
-        "pass through. K = V is the identity; sizes travel as the lengths of keep_slots and merge_slots."
+        "pass through. The rows are those of B sequences, one after the other; each is pruned by itself, and its share "
+        "of V, K and M is between two offsets. K = V is the identity; sizes travel as the lengths of keep_slots and "
+        "merge_slots."
     ),
     type_variables={"F": ("float", "float16", "bfloat16")},
     inputs=(
@@ -28,8 +30,11 @@ TOKEN_PRUNE = OpSpec(
         Tensor("routing_probs", ("V", "E"), ("float",), "Routing distribution of the visual tokens, in order."),
         Tensor("attention", ("V",), ("float",), "Attention of the last query row on them, mean over heads."),
         Tensor("visual_index", ("V",), ("int32",), "Rows that are visual tokens, ascending."),
+        Tensor("visual_offsets", ("B+1",), ("int32",), "Where in V each sequence starts: 0, ..., V, not descending."),
         Tensor("keep_slots", ("K",), ("int8",), "Only its length counts: visual tokens that survive, 0 to V."),
+        Tensor("keep_offsets", ("B+1",), ("int32",), "Where in K each sequence starts: 0, ..., K, not descending."),
         Tensor("merge_slots", ("M",), ("int8",), "Only its length counts: windows merged into one token each."),
+        Tensor("merge_offsets", ("B+1",), ("int32",), "Where in M each sequence starts: 0, ..., M, not descending."),
         Tensor("alpha", ("1",), ("float",), "Weight of redundancy against importance, 0 to 1."),
     ),
     outputs=(
@@ -114,6 +119,63 @@ def choose_reference(
     return source, merged_length[source], score
 
 
+def check_offsets(
+    visual_offsets: Array, keep_offsets: Array, merge_offsets: Array, V: int, K: int, M: int, window: int
+) -> None:
+    """Check what the offsets [B + 1] say of each sequence.
+
+    Raises:
+        ValueError: they do not lead from 0 to V, K and M without descending, or a sequence has more slots than the
+            method allows. Where K = V merge slots are not counted.
+    """
+    if K > V:
+        raise ValueError(f"FmmTokenPrune: {K} keep slots for {V} visual tokens; at most {V} can be kept")
+    for name, offsets, letter, end in (
+        ("visual_offsets", visual_offsets, "V", V),
+        ("keep_offsets", keep_offsets, "K", K),
+        ("merge_offsets", merge_offsets, "M", M),
+    ):
+        found = f"FmmTokenPrune: {name} is {offsets.tolist()}, expected"
+        if len(offsets) < 2 or len(offsets) != len(visual_offsets):
+            raise ValueError(f"{found} B + 1 values for B sequences, at least 2 and as many as visual_offsets")
+        if offsets[0] != 0 or offsets[-1] != end or (np.diff(offsets) < 0).any():
+            raise ValueError(f"{found} 0 to {letter} = {end}, not descending")
+    counts = zip(*(np.diff(o).tolist() for o in (visual_offsets, keep_offsets, merge_offsets)), strict=True)
+    for b, (v, k, m) in enumerate(counts):
+        if k > v:
+            raise ValueError(
+                f"FmmTokenPrune: sequence {b}: {k} keep slots for {v} visual tokens; at most {v} can be kept"
+            )
+        most = min(k, merge_capacity(v, k, window))
+        if K < V and m > most:
+            raise ValueError(f"FmmTokenPrune: sequence {b}: {m} merge slots, at most {most}")
+
+
+def choose_packed_reference(
+    p: Array,
+    a: Array,
+    visual_index: Array,
+    visual_offsets: Array,
+    keep_offsets: Array,
+    merge_offsets: Array,
+    alpha: float,
+    window: int,
+) -> tuple[Array, Array]:
+    """source [K] and merged_length [K] of `choose_reference` for all sequences; one with K = V is left as it is."""
+    chosen = []
+    offsets = zip(*(itertools.pairwise(o.tolist()) for o in (visual_offsets, keep_offsets, merge_offsets)), strict=True)
+    for (first, end), (k, k_end), (m, m_end) in offsets:
+        K = k_end - k
+        if end - first == K:
+            chosen.append((np.arange(first, end), np.zeros(K, np.int64)))
+            continue
+        part = slice(first, end)
+        source, length, _ = choose_reference(p[part], a[part], visual_index[part], K, m_end - m, alpha, window)
+        chosen.append((first + source, length))
+    sources, lengths = zip(*chosen, strict=True)
+    return np.concatenate(sources), np.concatenate(lengths)
+
+
 def _merge(rows: Array, merge: str) -> Array:
     """One vector for the rows [w, H] of a merged window, float32."""
     mean = rows.mean(axis=0)
@@ -128,28 +190,27 @@ def token_prune_reference(
     routing_probs: Array,
     attention: Array,
     visual_index: Array,
+    visual_offsets: Array,
     keep_slots: Array,
+    keep_offsets: Array,
     merge_slots: Array,
+    merge_offsets: Array,
     alpha: Array,
     **attributes: Any,
 ) -> tuple[Array, Array, Array, Array]:
     """FmmTokenPrune in NumPy; arguments and results as in `TOKEN_PRUNE`.
 
     Raises:
-        ValueError: K > V, or M more than K or than the windows allow.
+        ValueError: attributes outside the contract, or what `check_offsets` refuses.
     """
     TOKEN_PRUNE.check_attributes(attributes)
-    T, V, K, M = len(hidden_states), len(visual_index), len(keep_slots), len(merge_slots)
-    if K > V:
-        raise ValueError(f"FmmTokenPrune: {K} keep slots for {V} visual tokens; at most {V} can be kept")
+    T, V, K, window = len(hidden_states), len(visual_index), len(keep_slots), attributes["window"]
+    offsets = (visual_offsets, keep_offsets, merge_offsets)
+    check_offsets(*offsets, V, K, len(merge_slots), window)
     if K == V:
         return hidden_states, residual, np.arange(T, dtype=np.int32), visual_index.astype(np.int32)
-    if min(K, merge_capacity(V, K, attributes["window"])) < M:
-        raise ValueError(
-            f"FmmTokenPrune: {M} merge slots, at most {min(K, merge_capacity(V, K, attributes['window']))}"
-        )
-    source, merged_length, _ = choose_reference(
-        routing_probs, attention, visual_index, K, M, float(alpha[0]), attributes["window"]
+    source, merged_length = choose_packed_reference(
+        routing_probs, attention, visual_index, *offsets, float(alpha[0]), window
     )
     is_dropped = np.zeros(T, bool)
     is_dropped[visual_index] = True

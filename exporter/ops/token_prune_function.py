@@ -16,8 +16,19 @@ _TO_END = 2**63 - 1
 
 
 @dataclass(frozen=True)
+class _Sequences:
+    """What belongs to each of the B sequences, int64; `pruned` are those with K < V."""
+
+    first: ir.Value  # [B]: first of its visual tokens
+    V: ir.Value  # [B]
+    K: ir.Value  # [B]
+    M: ir.Value  # [B]
+    pruned: ir.Value  # [n]
+
+
+@dataclass(frozen=True)
 class _Windows:
-    """The G windows; a "token" is a position among the V visual tokens."""
+    """The G windows of a sequence; a "token" is a position among its V visual tokens."""
 
     first: ir.Value  # [G] int64: first token
     length: ir.Value  # [G] float32
@@ -33,8 +44,11 @@ def build_token_prune(
     routing_probs: ir.Value,
     attention: ir.Value,
     visual_index: ir.Value,
+    visual_offsets: ir.Value,
     keep_slots: ir.Value,
+    keep_offsets: ir.Value,
     merge_slots: ir.Value,
+    merge_offsets: ir.Value,
     alpha: ir.Value,
     attributes: dict[str, Any],
 ) -> tuple[ir.Value, ...]:
@@ -46,13 +60,11 @@ def build_token_prune(
         return [op.Identity(hidden_states), op.Identity(residual), index, op.Identity(visual_index)]
 
     def prune(op: OpBuilder) -> list[ir.Value]:
-        K, M = rows(op, keep_slots), rows(op, merge_slots)
-        p, a, is_bad = _clean(op, routing_probs, attention)
-        windows = _find_windows(op, visual_index, attributes["window"])
-        score = _score(op, p, a, windows, alpha)
-        M = _refuse_impossible(op, rows(op, visual_index), K, M, attributes["window"])
-        merged, is_kept = _choose(op, score, a, is_bad, windows, K, M)
-        return _gather(op, (hidden_states, residual), visual_index, windows, merged, is_kept, attributes["merge"])
+        ends = ((visual_offsets, visual_index), (keep_offsets, keep_slots), (merge_offsets, merge_slots))
+        sequences = _find_sequences(op, ends, attributes["window"])
+        visual = (visual_index, *_clean(op, routing_probs, attention))
+        fate = _prune_each(op, visual, sequences, alpha, attributes["window"])
+        return _gather(op, (hidden_states, residual), visual_index, fate, **attributes)
 
     branches = {}
     for name, build in (("keep_all", keep_all), ("prune", prune)):
@@ -66,6 +78,65 @@ def build_token_prune(
         else_branch=branches["prune"],
         _outputs=[t.name for t in TOKEN_PRUNE.outputs],
     )
+
+
+def _find_sequences(op: OpBuilder, ends: tuple[tuple[ir.Value, ir.Value], ...], window: int) -> _Sequences:
+    """The sequences, from each offsets input and the input whose length its last value is.
+
+    Fails in the node slots_fit where the reference refuses the offsets: ONNX has no operator that only fails, but a
+    TopK that is asked for -1 does.
+    """
+    with stage(op, "sequences"):
+        offsets = [as_int(op, o) for o, _ in ends]
+        V, K, M = (op.Sub(op.Slice(o, [1], [_TO_END]), op.Slice(o, [0], [-1])) for o in offsets)  # [B]
+        # K >= 0 follows, as the most merges are no more than K.
+        none_negative = op.Concat(op.Sub(V, K), M, op.Sub(_most_merges(op, V, K, window), M), axis=0)
+        fits = [op.GreaterOrEqual(none_negative, 0)]
+        for o, (_, counted) in zip(offsets, ends, strict=True):
+            fits.append(op.Equal(op.Gather(o, [0, -1]), op.Concat([0], rows(op, counted), axis=0)))
+        fits_all = op.Equal(op.ReduceMin(as_float(op, op.Concat(*fits, axis=0)), [0]), 1.0)  # [1]
+        pruned = op.Squeeze(op.NonZero(op.Less(K, V)), [0])  # [n]
+        count = op.Where(fits_all, rows(op, pruned), -1)
+        pruned, _ = op.TopK(pruned, count, axis=0, _outputs=["pruned", "place"], _name="slots_fit")
+        return _Sequences(op.Slice(offsets[0], [0], [-1]), V, K, M, pruned)
+
+
+def _most_merges(op: OpBuilder, V: ir.Value, K: ir.Value, window: int) -> ir.Value:
+    """The most windows [B] that each sequence may merge."""
+    if window == 1:
+        return op.Min(K, 0)
+    return op.Min(K, op.Div(op.Sub(V, 1), window), op.Div(op.Sub(V, K), window - 1))  # (V - 1) // w = ceil(V / w) - 1
+
+
+def _prune_each(
+    op: OpBuilder, visual: tuple[ir.Value, ...], sequences: _Sequences, alpha: ir.Value, window: int
+) -> ir.Value:
+    """Steps 1 to 6 of every sequence: fate [V] float32, from visual_index and what `_clean` gives.
+
+    -1: the token is dropped; 0: it is kept as it is; else it stands for its window, of this length.
+    """
+
+    def body(op: OpBuilder, i: ir.Value, more: ir.Value, fate: ir.Value) -> list[ir.Value]:
+        b = op.Gather(sequences.pruned, op.Unsqueeze(i, [0]), _outputs=["b"])  # [1]
+        first, V, K, M = (op.Gather(x, b) for x in (sequences.first, sequences.V, sequences.K, sequences.M))
+        end = op.Add(first, V, _outputs=["end"])
+        index, p, a, is_bad = (op.Slice(x, first, end, [0]) for x in visual)
+        windows = _find_windows(op, index, window)
+        own_fate = _choose(op, _score(op, p, a, windows, alpha), a, is_bad, windows, K, M)  # [V of the sequence]
+        tokens = op.Range(op.Squeeze(first), op.Squeeze(end), 1, _outputs=["tokens"])
+        return [op.Identity(more), op.ScatterElements(fate, tokens, own_fate, axis=0)]
+
+    with stage(op, "each"):
+        # onnxruntime wants the rank of a loop's inputs.
+        state = [
+            value("i", ir.DataType.INT64, 0),
+            value("more", ir.DataType.BOOL, 0),
+            value("fate_before", ir.DataType.FLOAT, 1),
+        ]
+        results = [value("more_after", ir.DataType.BOOL, 0), value("fate_after", ir.DataType.FLOAT, 1)]
+        graph = op.builder.subgraph(body, state, results, name="each_sequence")
+        kept = filled(op, rows(op, visual[0]), 0.0)
+        return op.Loop(op.Size(sequences.pruned), None, kept, body=graph, _outputs=["fate"])
 
 
 def _clean(op: OpBuilder, p: ir.Value, a: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
@@ -125,53 +196,43 @@ def _window_mean(op: OpBuilder, x: ir.Value, windows: _Windows) -> ir.Value:
     return op.Div(op.ReduceSum(op.Where(windows.is_inside, x, 0.0), [1], keepdims=0), windows.length)
 
 
-def _refuse_impossible(op: OpBuilder, V: ir.Value, K: ir.Value, M: ir.Value, window: int) -> ir.Value:
-    """M where the reference accepts it, else -1, which TopK refuses: ONNX has no other way to fail."""
-    if window == 1:
-        return op.Where(op.Greater(M, 0), -1, M)
-    most = op.Min(K, op.Div(op.Sub(V, 1), window), op.Div(op.Sub(V, K), window - 1))  # (V - 1) // w = ceil(V / w) - 1
-    return op.Where(op.Greater(M, most), -1, M, _outputs=["checked_M"])
-
-
 def _choose(
     op: OpBuilder, score: ir.Value, a: ir.Value, is_bad: ir.Value, windows: _Windows, K: ir.Value, M: ir.Value
-) -> tuple[ir.Value, ir.Value]:
-    """Steps 5 and 6: the merged windows [M]; which tokens survive [V] bool, counting merged windows by their first."""
+) -> ir.Value:
+    """Steps 5 and 6: the fate [V] of a sequence's tokens, as in `_prune_each`."""
     with stage(op, "choose"):
-        # A TopK that is asked for too much fails; its name is what the user then sees.
-        _, merged = op.TopK(score, M, axis=0, _outputs=["best_scores", "merged"], _name="merge_slots_fit")  # [M]
+        _, merged = op.TopK(score, M, axis=0, _outputs=["best_scores", "merged"])  # [M]
         none, chosen = filled(op, op.Shape(score), False), filled(op, op.Shape(merged), True)
         is_merged = op.ScatterElements(none, merged, chosen, axis=0, _outputs=["is_merged"])  # [G]
         single = op.Squeeze(op.NonZero(op.Not(op.Gather(is_merged, windows.of_token))), [0], _outputs=["single"])
         key = op.Where(is_bad, float("-inf"), a)  # a cleaned token sorts after every other
         key, free = op.Gather(key, single), op.Sub(K, M)
-        _, best = op.TopK(key, free, axis=0, _outputs=["best_keys", "best"], _name="keep_slots_fit")  # [K - M]
+        _, best = op.TopK(key, free, axis=0, _outputs=["best_keys", "best"])  # [K - M]
         survivors = [op.Gather(windows.first, merged), op.Gather(single, best)]
         source = op.Concat(*survivors, axis=0, _outputs=["source"])  # [K]
-        none, kept = filled(op, op.Shape(a), False), filled(op, K, True)
-        is_kept = op.ScatterElements(none, source, kept, axis=0, _outputs=["is_kept"])  # [V]
-        return merged, is_kept
+        length = op.Concat(op.Gather(windows.length, merged), filled(op, free, 0.0), axis=0)  # [K]
+        dropped = filled(op, op.Shape(a), -1.0)
+        return op.ScatterElements(dropped, source, length, axis=0, _outputs=["own_fate"])
 
 
 def _gather(
-    op: OpBuilder,
-    tensors: tuple[ir.Value, ...],
-    visual_index: ir.Value,
-    windows: _Windows,
-    merged: ir.Value,
-    is_kept: ir.Value,
-    merge: str,
+    op: OpBuilder, tensors: tuple[ir.Value, ...], visual_index: ir.Value, fate: ir.Value, window: int, merge: str
 ) -> list[ir.Value]:
     """Steps 7 and 8: the outputs in the contract's order."""
     with stage(op, "gather"):
+        is_kept = op.GreaterOrEqual(fate, 0.0, _outputs=["is_kept"])  # [V]
         everything = filled(op, rows(op, tensors[0]), True)
         stays = op.ScatterElements(everything, visual_index, is_kept, axis=0, _outputs=["stays"])  # [T]
         kept_index = op.Squeeze(op.NonZero(stays), [0], _outputs=["kept_index"])  # [T - V + K]
         new_row = op.Gather(_ordinal(op, stays), visual_index, _outputs=["new_row"])  # [V]; of survivors only
-        destination = column(op, op.Gather(new_row, op.Gather(windows.first, merged)))  # [M, 1]
-        source = op.Gather(visual_index, op.Gather(windows.tokens, merged))  # [M, w], rows of the inputs
-        is_inside = column(op, op.Gather(windows.is_inside, merged))  # [M, w, 1]
-        length = column(op, op.Gather(windows.length, merged))  # [M, 1]
+        first = op.Squeeze(op.NonZero(op.Greater(fate, 0.0)), [0], _outputs=["first"])  # [M]
+        length = column(op, op.Gather(fate, first))  # [M, 1]
+        destination = column(op, op.Gather(new_row, first))  # [M, 1]
+        place = op.Range(0, window, 1, _outputs=["place"])  # [w]
+        # A window's rows are consecutive; past the last row of all there is nothing to gather.
+        source = op.Add(column(op, op.Gather(as_int(op, visual_index), first)), place)  # [M, w], rows of the inputs
+        source = op.Min(source, op.Sub(rows(op, tensors[0]), 1))
+        is_inside = column(op, op.Less(as_float(op, place), length))  # [M, w, 1]
         outputs = []
         for name, tensor in zip(("hidden", "residual"), tensors, strict=True):
             with stage(op, name):

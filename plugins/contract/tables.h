@@ -15,7 +15,7 @@ const OpContract& contract();
 }  // namespace sparse_moe
 
 namespace token_prune {
-enum Input : size_t { kHiddenStates, kResidual, kRoutingProbs, kAttention, kVisualIndex, kKeepSlots, kMergeSlots, kAlpha };
+enum Input : size_t { kHiddenStates, kResidual, kRoutingProbs, kAttention, kVisualIndex, kVisualOffsets, kKeepSlots, kKeepOffsets, kMergeSlots, kMergeOffsets, kAlpha };
 enum Output : size_t { kHiddenStatesOut, kResidualOut, kKeptIndex, kVisualIndexOut };
 enum Attribute : size_t { kWindow, kMerge };
 const OpContract& contract();

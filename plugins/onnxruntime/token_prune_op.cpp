@@ -22,6 +22,8 @@ class TokenPruneKernel {
     const Sizes sizes = check_inputs(node_, infos);
     check_rows(contract(), contract().inputs[kVisualIndex], inputs.data<int32_t>(kVisualIndex), sizes['V'],
                sizes['T']);
+    check_offsets(node_, sizes, inputs.data<int32_t>(kVisualOffsets), inputs.data<int32_t>(kKeepOffsets),
+                  inputs.data<int32_t>(kMergeOffsets));
     const float alpha = *inputs.data<float>(kAlpha);
     CHECK(0.0f <= alpha && alpha <= 1.0f, "FmmTokenPrune: alpha is ", alpha, ", expected 0 to 1");
     const Ort::KernelContext outputs(context);

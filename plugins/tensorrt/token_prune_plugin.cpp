@@ -27,7 +27,7 @@ class TokenPrunePlugin final : public ContractPlugin {
   }
 
   size_t workspace_bytes(const std::vector<TensorInfo>&, const Sizes& sizes) const override {
-    return token_prune_workspace_bytes(sizes['V'], sizes['E']);
+    return token_prune_workspace_bytes(sizes['B'], sizes['V'], sizes['E']);
   }
 
   void launch(const PluginCall& call) const override {

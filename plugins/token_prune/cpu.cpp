@@ -135,7 +135,7 @@ std::vector<float> score_windows(const TokenPruneParams& params, const Visual& v
   return scores;
 }
 
-// The K survivors in their order.
+// The survivors of one sequence in their order.
 std::vector<Survivor> choose(const TokenPruneParams& params, const ParallelFor& parallel_for) {
   const Visual visual = clean(params);
   const std::vector<Window> windows = split_windows(params);
@@ -164,6 +164,36 @@ std::vector<Survivor> choose(const TokenPruneParams& params, const ParallelFor& 
   for (int64_t i = 0; i < params.K - params.M; ++i) survivors.push_back({singles[i], 0});
   std::sort(survivors.begin(), survivors.end(),
             [](const Survivor& a, const Survivor& b) { return a.source < b.source; });
+  return survivors;
+}
+
+// The same parameters with the visual tokens of sequence b alone; rows and outputs stay those of all.
+TokenPruneParams part_of(const TokenPruneParams& params, int64_t b) {
+  TokenPruneParams part = params;
+  const int64_t first = params.visual_offsets[b];
+  part.V = params.visual_offsets[b + 1] - first;
+  part.K = params.keep_offsets[b + 1] - params.keep_offsets[b];
+  part.M = params.merge_offsets[b + 1] - params.merge_offsets[b];
+  part.routing_probs += first * params.E;
+  part.attention += first;
+  part.visual_index += first;
+  return part;
+}
+
+// The K survivors of all sequences in their order.
+std::vector<Survivor> choose_each(const TokenPruneParams& params, const ParallelFor& parallel_for) {
+  std::vector<Survivor> survivors;
+  for (int64_t b = 0; b < params.B; ++b) {
+    const TokenPruneParams part = part_of(params, b);
+    const int64_t first = params.visual_offsets[b];
+    if (part.K == part.V) {
+      for (int64_t i = 0; i < part.V; ++i) survivors.push_back({first + i, 0});
+      continue;
+    }
+    for (const Survivor& survivor : choose(part, parallel_for)) {
+      survivors.push_back({first + survivor.source, survivor.merged_length});
+    }
+  }
   return survivors;
 }
 
@@ -221,7 +251,7 @@ void token_prune_cpu(const TokenPruneParams& params, const ParallelFor& parallel
     std::copy_n(params.visual_index, params.V, params.visual_index_out);
     return;
   }
-  const std::vector<Survivor> survivors = choose(params, parallel_for);
+  const std::vector<Survivor> survivors = choose_each(params, parallel_for);
   index_rows(params, survivors);
   write_rows(params, survivors, params.hidden_states, params.hidden_states_out, parallel_for);
   write_rows(params, survivors, params.residual, params.residual_out, parallel_for);

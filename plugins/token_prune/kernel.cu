@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// Three kernels. Scoring is spread over the device. Choosing is one block: V is at most some thousand tokens,
-// so counting them costs less than the launches and the barriers across blocks that several blocks would
-// need. The rows, nearly all of the bytes, are moved by the whole device again.
+// Three kernels. Scoring is spread over the device. Choosing is one block for a sequence: its V is at most
+// some thousand tokens, so counting them costs less than the launches and the barriers across blocks that
+// several blocks would need. The rows, nearly all of the bytes, are moved by the whole device again.
 //
-// Nothing depends on the grid: work is cut into chunks of fixed size, each is summed in a fixed order, and
-// atomics only count integers. As in cpu.cpp, what a choice depends on is summed in double and rounded to
-// float before it is compared, so that both kernels choose alike. For 1000 tokens of 128 experts that is
-// about a million operations, an estimated 30 us on 16 multiprocessors with two units for double each.
+// Scoring and choosing see one sequence at a time, as if it were alone, so that it is pruned to the same bits
+// in any request. Nothing depends on the grid: work is cut into chunks of fixed size, each is summed in a
+// fixed order, and atomics only count integers. As in cpu.cpp, what a choice depends on is summed in double
+// and rounded to float before it is compared, so that both kernels choose alike. For 1000 tokens of 128
+// experts that is about a million operations, an estimated 30 us on 16 multiprocessors with two units for
+// double each.
 #include <algorithm>
 #include <limits>
 
@@ -15,6 +17,7 @@
 #include "token_prune/gather.cuh"
 #include "token_prune/kernel.h"
 #include "token_prune/select.cuh"
+#include "token_prune/sequence.cuh"
 
 namespace fastmmoe {
 namespace {
@@ -24,7 +27,6 @@ using namespace token_prune;
 constexpr double kCosineFloor = 1e-8;
 constexpr float kImportanceFloor = 1e-10f;
 
-constexpr int kChunk = kWarp;  // tokens scored by one block at a time; one lane finds the window of one token
 constexpr int kScoreThreads = 256;
 constexpr int kChooseThreads = 512;
 constexpr int kColumnsPerLane = static_cast<int>(kTokenPruneMaxExperts) / kWarp;
@@ -36,22 +38,23 @@ struct Workspace {
   uint32_t* token_order;   // [V] attention as order_bits; 0 for a cleaned token
   float* redundancy;       // [V] of the window that starts at the token
   float* importance;       // [V] likewise, not yet divided by the greatest
-  int32_t* window_first;   // [V] first token of the token's window
+  int32_t* window_first;   // [V] first token of the token's window, counted from its sequence's first
   int32_t* window_length;  // [V] of the window that starts here, else 0; in the end only if merged
-  int32_t* survivor_rank;  // [V + 1] survivors before the token
+  int32_t* survivor_rank;  // [V + 1] survivors of all sequences before the token
 };
 
 unsigned blocks_for(int64_t items, int max_blocks) {
   return static_cast<unsigned>(std::min<int64_t>(items, max_blocks));
 }
 
-int64_t chunks_of(int64_t V) { return divide_up(V, kChunk); }
+// Every sequence but one may add a chunk that is not full.
+int64_t most_chunks(int64_t B, int64_t V) { return divide_up(V, kChunk) + B - 1; }
 
 // The greatest alignment first, so that there are no gaps.
-Workspace carve(void* workspace, int64_t V, int64_t E) {
+Workspace carve(void* workspace, int64_t B, int64_t V, int64_t E) {
   Workspace parts{};
   parts.column_sums = static_cast<double*>(workspace);
-  parts.keys = reinterpret_cast<uint64_t*>(parts.column_sums + chunks_of(V) * E);
+  parts.keys = reinterpret_cast<uint64_t*>(parts.column_sums + most_chunks(B, V) * E);
   parts.attention = reinterpret_cast<float*>(parts.keys + V);
   parts.token_order = reinterpret_cast<uint32_t*>(parts.attention + V);
   parts.redundancy = reinterpret_cast<float*>(parts.token_order + V);
@@ -60,6 +63,20 @@ Workspace carve(void* workspace, int64_t V, int64_t E) {
   parts.window_length = parts.window_first + V;
   parts.survivor_rank = parts.window_length + V;
   return parts;
+}
+
+__device__ Workspace workspace_of(const Sequence& sequence, Workspace work, int64_t E) {
+  const int begin = sequence.visual.begin;
+  work.column_sums += sequence.chunks.begin * E;
+  work.keys += begin;
+  work.attention += begin;
+  work.token_order += begin;
+  work.redundancy += begin;
+  work.importance += begin;
+  work.window_first += begin;
+  work.window_length += begin;
+  work.survivor_rank += begin;
+  return work;
 }
 
 // One row of routing_probs in a warp: lane l has columns l, l + 32, ... A row with a value that is not finite
@@ -132,42 +149,54 @@ __device__ int find_window(const TokenPruneParams& params, const Workspace& work
   return length;
 }
 
-// Block b scores chunks b, b + gridDim.x, ...: windows, clean-up, sums of columns, redundancy of whole
-// windows.
-__global__ void __launch_bounds__(kScoreThreads, 2)
-    score_tokens(const TokenPruneParams params, const Workspace work, const int chunks) {
-  __shared__ bool is_finite[kChunk];
-  __shared__ int length[kChunk];
+struct ScoreShared {
+  bool is_finite[kChunk];
+  int length[kChunk];
+};
+
+// Windows, clean-up, sums of columns, redundancy of whole windows.
+__device__ void score_chunk(const TokenPruneParams& params, const Workspace& work, int chunk,
+                            ScoreShared& shared) {
   const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   const int V = static_cast<int>(params.V), E = static_cast<int>(params.E);
-  for (int chunk = static_cast<int>(blockIdx.x); chunk < chunks; chunk += static_cast<int>(gridDim.x)) {
-    const int first = chunk * kChunk;
-    const int count = V - first < kChunk ? V - first : kChunk;
-    if (warp == 0 && lane < count) length[lane] = find_window(params, work, first + lane);
-    for (int i = warp; i < count; i += kScoreThreads / kWarp) {
-      float row[kColumnsPerLane];
-      const bool row_is_finite = load_row(params, first + i, row);
-      if (lane > 0) continue;
-      const float attention = params.attention[first + i];
-      const float cleaned = row_is_finite && std::isfinite(attention) ? attention : 0.0f;
-      is_finite[i] = row_is_finite;
-      work.attention[first + i] = cleaned;
-      work.token_order[first + i] = row_is_finite ? order_bits(cleaned) : 0;
+  const int first = chunk * kChunk;
+  const int count = V - first < kChunk ? V - first : kChunk;
+  if (warp == 0 && lane < count) shared.length[lane] = find_window(params, work, first + lane);
+  for (int i = warp; i < count; i += kScoreThreads / kWarp) {
+    float row[kColumnsPerLane];
+    const bool row_is_finite = load_row(params, first + i, row);
+    if (lane > 0) continue;
+    const float attention = params.attention[first + i];
+    const float cleaned = row_is_finite && std::isfinite(attention) ? attention : 0.0f;
+    shared.is_finite[i] = row_is_finite;
+    work.attention[first + i] = cleaned;
+    work.token_order[first + i] = row_is_finite ? order_bits(cleaned) : 0;
+  }
+  __syncthreads();
+  for (int column = static_cast<int>(threadIdx.x); column < E; column += kScoreThreads) {
+    double sum = 0.0;
+    for (int i = 0; i < count; ++i) {
+      if (shared.is_finite[i]) sum += params.routing_probs[(first + i) * params.E + column];
     }
-    __syncthreads();
-    for (int column = static_cast<int>(threadIdx.x); column < E; column += kScoreThreads) {
-      double sum = 0.0;
-      for (int i = 0; i < count; ++i) {
-        if (is_finite[i]) sum += params.routing_probs[(first + i) * params.E + column];
-      }
-      work.column_sums[chunk * params.E + column] = sum;
-    }
-    for (int i = warp; i < count; i += kScoreThreads / kWarp) {
-      if (length[i] != 1 && length[i] != params.attributes.window) continue;
-      const float value = redundancy(params, first + i, length[i], nullptr);
-      if (lane == 0) work.redundancy[first + i] = value;
-    }
-    __syncthreads();
+    work.column_sums[chunk * params.E + column] = sum;
+  }
+  for (int i = warp; i < count; i += kScoreThreads / kWarp) {
+    if (shared.length[i] != 1 && shared.length[i] != params.attributes.window) continue;
+    const float value = redundancy(params, first + i, shared.length[i], nullptr);
+    if (lane == 0) work.redundancy[first + i] = value;
+  }
+  __syncthreads();
+}
+
+// Block b scores chunks b, b + gridDim.x, ...
+__global__ void __launch_bounds__(kScoreThreads, 2)
+    score_tokens(const TokenPruneParams params, const Workspace work, const int most_chunks) {
+  __shared__ ScoreShared shared;
+  for (int chunk = static_cast<int>(blockIdx.x); chunk < most_chunks; chunk += static_cast<int>(gridDim.x)) {
+    const Sequence sequence = sequence_of_chunk(params, chunk);
+    if (chunk >= sequence.chunks.end) return;
+    score_chunk(params_of(sequence, params), workspace_of(sequence, work, params.E),
+                chunk - sequence.chunks.begin, shared);
   }
 }
 
@@ -247,9 +276,10 @@ __device__ void choose_windows(const TokenPruneParams& params, const Workspace& 
   __syncthreads();
 }
 
-// Writes survivor_rank: the merged windows' first tokens and the K - M best of the tokens outside them
-// survive.
-__device__ void choose_tokens(const TokenPruneParams& params, const Workspace& work, ChooseShared& shared) {
+// Writes survivor_rank, which goes on from `before`: the merged windows' first tokens and the K - M best of
+// the tokens outside them survive.
+__device__ void choose_tokens(const TokenPruneParams& params, const Workspace& work, int before,
+                              ChooseShared& shared) {
   const int V = static_cast<int>(params.V), singles = static_cast<int>(params.K - params.M);
   for (int i = static_cast<int>(threadIdx.x); i < V; i += kChooseThreads) {
     const bool is_merged = work.window_length[work.window_first[i]] > 0;
@@ -257,7 +287,6 @@ __device__ void choose_tokens(const TokenPruneParams& params, const Workspace& w
   }
   const uint64_t least =
       singles == 0 ? kNoKey : nth_greatest(work.keys, V, static_cast<unsigned>(singles), shared.select);
-  int before = 0;
   for (int base = 0; base < V; base += kChooseThreads) {
     const int i = base + static_cast<int>(threadIdx.x);
     const bool survives = i < V && (work.keys[i] >= least || work.window_length[i] > 0);
@@ -266,16 +295,33 @@ __device__ void choose_tokens(const TokenPruneParams& params, const Workspace& w
     if (i < V) work.survivor_rank[i] = rank;
     before += total;
   }
-  if (threadIdx.x == 0) work.survivor_rank[V] = before;
 }
 
+__device__ void keep_all(const TokenPruneParams& params, const Workspace& work, int before) {
+  for (int i = static_cast<int>(threadIdx.x); i < params.V; i += kChooseThreads) {
+    work.window_length[i] = 0;
+    work.survivor_rank[i] = before + i;
+  }
+}
+
+// Block b chooses for sequences b, b + gridDim.x, ...
 __global__ void __launch_bounds__(kChooseThreads, 1)
-    choose_survivors(const TokenPruneParams params, const Workspace work, const int chunks) {
+    choose_survivors(const TokenPruneParams params, const Workspace work) {
   __shared__ ChooseShared shared;
-  score_short_windows(params, work, chunks, shared);
-  const float greatest = score_importance(params, work, shared);
-  choose_windows(params, work, greatest, shared.select);
-  choose_tokens(params, work, shared);
+  for (int b = static_cast<int>(blockIdx.x); b < params.B; b += static_cast<int>(gridDim.x)) {
+    const Sequence sequence = sequence_at(params, b);
+    const TokenPruneParams alone = params_of(sequence, params);
+    const Workspace part = workspace_of(sequence, work, params.E);
+    if (b + 1 == params.B && threadIdx.x == 0) work.survivor_rank[params.V] = sequence.kept.end;
+    if (alone.K >= alone.V) {
+      keep_all(alone, part, sequence.kept.begin);
+      continue;
+    }
+    score_short_windows(alone, part, sequence.chunks.size(), shared);
+    const float greatest = score_importance(alone, part, shared);
+    choose_windows(alone, part, greatest, shared.select);
+    choose_tokens(alone, part, sequence.kept.begin, shared);
+  }
 }
 
 // Copies move 16 bytes at a time where rows and buffers are multiples of it.
@@ -303,10 +349,10 @@ void check_sizes(const TokenPruneParams& params) {
 
 }  // namespace
 
-size_t token_prune_workspace_bytes(int64_t V, int64_t E) {
+size_t token_prune_workspace_bytes(int64_t B, int64_t V, int64_t E) {
   const int64_t per_chunk = E * static_cast<int64_t>(sizeof(double));
   constexpr int64_t kPerToken = sizeof(uint64_t) + 7 * sizeof(int32_t);
-  return static_cast<size_t>(chunks_of(V) * per_chunk + V * kPerToken) + sizeof(int32_t);
+  return static_cast<size_t>(most_chunks(B, V) * per_chunk + V * kPerToken) + sizeof(int32_t);
 }
 
 void launch_token_prune(const TokenPruneParams& params, void* workspace, cudaStream_t stream,
@@ -315,11 +361,12 @@ void launch_token_prune(const TokenPruneParams& params, void* workspace, cudaStr
   if (params.T == 0) return;
   Workspace work{};
   if (params.K < params.V) {
-    work = carve(workspace, params.V, params.E);
-    const int chunks = static_cast<int>(chunks_of(params.V));
+    work = carve(workspace, params.B, params.V, params.E);
+    const int chunks = static_cast<int>(most_chunks(params.B, params.V));
     const LaunchConfig scoring{blocks_for(chunks, max_blocks), kScoreThreads};
     LAUNCH_KERNEL(score_tokens, scoring, stream, params, work, chunks);
-    LAUNCH_KERNEL(choose_survivors, (LaunchConfig{1, kChooseThreads}), stream, params, work, chunks);
+    const LaunchConfig choosing{blocks_for(params.B, max_blocks), kChooseThreads};
+    LAUNCH_KERNEL(choose_survivors, choosing, stream, params, work);
   }
   const Choice choice{work.window_length, work.survivor_rank};
   switch (params.type) {

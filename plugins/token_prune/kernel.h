@@ -18,8 +18,8 @@ constexpr int64_t kTokenPruneMaxExperts = 256;
 constexpr int kTokenPruneMaxBlocks = 1 << 16;
 
 /// Bytes that launch_token_prune uses of its workspace where K < V; where K = V it uses none. It does not
-/// depend on K, so the size for the greatest V is enough for every request.
-size_t token_prune_workspace_bytes(int64_t V, int64_t E);
+/// depend on K, so the size for the greatest B and V is enough for every request.
+size_t token_prune_workspace_bytes(int64_t B, int64_t V, int64_t E);
 
 /// Writes the four outputs by at most three kernels on `stream`, without waiting for them. Results are the
 /// same bit for bit for any max_blocks >= 1 and any schedule. All pointers of params are device memory;

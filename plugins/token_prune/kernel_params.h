@@ -15,6 +15,7 @@ TokenPruneParams kernel_params(const NodeAttributes& node, const std::vector<Ten
   TokenPruneParams params{};
   params.attributes = read_attributes(node);
   params.type = float_type(inputs[kHiddenStates].type);
+  params.B = sizes['B'];
   params.T = sizes['T'];
   params.V = sizes['V'];
   params.K = sizes['K'];
@@ -26,6 +27,9 @@ TokenPruneParams kernel_params(const NodeAttributes& node, const std::vector<Ten
   params.routing_probs = static_cast<const float*>(data(kRoutingProbs));
   params.attention = static_cast<const float*>(data(kAttention));
   params.visual_index = static_cast<const int32_t*>(data(kVisualIndex));
+  params.visual_offsets = static_cast<const int32_t*>(data(kVisualOffsets));
+  params.keep_offsets = static_cast<const int32_t*>(data(kKeepOffsets));
+  params.merge_offsets = static_cast<const int32_t*>(data(kMergeOffsets));
   params.alpha = static_cast<const float*>(data(kAlpha));
   params.hidden_states_out = output(kHiddenStatesOut);
   params.residual_out = output(kResidualOut);

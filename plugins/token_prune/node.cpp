@@ -21,6 +21,9 @@ TokenPruneAttributes read_attributes(const NodeAttributes& node) {
 Sizes check_inputs(const NodeAttributes& node, const std::vector<TensorInfo>& inputs) {
   const Sizes sizes = fastmmoe::bind_inputs(node, inputs);
   const int64_t V = sizes['V'], K = sizes['K'], M = sizes['M'];
+  const std::vector<int64_t>& offsets = inputs[node.position(kVisualOffsets)].shape;
+  CHECK(offsets[0] >= 2, "FmmTokenPrune: visual_offsets is ", as_text(offsets),
+        ", expected [B+1] of at least one sequence");
   CHECK(sizes['T'] <= std::numeric_limits<int32_t>::max(), "FmmTokenPrune: T is ", sizes['T'],
         ", expected less than 2^31 tokens");
   CHECK(K <= V, "FmmTokenPrune: ", K, " keep slots for ", V, " visual tokens; at most ", V, " can be kept");
@@ -28,6 +31,36 @@ Sizes check_inputs(const NodeAttributes& node, const std::vector<TensorInfo>& in
   const int64_t most = std::min(K, merge_capacity(V, K, node.integer(kWindow)));
   CHECK(M <= most, "FmmTokenPrune: ", M, " merge slots, at most ", most);
   return sizes;
+}
+
+namespace {
+
+void check_ends(const TensorContract& tensor, const int32_t* offsets, int64_t B, int64_t end) {
+  CHECK(offsets[0] == 0, "FmmTokenPrune: ", tensor.name, "[0] is ", offsets[0], ", expected 0");
+  for (int64_t b = 0; b < B; ++b) {
+    CHECK(offsets[b] <= offsets[b + 1], "FmmTokenPrune: ", tensor.name, "[", b + 1, "] is ", offsets[b + 1],
+          " after ", offsets[b], ", expected not descending");
+  }
+  CHECK(offsets[B] == end, "FmmTokenPrune: ", tensor.name, "[", B, "] is ", offsets[B], ", expected ", end);
+}
+
+}  // namespace
+
+void check_offsets(const NodeAttributes& node, const Sizes& sizes, const int32_t* visual_offsets,
+                   const int32_t* keep_offsets, const int32_t* merge_offsets) {
+  const std::vector<TensorContract>& inputs = contract().inputs;
+  check_ends(inputs[kVisualOffsets], visual_offsets, sizes['B'], sizes['V']);
+  check_ends(inputs[kKeepOffsets], keep_offsets, sizes['B'], sizes['K']);
+  check_ends(inputs[kMergeOffsets], merge_offsets, sizes['B'], sizes['M']);
+  for (int64_t b = 0; b < sizes['B']; ++b) {
+    const int64_t V = visual_offsets[b + 1] - visual_offsets[b], K = keep_offsets[b + 1] - keep_offsets[b];
+    CHECK(K <= V, "FmmTokenPrune: sequence ", b, ": ", K, " keep slots for ", V, " visual tokens; at most ",
+          V, " can be kept");
+    if (sizes['K'] == sizes['V']) continue;
+    const int64_t M = merge_offsets[b + 1] - merge_offsets[b];
+    const int64_t most = std::min(K, merge_capacity(V, K, node.integer(kWindow)));
+    CHECK(M <= most, "FmmTokenPrune: sequence ", b, ": ", M, " merge slots, at most ", most);
+  }
 }
 
 }  // namespace token_prune

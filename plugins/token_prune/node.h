@@ -11,8 +11,14 @@ namespace fastmmoe::token_prune {
 
 TokenPruneAttributes read_attributes(const NodeAttributes& node);
 
-/// Sizes T, V, K, M, H and E. Throws CheckError for inputs, in the node's order, that the contract does not
-/// allow, and for more slots than the method allows.
+/// Sizes B, T, V, K, M, H and E. Throws CheckError for inputs, in the node's order, that the contract does
+/// not allow, and for more slots than the method allows.
 Sizes check_inputs(const NodeAttributes& node, const std::vector<TensorInfo>& inputs);
+
+/// For offsets [B + 1] in host memory, after check_inputs. Throws CheckError unless they lead from 0 to V, K
+/// and M without descending and give no sequence more slots than the method allows; where K = V merge slots
+/// are not counted.
+void check_offsets(const NodeAttributes& node, const Sizes& sizes, const int32_t* visual_offsets,
+                   const int32_t* keep_offsets, const int32_t* merge_offsets);
 
 }  // namespace fastmmoe::token_prune

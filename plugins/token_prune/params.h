@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // FmmTokenPrune: routing-aware pruning of visual tokens between attention and MoE. cpu.cpp and kernel.cu take
 // the same parameters.
-// Letters: T tokens, V visual tokens, K of them survive, M windows are merged, H hidden, E experts.
+// Letters: B sequences, T tokens, V visual tokens, K of them survive, M windows are merged, H hidden, E
+// experts.
 #pragma once
 
 #include <cstdint>
@@ -24,17 +25,20 @@ struct TokenPruneAttributes {
 struct TokenPruneParams {
   TokenPruneAttributes attributes;
   FloatType type;  // of hidden_states, residual and their outputs
-  int64_t T, V, K, M, H, E;
-  const void* hidden_states;    // [T, H]
-  const void* residual;         // [T, H]
-  const float* routing_probs;   // [V, E]
-  const float* attention;       // [V]
-  const int32_t* visual_index;  // [V]
-  const float* alpha;           // [1]
-  void* hidden_states_out;      // [T - V + K, H]
-  void* residual_out;           // [T - V + K, H]
-  int32_t* kept_index;          // [T - V + K]
-  int32_t* visual_index_out;    // [K]
+  int64_t B, T, V, K, M, H, E;
+  const void* hidden_states;      // [T, H]
+  const void* residual;           // [T, H]
+  const float* routing_probs;     // [V, E]
+  const float* attention;         // [V]
+  const int32_t* visual_index;    // [V]
+  const int32_t* visual_offsets;  // [B + 1] from 0 to V
+  const int32_t* keep_offsets;    // [B + 1] from 0 to K
+  const int32_t* merge_offsets;   // [B + 1] from 0 to M
+  const float* alpha;             // [1]
+  void* hidden_states_out;        // [T - V + K, H]
+  void* residual_out;             // [T - V + K, H]
+  int32_t* kept_index;            // [T - V + K]
+  int32_t* visual_index_out;      // [K]
 };
 
 /// The most windows that may be merged when K of V tokens survive.

@@ -40,6 +40,13 @@ const int32_t* ascending(int64_t count) {
   return values;
 }
 
+/// int32 [2], the offsets of one sequence.
+const int32_t* offsets_to(int64_t end) {
+  auto* values = static_cast<int32_t*>(device_memory(2 * sizeof(int32_t)));
+  if (kRunsKernels) values[1] = static_cast<int32_t>(end);
+  return values;
+}
+
 void* zeros(int64_t bytes) { return device_memory(static_cast<size_t>(bytes)); }
 
 int64_t size_of(FloatType type) { return type == FloatType::kFloat ? 4 : 2; }
@@ -82,6 +89,7 @@ void launch_prune(std::istream& line) {
   int type;
   line >> type >> params.T >> params.V >> params.K >> params.M >> params.H >> params.E;
   params.attributes = {kWindow, Merge::kMlerp};
+  params.B = 1;
   params.type = static_cast<FloatType>(type);
   const int64_t row = params.H * size_of(params.type), rows = params.T - params.V + params.K;
   params.hidden_states = zeros(params.T * row);
@@ -89,12 +97,15 @@ void launch_prune(std::istream& line) {
   params.routing_probs = scattered(params.V * params.E);
   params.attention = scattered(params.V);
   params.visual_index = ascending(params.V);
+  params.visual_offsets = offsets_to(params.V);
+  params.keep_offsets = offsets_to(params.K);
+  params.merge_offsets = offsets_to(params.M);
   params.alpha = scattered(1);
   params.hidden_states_out = zeros(rows * row);
   params.residual_out = zeros(rows * row);
   params.kept_index = static_cast<int32_t*>(zeros(rows * 4));
   params.visual_index_out = static_cast<int32_t*>(zeros(params.K * 4));
-  const size_t workspace = token_prune_workspace_bytes(params.V, params.E);
+  const size_t workspace = token_prune_workspace_bytes(params.B, params.V, params.E);
   launch_token_prune(params, device_memory(workspace), nullptr);
 }
 

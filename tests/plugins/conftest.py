@@ -224,8 +224,7 @@ def make_prune_inputs(
         "routing_probs": (np.exp(logits) / np.exp(logits).sum(1, keepdims=True)).astype(np.float32),
         "attention": rng.random(V).astype(np.float32),
         "visual_index": visual.astype(np.int32),
-        "keep_slots": np.zeros(K, np.int8),
-        "merge_slots": np.zeros(M, np.int8),
+        **slots_of([V], [K], [M]),
         "alpha": np.array([alpha], np.float32),
     }
 
@@ -234,6 +233,24 @@ def make_prune_inputs(
 def prune_inputs() -> Callable[..., dict[str, Array]]:
     """Function make_prune_inputs."""
     return make_prune_inputs
+
+
+def slots_of(V: list[int], K: list[int], M: list[int]) -> dict[str, Array]:
+    """Slots and offsets, in the contract's order, of sequences with these counts."""
+    visual, keep, merge = (np.cumsum([0, *counts], dtype=np.int32) for counts in (V, K, M))
+    slots = [np.zeros(offsets[-1], np.int8) for offsets in (keep, merge)]
+    names = ("visual_offsets", "keep_slots", "keep_offsets", "merge_slots", "merge_offsets")
+    return dict(zip(names, (visual, slots[0], keep, slots[1], merge), strict=True))
+
+
+def pack_prune_inputs(*sequences: dict[str, Array]) -> dict[str, Array]:
+    """One request of several, all with the first one's alpha."""
+    first_rows = itertools.accumulate((len(s["residual"]) for s in sequences), initial=0)
+    visual = [s["visual_index"] + first for s, first in zip(sequences, first_rows, strict=False)]
+    counts = ([len(s[name]) for s in sequences] for name in ("visual_index", "keep_slots", "merge_slots"))
+    joined = {name: np.concatenate([s[name] for s in sequences]) for name in list(sequences[0])[:4]}  # up to attention
+    index = np.concatenate(visual).astype(np.int32)
+    return {**joined, "visual_index": index, **slots_of(*counts), "alpha": sequences[0]["alpha"]}
 
 
 MLERP: dict[str, Any] = {"window": 3, "merge": "mlerp"}
@@ -290,7 +307,36 @@ def make_hostile_prune_cases() -> Iterator[tuple[str, PruneCase]]:
     yield "all routing rows bad", (inputs, MLERP)
 
 
-PRUNE_CASES = dict([*make_ordinary_prune_cases(), *make_hostile_prune_cases()])
+def make_packed_prune_cases() -> Iterator[tuple[str, PruneCase]]:
+    """Names and cases of several sequences; means and maxima differ among them, visual rows of some are adjacent."""
+
+    def sequence(seed: int, T: int, K: int, M: int, visual: Array) -> dict[str, Array]:
+        inputs = make_prune_inputs(T, K, M, visual=visual, seed=seed)
+        inputs["attention"] *= np.float32(4.0**-seed)
+        inputs["routing_probs"][:, seed] += np.float32(seed)
+        return inputs
+
+    ends, starts = sequence(1, 27, 9, 2, np.r_[2:12, 16:27]), sequence(2, 31, 7, 2, np.r_[0:11, 20:25])
+    whole, text = sequence(3, 14, 11, 0, np.arange(11)), sequence(4, 5, 0, 0, np.arange(0))
+    dropped, full = sequence(5, 8, 0, 0, np.arange(5)), sequence(6, 7, 3, 1, np.arange(7))
+    yield "packed-one kept whole, one without images", (pack_prune_inputs(ends, whole, text), MLERP)
+    yield "packed-adjacent runs", (pack_prune_inputs(text, ends, starts), MLERP)
+    yield "packed-many", (pack_prune_inputs(whole, starts, ends, dropped, text, full, full, ends), MLERP)
+    yield "packed-keeping all", (pack_prune_inputs(whole, text, whole), MLERP)
+    ties, bad = pack_prune_inputs(ends, starts), pack_prune_inputs(starts, full, ends)
+    ties["routing_probs"][:], ties["attention"][:] = 0.125, 0.25
+    bad["routing_probs"][[3, 20, 21, 30], 2] = np.nan
+    yield from (("packed-ties", (ties, MLERP)), ("packed-not finite", (bad, MLERP)))
+
+
+PACKED_PRUNE_CASES = dict(make_packed_prune_cases())
+PRUNE_CASES = dict([*make_ordinary_prune_cases(), *make_hostile_prune_cases()]) | PACKED_PRUNE_CASES
+
+
+@pytest.fixture(params=PACKED_PRUNE_CASES)
+def packed_prune_case(request: pytest.FixtureRequest) -> PruneCase:
+    """The cases of several sequences."""
+    return PACKED_PRUNE_CASES[request.param]
 
 
 @pytest.fixture(params=PRUNE_CASES)
@@ -347,8 +393,7 @@ def golden_prune_case(request: pytest.FixtureRequest, golden: Path) -> GoldenPru
         "routing_probs": data["routing"].astype(np.float32),
         "attention": data["attention"].astype(np.float32),
         "visual_index": visual_index,
-        "keep_slots": np.zeros(K, np.int8),
-        "merge_slots": np.zeros(M, np.int8),
+        **slots_of([V], [K], [M]),
         "alpha": np.array([settings["alpha"]], np.float32),
     }
     return GoldenPruneCase(inputs, {"window": window, "merge": settings["merge"]}, data)

@@ -49,6 +49,41 @@ def test_case(run_native: Runner, prune_case: tuple[dict[str, Array], dict[str, 
     check(run_native, *prune_case)
 
 
+def unpack(inputs: dict[str, Array]) -> list[dict[str, Array]]:
+    """The sequences of a request, each alone; text between two goes to the first of them."""
+    sequences, row = [], 0
+    offsets = [inputs[f"{kind}_offsets"] for kind in ("visual", "keep", "merge")]
+    for b in range(len(offsets[0]) - 1):
+        visual, keep, merge = (slice(o[b], o[b + 1]) for o in offsets)
+        behind = inputs["visual_index"][visual.stop :]
+        rows = slice(row, behind[0] if len(behind) else len(inputs["residual"]))
+        part = {"hidden_states": rows, "residual": rows, "routing_probs": visual, "attention": visual}
+        part |= {"visual_index": visual, "keep_slots": keep, "merge_slots": merge, "alpha": slice(1)}
+        sequence = {name: inputs[name][part[name]] if name in part else o for name, o in inputs.items()}
+        sequence["visual_index"] = sequence["visual_index"] - np.int32(row)
+        counts = zip(("visual", "keep", "merge"), (visual, keep, merge), strict=True)
+        sequence |= {f"{kind}_offsets": np.array([0, s.stop - s.start], np.int32) for kind, s in counts}
+        sequences.append(sequence)
+        row = rows.stop
+    return sequences
+
+
+def test_sequences_of_a_request_are_pruned_as_if_alone(
+    run_native: Runner, packed_prune_case: tuple[dict[str, Array], dict[str, Any]]
+) -> None:
+    inputs, attributes = packed_prune_case
+    row = row_out = 0
+    expected: list[list[Array]] = []
+    for sequence in unpack(inputs):
+        hidden, residual, kept_index, visual_index = run_native(OP, sequence, attributes)
+        expected.append([hidden, residual, kept_index + np.int32(row), visual_index + np.int32(row_out)])
+        row, row_out = row + len(sequence["residual"]), row_out + len(residual)
+    assert len(expected) > 1
+    assert row == len(inputs["residual"])
+    for output, parts in zip(run_native(OP, inputs, attributes), zip(*expected, strict=True), strict=True):
+        np.testing.assert_array_equal(output, np.concatenate(parts))
+
+
 def test_threads_give_the_same_bits(run_native: Runner, prune_inputs: Maker) -> None:
     inputs = prune_inputs(T=900, K=300, M=15, visual=np.r_[10:500, 520:890])
     one = check(run_native, inputs, MLERP, threads=1)

@@ -173,6 +173,16 @@ PRUNE_INPUTS: list[tuple[str, Array, str]] = [
     ("keep_slots", zeros(45, dtype=np.int8), "45 keep slots for 44 visual tokens; at most 44 can be kept"),
     ("merge_slots", zeros(1, 1, dtype=np.int8), "merge_slots is [1, 1], expected rank 1: [M]"),
     ("merge_slots", zeros(13, dtype=np.int8), "13 merge slots, at most 12"),
+    ("visual_offsets", zeros(0, dtype=np.int32), "visual_offsets is [0], expected [B+1] of at least one sequence"),
+    ("visual_offsets", zeros(1, dtype=np.int32), "keep_offsets is [2], expected [B+1] = [1]"),
+    ("visual_offsets", zeros(2, 1, dtype=np.int32), "visual_offsets is [2, 1], expected rank 1: [B+1]"),
+    ("visual_offsets", np.array([1, 44], np.int32), "visual_offsets[0] is 1, expected 0"),
+    ("visual_offsets", np.array([0, 43], np.int32), "visual_offsets[1] is 43, expected 44"),
+    ("keep_offsets", zeros(3, dtype=np.int32), "keep_offsets is [3], expected [B+1] = [2]"),
+    ("keep_offsets", np.array([-1, 20], np.int32), "keep_offsets[0] is -1, expected 0"),
+    ("keep_offsets", np.array([0, 21], np.int32), "keep_offsets[1] is 21, expected 20"),
+    ("merge_offsets", np.array([0, -3], np.int32), "merge_offsets[1] is -3 after 0, expected not descending"),
+    ("merge_offsets", np.array([0, 4], np.int32), "merge_offsets[1] is 4, expected 3"),
     ("alpha", zeros(2), "alpha is [2], expected [1] = [1]"),
     ("alpha", np.array([1.5], np.float32), "alpha is 1.5, expected 0 to 1"),
     ("alpha", np.array([-0.5], np.float32), "alpha is -0.5, expected 0 to 1"),
@@ -193,6 +203,43 @@ def test_more_merge_slots_than_survivors(run_native: Runner, prune_inputs: Maker
     expect_refusal(run_native, "FmmTokenPrune", few, attributes, "2 merge slots, at most 1")
     attributes = {"window": 1, "merge": "mlerp"}
     expect_refusal(run_native, "FmmTokenPrune", prune_inputs(M=1), attributes, "1 merge slots, at most 0")
+
+
+# Offsets of three sequences (V 44, K 20, M 3, window 3), message.
+PACKED_OFFSETS: list[tuple[list[int], list[int], list[int], str]] = [
+    (
+        [0, 30, 29, 44],
+        [0, 10, 20, 20],
+        [0, 1, 2, 3],
+        "visual_offsets[2] is 29 after 30, expected not descending",
+    ),
+    (
+        [0, 10, 40, 44],
+        [0, 11, 20, 20],
+        [0, 1, 3, 3],
+        "sequence 0: 11 keep slots for 10 visual tokens; at most 10 can be kept",
+    ),
+    ([0, 10, 40, 44], [0, 10, 20, 20], [0, 1, 3, 3], "sequence 0: 1 merge slots, at most 0"),
+    ([0, 20, 40, 44], [0, 10, 20, 20], [0, 1, 2, 3], "sequence 2: 1 merge slots, at most 0"),
+    ([0, 35, 35, 44], [0, 17, 17, 20], [0, 0, 0, 3], "sequence 2: 3 merge slots, at most 2"),
+    ([0, 35, 35, 44], [0, 17, 17, 20], [0, 0, 1, 3], "sequence 1: 1 merge slots, at most 0"),
+]
+
+
+@pytest.mark.parametrize(("visual", "keep", "merge", "message"), PACKED_OFFSETS)
+def test_offsets_of_several_sequences(
+    run_native: Runner, prune_inputs: Maker, visual: list[int], keep: list[int], merge: list[int], message: str
+) -> None:
+    offsets = {"visual_offsets": visual, "keep_offsets": keep, "merge_offsets": merge}
+    inputs = prune_inputs() | {name: np.array(values, np.int32) for name, values in offsets.items()}
+    expect_refusal(run_native, "FmmTokenPrune", inputs, {"window": 3, "merge": "mlerp"}, message)
+
+
+def test_a_request_without_sequences(run_native: Runner, prune_inputs: Maker) -> None:
+    none = {name: zeros(1, dtype=np.int32) for name in ("visual_offsets", "keep_offsets", "merge_offsets")}
+    inputs = prune_inputs(K=0, M=0, visual=np.arange(0)) | none
+    message = "visual_offsets is [1], expected [B+1] of at least one sequence"
+    expect_refusal(run_native, "FmmTokenPrune", inputs, {"window": 3, "merge": "mlerp"}, message)
 
 
 PRUNE_ATTRIBUTES: list[tuple[dict[str, Any], str]] = [

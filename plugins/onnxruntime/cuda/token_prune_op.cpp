@@ -30,8 +30,8 @@ class TokenPruneKernel {
           return outputs.GetOutput(index, output_shape(contract().outputs[index], sizes))
               .GetTensorMutableRawData();
         });
-    const bool prunes = params.K < params.V;
-    const Workspace workspace(context, prunes ? token_prune_workspace_bytes(params.V, params.E) : 0);
+    const size_t bytes = params.K < params.V ? token_prune_workspace_bytes(params.B, params.V, params.E) : 0;
+    const Workspace workspace(context, bytes);
     launch_token_prune(params, workspace.data(), stream_of(context));
   }
 

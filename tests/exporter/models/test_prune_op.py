@@ -25,6 +25,12 @@ token_prune = torch.ops.fastmmoe.token_prune.default
 sparse_moe = torch.ops.fastmmoe.sparse_moe.default
 
 
+def slots_of(V: int, K: int, M: int) -> list[torch.Tensor]:
+    """Slots and offsets of one sequence: the inputs between visual_index and alpha."""
+    visual, keep, merge = (torch.tensor([0, n], dtype=torch.int32) for n in (V, K, M))
+    return [visual, torch.zeros(K, dtype=torch.int8), keep, torch.zeros(M, dtype=torch.int8), merge]
+
+
 def read_case(golden: Path, number: int, dtype: torch.dtype) -> tuple[list[Any], dict[str, Array]]:
     """Arguments of token_prune with random text around the visual rows, and the expected arrays of the case."""
     with np.load(golden / "fastmmoe" / "prune_cases.npz") as arrays:
@@ -43,8 +49,7 @@ def read_case(golden: Path, number: int, dtype: torch.dtype) -> tuple[list[Any],
         torch.from_numpy(data["routing"].astype(np.float32)),
         torch.from_numpy(data["attention"].astype(np.float32)),
         visual_index,
-        torch.zeros(case["keep"], dtype=torch.int8),
-        torch.zeros(M, dtype=torch.int8),
+        *slots_of(case["visual"], case["keep"], M),
         torch.tensor([case["alpha"]]),
         TOKEN_PRUNE.encode({"window": case["window"], "merge": case["merge"]}),
     ]
@@ -84,8 +89,7 @@ def prune_arguments(V: int, K: int, M: int, dtype: torch.dtype = torch.float32) 
         torch.rand(V, 6, generator=generator),
         torch.rand(V, generator=generator),
         torch.arange(2, V + 2, dtype=torch.int32),
-        torch.zeros(K, dtype=torch.int8),
-        torch.zeros(M, dtype=torch.int8),
+        *slots_of(V, K, M),
         torch.tensor([0.3]),
         TOKEN_PRUNE.encode({"window": 3, "merge": "mlerp"}),
     ]

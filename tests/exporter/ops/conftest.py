@@ -139,8 +139,11 @@ def read_prune_cases(golden: Path) -> Iterator[tuple[dict[str, Any], tuple[Array
                 data["routing"].astype(np.float32),
                 data["attention"].astype(np.float32),
                 index,
+                np.array([0, V], np.int32),
                 np.zeros(K, np.int8),
+                np.array([0, K], np.int32),
                 np.zeros(M, np.int8),
+                np.array([0, M], np.int32),
                 np.array([case["alpha"]], np.float32),
             )
             yield case, inputs, data

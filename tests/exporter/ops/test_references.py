@@ -188,8 +188,9 @@ def prune_inputs(V: int, K: int, M: int) -> tuple[Array, ...]:
     random = np.random.default_rng(5)
     states = random.standard_normal((2, V + 4, 8)).astype(np.float32)
     probabilities, attention = random.random((V, 6)).astype(np.float32), random.random(V).astype(np.float32)
-    slots = np.zeros(K, np.int8), np.zeros(M, np.int8)
-    return *states, probabilities, attention, np.arange(2, V + 2, dtype=np.int32), *slots, np.array([0.3], np.float32)
+    slots = [part for n in (K, M) for part in (np.zeros(n, np.int8), np.array([0, n], np.int32))]
+    index, offsets = np.arange(2, V + 2, dtype=np.int32), np.array([0, V], np.int32)
+    return *states, probabilities, attention, index, offsets, *slots, np.array([0.3], np.float32)
 
 
 @pytest.mark.parametrize("V", [0, 1, 9])
@@ -212,5 +213,5 @@ def test_a_cleaned_token_is_kept_after_all_others() -> None:
 
 @pytest.mark.parametrize(("K", "M"), [(10, 0), (3, 3), (8, 1), (2, 3)])
 def test_impossible_counts_are_refused(K: int, M: int) -> None:
-    with pytest.raises(ValueError, match=f"FmmTokenPrune: {K if K > 9 else M} "):
+    with pytest.raises(ValueError, match=f"{K} keep slots for 9" if K > 9 else f"sequence 0: {M} merge slots, at most"):
         token_prune_reference(*prune_inputs(9, K, M), window=3, merge="mlerp")

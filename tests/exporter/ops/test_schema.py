@@ -167,7 +167,7 @@ def test_inference_alone_refuses_a_missing_attribute(make: Callable[..., Any]) -
         (drop_attribute, "Required attribute '{attribute}' is missing"),
         (change_attribute_type, "Mismatched attribute type"),
         (change_attribute_value, "attribute {attribute} is 1000, expected 1 to"),
-        (drop_last_input, "has input size 7 not in range|8 inputs, expected with these attributes are 9: hidden"),
+        (drop_last_input, "has input size 10 not in range|8 inputs, expected with these attributes are 9: hidden"),
         (drop_most_inputs, "has input size 4 not in range"),
         (add_input, "not in range|10 inputs, expected with these attributes are 9: hidden"),
         (change_input_type, r"is of type double, expected float or float16"),

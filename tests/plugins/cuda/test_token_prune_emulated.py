@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,10 @@ MAX_BLOCKS = 1 << 16
 
 POISON = 0xA5  # in outputs, the workspace and around them
 
-INPUTS = ("hidden_states", "residual", "routing_probs", "attention", "visual_index", "alpha")
+OFFSETS = ("visual_offsets", "keep_offsets", "merge_offsets")
+INPUTS = ("hidden_states", "residual", "routing_probs", "attention", "visual_index", *OFFSETS, "alpha")
 OUTPUTS = ("hidden_states_out", "residual_out", "kept_index", "visual_index_out")
-SIZES = ("T", "V", "K", "M", "H", "E")
+SIZES = ("B", "T", "V", "K", "M", "H", "E")
 
 
 class Attributes(ctypes.Structure):
@@ -60,7 +62,7 @@ class EmulatedKernel:
     def __init__(self, op: Any) -> None:
         self.op = op
         op.library.workspace_bytes.restype = ctypes.c_size_t
-        op.library.workspace_bytes.argtypes = [ctypes.c_int64, ctypes.c_int64]
+        op.library.workspace_bytes.argtypes = [ctypes.c_int64] * 3
         op.function.argtypes = [ctypes.POINTER(Params), ctypes.c_void_p, ctypes.c_int]
 
     def __call__(
@@ -75,19 +77,20 @@ class EmulatedKernel:
         """The four outputs. offset: bytes by which the states lie behind an aligned address."""
         T, H = inputs["hidden_states"].shape
         V, E = inputs["routing_probs"].shape
+        B = len(inputs["visual_offsets"]) - 1
         K, M = len(inputs["keep_slots"]), len(inputs["merge_slots"])
         dtype, rows = inputs["hidden_states"].dtype, T - V + K
         shapes: list[tuple[tuple[int, ...], Any]] = [((rows, H), dtype)] * 2 + [((rows,), np.int32), ((K,), np.int32)]
 
         def arguments(addresses: dict[str, int], workspace: int) -> tuple[Any, ...]:
             values = Attributes(attributes["window"], ("mlerp", "mean").index(attributes["merge"]))
-            sizes = dict(zip(SIZES, (T, V, K, M, H, E), strict=True))
+            sizes = dict(zip(SIZES, (B, T, V, K, M, H, E), strict=True))
             return Params(values, DTYPES.index(dtype), **sizes, **addresses), workspace, max_blocks
 
         outputs, workspace = self.op.run(
             {name: inputs[name] for name in INPUTS},
             dict(zip(OUTPUTS, shapes, strict=True)),
-            self.op.library.workspace_bytes(V, E) if K < V else 0,
+            self.op.library.workspace_bytes(B, V, E) if K < V else 0,
             arguments,
             seed=seed,
             poison=POISON,
@@ -114,6 +117,35 @@ def assert_same_bits(outputs: list[Array], expected: list[Array]) -> None:
         assert ours.dtype == theirs.dtype
         assert ours.shape == theirs.shape
         assert ours.tobytes() == theirs.tobytes()
+
+
+def split(inputs: dict[str, Array]) -> list[dict[str, Array]]:
+    """The sequences of a request, a request each; text between the visual rows of two goes to the first."""
+    index, T = inputs["visual_index"], len(inputs["hidden_states"])
+    starts = [0, *(int(index[v]) if v < len(index) else T for v in inputs["visual_offsets"][1:-1]), T]
+    sequences = []
+    for b, (first, end) in enumerate(itertools.pairwise(starts)):
+        rows, tokens = slice(first, end), slice(*inputs["visual_offsets"][b : b + 2])
+        sequence = {name: inputs[name][rows] for name in STATES}
+        sequence |= {name: inputs[name][tokens] for name in ("routing_probs", "attention")}
+        sequence |= {"visual_index": index[tokens] - np.int32(first), "alpha": inputs["alpha"]}
+        sequence |= {name: inputs[name][b : b + 2] - inputs[name][b] for name in OFFSETS}
+        sequence |= {f"{name}_slots": np.zeros(sequence[f"{name}_offsets"][1], np.int8) for name in ("keep", "merge")}
+        sequences.append(sequence)
+    return sequences
+
+
+def run_alone(kernel: EmulatedKernel, inputs: dict[str, Array], attributes: dict[str, Any]) -> list[Array]:
+    """What a request of each sequence gives, put together."""
+    sequences = split(inputs)
+    outputs = [kernel(sequence, attributes) for sequence in sequences]
+    row = row_out = 0
+    for sequence, (hidden_out, _, kept_index, visual_index_out) in zip(sequences, outputs, strict=True):
+        kept_index += row
+        visual_index_out += row_out
+        row += len(sequence["hidden_states"])
+        row_out += len(hidden_out)
+    return [np.concatenate(arrays) for arrays in zip(*outputs, strict=True)]
 
 
 def check(kernel: EmulatedKernel, inputs: dict[str, Array], attributes: dict[str, Any], **options: Any) -> list[Array]:
@@ -156,6 +188,38 @@ def test_grids_give_the_same_bits(kernel: EmulatedKernel, prune_inputs: Maker, d
     whole = check(kernel, inputs, {"window": 4, "merge": "mlerp"})
     for max_blocks in (1, 7):
         assert_same_bits(kernel(inputs, {"window": 4, "merge": "mlerp"}, max_blocks=max_blocks, seed=5), whole)
+
+
+def check_sequences(kernel: EmulatedKernel, inputs: dict[str, Array], attributes: dict[str, Any]) -> None:
+    """Each sequence gives the bits that it gives alone, whatever the grid and the schedule."""
+    expected = run_alone(kernel, inputs, attributes)
+    for seed, max_blocks in zip((*SEEDS, 5), (MAX_BLOCKS, 1, 2, 7), strict=True):
+        assert_same_bits(kernel(inputs, attributes, seed=seed, max_blocks=max_blocks), expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sequences_do_not_see_each_other(
+    kernel: EmulatedKernel, packed_prune_case: tuple[dict[str, Array], dict[str, Any]], dtype: Any
+) -> None:
+    check_sequences(kernel, with_dtype(packed_prune_case[0], dtype), packed_prune_case[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sequences_of_many_tokens_do_not_see_each_other(
+    kernel: EmulatedKernel, prune_inputs: Maker, dtype: Any
+) -> None:
+    """Runs of 6 and windows of 4: half of them are filled up with a mean that is summed over chunks of tokens.
+
+    Runs go on from one sequence to the next. One has no visual tokens, and one whole chunks of them, all of which stay.
+    """
+    visual = np.flatnonzero(np.arange(800) % 7 < 6)
+    inputs = with_dtype(prune_inputs(T=800, K=315, M=40, visual=visual, H=40, E=72, alpha=1.0), dtype)
+    inputs["visual_offsets"] = np.cumsum([0, 271, 0, 64, 98, 253], dtype=np.int32)
+    inputs["keep_offsets"] = np.cumsum([0, 90, 0, 64, 31, 130], dtype=np.int32)
+    inputs["merge_offsets"] = np.cumsum([0, 20, 0, 0, 9, 11], dtype=np.int32)
+    for b, (first, end) in enumerate(itertools.pairwise(inputs["visual_offsets"])):
+        inputs["routing_probs"][first:end, b] += np.float32(0.1 * b)
+    check_sequences(kernel, inputs, {"window": 4, "merge": "mlerp"})
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -204,8 +268,11 @@ def test_the_cpu_kernel_chooses_alike(kernel: EmulatedKernel, run_native: Callab
         "routing_probs": ((1 + 5e-3 * random.standard_normal((V, E))) / E).astype(np.float32),
         "attention": (1e-3 + 2e-9 * random.random(V)).astype(np.float32),
         "visual_index": np.r_[5:1055, 1090:2140].astype(np.int32),
+        "visual_offsets": np.array([0, 1100, V], np.int32),
         "keep_slots": np.zeros(900, np.int8),
+        "keep_offsets": np.array([0, 500, 900], np.int32),
         "merge_slots": np.zeros(150, np.int8),
+        "merge_offsets": np.array([0, 70, 150], np.int32),
         "alpha": np.array([0.3], np.float32),
     }
     attributes = {"window": 7, "merge": "mlerp"}
@@ -235,23 +302,46 @@ def test_order_of_floats(kernel: EmulatedKernel) -> None:
     assert 0 < order(np.nan) == order(-np.nan) < bits[0]  # 0 is no candidate
 
 
-@pytest.mark.parametrize("content", ["zeros", "minus one", "greatest", "descending", "random"])
+CONTENTS = ("zeros", "minus one", "greatest", "descending", "random")
+
+
+def anything(content: str, count: int, end: int) -> Array:
+    """int32 [count] as memory may hold it; `end` is where descending values begin."""
+    return {
+        "zeros": np.zeros(count, np.int32),
+        "minus one": np.full(count, -1, np.int32),
+        "greatest": np.full(count, 2**31 - 1, np.int32),
+        "descending": np.arange(end, end - count, -1, dtype=np.int32),
+        "random": np.random.default_rng(0).integers(-(2**31), 2**31, count, dtype=np.int32),
+    }[content]
+
+
+@pytest.mark.parametrize("content", CONTENTS)
 @pytest.mark.parametrize(("K", "M"), [(20, 3), (44, 0), (0, 0)])
 def test_an_index_that_is_none_stays_within_the_buffers(
     kernel: EmulatedKernel, prune_inputs: Maker, content: str, K: int, M: int
 ) -> None:
     """TensorRT times plugins on memory that holds anything. The guard zones are checked by every run."""
     inputs = prune_inputs(K=K, M=M)
-    V = len(inputs["visual_index"])
-    inputs["visual_index"] = {
-        "zeros": np.zeros(V, np.int32),
-        "minus one": np.full(V, -1, np.int32),
-        "greatest": np.full(V, 2**31 - 1, np.int32),
-        "descending": np.arange(59, 59 - V, -1, dtype=np.int32),
-        "random": np.random.default_rng(0).integers(-(2**31), 2**31, V, dtype=np.int32),
-    }[content]
+    inputs["visual_index"] = anything(content, len(inputs["visual_index"]), end=59)
     outputs = kernel(inputs, MLERP)
-    assert [len(output) for output in outputs] == [60 - V + K, 60 - V + K, 60 - V + K, K]
+    assert [len(output) for output in outputs] == [60 - 44 + K, 60 - 44 + K, 60 - 44 + K, K]
+
+
+@pytest.mark.parametrize("names", [*((name,) for name in OFFSETS), OFFSETS, (*OFFSETS, "visual_index")], ids="-".join)
+@pytest.mark.parametrize("content", CONTENTS)
+@pytest.mark.parametrize("B", [1, 2, 7, 90])
+def test_offsets_that_are_none_stay_within_the_buffers(
+    kernel: EmulatedKernel, prune_inputs: Maker, names: tuple[str, ...], content: str, B: int
+) -> None:
+    """Likewise; whatever sequences there are then own all tokens, and there are B of them."""
+    inputs = prune_inputs(T=130, K=61, M=9, visual=np.r_[3:100, 110:130])
+    ends = {"visual_offsets": 117, "keep_offsets": 61, "merge_offsets": 9, "visual_index": 129}
+    inputs |= {name: np.sort(np.linspace(0, ends[name], B + 1).astype(np.int32)) for name in OFFSETS}
+    inputs |= {name: anything(content, 117 if name == "visual_index" else B + 1, ends[name]) for name in names}
+    for max_blocks in (MAX_BLOCKS, 2):
+        outputs = kernel(inputs, MLERP, max_blocks=max_blocks)
+        assert [len(output) for output in outputs] == [130 - 117 + 61] * 3 + [61]
 
 
 def test_too_many_experts_are_refused(kernel: EmulatedKernel, prune_inputs: Maker) -> None:

@@ -6,8 +6,8 @@
 
 extern "C" {
 
-__attribute__((visibility("default"))) size_t workspace_bytes(int64_t V, int64_t E) {
-  return fastmmoe::token_prune_workspace_bytes(V, E);
+__attribute__((visibility("default"))) size_t workspace_bytes(int64_t B, int64_t V, int64_t E) {
+  return fastmmoe::token_prune_workspace_bytes(B, V, E);
 }
 
 __attribute__((visibility("default"))) uint32_t order_bits(float value) {

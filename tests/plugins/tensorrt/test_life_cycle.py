@@ -140,6 +140,20 @@ def test_token_prune(life_cycle: LifeCycle, prune_inputs: Maker, sizes: dict[str
     check_prune(outputs, inputs, MLERP)
 
 
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+def test_token_prune_of_several_sequences(
+    life_cycle: LifeCycle, packed_prune_case: tuple[dict[str, Array], dict[str, Any]], dtype: Any
+) -> None:
+    inputs, attributes = with_dtype(packed_prune_case[0], dtype), packed_prune_case[1]
+    check_prune(life_cycle("FmmTokenPrune", inputs, attributes), inputs, attributes)
+
+
+def in_two(inputs: dict[str, Array]) -> dict[str, Array]:
+    """The request of prune_inputs() as two sequences, its runs of visual tokens."""
+    offsets = {"visual_offsets": [0, 30, 44], "keep_offsets": [0, 13, 20], "merge_offsets": [0, 2, 3]}
+    return inputs | {name: np.array(values, np.int32) for name, values in offsets.items()}
+
+
 def test_one_plugin_serves_many_shapes(
     host: Any, harness: Any, moe_inputs: Maker, moe_attributes: Maker, prune_inputs: Maker
 ) -> None:
@@ -151,7 +165,8 @@ def test_one_plugin_serves_many_shapes(
         "FmmTokenPrune": [
             (with_dtype(prune_inputs(H=32, T=T, K=K, M=M, visual=np.arange(3, 3 + V)), np.float16), MLERP)
             for T, V, K, M in ((60, 44, 20, 3), (9, 0, 0, 0), (30, 20, 20, 0), (50, 40, 0, 0))
-        ],
+        ]
+        + [(with_dtype(in_two(prune_inputs(H=32)), np.float16), MLERP)],
     }
     for op, requests in cases.items():
         names = [t.name for t in harness.SPECS[op].inputs_for(requests[0][1])]

@@ -114,14 +114,14 @@ def test_number_and_rank_of_inputs(host: Any, harness: Any, prune_inputs: Maker)
     plugin = host.create("FmmTokenPrune", harness.parser_fields(MLERP))
     profiles = [harness.profile_of(array) for array in inputs.values()]
     failed = "harness: getOutputShapes returned -1"
-    message = "FmmTokenPrune: 7 inputs, expected with these attributes are 8"
+    message = "FmmTokenPrune: 10 inputs, expected with these attributes are 11"
     expect_refusal(harness, lambda: plugin.infer(profiles[:-1]), message, failed)
     flat = dataclasses.replace(profiles[2], dims=profiles[2].dims[:1])
     message = "FmmTokenPrune: routing_probs has rank 1, expected rank 2: [V, E]"
     expect_refusal(harness, lambda: plugin.infer([*profiles[:2], flat, *profiles[3:]]), message, failed)
     outputs = plugin.infer(profiles)
     assert not plugin.supports([*profiles, profiles[-1]], outputs, 0)
-    message = "FmmTokenPrune: 9 inputs, expected with these attributes are 8"
+    message = "FmmTokenPrune: 12 inputs, expected with these attributes are 11"
     assert host.messages() == [f"{ERROR} {message} (node node)"]
     plugin.destroy()
 
@@ -219,6 +219,12 @@ WRONG_SIZES: list[tuple[str, dict[str, tuple[int, ...]], str]] = [
     ("FmmTokenPrune", {"attention": (43,)}, "attention is [43], expected [V] = [44]"),
     ("FmmTokenPrune", {"keep_slots": (45,)}, "45 keep slots for 44 visual tokens; at most 44 can be kept"),
     ("FmmTokenPrune", {"merge_slots": (13,)}, "13 merge slots, at most 12"),
+    ("FmmTokenPrune", {"keep_offsets": (3,)}, "keep_offsets is [3], expected [B+1] = [2]"),
+    (
+        "FmmTokenPrune",
+        {"visual_offsets": (1,), "keep_offsets": (1,), "merge_offsets": (1,)},
+        "visual_offsets is [1], expected [B+1] of at least one sequence",
+    ),
 ]
 
 

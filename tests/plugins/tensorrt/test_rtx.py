@@ -31,8 +31,8 @@ Build = Callable[[str, dict[str, Array], dict[str, Any]], EngineReply]
 SPECS = {spec.name: spec for spec in OPS}
 FLOATS = ("hidden_states", "residual", "gate_up", "down", "gate_up_bias", "down_bias")
 # Dimensions that change from request to request: least, typical and greatest size of prefill and of decoding.
-PREFILL = {"T": (1, 60, 4096), "V": (0, 44, 2048), "K": (0, 20, 2048), "M": (0, 3, 200)}
-DECODE = {"T": (1, 1, 1), "V": (0, 0, 0), "K": (0, 0, 0), "M": (0, 0, 0)}
+PREFILL = {"T": (1, 60, 4096), "V": (0, 44, 2048), "K": (0, 20, 2048), "M": (0, 3, 200), "B+1": (2, 2, 9)}
+DECODE = {"T": (1, 1, 1), "V": (0, 0, 0), "K": (0, 0, 0), "M": (0, 0, 0), "B+1": (2, 2, 2)}
 
 
 def one_node_model(op: str, inputs: dict[str, Array], attributes: dict[str, Any]) -> bytes:
