@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fastmmoe import __version__
 from fastmmoe.exporter.config import DEMO, ExportConfig
-from fastmmoe.exporter.fastmmoe.policy import FAMILY_ROWS, PolicyOptions
+from fastmmoe.exporter.fastmmoe.policy import FAMILY_ROWS, METHOD_OPTIONS, PolicyOptions
 from fastmmoe.exporter.targets import DEFAULT_ATOL, DTYPES, NEXT_STEP
 from fastmmoe.runtime.command import ArgumentParser, run_command
 from fastmmoe.runtime.targets import TARGETS
@@ -51,8 +51,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--atol", type=float, default=config.atol, help=_atol_help())
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is a bundle")
-    method = parser.add_argument_group("FastMMoE")
-    method.add_argument("--method", choices=("fastmmoe", "none"), default=policy.method, help="default %(default)s")
+    method = parser.add_argument_group("pruning")
+    method.add_argument(
+        "--method",
+        choices=METHOD_OPTIONS,
+        default=policy.method,
+        help="pruning in the graph; all = a comparison bundle, each request chooses (default %(default)s)",
+    )
     method.add_argument(
         "--retention",
         type=float,
@@ -66,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="L,L,...",
         help="layers that prune, from 0 (default: "
         + "; ".join(f"{','.join(map(str, r.prune_layers))} of {r.layers}" for r in rows)
-        + "; scaled to other depths)",
+        + "; scaled to other depths; fastv 2: the first layer that runs on fewer tokens; sparsevlm 2,6,15 of 32)",
     )
     method.add_argument(
         "--expert-factor",
@@ -88,6 +93,12 @@ def build_parser() -> argparse.ArgumentParser:
         default=policy.reduction_weights,
         help="weights of the remaining experts where the model does not renormalise (default %(default)s)",
     )
+    method.add_argument(
+        "--sparsevlm-positions",
+        choices=("compact", "original"),
+        default=policy.sparsevlm_positions,
+        help="whether sparsevlm numbers the remaining tokens anew, as its version 1.5 does (default %(default)s)",
+    )
     return parser
 
 
@@ -104,6 +115,7 @@ def read_arguments(argv: Sequence[str] | None) -> ExportConfig:
         window=a.window,
         merge=a.merge,
         reduction_weights=a.reduction_weights,
+        sparsevlm_positions=a.sparsevlm_positions,
     )
     return ExportConfig(
         model=a.model,

@@ -145,10 +145,11 @@ def _report_model(model: Model, name: str, processor: ProcessorConfig, report: R
         f"top-{config.moe.top_k}; every tensor accounted for"
     )
     if policy.method == "none":
-        report("FastMMoE: not in the graph (--method none)")
-    else:
-        layers = ",".join(map(str, policy.prune_layers))
-        report(f"FastMMoE: prune layers {layers}, default retention {policy.retention:g}, alpha {policy.alpha:g}")
+        report("pruning: none in the graph (--method none)")
+    for method, layers in policy.prune_layers.items():
+        report(f"pruning: {method} at layers {','.join(map(str, layers))}")
+    if policy.method != "none":
+        report(f"default: {policy.default_method} at retention {policy.retention:g}, alpha {policy.alpha:g}")
     unread = model.config_reader.unread()
     if unread:
         report(f"config.json keys not read: {', '.join(unread)}")

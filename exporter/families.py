@@ -11,7 +11,7 @@ import torch
 
 from fastmmoe.exporter.checkpoint import Checkpoint, account, build
 from fastmmoe.exporter.config_reader import ConfigReader
-from fastmmoe.exporter.fastmmoe.policy import PolicyOptions, resolve_policy
+from fastmmoe.exporter.fastmmoe.policy import Layers, PolicyOptions, resolve_policy
 from fastmmoe.exporter.models import deepseek_vl2, internvl3_5
 from fastmmoe.exporter.ops.quantise import Packing
 from fastmmoe.exporter.pack_experts import round_experts
@@ -81,8 +81,7 @@ class Model:
         self.policy = resolve_policy(
             options,
             family=self.family,
-            layers=self.config.num_hidden_layers,
-            prunable=self.config.prunable_layers,
+            layers=Layers(self.config.num_hidden_layers, self.config.moe_layers, self.config.full_attention_layers),
         )
         self._rules, self._computed = family.weight_map(self.config), family.computed_weights(self.config)
         checkpoint.rename_prefixes(family.RENAMED_PREFIXES)

@@ -26,7 +26,9 @@ def build_manifest(
     plugin: bundle.PluginInfo | None = None,
 ) -> bundle.Manifest:
     """The manifest for the files now in the directory."""
-    used = {"FmmSparseMoE"} | ({"FmmTokenPrune"} if model.policy.prune_layers else set())
+    # sparsevlm alone prunes by standard operators.
+    has_token_prune = any(site.methods != ("sparsevlm",) for site in model.policy.sites)
+    used = {"FmmSparseMoE"} | ({"FmmTokenPrune"} if has_token_prune else set())
     return bundle.Manifest(
         format=bundle.FORMAT,
         fastmmoe_version=__version__,

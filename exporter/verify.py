@@ -18,6 +18,7 @@ from fastmmoe.exporter.graph_inputs import cache_shape
 from fastmmoe.exporter.ops import SPARSE_MOE
 from fastmmoe.runtime import abi
 from fastmmoe.runtime.bundle import GRAPHS, graph_file
+from fastmmoe.runtime.feeds import Chunk, call_feeds
 from fastmmoe.runtime.images import deepseek_vl2_layout
 from fastmmoe.runtime.policy import Schedule, plan_request
 from fastmmoe.runtime.processor_config import DeepseekVl2ProcessorConfig, ProcessorConfig
@@ -28,6 +29,7 @@ TEXT_BEFORE, TEXT_AFTER = 7, 24
 NOISE = 1e-5
 SEEDS = 8
 DECODE_STEPS = 3
+SEED = 0
 
 Embed = Callable[[np.ndarray], np.ndarray]
 
@@ -91,7 +93,7 @@ class Case:
 
 
 def compare(model: Model, variants: dict[str, Graphs], processor: ProcessorConfig, atol: float) -> list[Difference]:
-    """Run torch and each of the loaded graphs on one picture, unmodified and at the stored retention.
+    """Run torch and each of the loaded graphs on one picture, unmodified and by every method in the graph.
 
     Args:
         model: with float32 activations and exactly the values the bundle holds.
@@ -105,13 +107,30 @@ def compare(model: Model, variants: dict[str, Graphs], processor: ProcessorConfi
         Difference(f"{label}: vision", _distance(graphs.image_features(vision_inputs), features), atol)
         for label, graphs in variants.items()
     ]
-    for retention in sorted({1.0, model.policy.retention}, reverse=True):
-        differences += _compare_language_model(model, variants, features, retention, atol)
+    for schedule in _schedules(model, len(features)):
+        differences += _compare_language_model(model, variants, features, schedule, atol)
     return differences
 
 
+def _schedules(model: Model, visual_tokens: int) -> list[Schedule]:
+    """The unmodified model, then each method in the graph, at the stored retention or at half of the tokens."""
+    retention = model.policy.retention if model.policy.retention < 1 else 0.5
+    plans = [("none", 1.0)] + [(method, retention) for method in model.policy.prune_layers]
+    return [
+        plan_request(
+            model.policy,
+            method=method,
+            visual_tokens=visual_tokens,
+            moe_layers=model.config.moe_layers,
+            top_k=model.config.moe.top_k,
+            retention=R,
+        )
+        for method, R in plans
+    ]
+
+
 def _compare_language_model(
-    model: Model, variants: dict[str, Graphs], features: np.ndarray, retention: float, atol: float
+    model: Model, variants: dict[str, Graphs], features: np.ndarray, schedule: Schedule, atol: float
 ) -> list[Difference]:
     """Differences on the first prompt that all variants agree on with torch, or that is clear enough to fail on.
 
@@ -120,7 +139,7 @@ def _compare_language_model(
     """
     embed = next(iter(variants.values())).embed
     for seed in range(SEEDS):
-        case = _torch_case(model, features, retention, embed, seed)
+        case = _torch_case(model, features, schedule, embed, seed)
         found = {label: _differences(graphs, case, model.policy.alpha, atol) for label, graphs in variants.items()}
         results = [d for differences in found.values() for d in differences or ()]
         if all(d is not None for d in found.values()) and all(d.is_ok for d in results):
@@ -129,37 +148,35 @@ def _compare_language_model(
         if _is_clear(model, case, worst, seed):
             survivors = [label for label, differences in found.items() if differences is None]
             if survivors:
-                raise CheckFailed(f"retention {retention:g}: {survivors[0]} and torch keep different tokens")
+                raise CheckFailed(f"{_label(schedule)}: {survivors[0]} and torch keep different tokens")
             return [replace(d, what=f"{label}: {d.what}") for label, ds in found.items() for d in ds or ()]
-    raise CheckFailed(f"retention {retention:g}: near ties decide about the tokens of {SEEDS} random prompts")
+    raise CheckFailed(f"{_label(schedule)}: near ties decide about the tokens of {SEEDS} random prompts")
+
+
+def _label(schedule: Schedule) -> str:
+    return f"{schedule.method}, retention {schedule.retention:g}" if schedule.stages else "unmodified model"
 
 
 def _differences(graphs: Graphs, case: Case, alpha: float, atol: float) -> list[Difference] | None:
     """Differences of logits, or None where other tokens survive."""
-    label = f"language model, retention {case.schedule.retention:g}"
-    sequence = graphs.new_sequence()
-    logits = [sequence.extend(case.embeds, case.visual_index, case.schedule, alpha)]
-    if not _all_equal(sequence.kept_index, case.kept_index):
+    batch, schedule = graphs.new_batch(1), case.schedule
+    logits = [batch.extend([Chunk(0, case.embeds, case.visual_index, schedule)], alpha=alpha, seed=SEED)[0]]
+    if not _all_equal(batch.kept_index, case.kept_index):
         return None
-    decode, nothing = case.schedule.for_decoding(), case.visual_index[:0]
-    logits += [sequence.extend(graphs.embed(np.array([t])), nothing, decode, alpha) for t in case.tokens]
+    text, nothing = schedule.for_text(), case.visual_index[:0]
+    for token in case.tokens:
+        chunk = Chunk(0, graphs.embed(np.array([token])), nothing, text)
+        logits.append(batch.extend([chunk], alpha=alpha, seed=SEED)[0])
     worst = max(_distance(a, b) for a, b in zip(logits[1:], case.logits[1:], strict=True))
     return [
-        Difference(f"{label}, prefill", _distance(logits[0], case.logits[0]), atol),
-        Difference(f"{label}, {DECODE_STEPS} decode steps", worst, atol),
+        Difference(f"{_label(schedule)}, prefill", _distance(logits[0], case.logits[0]), atol),
+        Difference(f"{_label(schedule)}, {DECODE_STEPS} decode steps", worst, atol),
     ]
 
 
-def _torch_case(model: Model, features: np.ndarray, retention: float, embed: Embed, seed: int) -> Case:
+def _torch_case(model: Model, features: np.ndarray, schedule: Schedule, embed: Embed, seed: int) -> Case:
     """A random prompt around the picture, and what torch makes of it."""
     visual_index = np.arange(TEXT_BEFORE, TEXT_BEFORE + len(features), dtype=np.int32)
-    schedule = plan_request(
-        model.policy,
-        visual_tokens=len(features),
-        moe_layers=model.config.moe_layers,
-        top_k=model.config.moe.top_k,
-        retention=retention,
-    )
     rng = np.random.default_rng(seed)
     embeds = embed(rng.integers(0, model.config.vocab_size, TEXT_BEFORE + len(features) + TEXT_AFTER))
     embeds[visual_index] = features
@@ -188,47 +205,29 @@ def _run_language_model(
 ) -> Case:
     """Prefill in torch and, with `decode_with`, greedy decode steps."""
     module, policy = model.graphs.language_model, model.policy
-    state = _empty_cache(model)
+    cache = empty_cache(model)
     logits: list[np.ndarray] = []
     tokens: list[int] = []
-    with streamed_weights(module, lambda name: model.load(f"language_model.{name}")):
-        outputs, state = _step(module, _feeds(embeds, visual_index, schedule, policy.alpha, 0), state)
-        kept_index = [outputs[abi.kept_index(stage)].numpy() for stage in range(len(policy.prune_layers))]
+
+    def extend(embeds: np.ndarray, visual_index: np.ndarray, plan: Schedule, length: int) -> dict[str, torch.Tensor]:
+        feeds = call_feeds(policy, [Chunk(0, embeds, visual_index, plan)], [length], alpha=policy.alpha, seed=SEED)
+        outputs: dict[str, torch.Tensor] = module({name: torch.from_numpy(v) for name, v in feeds.items()} | cache)
+        cache.update({name: outputs[abi.present_name(name)] for name in cache})
         logits.append(outputs[abi.LOGITS].numpy()[0])
+        return outputs
+
+    with streamed_weights(module, lambda name: model.load(f"language_model.{name}")):
+        outputs = extend(embeds, visual_index, schedule, 0)
+        kept_index = [outputs[abi.kept_index(site)].numpy() for site in range(len(policy.sites))]
         for step in range(DECODE_STEPS if decode_with else 0):
             assert decode_with is not None
             tokens.append(int(np.argmax(logits[-1])))
-            row, past = decode_with(np.array(tokens[-1:])), len(embeds) + step
-            feeds = _feeds(row, visual_index[:0], schedule.for_decoding(), policy.alpha, past)
-            outputs, state = _step(module, feeds, state)
-            logits.append(outputs[abi.LOGITS].numpy()[0])
+            extend(decode_with(np.array(tokens[-1:])), visual_index[:0], schedule.for_text(), len(embeds) + step)
     return Case(embeds, visual_index, schedule, logits, tokens, kept_index)
 
 
-def _step(
-    module: torch.nn.Module, feeds: dict[str, np.ndarray], state: dict[str, torch.Tensor]
-) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    outputs = module({name: torch.from_numpy(value) for name, value in feeds.items()} | state)
-    return outputs, {_past_name(name): value for name, value in outputs.items() if name.startswith("present")}
-
-
-def _feeds(
-    rows: np.ndarray, visual_index: np.ndarray, plan: Schedule, alpha: float, past: int
-) -> dict[str, np.ndarray]:
-    feeds = {
-        abi.INPUTS_EMBEDS: rows,
-        abi.POSITION_IDS: np.arange(past, past + len(rows), dtype=np.int32),
-        abi.VISUAL_INDEX: visual_index,
-        abi.VISUAL_TOP_K: np.array(plan.visual_top_k, np.int32),
-        abi.ALPHA: np.full(len(plan.keep), alpha, np.float32),
-    }
-    for stage, (keep, merge) in enumerate(zip(plan.keep, plan.merge, strict=True)):
-        feeds[abi.keep_slots(stage)] = np.zeros(keep, np.int8)
-        feeds[abi.merge_slots(stage)] = np.zeros(merge, np.int8)
-    return feeds
-
-
-def _empty_cache(model: Model) -> dict[str, torch.Tensor]:
+def empty_cache(model: Model) -> dict[str, torch.Tensor]:
+    """The caches of a batch before its first call, float32, by input name."""
     language_model = model.graphs.language_model
     *heads, width = cache_shape(model.config)
     cache = {
@@ -236,14 +235,11 @@ def _empty_cache(model: Model) -> dict[str, torch.Tensor]:
         for i, layer in enumerate(language_model.layers)
         for name in abi.past_names(i, layer.self_attn.cache_parts)
     }
-    if language_model.sliding_window is not None:
-        for group in range(len(language_model.groups)):
+    for group in range(len(language_model.groups)):
+        cache[abi.past_sequence_ids(group)] = torch.zeros(0, dtype=torch.int32)
+        if language_model.sliding_window is not None:
             cache[abi.past_position_ids(group)] = torch.zeros(0, dtype=torch.int32)
     return cache
-
-
-def _past_name(present: str) -> str:
-    return present.replace("present.", "past_key_values.").replace("present_position", "past_position")
 
 
 def _picture(config: ProcessorConfig) -> dict[str, np.ndarray]:

@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from fastmmoe import __version__
 from fastmmoe.runtime.command import ArgumentParser, run_command
+from fastmmoe.runtime.counting_cli import add_counting
 from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.policy import METHODS
 
 if TYPE_CHECKING:
-    from fastmmoe.runtime.vlm import VLM, RequestStats
+    from fastmmoe.runtime.generation import RequestStats
+    from fastmmoe.runtime.vlm import VLM
 
 RUN_DESCRIPTION = """Answer about images with a bundle that fastmmoe-export made. --retention 1.0 without --visual-top-k
 is the unmodified model; retention left out means the bundle's default."""
@@ -33,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands)
     _add_build(commands)
+    add_counting(commands)
     return parser
 
 
@@ -67,11 +71,13 @@ def _add_build(commands: Any) -> None:
 
 
 def _add_request_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--method", choices=METHODS, help="of those in the bundle (default: the bundle's)")
     rate = parser.add_mutually_exclusive_group()
     rate.add_argument("--retention", type=float, metavar="R", help="share of visual tokens to keep, (0, 1]")
     rate.add_argument("--pruning-rate", type=float, metavar="Q", help="share to remove, [0, 1): 1 - retention")
     parser.add_argument("--visual-top-k", type=int, metavar="N", help="experts per visual token")
     parser.add_argument("--alpha", type=float, help="redundancy against importance, 0 to 1 (default: the bundle's)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of method random (default %(default)s)")
     parser.add_argument(
         "--max-new-tokens", type=int, default=DEFAULT_MAX_NEW_TOKENS, metavar="N", help="default %(default)s"
     )
@@ -111,6 +117,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     vlm = VLM(arguments.bundle, portable=arguments.portable, threads=arguments.threads)
     options = {
+        "method": arguments.method,
+        "seed": arguments.seed,
         "retention": arguments.retention,
         "pruning_rate": arguments.pruning_rate,
         "visual_top_k": arguments.visual_top_k,
@@ -208,7 +216,7 @@ def describe(stats: RequestStats) -> str:
     stages = " -> ".join(f"{count:,}" for count in (stats.visual_tokens, *stats.kept_visual_tokens))
     decode = f"{sum(stats.decode_ms) / len(stats.decode_ms):.1f} ms/token" if stats.decode_ms else "none"
     return (
-        f"visual tokens {stages}, text tokens {stats.text_tokens:,}, "
+        f"{stats.method}: visual tokens {stages}, text tokens {stats.text_tokens:,}, "
         f"retention {stats.retention:g}, pruning rate {stats.pruning_rate:g}\n"
         f"prefill {stats.prefill_flops / 1e9:.3f} GFLOPs ({stats.flops_reduction:.1%} less), "
         f"first token after {stats.ttft_ms:.0f} ms (vision {stats.vision_ms:.0f}, prefill {stats.prefill_ms:.0f}), "

@@ -3,16 +3,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-from fastmmoe.runtime import abi
-from fastmmoe.runtime.bundle import LanguageModelInfo, VisionInfo
-from fastmmoe.runtime.policy import Policy, Schedule
+from fastmmoe.runtime.bundle import LanguageModelInfo, Manifest, VisionInfo
+from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.policy import Policy, Schedule, plan_request
+
+NORM_OPERATIONS = 4
+"""Of a root-mean-square norm, per element: square, sum, scale, weight."""
+ROPE_OPERATIONS = 3
+"""Per rotated element: two products and their sum."""
+SOFTMAX_OPERATIONS = 5
+"""Per value: greatest, difference, exponential, sum, quotient."""
 
 
 @dataclass
 class PrefillFlops:
-    """FLOPs of a prefill of the language model, by part."""
+    """FLOPs of a prefill of the language model, by part.
+
+    Attributes:
+        projections: of every attention block, MLA's expansion of the latents to heads included.
+        attention: query-key and probability-value products over the causal half, sliding layers within their window.
+        router, routed_experts, shared_experts, dense: of the feed-forward blocks. head: of the last row only.
+        pruning: what the stages of the method compute for themselves. norms, rope, softmax: element by element. These
+            four are not part of the total.
+    """
 
     projections: int = 0
     attention: int = 0
@@ -21,41 +37,176 @@ class PrefillFlops:
     shared_experts: int = 0
     dense: int = 0
     head: int = 0
+    pruning: int = 0
+    norms: int = 0
+    rope: int = 0
+    softmax: int = 0
 
     @property
     def total(self) -> int:
-        """Sum of the parts."""
-        return sum(getattr(self, field.name) for field in fields(self))
+        """The model's matrix products."""
+        experts = self.routed_experts + self.shared_experts
+        return self.projections + self.attention + self.router + experts + self.dense + self.head
 
 
-def prefill_flops(info: LanguageModelInfo, policy: Policy, schedule: Schedule, tokens: int) -> PrefillFlops:
+@dataclass(frozen=True)
+class RequestFlops:
+    """FLOPs of one request beside those of the unmodified model.
+
+    Attributes:
+        vision: of the vision tower and the projector, which no method changes.
+    """
+
+    schedule: Schedule
+    text_tokens: int
+    prefill: PrefillFlops
+    unmodified: PrefillFlops
+    vision: int
+
+    @property
+    def kept(self) -> int:
+        """Visual tokens after the last stage."""
+        return (self.schedule.visual_tokens, *self.schedule.kept_visual_tokens)[-1]
+
+    @property
+    def reduction(self) -> float:
+        """Share of the unmodified language model's prefill that is saved."""
+        return 1 - self.prefill.total / self.unmodified.total
+
+    @property
+    def reduction_with_vision(self) -> float:
+        """The same where the vision tower's FLOPs, which nothing saves, count too."""
+        return 1 - (self.prefill.total + self.vision) / (self.unmodified.total + self.vision)
+
+
+def count_request(
+    manifest: Manifest,
+    *,
+    tokens: int,
+    visual_tokens: int,
+    tiles: int = 0,
+    method: str | None = None,
+    retention: float | None = None,
+    visual_top_k: int | None = None,
+    rater_rows: int | None = None,
+) -> RequestFlops:
+    """Count a request that a bundle would run; no graph is loaded.
+
+    Args:
+        tokens: T of the prompt, visual tokens included. tiles: of its pictures; 0 leaves the vision tower out.
+        method, retention, visual_top_k: as in `plan_request`; None = the bundle's default.
+        rater_rows: see `count_prefill`.
+    Raises:
+        InvalidRequest: what `plan_request` refuses, or counts that no prompt has.
+    """
+    if tiles < 0:
+        raise InvalidRequest(f"{tiles} tiles: expected at least 0")
+    return compare_prefill(
+        manifest.language_model,
+        manifest.policy,
+        tokens=tokens,
+        visual_tokens=visual_tokens,
+        method=method,
+        retention=retention,
+        visual_top_k=visual_top_k,
+        rater_rows=rater_rows,
+        vision=vision_flops(manifest.vision, manifest.language_model.hidden_size, tiles),
+    )
+
+
+def compare_prefill(
+    info: LanguageModelInfo,
+    policy: Policy,
+    *,
+    tokens: int,
+    visual_tokens: int,
+    method: str | None = None,
+    retention: float | None = None,
+    visual_top_k: int | None = None,
+    rater_rows: int | None = None,
+    vision: int = 0,
+) -> RequestFlops:
+    """`count_request` for a model without a bundle; vision: FLOPs of its vision tower."""
+    if not 0 <= visual_tokens <= tokens or tokens == 0:
+        raise InvalidRequest(
+            f"{tokens} tokens, {visual_tokens} of them visual: expected at least one token, and 0 to all of them visual"
+        )
+
+    def plan(method: str | None, retention: float | None = None, visual_top_k: int | None = None) -> Schedule:
+        return plan_request(
+            policy,
+            visual_tokens=visual_tokens,
+            moe_layers=info.moe_layers,
+            top_k=info.top_k,
+            method=method,
+            retention=retention,
+            visual_top_k=visual_top_k,
+        )
+
+    schedule = plan(method, retention, visual_top_k)
+    return RequestFlops(
+        schedule=schedule,
+        text_tokens=tokens - visual_tokens,
+        prefill=count_prefill(info, policy, schedule, tokens, rater_rows),
+        unmodified=count_prefill(info, policy, plan("none"), tokens),
+        vision=vision,
+    )
+
+
+def count_prefill(
+    info: LanguageModelInfo,
+    policy: Policy,
+    schedule: Schedule,
+    tokens: int,
+    rater_rows: int | None = None,
+    past: Sequence[int] | None = None,
+) -> PrefillFlops:
     """FLOPs of the prefill of one sequence.
+
+    A layer's attention runs on the rows that enter the layer. At a site "moe" its feed-forward block runs on the rows
+    that survive. Which rows survive depends on the picture, so a row of a sliding layer is taken to see min(rows up to
+    its own, window) keys: after pruning these are the most it can see, as its window spans original positions.
 
     Args:
         tokens: T of the prompt, visual tokens included.
         schedule: of the request; `plan_request` gives it.
+        rater_rows: text rows after the last picture, which sparsevlm rates by; None = all text rows.
+        past: cached tokens of every layer, of a conversation that goes on; None = none.
     """
-    flops = PrefillFlops(head=2 * info.hidden_size * info.vocab_size)
-    groups = abi.layer_groups(info.layers, policy.prune_layers)
-    text = tokens - schedule.visual_tokens
-    visual = (schedule.visual_tokens, *schedule.keep)
-    for group, layers in enumerate(groups):
-        for layer in layers:
-            rows = text + visual[group]
-            after = visual[group + 1] if layer in policy.prune_layers else visual[group]
-            flops.projections += 2 * rows * _projection_weights(info)
-            flops.attention += 2 * info.heads * (info.query_key_dim + info.value_dim) * _pairs(info, layer, rows)
-            _add_feed_forward(flops, info, layer, text, after, schedule)
+    cached = (0,) * info.layers if past is None else past
+    flops = PrefillFlops(head=2 * info.hidden_size * info.vocab_size, norms=NORM_OPERATIONS * info.hidden_size)
+    text, visual = tokens - schedule.visual_tokens, schedule.visual_tokens
+    survivors = {(site.layer, site.point): keep for site, keep in zip(policy.sites, schedule.keep, strict=True)}
+    for layer in range(info.layers):
+        _add_attention(flops, info, layer, text + visual, cached[layer])
+        visual = survivors.get((layer, "moe"), visual)
+        _add_feed_forward(flops, info, layer, text, visual, schedule)
+        visual = survivors.get((layer, "output"), visual)
+    raters = text if rater_rows is None else rater_rows
+    for site in schedule.stages:
+        flops.pruning += _stage_flops(info, policy, schedule, site, text + cached[policy.sites[site].layer], raters)
+    if schedule.method == "sparsevlm" and schedule.prunes:
+        flops.pruning += 2 * schedule.visual_tokens * raters * info.hidden_size
     return flops
 
 
 def vision_flops(info: VisionInfo, hidden_size: int, tiles: int) -> int:
-    """FLOPs of the vision graph for this many tiles."""
+    """FLOPs of the vision graph for this many tiles. A class token counts as one more patch."""
     rows, width = info.rows_per_tile, info.width
     block = 2 * rows * (4 * width * width + 2 * width * info.mlp_width) + 4 * rows * rows * width
     patches = 2 * rows * info.patch_inputs * width
     projector = 2 * info.tokens_per_tile * (info.projector_inputs * hidden_size + hidden_size * hidden_size)
     return tiles * (patches + info.layers * block + projector)
+
+
+def _add_attention(flops: PrefillFlops, info: LanguageModelInfo, layer: int, rows: int, past: int) -> None:
+    pairs = _pairs(info, layer, past + rows) - _pairs(info, layer, past)
+    key_heads = 1 if info.kv_lora_rank else info.kv_heads
+    flops.projections += 2 * rows * _projection_weights(info)
+    flops.attention += 2 * info.heads * (info.query_key_dim + info.value_dim) * pairs
+    flops.norms += NORM_OPERATIONS * rows * (2 * info.hidden_size + info.kv_lora_rank)
+    flops.rope += ROPE_OPERATIONS * rows * (info.heads + key_heads) * info.rope_dim
+    flops.softmax += SOFTMAX_OPERATIONS * info.heads * pairs
 
 
 def _projection_weights(info: LanguageModelInfo) -> int:
@@ -89,3 +240,41 @@ def _add_feed_forward(
     flops.router += 2 * rows * info.hidden_size * info.num_experts
     flops.routed_experts += 6 * uses * info.hidden_size * info.moe_intermediate_size
     flops.shared_experts += 6 * rows * info.hidden_size * info.shared_intermediate_size
+    flops.softmax += SOFTMAX_OPERATIONS * rows * info.num_experts
+
+
+def _stage_flops(
+    info: LanguageModelInfo, policy: Policy, schedule: Schedule, stage: int, others: int, raters: int
+) -> int:
+    """What a stage costs by itself. Its scores are computed even where the request keeps every token.
+
+    others: keys in the stage's layer that are no visual tokens of this prompt.
+    """
+    visual, keep = (schedule.visual_tokens, *schedule.keep)[stage], schedule.keep[stage]
+    if visual == 0:
+        return 0
+    watched_row = 2 * info.heads * info.query_key_dim * (others + visual)
+    scores = {
+        "fastmmoe": watched_row + 2 * visual * info.hidden_size * info.num_experts,
+        "fastv": watched_row,
+        "sparsevlm": raters * watched_row if schedule.prunes else 0,
+    }.get(schedule.method, 0)
+    if keep == visual and not schedule.merge[stage]:
+        return scores
+    # Choosing is sorting: one comparison = 1 FLOP.
+    return scores + visual * (visual - 1).bit_length() + _merge_flops(info, policy, schedule, stage, visual)
+
+
+def _merge_flops(info: LanguageModelInfo, policy: Policy, schedule: Schedule, stage: int, visual: int) -> int:
+    """What a stage's merged vectors cost: finding what is alike, then averaging it."""
+    merge, recycle = schedule.merge[stage], schedule.recycle[stage]
+    if not merge:
+        return 0
+    if schedule.method == "sparsevlm":
+        # Distances between the recycled tokens, then the means of their clusters, as matrix products.
+        return 2 * recycle * (recycle + merge) * info.hidden_size
+    # Of every routing distribution: its part in the window's mean, the product with it, the norm.
+    windows = 5 * visual * info.num_experts
+    # In both streams. Of every row of a merged window: its part in the mean, the norm; of the mean: norm and scaling.
+    per_window = 3 * policy.window + 3 if policy.merge == "mlerp" else policy.window
+    return windows + 2 * merge * per_window * info.hidden_size

@@ -43,14 +43,16 @@ class ModelInputs:
     image_sizes: tuple[tuple[int, int], ...] = ()
 
 
-def check_length(inputs: ModelInputs, config: ProcessorConfig) -> ModelInputs:
-    """Return the inputs unchanged; InvalidRequest if the sequence is longer than the model's positions."""
-    tokens, limit = len(inputs.input_ids), config.max_position_embeddings
+def check_length(inputs: ModelInputs, config: ProcessorConfig, tokens_before: int = 0) -> ModelInputs:
+    """Return the inputs unchanged; InvalidRequest if they do not fit the model's positions after tokens_before."""
+    tokens, limit = tokens_before + len(inputs.input_ids), config.max_position_embeddings
     if tokens > limit:
-        raise InvalidRequest(
-            f"the sequence has {tokens} tokens, {len(inputs.visual_index)} of them visual: the model takes at most "
-            f"{limit}; give fewer tiles (--max-tiles), fewer images or a shorter text"
-        )
+        visual, advice = len(inputs.visual_index), "give fewer tiles (--max-tiles), fewer images or a shorter text"
+        parts = f"{visual} of them visual"
+        if tokens_before:
+            parts = f"{tokens_before} of them of earlier turns and {visual} of the new ones visual"
+            advice += ", or start a new conversation"
+        raise InvalidRequest(f"the sequence has {tokens} tokens, {parts}: the model takes at most {limit}; {advice}")
     return inputs
 
 

@@ -1,33 +1,64 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FastMMoE's settings and the token counts they give: what a bundle stores and what one request resolves to."""
+"""Pruning methods, their settings and the token counts they give: what a bundle stores, what a request resolves to."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import msgspec
 
 from fastmmoe.runtime.errors import InvalidRequest
 
+Method: TypeAlias = Literal["none", "fastmmoe", "random", "fastv", "sparsevlm"]
+METHODS: tuple[Method, ...] = ("none", "fastmmoe", "random", "fastv", "sparsevlm")
+"""Their places are the values of the graph's input `method`."""
 
-class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """FastMMoE settings of a bundle (spec section 3).
+ALL = "all"
+"""Method of a comparison bundle, whose graph holds the prune sites of every method."""
+
+SPARSEVLM_COUNTS = (300, 200, 110)
+"""SparseVLM's visual tokens kept at its three stages, of 576 (v1.5, the list called 192)."""
+RECYCLED_SHARE, CLUSTER_SHARE = 0.3, 10
+"""SparseVLM recycles this share of the dropped tokens (tau) and makes one vector of so many of them (1 / theta)."""
+
+
+class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A place of the graph where visual tokens are pruned.
 
     Attributes:
-        method: the pruning built into the graph; "none" is the unmodified model.
-        prune_layers: decoder layers (from 0) in front of whose MoE block visual tokens are pruned, ascending.
+        layer: the decoder layer whose attention gives the scores; the first that still caches every token.
+        point: "moe" = between its attention and its MoE block, "output" = after the layer.
+        methods: those that prune here; for every other one the site is the identity.
+    """
+
+    layer: int
+    point: Literal["moe", "output"]
+    methods: tuple[Method, ...]
+
+
+class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Pruning settings of a bundle (spec sections 3 and 6).
+
+    Attributes:
+        method: the pruning built into the graph; "none" is the unmodified model, "all" a comparison of every method.
+        prune_layers: of each method in the graph but "none", ascending, in the method's own terms. fastmmoe, random:
+            layers in front of whose MoE block tokens are pruned. fastv: the first layer that runs on fewer tokens (K).
+            sparsevlm: layers after which tokens are pruned.
         retention: default share of visual tokens left after the last stage, in (0, 1].
         alpha: weight of redundancy against importance. merge_ratio: merged windows per kept token.
         window: tokens per window. merge: vector of a merged window.
         reduction_start_layer: first layer in which visual tokens use fewer experts.
         expert_factor: share of the model's experts a visual token keeps.
         reduction_weights: rule for the kept weights where the model does not renormalise.
+        sparsevlm_positions: after a stage of sparsevlm, "compact" = tokens are numbered anew (v1.5), "original" = they
+            keep their numbers (v2.0).
     """
 
-    method: Literal["fastmmoe", "none"]
-    prune_layers: tuple[int, ...]
+    method: Literal["none", "fastmmoe", "random", "fastv", "sparsevlm", "all"]
+    prune_layers: dict[Method, tuple[int, ...]]
     retention: float
     alpha: float
     merge_ratio: float
@@ -36,27 +67,97 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     reduction_start_layer: int
     expert_factor: float
     reduction_weights: Literal["preserve_sum", "none"]
+    sparsevlm_positions: Literal["compact", "original"]
+
+    @property
+    def methods(self) -> tuple[Method, ...]:
+        """What a request may choose."""
+        return ("none", *self.prune_layers)
+
+    @property
+    def default_method(self) -> Method:
+        """The method of a request that chooses none."""
+        return "fastmmoe" if self.method == "all" else self.method
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """The graph's prune sites, in the order in which a token meets them."""
+        found: dict[tuple[int, str, str], list[Method]] = {}
+        for method, layers in self.prune_layers.items():
+            for layer in layers:
+                found.setdefault(_place(method, layer), []).append(method)
+        return tuple(
+            Site(layer=layer, point="moe" if point == _MOE else "output", methods=tuple(methods))
+            for (layer, point, _), methods in sorted(found.items())
+        )
+
+
+# They sort in the order in which a layer has them.
+_MOE, _OUTPUT = "1 moe", "2 output"
+
+
+def _place(method: Method, layer: int) -> tuple[int, str, str]:
+    """Layer and point of a method's prune layer, and what keeps sites apart that cannot be shared."""
+    if method in ("fastmmoe", "random"):
+        return layer, _MOE, ""
+    return layer - 1 if method == "fastv" else layer, _OUTPUT, method
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """What one request does: visual tokens kept and windows merged at every stage, experts per visual token."""
+    """What one request does to one sequence.
 
+    Attributes:
+        retention: the share of visual tokens asked for. visual_tokens: V of the prompt.
+        keep: visual tokens after every site of the graph. merge: merged vectors among them. recycle: tokens that
+            sparsevlm makes its merged vectors of.
+        stages: the sites of the request's method; the others are identities.
+        visual_top_k: experts of a visual token in every MoE layer.
+    """
+
+    method: Method
     retention: float
     visual_tokens: int
     keep: tuple[int, ...]
     merge: tuple[int, ...]
+    recycle: tuple[int, ...]
+    stages: tuple[int, ...]
     visual_top_k: tuple[int, ...]
 
-    def for_decoding(self) -> Schedule:
-        """The schedule of the request's decode steps, which have no visual tokens."""
+    @property
+    def kept_visual_tokens(self) -> tuple[int, ...]:
+        """Visual tokens after each stage of the method."""
+        return tuple(self.keep[site] for site in self.stages)
+
+    @property
+    def merged_vectors(self) -> tuple[int, ...]:
+        """Merged vectors that each stage of the method makes."""
+        return tuple(self.merge[site] for site in self.stages)
+
+    @property
+    def prunes(self) -> bool:
+        """Whether any visual token is dropped or merged."""
+        return any(self.keep[site] < self.visual_tokens or self.merge[site] for site in self.stages)
+
+    def for_text(self) -> Schedule:
+        """The schedule of rows without visual tokens: decode steps, questions without a picture."""
         none = (0,) * len(self.keep)
-        return replace(self, visual_tokens=0, keep=none, merge=none)
+        return replace(self, visual_tokens=0, keep=none, merge=none, recycle=none)
+
+
+@dataclass(frozen=True)
+class StageCounts:
+    """Visual tokens after a stage, merged vectors among them, and the tokens those are made of (sparsevlm)."""
+
+    keep: int
+    merge: int = 0
+    recycle: int = 0
 
 
 def check_retention(retention: float) -> float:
     """Return it unchanged; InvalidRequest unless it is in (0, 1]."""
-    if not (isinstance(retention, (int, float)) and math.isfinite(retention) and 0 < retention <= 1):
+    is_number = isinstance(retention, (int, float)) and not isinstance(retention, bool)
+    if not (is_number and math.isfinite(retention) and 0 < retention <= 1):
         raise InvalidRequest(f"retention {retention}: expected a number in (0, 1], the share of visual tokens to keep")
     return float(retention)
 
@@ -86,6 +187,12 @@ def merge_count(visual_tokens: int, keep: int, merge_ratio: float, window: int) 
     )
 
 
+def sparsevlm_counts(visual_tokens: int, kept: int) -> tuple[int, int]:
+    """(N recycled tokens, M vectors they become) where SparseVLM keeps so many of so many tokens, fewer than all."""
+    recycled = int(RECYCLED_SHARE * (visual_tokens - kept)) + 1
+    return recycled, recycled // CLUSTER_SHARE + 1
+
+
 def reduced_top_k(top_k: int, expert_factor: float) -> int:
     """k_v = max(1, floor(k * expert_factor + 0.5))."""
     return max(1, math.floor(top_k * expert_factor + 0.5))
@@ -95,29 +202,95 @@ def plan_request(
     policy: Policy,
     *,
     visual_tokens: int,
-    moe_layers: tuple[int, ...],
+    moe_layers: Sequence[int],
     top_k: int,
+    method: str | None = None,
     retention: float | None = None,
     visual_top_k: int | None = None,
 ) -> Schedule:
     """The schedule of one request.
 
-    Retention 1 without visual_top_k is the unmodified model; retention below 1 alone uses the stored expert_factor;
-    retention None means the bundle's default.
+    Retention 1 without visual_top_k is the unmodified model, by any method. fastmmoe at a retention below 1 uses the
+    stored expert_factor, every other method the model's experts; visual_top_k overrides both. None means the bundle's
+    default.
 
     Raises:
-        InvalidRequest: retention outside (0, 1], visual_top_k outside 1..top_k, or either on a bundle exported
-            without FastMMoE.
+        InvalidRequest: a method that is not in the graph, retention outside (0, 1], visual_top_k outside 1..top_k, or
+            either of these with method "none".
     """
-    if policy.method == "none" and ((retention is not None and retention != 1) or visual_top_k is not None):
-        raise InvalidRequest("this bundle was exported with --method none: it only answers at retention 1.0")
+    chosen = _check_method(policy, method)
+    if chosen == "none":
+        if (retention is not None and check_retention(retention) != 1) or visual_top_k is not None:
+            raise InvalidRequest(
+                f"method none is the unmodified model: it takes retention 1 and no visual_top_k; "
+                f"methods of this bundle: {', '.join(policy.methods)}"
+            )
+        retention = 1.0
     R = check_retention(policy.retention if retention is None else retention)
     if visual_top_k is not None and not 1 <= visual_top_k <= top_k:
         raise InvalidRequest(f"visual_top_k {visual_top_k}: expected 1 to {top_k}, the model's experts per token")
     if visual_top_k is None:
-        visual_top_k = top_k if R == 1 else reduced_top_k(top_k, policy.expert_factor)
-    keep = keep_counts(visual_tokens, R, len(policy.prune_layers))
-    before = (visual_tokens, *keep[:-1])
-    merge = tuple(merge_count(v, k, policy.merge_ratio, policy.window) for v, k in zip(before, keep, strict=False))
-    per_layer = tuple(top_k if layer < policy.reduction_start_layer else visual_top_k for layer in moe_layers)
-    return Schedule(retention=R, visual_tokens=visual_tokens, keep=keep, merge=merge, visual_top_k=per_layer)
+        is_reduced = chosen == "fastmmoe" and R < 1
+        visual_top_k = reduced_top_k(top_k, policy.expert_factor) if is_reduced else top_k
+    sites = policy.sites
+    stages = tuple(i for i, site in enumerate(sites) if chosen in site.methods)
+    counts = _stage_counts(policy, chosen, visual_tokens, R, len(stages))
+    by_site, V = [], visual_tokens
+    for i in range(len(sites)):
+        by_site.append(counts[stages.index(i)] if i in stages else StageCounts(V))
+        V = by_site[-1].keep
+    return Schedule(
+        method=chosen,
+        retention=R,
+        visual_tokens=visual_tokens,
+        keep=tuple(c.keep for c in by_site),
+        merge=tuple(c.merge for c in by_site),
+        recycle=tuple(c.recycle for c in by_site),
+        stages=stages,
+        visual_top_k=tuple(top_k if i < policy.reduction_start_layer else visual_top_k for i in moe_layers),
+    )
+
+
+def _check_method(policy: Policy, method: str | None) -> Method:
+    if method is None:
+        return policy.default_method
+    for known in policy.methods:
+        if known == method:
+            return known
+    if method in METHODS:
+        raise InvalidRequest(
+            f"method {method}: the bundle has {', '.join(policy.methods)}; export with --method {method} or all"
+        )
+    raise InvalidRequest(f"method {method!r}: expected one of {', '.join(policy.methods)}")
+
+
+def _stage_counts(
+    policy: Policy, method: Method, visual_tokens: int, retention: float, stages: int
+) -> list[StageCounts]:
+    V = visual_tokens
+    if retention == 1 or V == 0:
+        return [StageCounts(V)] * stages
+    if method == "fastv":
+        # Python rounds halves to even, as the official code does; one token is left at the least.
+        return [StageCounts(max(1, round(V * retention)))]
+    if method == "sparsevlm":
+        return _sparsevlm_stages(V, retention, stages)
+    keep = keep_counts(V, retention, stages)
+    if method == "random":
+        return [StageCounts(k) for k in keep]
+    before = (V, *keep[:-1])
+    ratio, window = policy.merge_ratio, policy.window
+    return [StageCounts(k, merge_count(v, k, ratio, window)) for v, k in zip(before, keep, strict=False)]
+
+
+def _sparsevlm_stages(visual_tokens: int, retention: float, stages: int) -> list[StageCounts]:
+    """The list of counts scaled so that the last is floor(V * R); each stage adds its merged vectors."""
+    lists = SPARSEVLM_COUNTS[:stages]
+    factor = max(1, math.floor(visual_tokens * retention + 1e-9)) / lists[-1]
+    counts, V = [], visual_tokens
+    for listed in lists:
+        kept = min(math.floor(listed * factor + 1e-9), V - 1)
+        recycled, merged = sparsevlm_counts(V, kept)
+        counts.append(StageCounts(kept + merged, merged, recycled))
+        V = kept + merged
+    return counts

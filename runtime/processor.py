@@ -20,7 +20,7 @@ from fastmmoe.runtime.model_inputs import (
     internvl_tensor_inputs,
 )
 from fastmmoe.runtime.processor_config import DeepseekVl2ProcessorConfig, InternVlProcessorConfig, ProcessorConfig
-from fastmmoe.runtime.prompts import IMAGE_PLACEHOLDER, Marker, Messages, Prompt, render_prompt
+from fastmmoe.runtime.prompts import IMAGE_PLACEHOLDER, Marker, Messages, Prompt, render_follow_up, render_prompt
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -120,15 +120,31 @@ class Processor:
             InvalidRequest: the messages, a picture or max_tiles are not legal, the sequence is too long, or there is
                 no tokenizer.
         """
-        tokenizer = self._require_tokenizer()
-        placeholders = list(dict.fromkeys([IMAGE_PLACEHOLDER, self.config.image_token]))
-        prompt = render_prompt(messages, self.config.template, placeholders)
-        images = [open_image(image) for image in prompt.images]
-        if isinstance(self.config, DeepseekVl2ProcessorConfig):
-            inputs = _deepseek_vl2_inputs(self.config, tokenizer, prompt, images, max_tiles)
-        else:
-            inputs = _internvl_inputs(self.config, tokenizer, prompt, images, max_tiles)
-        return check_length(inputs, self.config)
+        prompt = render_prompt(messages, self.config.template, self._placeholders())
+        return self._inputs(prompt, max_tiles)
+
+    def follow_up(
+        self, content: Any, *, images_before: int = 0, tokens_before: int = 0, max_tiles: int | None = None
+    ) -> ModelInputs:
+        """Inputs of what a conversation goes on with when the user asks again, see `render_follow_up`.
+
+        Args:
+            content: of the user's message: str or a list of parts, see `render_prompt`.
+            images_before: pictures of the conversation so far. They stay as they were cut; DeepSeek-VL2's new ones are
+                cut into tiles only if there are at most two pictures with them.
+            tokens_before: tokens of the conversation so far, pruned ones too: the position of the first new token.
+            max_tiles: the most local tiles of a picture; None = the checkpoint's.
+        Returns:
+            the new tokens alone; visual_index counts from the first of them.
+        Raises:
+            InvalidRequest: the content, a picture, max_tiles or a count are not legal, the sequence is too long with
+                what stands before, or there is no tokenizer.
+        """
+        for name, count in (("images_before", images_before), ("tokens_before", tokens_before)):
+            if count < 0:
+                raise InvalidRequest(f"{name} {count}: expected at least 0")
+        prompt = render_follow_up(content, self.config.template, self._placeholders())
+        return self._inputs(prompt, max_tiles, images_before, tokens_before)
 
     def from_tensors(self, tensors: Mapping[str, npt.NDArray[Any]]) -> list[ModelInputs]:
         """Inputs of every row of a batch that the official processor made; left padding is removed.
@@ -154,6 +170,21 @@ class Processor:
         header = _HeaderFilter(tokenizer, self.config.template)
         return tokenizer.decode([int(i) for i in ids if header.keeps(int(i))], skip_special_tokens=True)
 
+    def _placeholders(self) -> list[str]:
+        return list(dict.fromkeys([IMAGE_PLACEHOLDER, self.config.image_token]))
+
+    def _inputs(
+        self, prompt: Prompt, max_tiles: int | None, images_before: int = 0, tokens_before: int = 0
+    ) -> ModelInputs:
+        tokenizer = self._require_tokenizer()
+        images = [open_image(image) for image in prompt.images]
+        if isinstance(self.config, DeepseekVl2ProcessorConfig):
+            tiled = images_before + len(images) <= MAX_TILED_IMAGES
+            inputs = _deepseek_vl2_inputs(self.config, tokenizer, prompt, images, max_tiles, tiled=tiled)
+        else:
+            inputs = _internvl_inputs(self.config, tokenizer, prompt, images, max_tiles)
+        return check_length(inputs, self.config, tokens_before)
+
     def _require_tokenizer(self) -> Tokenizer:
         if self._tokenizer is None:
             raise InvalidRequest(
@@ -169,9 +200,10 @@ def _deepseek_vl2_inputs(
     prompt: Prompt,
     images: Sequence[Image],
     max_tiles: int | None,
+    *,
+    tiled: bool,
 ) -> ModelInputs:
     """Text pieces are encoded one by one and pictures stand between them as ids, as in the official processor."""
-    tiled = len(images) <= MAX_TILED_IMAGES
     tiles = [deepseek_vl2_tiles(image, config, tiled=tiled, max_tiles=max_tiles) for image in images]
     grids = [grid for _, grid in tiles]
     side = config.grid_side
@@ -213,7 +245,7 @@ def _internvl_inputs(
             text += config.image_start_token + config.image_token * next(counts) + config.image_end_token
         else:
             text += str(piece)
-    ids = np.array(tokenizer.encode(text).ids, np.int32)
+    ids = np.array(tokenizer.encode(text, add_special_tokens=not prompt.is_follow_up).ids, np.int32)
     return ModelInputs(
         input_ids=ids,
         visual_index=np.flatnonzero(ids == config.image_token_id).astype(np.int32),

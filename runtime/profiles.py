@@ -9,7 +9,7 @@ from typing import TypeAlias
 from fastmmoe.runtime import abi
 from fastmmoe.runtime.bundle import Limits, Manifest
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.policy import Schedule, merge_count, plan_request
+from fastmmoe.runtime.policy import Schedule, Site, merge_count, plan_request, sparsevlm_counts
 from fastmmoe.runtime.processor_config import DeepseekVl2ProcessorConfig, ProcessorConfig
 
 # Room for text in a prompt and for the answer where the user sets no limit, and the text of a typical prompt.
@@ -125,38 +125,73 @@ def _vision(manifest: Manifest, limits: Limits) -> Profile:
 
 def _prefill(manifest: Manifest, limits: Limits) -> Profile:
     """A prompt, or more of a conversation after what the caches hold."""
-    policy, visual = manifest.policy, limits.max_visual
+    typical = _typical_schedule(manifest, limits)
     profile = _token_inputs(manifest, (1, _typical_tokens(limits), limits.max_tokens))
-    profile[abi.VISUAL_INDEX] = _vectors((0, _typical_visual(limits), visual))
-    schedule = _typical_schedule(manifest, limits)
-    most_merged = max(merge_count(visual, keep, policy.merge_ratio, policy.window) for keep in range(1, visual + 1))
-    for stage, (keep, merge) in enumerate(zip(schedule.keep, schedule.merge, strict=True)):
-        profile[abi.keep_slots(stage)] = _vectors((0, keep, visual))
-        profile[abi.merge_slots(stage)] = _vectors((0, merge, most_merged))
-    groups = abi.layer_groups(manifest.language_model.layers, policy.prune_layers)
+    profile |= _visual_inputs(manifest, (0, _typical_visual(limits), limits.max_visual))
+    for s, site in enumerate(manifest.policy.sites):
+        profile[abi.keep_slots(s)] = _vectors((0, typical.keep[s], limits.max_visual))
+        if abi.takes_merges(site):
+            profile[abi.merge_slots(s)] = _vectors((0, typical.merge[s], _most_merged(manifest, limits, site)))
+        if abi.takes_recycling(site):
+            most, _ = sparsevlm_counts(limits.max_visual, 0)
+            profile[abi.recycle_slots(s)] = _vectors((0, typical.recycle[s], most))
+    if "sparsevlm" in manifest.policy.methods:
+        profile[abi.RATER_SLOTS] = _vectors((0, TYPICAL_TEXT_TOKENS, limits.max_tokens))
+    groups = abi.layer_groups(manifest.language_model.layers, manifest.policy.sites)
     return profile | _cache_inputs(manifest, [(0, 0, limits.max_cache)] * len(groups))
+
+
+def _most_merged(manifest: Manifest, limits: Limits, site: Site) -> int:
+    """The most merged vectors a site can make."""
+    policy, visual = manifest.policy, limits.max_visual
+    if abi.takes_recycling(site):
+        return sparsevlm_counts(visual, 0)[1]
+    return max(merge_count(visual, keep, policy.merge_ratio, policy.window) for keep in range(1, visual + 1))
 
 
 def _decode(manifest: Manifest, limits: Limits) -> Profile:
     """One token after a prompt: no visual tokens, nothing to prune."""
-    policy = manifest.policy
-    profile = _token_inputs(manifest, (1, 1, 1))
-    none = _vectors((0, 0, 0))
-    profile[abi.VISUAL_INDEX] = none
-    for stage in range(len(policy.prune_layers)):
-        profile |= {abi.keep_slots(stage): none, abi.merge_slots(stage): none}
+    none = (0, 0, 0)
+    profile = _token_inputs(manifest, (1, 1, 1)) | _visual_inputs(manifest, none)
+    for s, site in enumerate(manifest.policy.sites):
+        profile[abi.keep_slots(s)] = _vectors(none)
+        if abi.takes_merges(site):
+            profile[abi.merge_slots(s)] = _vectors(none)
+        if abi.takes_recycling(site):
+            profile[abi.recycle_slots(s)] = _vectors(none)
+    if "sparsevlm" in manifest.policy.methods:
+        profile[abi.RATER_SLOTS] = _vectors(none)
     text = _typical_tokens(limits) - _typical_visual(limits)
-    # Every prune layer leaves fewer rows to the caches of the layers after it.
-    visual = (_typical_visual(limits), *_typical_schedule(manifest, limits).keep)
+    # Every layer with a site leaves fewer rows to the caches of the layers after it.
+    typical, visual = _typical_schedule(manifest, limits), [_typical_visual(limits)]
+    for s, site in enumerate(manifest.policy.sites):
+        following = manifest.policy.sites[s + 1 : s + 2]
+        if not following or following[0].layer != site.layer:
+            visual.append(typical.keep[s])
     return profile | _cache_inputs(manifest, [(1, text + kept, limits.max_cache) for kept in visual])
 
 
 def _token_inputs(manifest: Manifest, tokens: Lengths) -> Profile:
     hidden = manifest.language_model.hidden_size
-    return {
+    profile = {
         abi.INPUTS_EMBEDS: _shapes(tokens, lambda count: (count, hidden)),
         abi.POSITION_IDS: _vectors(tokens),
+        abi.SEQUENCE_IDS: _vectors(tokens),
     }
+    # Engines take one sequence at a time.
+    names = [abi.SEQUENCE_OFFSETS]
+    if manifest.policy.method != "none":
+        names.append(abi.VISUAL_OFFSETS)
+    for s, site in enumerate(manifest.policy.sites):
+        names += [abi.keep_offsets(s)] + [abi.merge_offsets(s)] * abi.takes_merge_offsets(site)
+    return profile | {name: _vectors((2, 2, 2)) for name in names}
+
+
+def _visual_inputs(manifest: Manifest, visual: Lengths) -> Profile:
+    profile = {abi.VISUAL_INDEX: _vectors(visual)}
+    if "random" in manifest.policy.methods:
+        profile[abi.RANDOM_SCORES] = _vectors(visual)
+    return profile
 
 
 def _cache_inputs(manifest: Manifest, lengths: Sequence[Lengths]) -> Profile:
@@ -164,10 +199,11 @@ def _cache_inputs(manifest: Manifest, lengths: Sequence[Lengths]) -> Profile:
     info = manifest.language_model
     *heads, width = info.cache_shape
     profile: Profile = {}
-    for group, layers in enumerate(abi.layer_groups(info.layers, manifest.policy.prune_layers)):
+    for group, layers in enumerate(abi.layer_groups(info.layers, manifest.policy.sites)):
         shapes = _shapes(lengths[group], lambda length: (1, *heads, length, width))
         for layer in layers:
             profile |= dict.fromkeys(abi.past_names(layer, info.cache_parts), shapes)
+        profile[abi.past_sequence_ids(group)] = _vectors(lengths[group])
         if info.sliding_layers:
             profile[abi.past_position_ids(group)] = _vectors(lengths[group])
     return profile

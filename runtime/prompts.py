@@ -38,18 +38,24 @@ INTERNVL3_5_GPT_OSS_SYSTEM = (
 GPT_OSS_CHANNEL = "<|channel|>"
 GPT_OSS_ANSWER_HEADER = "<|channel|>final<|message|>"
 
+# What closes a message of InternVL's templates.
+INTERNVL2_5_END = "<|im_end|>\n"
+GPT_OSS_END = "<|end|>"
+
 
 @dataclass(frozen=True)
 class Prompt:
-    """A rendered conversation that ends where the model's answer starts.
+    """A rendered conversation, or what one goes on with, that ends where the model's answer starts.
 
     Attributes:
         pieces: text, and markers between it. A tokenizer that encodes piece by piece must add no special tokens.
         images: what the messages gave as pictures, one for each Marker.IMAGE, in order.
+        is_follow_up: the pieces go on where an answer stopped, so nothing may be put in front of them.
     """
 
     pieces: tuple[Piece, ...]
     images: tuple[Any, ...]
+    is_follow_up: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,23 @@ class _Turn:
     role: str
     text: str
     images: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class _Template:
+    """How a conversation is written: its start, then questions with answers between them.
+
+    Attributes:
+        start: text of the system message or None -> what stands before the first question.
+        question: text of a user's message -> the user's turn and the start of the answer to it.
+        answer: text of an assistant's message -> the rest of the assistant's turn, its end included.
+        answer_end: the end of an assistant's turn, also where the model itself stopped with another token.
+    """
+
+    start: Callable[[str | None], list[Piece]]
+    question: Callable[[str], Piece]
+    answer: Callable[[str], list[Piece]]
+    answer_end: Piece
 
 
 def render_prompt(messages: Messages, template: str, placeholders: Sequence[str] = (IMAGE_PLACEHOLDER,)) -> Prompt:
@@ -76,67 +99,101 @@ def render_prompt(messages: Messages, template: str, placeholders: Sequence[str]
         InvalidRequest: a message is not in this schema, or placeholders and pictures differ in number.
     Source: conversation.py and processing_deepseek_vl_v2.py of DeepSeek-VL2, conversation.py of InternVL.
     """
-    if template not in _TEMPLATES:
-        raise InvalidRequest(f"template {template!r}: expected one of {', '.join(_TEMPLATES)}")
+    style = _find_template(template)
     turns = _read_turns(messages, tuple(placeholders))
-    pieces: list[Piece] = []
-    for piece in _TEMPLATES[template](turns):
+    system = turns.pop(0).text if turns[0].role == "system" else None
+    pieces = style.start(system)
+    for turn in turns:
+        pieces += [style.question(turn.text)] if turn.role == "user" else style.answer(turn.text)
+    return Prompt(_mark_images(pieces), tuple(image for turn in turns for image in turn.images))
+
+
+def render_follow_up(content: Any, template: str, placeholders: Sequence[str] = (IMAGE_PLACEHOLDER,)) -> Prompt:
+    """Render what a conversation goes on with when the user asks again: the end of the answer and the next question.
+
+    The prompt of the conversation so far, the answer as the model wrote it, without the stop token, and this are
+    together what `render_prompt` makes of all messages; but there "deepseek" strips an answer, and "internvl2_5"
+    leaves out the end of an answer without text.
+
+    Args:
+        content: of the user's message: str or a list of parts. It, template and placeholders: see `render_prompt`.
+    Raises:
+        InvalidRequest: the content is not in this schema, or placeholders and pictures differ in number.
+    """
+    style = _find_template(template)
+    turn = _read_turn({"role": "user", "content": content}, "message", tuple(placeholders))
+    return Prompt(_mark_images([style.answer_end, style.question(turn.text)]), turn.images, is_follow_up=True)
+
+
+def _find_template(name: str) -> _Template:
+    if name not in _TEMPLATES:
+        raise InvalidRequest(f"template {name!r}: expected one of {', '.join(_TEMPLATES)}")
+    return _TEMPLATES[name]
+
+
+def _mark_images(pieces: list[Piece]) -> tuple[Piece, ...]:
+    """The pieces with Marker.IMAGE instead of the placeholders in their text, and without empty text."""
+    marked: list[Piece] = []
+    for piece in pieces:
         if isinstance(piece, Marker):
-            pieces.append(piece)
+            marked.append(piece)
         else:
             first, *rest = piece.split(IMAGE_PLACEHOLDER)
-            pieces.append(first)
+            marked.append(first)
             for text in rest:
-                pieces += [Marker.IMAGE, text]
-    images = tuple(image for turn in turns for image in turn.images)
-    return Prompt(tuple(piece for piece in pieces if piece != ""), images)
+                marked += [Marker.IMAGE, text]
+    return tuple(piece for piece in marked if piece != "")
 
 
-def _deepseek(turns: list[_Turn]) -> list[Piece]:
-    pieces: list[Piece] = [Marker.BOS]
-    for turn in turns:
-        text = turn.text.strip()
-        if turn.role == "user":
-            question = f" {text}\n\n" if text else ""
-            pieces.append(f"<|User|>:{question}<|Assistant|>:")
-        elif turn.role == "assistant":
-            pieces += [text, Marker.EOS]
-        else:
-            pieces.append(text)
-    return pieces
+def _deepseek_start(system: str | None) -> list[Piece]:
+    return [Marker.BOS, "" if system is None else system.strip()]
 
 
-def _internvl2_5(turns: list[_Turn]) -> list[Piece]:
-    system, turns = _split_system(turns, INTERNVL2_5_SYSTEM)
-    text = f"<|im_start|>system\n{system}<|im_end|>\n"
-    for turn in turns:
-        text += f"<|im_start|>{turn.role}\n" + (f"{turn.text}<|im_end|>\n" if turn.text else "")
-    return [text + "<|im_start|>assistant\n"]
+def _deepseek_question(text: str) -> str:
+    text = text.strip()
+    question = f" {text}\n\n" if text else ""
+    return f"<|User|>:{question}<|Assistant|>:"
 
 
-def _internvl3_5_gpt_oss(turns: list[_Turn]) -> list[Piece]:
-    system, turns = _split_system(turns, INTERNVL3_5_GPT_OSS_SYSTEM)
-    text = f"<|start|>system<|message|>{system}<|end|>"
-    for turn in turns:
-        if turn.role == "user":
-            text += "<|start|>user<|message|>" + (f"{turn.text}<|end|>" if turn.text else "")
-        else:
-            header = "" if turn.text.startswith(GPT_OSS_CHANNEL) else GPT_OSS_ANSWER_HEADER
-            text += f"<|start|>assistant{header}{turn.text}<|end|>"
-    return [text + "<|start|>assistant"]
+def _deepseek_answer(text: str) -> list[Piece]:
+    return [text.strip(), Marker.EOS]
 
 
-_TEMPLATES: dict[str, Callable[[list[_Turn]], list[Piece]]] = {
-    "deepseek": _deepseek,
-    "internvl2_5": _internvl2_5,
-    "internvl3_5_gpt_oss": _internvl3_5_gpt_oss,
+def _close(text: str, end: str) -> str:
+    """InternVL's templates close a message only if it has text."""
+    return text + end if text else ""
+
+
+def _internvl2_5_start(system: str | None) -> list[Piece]:
+    return [f"<|im_start|>system\n{INTERNVL2_5_SYSTEM if system is None else system}{INTERNVL2_5_END}"]
+
+
+def _internvl2_5_question(text: str) -> str:
+    return f"<|im_start|>user\n{_close(text, INTERNVL2_5_END)}<|im_start|>assistant\n"
+
+
+def _internvl2_5_answer(text: str) -> list[Piece]:
+    return [_close(text, INTERNVL2_5_END)]
+
+
+def _gpt_oss_start(system: str | None) -> list[Piece]:
+    return [f"<|start|>system<|message|>{INTERNVL3_5_GPT_OSS_SYSTEM if system is None else system}{GPT_OSS_END}"]
+
+
+def _gpt_oss_question(text: str) -> str:
+    return f"<|start|>user<|message|>{_close(text, GPT_OSS_END)}<|start|>assistant"
+
+
+def _gpt_oss_answer(text: str) -> list[Piece]:
+    header = "" if text.startswith(GPT_OSS_CHANNEL) else GPT_OSS_ANSWER_HEADER
+    return [header + text + GPT_OSS_END]
+
+
+_TEMPLATES: dict[str, _Template] = {
+    "deepseek": _Template(_deepseek_start, _deepseek_question, _deepseek_answer, Marker.EOS),
+    "internvl2_5": _Template(_internvl2_5_start, _internvl2_5_question, _internvl2_5_answer, INTERNVL2_5_END),
+    "internvl3_5_gpt_oss": _Template(_gpt_oss_start, _gpt_oss_question, _gpt_oss_answer, GPT_OSS_END),
 }
-
-
-def _split_system(turns: list[_Turn], default: str) -> tuple[str, list[_Turn]]:
-    if turns[0].role == "system":
-        return turns[0].text, turns[1:]
-    return default, turns
 
 
 def _read_turns(messages: Messages, placeholders: tuple[str, ...]) -> list[_Turn]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,8 @@ import onnxruntime as ort
 from fastmmoe.runtime import abi
 from fastmmoe.runtime.bundle import Manifest, graph_file
 from fastmmoe.runtime.errors import BundleMismatch
+from fastmmoe.runtime.feeds import Chunk, call_feeds
 from fastmmoe.runtime.native import register_native_ops
-from fastmmoe.runtime.policy import Schedule
 
 Array = npt.NDArray[Any]
 
@@ -22,7 +23,7 @@ CPU_TARGET = "cpu"
 
 
 class Graphs:
-    """The three graphs of a bundle, loaded. One object may serve several threads, each with its own `Sequence`.
+    """The three graphs of a bundle, loaded. One object may serve several threads, each with its own `Batch`.
 
     Args:
         portable: run the variant whose operators have function bodies, without the native library.
@@ -57,79 +58,70 @@ class Graphs:
         """Token embeddings [T, H] of input_ids [T]."""
         return self._embedding.run([abi.INPUTS_EMBEDS], {abi.INPUT_IDS: input_ids.astype(np.int32)})[0]
 
-    def new_sequence(self) -> Sequence:
-        """An empty sequence."""
-        return Sequence(self.manifest, self._language_model)
+    def new_batch(self, size: int = 1) -> Batch:
+        """So many empty sequences."""
+        return Batch(self.manifest, self._language_model, size)
 
 
-class Sequence:
-    """One sequence's key-value caches, which differ in length by layer group once visual tokens are pruned.
+class Batch:
+    """Sequences that share calls, and their key-value caches, which differ in length by layer group.
 
     Attributes:
-        length: original positions so far; the next token takes this one.
-        kept_index: after `extend`, the surviving rows of each stage's input.
+        lengths: original positions of every sequence so far; its next token takes this one.
+        kept_index: after `extend`, the rows of each site's input that survive it.
     """
 
-    def __init__(self, manifest: Manifest, session: ort.InferenceSession) -> None:
+    def __init__(self, manifest: Manifest, session: ort.InferenceSession, size: int) -> None:
         self._session = session
         self._info, self._policy = manifest.language_model, manifest.policy
-        self._groups = abi.layer_groups(self._info.layers, self._policy.prune_layers)
         self._output_names = [output.name for output in session.get_outputs()]
         self._cache: dict[str, ort.OrtValue] = {}
+        self._groups = abi.layer_groups(self._info.layers, self._policy.sites)
         dtype = np.dtype(manifest.activation_dtype)
         *heads, width = self._info.cache_shape
         for layer in range(self._info.layers):
             for name in abi.past_names(layer, self._info.cache_parts):
-                self._cache[name] = ort.OrtValue.ortvalue_from_numpy(np.zeros((1, *heads, 0, width), dtype))
-        if self._info.sliding_layers:
-            for group in range(len(self._groups)):
-                empty = ort.OrtValue.ortvalue_from_numpy(np.zeros(0, np.int32))
-                self._cache[abi.past_position_ids(group)] = empty
-        self.length = 0
+                self._cache[name] = _ort_value(np.zeros((1, *heads, 0, width), dtype))
+        for group in range(len(self._groups)):
+            self._cache[abi.past_sequence_ids(group)] = _ort_value(np.zeros(0, np.int32))
+            if self._info.sliding_layers:
+                self._cache[abi.past_position_ids(group)] = _ort_value(np.zeros(0, np.int32))
+        self.lengths = [0] * size
         self.kept_index: list[Array] = []
 
     @property
-    def cache_lengths(self) -> list[int]:
-        """Cached tokens of every layer."""
-        names = (abi.past_names(layer, self._info.cache_parts)[0] for layer in range(self._info.layers))
-        return [self._cache[name].shape()[-2] for name in names]
+    def cache_lengths(self) -> Array:
+        """Cached tokens, int64 [sequences, layers]."""
+        lengths = np.zeros((len(self.lengths), self._info.layers), np.int64)
+        for group, layers in enumerate(self._groups):
+            ids = self._cache[abi.past_sequence_ids(group)].numpy()
+            lengths[:, list(layers)] = np.bincount(ids, minlength=len(self.lengths))[:, None]
+        return lengths
 
-    def extend(self, inputs_embeds: Array, visual_index: Array, schedule: Schedule, alpha: float) -> Array:
-        """Append tokens: a prompt, whose visual tokens are pruned by the schedule, or one decoded token.
+    def extend(self, chunks: Sequence[Chunk], *, alpha: float, seed: int = 0) -> Array:
+        """Append rows to some of the sequences: prompts, whose visual tokens are pruned, or one decoded token each.
 
         Args:
-            inputs_embeds: [T, H]. visual_index: int32 [V], ascending; the schedule is for this V.
+            chunks: one for each sequence of the call. alpha, seed: see `call_feeds`.
         Returns:
-            logits [vocab] float32 of the last token.
+            logits [B, vocab] float32 of each chunk's last row.
+        Raises:
+            InvalidRequest: see `call_feeds`.
         """
-        tokens = len(inputs_embeds)
-        feeds = {
-            abi.INPUTS_EMBEDS: inputs_embeds,
-            abi.POSITION_IDS: np.arange(self.length, self.length + tokens, dtype=np.int32),
-            abi.VISUAL_INDEX: visual_index.astype(np.int32),
-        }
-        if self._policy.method != "none":
-            feeds[abi.VISUAL_TOP_K] = np.array(schedule.visual_top_k, np.int32)
-            feeds[abi.ALPHA] = np.full(len(self._policy.prune_layers), alpha, np.float32)
-        for stage in range(len(self._policy.prune_layers)):
-            feeds[abi.keep_slots(stage)] = np.zeros(schedule.keep[stage], np.int8)
-            feeds[abi.merge_slots(stage)] = np.zeros(schedule.merge[stage], np.int8)
-        values = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(v)) for name, v in feeds.items()}
+        lengths = [self.lengths[chunk.sequence_id] for chunk in chunks]
+        feeds = call_feeds(self._policy, chunks, lengths, alpha=alpha, seed=seed)
+        values = {name: _ort_value(np.ascontiguousarray(value)) for name, value in feeds.items()}
         outputs = self._session.run_with_ort_values(self._output_names, values | self._cache)
         by_name = dict(zip(self._output_names, outputs, strict=True))
-        self._keep_caches(by_name)
-        self.kept_index = [by_name[abi.kept_index(s)].numpy() for s in range(len(self._policy.prune_layers))]
-        self.length += tokens
-        return by_name[abi.LOGITS].numpy()[0]
+        self._cache = {name: by_name[abi.present_name(name)] for name in self._cache}
+        self.kept_index = [by_name[abi.kept_index(site)].numpy() for site in range(len(self._policy.sites))]
+        for chunk in chunks:
+            self.lengths[chunk.sequence_id] += len(chunk.inputs_embeds)
+        return by_name[abi.LOGITS].numpy()
 
-    def _keep_caches(self, outputs: dict[str, ort.OrtValue]) -> None:
-        for layer in range(self._info.layers):
-            parts = self._info.cache_parts
-            for past, present in zip(abi.past_names(layer, parts), abi.present_names(layer, parts), strict=True):
-                self._cache[past] = outputs[present]
-        if self._info.sliding_layers:
-            for group in range(len(self._groups)):
-                self._cache[abi.past_position_ids(group)] = outputs[abi.present_position_ids(group)]
+
+def _ort_value(value: Array) -> ort.OrtValue:
+    return ort.OrtValue.ortvalue_from_numpy(value)
 
 
 def _load(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The runtime API: a bundle that answers about images at the retention the caller picks for each request."""
+"""The runtime API: a bundle that answers about images by the method and at the retention each request picks."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,80 +14,12 @@ import numpy.typing as npt
 
 from fastmmoe.runtime.bundle import TOKENIZER, Manifest, read_manifest
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.flops import prefill_flops, vision_flops
+from fastmmoe.runtime.generation import RequestOptions, RequestStats, Run, Token, since
 from fastmmoe.runtime.model_inputs import ModelInputs
-from fastmmoe.runtime.policy import Schedule, plan_request
 from fastmmoe.runtime.processor import Processor
-from fastmmoe.runtime.session import Graphs, Sequence
+from fastmmoe.runtime.session import Graphs
 
 Array = npt.NDArray[Any]
-NO_VISUAL_TOKENS = np.zeros(0, np.int32)
-
-
-@dataclass(frozen=True)
-class RequestOptions:
-    """What a caller may choose for one request; None = the bundle's default.
-
-    Attributes:
-        retention: share of visual tokens left after the last stage, (0, 1]. pruning_rate: 1 - retention; give one.
-        visual_top_k: experts per visual token from the reduction's first layer on.
-        alpha: weight of redundancy against importance, [0, 1].
-        max_tokens: of the answer, at least 1. max_tiles: the most local tiles of a picture.
-    """
-
-    retention: float | None = None
-    pruning_rate: float | None = None
-    visual_top_k: int | None = None
-    alpha: float | None = None
-    max_tokens: int = 64
-    max_tiles: int | None = None
-
-    def resolved_retention(self) -> float | None:
-        """Retention from either of the two; InvalidRequest if both are given or the pruning rate is not in [0, 1)."""
-        if self.pruning_rate is None:
-            return self.retention
-        if self.retention is not None:
-            raise InvalidRequest("give retention or pruning_rate, not both")
-        if not 0 <= self.pruning_rate < 1:
-            raise InvalidRequest(f"pruning_rate {self.pruning_rate}: expected a number in [0, 1), the share to remove")
-        return 1 - self.pruning_rate
-
-
-@dataclass
-class RequestStats:
-    """What a request did. Times in milliseconds; FLOPs of the language model's prefill, as spec section 5 counts."""
-
-    retention: float
-    text_tokens: int
-    visual_tokens: int
-    kept_visual_tokens: tuple[int, ...]
-    merged_windows: tuple[int, ...]
-    visual_top_k: tuple[int, ...]
-    tiles: int
-    prefill_flops: int
-    prefill_flops_unmodified: int
-    vision_flops: int
-    preprocess_ms: float = 0.0
-    vision_ms: float = 0.0
-    prefill_ms: float = 0.0
-    decode_ms: list[float] = field(default_factory=list)
-    cache_lengths: list[int] = field(default_factory=list)
-    kept_index: list[Array] = field(default_factory=list, repr=False)
-
-    @property
-    def pruning_rate(self) -> float:
-        """Share of visual tokens removed."""
-        return 1 - self.retention
-
-    @property
-    def ttft_ms(self) -> float:
-        """Time to the first token."""
-        return self.preprocess_ms + self.vision_ms + self.prefill_ms
-
-    @property
-    def flops_reduction(self) -> float:
-        """Share of the unmodified model's prefill FLOPs that was not spent."""
-        return 1 - self.prefill_flops / self.prefill_flops_unmodified
 
 
 @dataclass(frozen=True)
@@ -108,6 +40,13 @@ class Answer:
     token_ids: tuple[int, ...]
     finish_reason: str
     stats: RequestStats
+
+    @staticmethod
+    def of(pieces: Sequence[Piece]) -> Answer:
+        """The answer whose pieces these are, to the last."""
+        reason = pieces[-1].finish_reason
+        assert reason is not None
+        return Answer("".join(p.text for p in pieces), tuple(p.token_id for p in pieces), reason, pieces[-1].stats)
 
 
 class VLM:
@@ -140,27 +79,45 @@ class VLM:
         request = RequestOptions(**options)
         start = time.perf_counter()
         inputs = self.processor(messages, max_tiles=request.max_tiles)
-        preprocess_ms = _since(start)
-        run = _Run(self, inputs, request)
-        run.stats.preprocess_ms = preprocess_ms
-        return self._pieces(run)
+        preprocess_ms = since(start)
+        run = Run(self.graphs, [inputs], request)
+        run.stats[0].preprocess_ms = preprocess_ms
+        return (piece for _, piece in self.pieces(run))
 
     def generate(self, messages: Any, **options: Any) -> Answer:
         """As `generate_stream`, the whole answer at once."""
-        pieces = list(self.generate_stream(messages, **options))
-        reason = pieces[-1].finish_reason
-        assert reason is not None
-        return Answer("".join(p.text for p in pieces), tuple(p.token_id for p in pieces), reason, pieces[-1].stats)
+        return Answer.of(list(self.generate_stream(messages, **options)))
 
-    def _pieces(self, run: _Run) -> Iterator[Piece]:
-        stream = self.processor.new_stream()
+    def generate_batch(self, conversations: Sequence[Any], **options: Any) -> list[Answer]:
+        """Answer several conversations at once, packed without padding; sparsevlm takes one after the other.
+
+        Args:
+            conversations: messages of each, as in `generate_stream`. options: fields of `RequestOptions`, for all.
+        Raises:
+            InvalidRequest: as `generate_stream`, or no conversations.
+        """
+        request = RequestOptions(**options)
+        inputs = [self.processor(messages, max_tiles=request.max_tiles) for messages in conversations]
+        answers = []
+        for run in self._runs(inputs, request):
+            pieces: list[list[Piece]] = [[] for _ in run.stats]
+            for row, piece in self.pieces(run):
+                pieces[row].append(piece)
+            answers += [Answer.of(of_row) for of_row in pieces]
+        return answers
+
+    def pieces(self, run: Run) -> Iterator[tuple[int, Piece]]:
+        """(row, piece) of every sequence of a run until each has ended."""
+        streams = [self.processor.new_stream() for _ in run.stats]
         stop = set(self.manifest.processor.stop_token_ids)
-        for count, (token, _) in enumerate(run.tokens(), start=1):
-            stopped = token in stop
-            reason = "stop" if stopped else "length" if count == run.max_tokens else None
-            yield Piece("" if stopped else stream.push(token), token, reason, run.stats)
-            if stopped:
-                return
+        for count, tokens in enumerate(run.tokens(), start=1):
+            for token in tokens:
+                row, stopped = token.row, token.id in stop
+                reason = "stop" if stopped else "length" if count == run.max_tokens[row] else None
+                if stopped:
+                    run.finish(row)
+                text = "" if stopped else streams[row].push(token.id)
+                yield row, Piece(text, token.id, reason, run.stats[row])
 
     def run_tensors(self, tensors: Mapping[str, Array], **options: Any) -> dict[str, Array]:
         """Run ready-made tensors and decode exactly max_tokens tokens, stop tokens or not.
@@ -172,109 +129,40 @@ class VLM:
             logits [B, vocab] float32 of each prompt's last row; decode_tokens [B, N] and decode_logits [N - 1, B,
             vocab], the logits of the cached steps; cache_lengths [B, layers] after the prompt; kept_index_stage{s}
             [B, T_s] from s = 1, positions of the prompt that survive stage s. One row: decode_tokens, cache_lengths
-            and kept_index_stage{s} without B. Rows whose kept_index differ in length: row{b}_kept_index_stage{s}.
+            and kept_index_stage{s} without B; several rows: row{b}_kept_index_stage{s}.
         Raises:
             InvalidRequest: tensors or options outside what the model or the method allows, or no rows.
         """
-        request = RequestOptions(**options)
-        runs = [_Run(self, inputs, request) for inputs in self.processor.from_tensors(tensors)]
-        if not runs:
-            raise InvalidRequest("input_ids has no rows: expected at least one")
-        steps = [list(run.tokens()) for run in runs]
-        logits = np.stack([[row for _, row in step] for step in steps], axis=1)
-        tokens = np.array([[token for token, _ in step] for step in steps], np.int64)
-        lengths = np.array([run.stats.cache_lengths for run in runs], np.int64)
-        single = len(runs) == 1
+        steps: list[list[Token]] = []
+        stats: list[RequestStats] = []
+        for run in self._runs(self.processor.from_tensors(tensors), RequestOptions(**options)):
+            of_rows: list[list[Token]] = [[] for _ in run.stats]
+            for tokens in run.tokens():
+                for token in tokens:
+                    of_rows[token.row].append(token)
+            steps += of_rows
+            stats += run.stats
+        # A row near the model's longest sequence may have room for fewer tokens.
+        count = min(map(len, steps))
+        logits = np.stack([[token.logits for token in row[:count]] for row in steps], axis=1)
+        ids = np.array([[token.id for token in row[:count]] for row in steps], np.int64)
+        lengths = np.array([one.cache_lengths for one in stats], np.int64)
+        single = len(steps) == 1
         result = {
             "logits": logits[0],
             "decode_logits": logits[1:],
-            "decode_tokens": tokens[0] if single else tokens,
+            "decode_tokens": ids[0] if single else ids,
             "cache_lengths": lengths[0] if single else lengths,
         }
-        for stage in range(len(self.manifest.policy.prune_layers)):
-            for row, run in enumerate(runs):
-                name = f"kept_index_stage{stage + 1}"
-                result[name if single else f"row{row}_{name}"] = run.stats.kept_index[stage]
+        for row, one in enumerate(stats):
+            for stage, kept in enumerate(one.kept_index, start=1):
+                result[f"kept_index_stage{stage}" if single else f"row{row}_kept_index_stage{stage}"] = kept
         return result
 
-
-class _Run:
-    """One sequence on its way: plan, prefill and decoding."""
-
-    def __init__(self, vlm: VLM, inputs: ModelInputs, request: RequestOptions) -> None:
-        manifest, info = vlm.manifest, vlm.manifest.language_model
-        self._graphs, self._inputs = vlm.graphs, inputs
-        self.max_tokens = _checked_max_tokens(request.max_tokens, len(inputs.input_ids), vlm)
-        self._alpha = manifest.policy.alpha if request.alpha is None else request.alpha
-        if not 0 <= self._alpha <= 1:
-            raise InvalidRequest(f"alpha {self._alpha}: expected a number in [0, 1]")
-        self.schedule = self._plan(vlm, request.resolved_retention(), request.visual_top_k)
-        T, V = len(inputs.input_ids), len(inputs.visual_index)
-        tiles = len(inputs.vision_inputs["pixel_values"]) if inputs.vision_inputs else 0
-        stages = len(self.schedule.keep)
-        unmodified = Schedule(1.0, V, (V,) * stages, (0,) * stages, (info.top_k,) * len(info.moe_layers))
-        self.stats = RequestStats(
-            retention=self.schedule.retention,
-            text_tokens=T - V,
-            visual_tokens=V,
-            kept_visual_tokens=self.schedule.keep,
-            merged_windows=self.schedule.merge,
-            visual_top_k=self.schedule.visual_top_k,
-            tiles=tiles,
-            prefill_flops=prefill_flops(info, manifest.policy, self.schedule, T).total,
-            prefill_flops_unmodified=prefill_flops(info, manifest.policy, unmodified, T).total,
-            vision_flops=vision_flops(manifest.vision, info.hidden_size, tiles),
-        )
-
-    def _plan(self, vlm: VLM, retention: float | None, visual_top_k: int | None) -> Schedule:
-        info = vlm.manifest.language_model
-        return plan_request(
-            vlm.manifest.policy,
-            visual_tokens=len(self._inputs.visual_index),
-            moe_layers=info.moe_layers,
-            top_k=info.top_k,
-            retention=retention,
-            visual_top_k=visual_top_k,
-        )
-
-    def tokens(self) -> Iterator[tuple[int, Array]]:
-        """(token, logits [vocab] it was chosen from), max_tokens of them. Ties: the smaller token id."""
-        sequence = self._graphs.new_sequence()
-        logits = self._prefill(sequence)
-        decode_schedule = self.schedule.for_decoding()
-        for count in range(1, self.max_tokens + 1):
-            token = int(np.argmax(logits))
-            yield token, logits
-            if count < self.max_tokens:
-                start = time.perf_counter()
-                embeds = self._graphs.embed(np.array([token]))
-                logits = sequence.extend(embeds, NO_VISUAL_TOKENS, decode_schedule, self._alpha)
-                self.stats.decode_ms.append(_since(start))
-
-    def _prefill(self, sequence: Sequence) -> Array:
-        inputs = self._inputs
-        start = time.perf_counter()
-        embeds = self._graphs.embed(inputs.input_ids)
-        if inputs.vision_inputs:
-            embeds[inputs.visual_index] = self._graphs.image_features(inputs.vision_inputs)
-        self.stats.vision_ms = _since(start)
-        start = time.perf_counter()
-        logits = sequence.extend(embeds, inputs.visual_index, self.schedule, self._alpha)
-        self.stats.prefill_ms = _since(start)
-        self.stats.cache_lengths = sequence.cache_lengths
-        positions = np.arange(len(inputs.input_ids))
-        for kept in sequence.kept_index:
-            positions = positions[kept]
-            self.stats.kept_index.append(positions)
-        return logits
-
-
-def _checked_max_tokens(max_tokens: int, prompt_tokens: int, vlm: VLM) -> int:
-    if max_tokens < 1:
-        raise InvalidRequest(f"max_tokens {max_tokens}: expected at least 1")
-    # The last token of an answer is never fed back, so one more than there are positions left is possible.
-    return min(max_tokens, vlm.manifest.processor.max_position_embeddings - prompt_tokens + 1)
-
-
-def _since(start: float) -> float:
-    return (time.perf_counter() - start) * 1e3
+    def _runs(self, inputs: Sequence[ModelInputs], request: RequestOptions) -> list[Run]:
+        """The rows in one packed run, or in one each where the method cannot prune several at once."""
+        if not inputs:
+            raise InvalidRequest("the input has no rows: expected at least one")
+        method = request.method or self.manifest.policy.default_method
+        groups = [[one] for one in inputs] if method == "sparsevlm" else [list(inputs)]
+        return [Run(self.graphs, group, request) for group in groups]

@@ -25,8 +25,8 @@ Array = npt.NDArray[Any]
 
 LIMIT_BYTES = 20_000_000
 
-# Not in the copy: baselines (by size), and what tests/conftest.py makes from the Hugging Face twin.
-LEFT_OUT = re.compile(r"^(README\.md|baselines/.*|internvl-.*-original/model\.safetensors)$")
+# Not in the copy: what tests/conftest.py makes from the Hugging Face twin.
+LEFT_OUT = re.compile(r"^(README\.md|internvl-.*-original/model\.safetensors)$")
 
 # Per file, the arrays to keep; every other .npz is kept whole.
 KEPT_ARRAYS = (
@@ -37,6 +37,9 @@ KEPT_ARRAYS = (
         ),
     ),
     (re.compile(r"^fastmmoe/fastmmoe_.*\.npz$"), re.compile(r"^(?!\d+_router_logits_last$)")),
+    (re.compile(r"^internvl-gptoss/outputs_text\.npz$"), re.compile(r"")),
+    (re.compile(r"^baselines/sparsevlm_functions\.npz$"), re.compile(r"^(?!attn$)")),
+    (re.compile(r"^baselines/fastv_.*\.npz$"), re.compile(r"")),
 )
 
 # Literal coding by position modulo four: exponent bytes of float32 share their statistics.
@@ -44,14 +47,15 @@ FLOAT32_FILTERS: list[dict[str, int]] = [{"id": lzma.FILTER_LZMA2, "preset": 9, 
 
 
 def trim(file: str, arrays: dict[str, Array]) -> dict[str, Array]:
-    """The arrays of one .npz that the copy keeps; logits of long outputs are cut to the last row, [B, 1, V]."""
+    """The arrays of one .npz that the copy keeps; logits of long outputs are cut to the last row, [..., 1, V]."""
     for files, names in KEPT_ARRAYS:
         if not files.search(file):
             continue
         kept = {name: array for name, array in arrays.items() if names.search(name)}
-        if "logits" in kept:
-            kept["logits"] = kept["logits"][:, -1:]
-            kept["last_row_only"] = np.array(["logits"])
+        cut = [name for name in kept if re.search(r"(^|R[\d.]+_)logits$", name)]
+        if cut:
+            kept |= {name: kept[name][:, -1:] for name in cut}
+            kept["last_row_only"] = np.array(cut)
         return kept
     return arrays
 
@@ -82,8 +86,9 @@ def copy_file(source: Path, file: str, output: Path) -> str:
     kept = trim(file, arrays)
     write_npz(target, kept)
     dropped = [name for name in arrays if name not in kept]
-    cut = " (logits: last row only)" if "last_row_only" in kept else ""
-    return f"{file}: without {' '.join(dropped)}{cut}" if dropped else ""
+    cut = ", ".join(map(str, kept.get("last_row_only", [])))
+    parts = [f"without {' '.join(dropped)}"] * bool(dropped) + [f"last row only of {cut}"] * bool(cut)
+    return f"{file}: {', '.join(parts)}" if parts else ""
 
 
 def main() -> int:

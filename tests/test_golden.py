@@ -81,8 +81,8 @@ def test_array_of_the_full_set_skips_by_name(golden_array: partial[Array], trimm
     for missing in ("hidden_states", "logits"):
         with pytest.raises(pytest.skip.Exception, match=f"needs dsvl2-mha/outputs_single.npz:{missing} of the full"):
             golden_array.func(trimmed_golden, "dsvl2-mha/outputs_single.npz", missing)
-    with pytest.raises(pytest.skip.Exception, match=r"needs baselines/fastv_dsvl2-mha\.npz:image_start of the full"):
-        golden_array.func(trimmed_golden, "baselines/fastv_dsvl2-mha.npz", "image_start")
+    with pytest.raises(pytest.skip.Exception, match=r"needs baselines/sparsevlm_functions\.npz:attn of the full"):
+        golden_array.func(trimmed_golden, "baselines/sparsevlm_functions.npz", "attn")
 
 
 def test_last_logits_begin_the_recorded_tokens(

@@ -1,43 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The decoder with FastMMoE in it: one graph for prefill and decode, whose key-value caches differ in length by stage.
+"""The decoder with the prune sites of its methods: one graph for prefill and decode, several sequences at once.
 
-A prune layer runs its attention on the sequence as it came; its MoE block and everything after run on the pruned one.
-So the layers fall into groups: group g holds the layers after the g-th prune layer, up to and including the next.
-All layers of a group have caches of one length.
+A layer with a prune site runs its attention on the rows as they came. At a site "moe" its MoE block and everything
+after run on the pruned rows, at a site "output" everything after the layer does. So the layers fall into groups: group
+g holds the layers after the g-th layer with a site, up to and including the next. All layers of a group have caches of
+one length.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from fastmmoe.exporter.fastmmoe.sites import Sites
+from fastmmoe.exporter.fastmmoe.tokens import Rows, Tokens
 from fastmmoe.exporter.models.layers import SparseMoe, causal_mask
-from fastmmoe.exporter.ops import TOKEN_PRUNE
 from fastmmoe.runtime import abi
 from fastmmoe.runtime.policy import Policy
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """The rows of one group of layers and what its attention blocks share.
-
-    Attributes:
-        position_ids: [T] int32, the numbers of the original sequence.
-        cos, sin: [T, rotary / 2]. mask: [T, S] bool. sliding_mask: the same for sliding layers, or None.
-        key_position_ids: [S] int32 with sliding layers, else None.
-        visual_index: [V] int32.
-    """
-
-    position_ids: torch.Tensor
-    cos: torch.Tensor
-    sin: torch.Tensor
-    mask: torch.Tensor
-    sliding_mask: torch.Tensor | None
-    key_position_ids: torch.Tensor | None
-    visual_index: torch.Tensor
 
 
 class DecoderLayer(nn.Module):
@@ -93,33 +74,63 @@ class LanguageModel(nn.Module):
         self.norm, self.lm_head = norm, lm_head
         self.inv_freq = nn.Parameter(torch.empty(rotary_dim // 2))
         self.policy, self.rope_scale, self.sliding_window = policy, rope_scale, sliding_window
-        self.groups = abi.layer_groups(len(layers), policy.prune_layers)
+        self.groups = abi.layer_groups(len(layers), policy.sites)
         self.moe_layers = tuple(i for i, layer in enumerate(layers) if isinstance(layer.mlp, MoeBlock))
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """One prefill or one decode step; names and shapes of inputs and outputs: runtime/abi.py."""
         x = inputs[abi.INPUTS_EMBEDS]
         outputs: dict[str, torch.Tensor] = {}
-        group = 0
-        tokens = self._tokens(inputs, 0, inputs[abi.POSITION_IDS], inputs[abi.VISUAL_INDEX])
+        sites, rows, group = Sites(self.policy, inputs), self._first_rows(inputs), 0
+        tokens = self._tokens(inputs, sites, group, rows)
         for i, layer in enumerate(self.layers):
-            prunes = i in self.policy.prune_layers
-            h = layer.input_layernorm(x)
-            past = [inputs[name] for name in abi.past_names(i, layer.self_attn.cache_parts)]
-            y, present, last_row = layer.self_attn(h, tokens, past, with_last_row=prunes)
-            outputs |= dict(zip(abi.present_names(i, layer.self_attn.cache_parts), present, strict=True))
+            watches = sites.watches(i, rows)
+            names = abi.past_names(i, layer.self_attn.cache_parts)
+            past = [inputs[name] for name in names]
+            y, present, watched = layer.self_attn(layer.input_layernorm(x), tokens, past, list(watches.values()))
+            outputs |= dict(zip(map(abi.present_name, names), present, strict=True))
+            attention = dict(zip(watches, watched, strict=True))
             x = x + y
             h = layer.post_attention_layernorm(x)
-            if i == self.groups[group][-1] and tokens.key_position_ids is not None:
-                outputs[abi.present_position_ids(group)] = tokens.key_position_ids
-            if prunes:
-                h, x, kept_index, visual_index = self._prune(layer.mlp.experts, h, x, last_row, tokens, inputs, group)
-                outputs[abi.kept_index(group)] = kept_index
+            is_last_of_group = i == self.groups[group][-1]
+            if is_last_of_group:
+                outputs |= self._present_ids(group, tokens)
+            for s, site in sites.at(i, "moe"):
+                pruned = sites.prune_moe(s, site, layer.mlp.experts, h, x, attention, rows)
+                h, x, rows = pruned.hidden_states, pruned.residual, pruned.rows
+                outputs[abi.kept_index(s)] = pruned.kept_index
+                attention = {name: a.index_select(0, pruned.kept_index) for name, a in attention.items()}
+            x = x + self._feed_forward(layer, i, h, rows.visual_index, inputs)
+            for s, site in sites.at(i, "output"):
+                pruned = sites.prune_output(s, site, x, attention, rows)
+                x, rows = pruned.residual, pruned.rows
+                outputs[abi.kept_index(s)] = pruned.kept_index
+                attention = {name: a.index_select(0, pruned.kept_index) for name, a in attention.items()}
+            if is_last_of_group and i + 1 < len(self.layers):
                 group += 1
-                tokens = self._tokens(inputs, group, tokens.position_ids.index_select(0, kept_index), visual_index)
-            x = x + self._feed_forward(layer, i, h, tokens.visual_index, inputs)
-        outputs[abi.LOGITS] = self.lm_head(self.norm(x[-1][None])).float()
+                tokens = self._tokens(inputs, sites, group, rows)
+        outputs[abi.LOGITS] = self.lm_head(self.norm(x.index_select(0, rows.last))).float()
         return {abi.LOGITS: outputs.pop(abi.LOGITS), **outputs}
+
+    def _first_rows(self, inputs: dict[str, torch.Tensor]) -> Rows:
+        x, visual_index, random_scores = inputs[abi.INPUTS_EMBEDS], inputs[abi.VISUAL_INDEX], None
+        if "random" in self.policy.methods:
+            random_scores = torch.zeros(x.shape[0]).scatter(0, visual_index.long(), inputs[abi.RANDOM_SCORES])
+        return Rows(
+            inputs[abi.POSITION_IDS],
+            inputs[abi.SEQUENCE_IDS],
+            inputs[abi.SEQUENCE_OFFSETS],
+            visual_index,
+            inputs.get(abi.VISUAL_OFFSETS),
+            random_scores,
+        )
+
+    def _present_ids(self, group: int, tokens: Tokens) -> dict[str, torch.Tensor]:
+        """Sequences and, with sliding layers, positions of a group's keys, as they are cached."""
+        ids = {abi.present_name(abi.past_sequence_ids(group)): tokens.key_sequence_ids}
+        if tokens.key_position_ids is not None:
+            ids[abi.present_name(abi.past_position_ids(group))] = tokens.key_position_ids
+        return ids
 
     def _feed_forward(
         self, layer: DecoderLayer, i: int, h: torch.Tensor, visual_index: torch.Tensor, inputs: dict[str, torch.Tensor]
@@ -133,43 +144,26 @@ class LanguageModel(nn.Module):
             visual_top_k = inputs[abi.VISUAL_TOP_K][j : j + 1]
         return layer.mlp(h, visual_index, visual_top_k)
 
-    def _prune(
-        self,
-        experts: SparseMoe,
-        h: torch.Tensor,
-        x: torch.Tensor,
-        last_row: torch.Tensor,
-        tokens: Tokens,
-        inputs: dict[str, torch.Tensor],
-        stage: int,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        visual = tokens.visual_index
-        return torch.ops.fastmmoe.token_prune(
-            h,
-            x,
-            experts.routing_probs(h.index_select(0, visual)),
-            last_row.index_select(0, visual),
-            visual,
-            inputs[abi.keep_slots(stage)],
-            inputs[abi.merge_slots(stage)],
-            inputs[abi.ALPHA][stage : stage + 1],
-            TOKEN_PRUNE.encode({"window": self.policy.window, "merge": self.policy.merge}),
-        )
-
-    def _tokens(
-        self, inputs: dict[str, torch.Tensor], group: int, position_ids: torch.Tensor, visual_index: torch.Tensor
-    ) -> Tokens:
-        first = self.groups[group][0] if group < len(self.groups) else None
-        dtype = inputs[abi.INPUTS_EMBEDS].dtype
+    def _tokens(self, inputs: dict[str, torch.Tensor], sites: Sites, group: int, rows: Rows) -> Tokens:
+        past_sequence_ids = inputs[abi.past_sequence_ids(group)]
+        T, past, dtype = rows.position_ids.shape[0], past_sequence_ids.shape[0], inputs[abi.INPUTS_EMBEDS].dtype
+        position_ids = rows.position_ids if group == 0 else self._positions(sites, rows, past)
         angles = position_ids.float()[:, None] * self.inv_freq[None, :]
         cos, sin = (angles.cos() * self.rope_scale).to(dtype), (angles.sin() * self.rope_scale).to(dtype)
-        T = position_ids.shape[0]
-        # A prune layer that is the last layer leaves rows that no attention sees: no cache, no mask.
-        past = 0 if first is None else abi.past_length(inputs, first, self.layers[first].self_attn.cache_parts)
-        mask = causal_mask(T, past + T)
+        key_sequence_ids = torch.cat((past_sequence_ids, rows.sequence_ids))
+        # Keys stand in the order in which they came, so that a sequence sees those of its own up to its own row.
+        mask = causal_mask(T, past + T) & (rows.sequence_ids[:, None] == key_sequence_ids[None, :])
         sliding_mask = key_position_ids = None
-        if self.sliding_window is not None and first is not None:
+        if self.sliding_window is not None:
             key_position_ids = torch.cat((inputs[abi.past_position_ids(group)], position_ids))
             distance = position_ids[:, None] - key_position_ids[None, :]
             sliding_mask = mask & (distance < self.sliding_window)
-        return Tokens(position_ids, cos, sin, mask, sliding_mask, key_position_ids, visual_index)
+        return Tokens(cos, sin, mask, sliding_mask, key_position_ids, key_sequence_ids)
+
+    def _positions(self, sites: Sites, rows: Rows, past: int) -> torch.Tensor:
+        """[T] int32: the numbers of the original sequence or, by SparseVLM v1.5, of what is left of it."""
+        if "sparsevlm" not in self.policy.methods or self.policy.sparsevlm_positions == "original":
+            return rows.position_ids
+        compact = torch.arange(rows.position_ids.shape[0], dtype=torch.int32) + past
+        is_active = sites.is_active("sparsevlm")
+        return compact if is_active is True else torch.where(torch.as_tensor(is_active), compact, rows.position_ids)

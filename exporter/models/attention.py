@@ -6,8 +6,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fastmmoe.exporter.fastmmoe.decoder import Tokens
-from fastmmoe.exporter.models.layers import RMSNorm, attend, last_row_probs, rotate
+from fastmmoe.exporter.fastmmoe.tokens import Tokens, Watch
+from fastmmoe.exporter.models.layers import RMSNorm, attend, rotate, watched_attention
 from fastmmoe.runtime import abi
 
 
@@ -46,20 +46,20 @@ class GroupedAttention(nn.Module):
         self.sinks = nn.Parameter(torch.empty(heads)) if has_sinks else None
 
     def forward(
-        self, x: torch.Tensor, tokens: Tokens, past: list[torch.Tensor], *, with_last_row: bool
-    ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor | None]:
-        """x [T, H], past key and value [1, Nkv, S, D] -> output [T, H], the caches with this call's rows, and, if
-        asked for, the last row's attention on this call's rows [T]."""
+        self, x: torch.Tensor, tokens: Tokens, past: list[torch.Tensor], watches: list[Watch]
+    ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+        """x [T, H], past key and value [1, Nkv, S, D] -> output [T, H], the caches with this call's rows, and each
+        watch's attention on this call's rows [T]."""
         T = x.shape[0]
         q = self.q_norm(self.q_proj(x).view(T, self.heads, -1)).transpose(0, 1)
         k = self.k_norm(self.k_proj(x).view(T, self.kv_heads, -1)).transpose(0, 1)
         v = self.v_proj(x).view(T, self.kv_heads, -1).transpose(0, 1)
         q, k = rotate(q, tokens.cos, tokens.sin), rotate(k, tokens.cos, tokens.sin)
         k, v = torch.cat((past[0][0], k), dim=1), torch.cat((past[1][0], v), dim=1)
-        last_row = last_row_probs(q, k, self.scale, self.sinks)[-T:] if with_last_row else None
+        watched = [watched_attention(q, k, self.scale, w, tokens.mask, self.sinks)[-T:] for w in watches]
         mask = tokens.sliding_mask if self.is_sliding and tokens.sliding_mask is not None else tokens.mask
         y = attend(q, k, v, mask, self.scale) if self.sinks is None else self._attend_with_sinks(q, k, v, mask)
-        return self.o_proj(y.transpose(0, 1).reshape(T, -1)), [k[None], v[None]], last_row
+        return self.o_proj(y.transpose(0, 1).reshape(T, -1)), [k[None], v[None]], watched
 
     def _attend_with_sinks(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """[N, T, D]. Spelled out, as the ONNX Attention op has no sink."""

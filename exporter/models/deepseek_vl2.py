@@ -14,7 +14,8 @@ from torch import nn
 
 from fastmmoe.exporter.checkpoint import WeightRule
 from fastmmoe.exporter.config_reader import ConfigReader
-from fastmmoe.exporter.fastmmoe.decoder import DecoderLayer, LanguageModel, MoeBlock, Tokens
+from fastmmoe.exporter.fastmmoe.decoder import DecoderLayer, LanguageModel, MoeBlock
+from fastmmoe.exporter.fastmmoe.tokens import Tokens, Watch
 from fastmmoe.exporter.models.attention import GroupedAttention
 from fastmmoe.exporter.models.graphs import Embedding, GraphModules
 from fastmmoe.exporter.models.layers import (
@@ -26,9 +27,9 @@ from fastmmoe.exporter.models.layers import (
     VisionBlock,
     VisionMlp,
     attend,
-    last_row_probs,
     rotary_frequencies,
     rotate,
+    watched_attention,
 )
 from fastmmoe.exporter.models.weight_rules import linear, norm, same, separate_experts
 from fastmmoe.runtime import abi
@@ -103,8 +104,8 @@ class Config:
         return tuple(i for i in layers if i % self.moe_layer_freq == 0)
 
     @property
-    def prunable_layers(self) -> tuple[int, ...]:
-        return self.moe_layers
+    def full_attention_layers(self) -> tuple[int, ...]:
+        return tuple(range(self.num_hidden_layers))
 
 
 def read_config(reader: ConfigReader) -> Config:
@@ -256,8 +257,8 @@ class LatentAttention(nn.Module):
         self.o_proj = nn.Linear(self.heads * mla.v_head_dim, c.hidden_size, bias=False)
 
     def forward(
-        self, x: torch.Tensor, tokens: Tokens, past: list[torch.Tensor], *, with_last_row: bool
-    ) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor | None]:
+        self, x: torch.Tensor, tokens: Tokens, past: list[torch.Tensor], watches: list[Watch]
+    ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
         T, mla = x.shape[0], self.mla
         q = self.q_proj(x).view(T, self.heads, -1).transpose(0, 1)
         q_nope, q_pe = q.split((mla.qk_nope_head_dim, mla.qk_rope_head_dim), dim=-1)
@@ -265,12 +266,12 @@ class LatentAttention(nn.Module):
         c, k_pe = self.kv_a_proj_with_mqa(x).split((mla.kv_lora_rank, mla.qk_rope_head_dim), dim=-1)
         latent = torch.cat((self.kv_a_layernorm(c), rotate(k_pe, tokens.cos, tokens.sin)), dim=-1)
         latent = torch.cat((past[0], latent[None]), dim=1)
-        last_row = last_row_probs(q, latent, self.scale)[-T:] if with_last_row else None
+        watched = [watched_attention(q, latent, self.scale, w, tokens.mask)[-T:] for w in watches]
         # The values are the first rank columns of the same rows. TensorRT's attention wants keys and values of one
         # width, so the rotary columns are attended too and dropped.
         y = attend(q, latent, latent, tokens.mask, self.scale)[:, :, : mla.kv_lora_rank]
         y = torch.matmul(y, self.w_uv).transpose(0, 1).reshape(T, -1)
-        return self.o_proj(y), [latent], last_row
+        return self.o_proj(y), [latent], watched
 
 
 def build_graphs(c: Config, policy: Policy) -> GraphModules:

@@ -93,8 +93,8 @@ class Config:
         return tuple(range(self.num_hidden_layers))
 
     @property
-    def prunable_layers(self) -> tuple[int, ...]:
-        return tuple(i for i in self.moe_layers if i not in self.sliding_layers)
+    def full_attention_layers(self) -> tuple[int, ...]:
+        return tuple(i for i in range(self.num_hidden_layers) if i not in self.sliding_layers)
 
 
 def read_config(reader: ConfigReader) -> Config:

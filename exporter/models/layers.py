@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fastmmoe.exporter.fastmmoe.tokens import Watch
 from fastmmoe.exporter.ops import SPARSE_MOE
 
 
@@ -157,21 +158,24 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor
     return y[0]
 
 
-def last_row_probs(q: torch.Tensor, k: torch.Tensor, scale: float, sinks: torch.Tensor | None = None) -> torch.Tensor:
-    """Attention of the last query row on every key, mean over heads.
+def watched_attention(
+    q: torch.Tensor, k: torch.Tensor, scale: float, watch: Watch, mask: torch.Tensor, sinks: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Attention of some query rows on every key: mean over heads, weighted sum over the rows.
 
     Args:
-        q: [N, T, D]. k: [Nkv, S, D]. sinks: [N], one extra logit a head, or None.
+        q: [N, T, D]. k: [Nkv, S, D]. mask: [T, S] bool. sinks: [N], one extra logit a head, or None.
     Returns:
-        [S] float32. With sinks it sums to less than 1.
+        [S] float32. With sinks a row's attention sums to less than 1.
     """
-    Nkv = k.shape[0]
-    row = q[:, -1].float().view(Nkv, q.shape[0] // Nkv, -1)
-    scores = torch.matmul(row, k.float().transpose(1, 2)) * scale
-    if sinks is None:
-        return scores.softmax(-1).mean((0, 1))
-    scores = torch.cat((scores, sinks.float().view(Nkv, -1, 1)), dim=-1)
-    return scores.softmax(-1)[:, :, :-1].mean((0, 1))
+    N, Nkv, R, S = q.shape[0], k.shape[0], watch.rows.shape[0], k.shape[1]
+    rows = q.index_select(1, watch.rows).float().reshape(Nkv, N // Nkv * R, q.shape[2])
+    scores = (torch.matmul(rows, k.float().transpose(1, 2)) * scale).reshape(N, R, S)
+    scores = scores.masked_fill(~mask.index_select(0, watch.rows), float("-inf"))
+    if sinks is not None:
+        scores = torch.cat((scores, sinks.float()[:, None, None].expand(N, R, 1)), dim=-1)
+    probs = scores.softmax(-1)[:, :, :S].mean(0)
+    return (probs * watch.weights[:, None]).sum(0)
 
 
 def causal_mask(T: int, S: int) -> torch.Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The export's FastMMoE settings: defaults of other depths, and what is refused."""
+"""The export's pruning settings: defaults of other depths, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from fastmmoe.exporter.fastmmoe.policy import FAMILY_ROWS, PolicyOptions, resolve_policy, scaled_prune_layers
+from fastmmoe.exporter.fastmmoe.policy import FAMILY_ROWS, Layers, PolicyOptions, resolve_policy, scaled_layers
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.policy import Policy
 
 
 def resolve(layers: int = 6, prunable: tuple[int, ...] = (1, 3, 5), **options: Any) -> Policy:
-    return resolve_policy(PolicyOptions(**options), family="deepseek_vl2", layers=layers, prunable=prunable)
+    every = Layers(layers, moe=tuple(range(1, layers)), full_attention=prunable)
+    return resolve_policy(PolicyOptions(**options), family="deepseek_vl2", layers=every)
 
 
 @pytest.mark.parametrize(
@@ -33,13 +34,14 @@ def resolve(layers: int = 6, prunable: tuple[int, ...] = (1, 3, 5), **options: A
     ],
 )
 def test_prune_layers_at_other_depths(family: str, layers: int, prunable: Any, expected: tuple[int, ...]) -> None:
-    assert scaled_prune_layers(FAMILY_ROWS[family], layers, tuple(prunable)) == expected
+    row = FAMILY_ROWS[family]
+    assert scaled_layers(row.prune_layers, row.layers, layers, tuple(prunable)) == expected
 
 
 def test_defaults_of_a_family() -> None:
     assert resolve(27, tuple(range(1, 27))) == Policy(
         method="fastmmoe",
-        prune_layers=(2, 5, 8),
+        prune_layers={"fastmmoe": (2, 5, 8)},
         retention=0.5,
         alpha=0.3,
         merge_ratio=0.05,
@@ -48,24 +50,72 @@ def test_defaults_of_a_family() -> None:
         reduction_start_layer=2,
         expert_factor=0.5,
         reduction_weights="preserve_sum",
+        sparsevlm_positions="compact",
     )
 
 
 def test_given_settings_are_taken() -> None:
     policy = resolve(prune_layers=(3, 5), retention=0.25, alpha=0.0, merge_ratio=1.0, window=1, expert_factor=1.0)
-    assert (policy.prune_layers, policy.retention, policy.alpha) == ((3, 5), 0.25, 0.0)
+    assert (policy.prune_layers, policy.retention, policy.alpha) == ({"fastmmoe": (3, 5)}, 0.25, 0.0)
     assert (policy.merge_ratio, policy.window, policy.expert_factor) == (1.0, 1, 1.0)
 
 
 def test_method_none_has_no_stages() -> None:
     policy = resolve(method="none", layers=2)
-    assert (policy.method, policy.prune_layers, policy.retention) == ("none", (), 1.0)
+    assert (policy.method, policy.prune_layers, policy.retention) == ("none", {}, 1.0)
 
 
 def test_a_shallow_model_needs_explicit_layers() -> None:
-    with pytest.raises(InvalidRequest, match="a model of 3 layers has no default prune layers: give --prune-layers"):
+    with pytest.raises(InvalidRequest, match="a model of 3 layers has no default prune layers of fastmmoe: give"):
         resolve(layers=3, prunable=(1,))
-    assert resolve(layers=3, prunable=(1,), prune_layers=(1,)).prune_layers == (1,)
+    assert resolve(layers=3, prunable=(1,), prune_layers=(1,)).prune_layers == {"fastmmoe": (1,)}
+
+
+@pytest.mark.parametrize(
+    ("layers", "full", "fastv", "sparsevlm"),
+    [
+        # floor(l * 27 / 32 + 0.5) of layers 2, 6, 15
+        (27, range(27), (2,), (2, 5, 13)),
+        (48, range(48), (2,), (3, 9, 23)),
+        (6, range(6), (2,), (0, 1, 3)),
+        # gpt-oss: every other layer slides; the attention of layer 1 decides before layer 2
+        (24, range(1, 24, 2), (2,), (3, 5, 11)),
+        (6, (2, 4), (3,), (2, 4)),
+    ],
+)
+def test_layers_of_the_baselines(layers: int, full: Any, fastv: tuple[int, ...], sparsevlm: tuple[int, ...]) -> None:
+    found = resolve(layers, tuple(full), method="all").prune_layers
+    assert (found["fastv"], found["sparsevlm"]) == (fastv, sparsevlm)
+    assert found["random"] == found["fastmmoe"] == resolve(layers, tuple(full)).prune_layers["fastmmoe"]
+    for method in ("random", "fastv", "sparsevlm"):
+        assert resolve(layers, tuple(full), method=method).prune_layers == {method: found[method]}
+
+
+def test_given_layers_are_those_of_the_method() -> None:
+    assert resolve(method="fastv", prune_layers=(4,)).prune_layers == {"fastv": (4,)}
+    assert resolve(method="sparsevlm", prune_layers=(1, 3)).prune_layers == {"sparsevlm": (1, 3)}
+    found = resolve(method="all", prune_layers=(3, 5)).prune_layers
+    assert found["fastmmoe"] == found["random"] == (3, 5)
+    assert (found["fastv"], found["sparsevlm"]) == ((2,), (1, 3))
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "message"),
+    [
+        ("fastv", (2, 4), "--prune-layers 2,4: fastv prunes at most 1 times"),
+        ("fastv", (3,), "--prune-layers 3: layer 3 has no full attention right before it; possible for fastv are 2,4"),
+        ("fastv", (6,), "--prune-layers 6: the model has layers 0 to 5"),
+        ("sparsevlm", (1, 3, 4, 5), "--prune-layers 1,3,4,5: sparsevlm prunes at most 3 times"),
+        ("sparsevlm", (5,), "--prune-layers 5: layer 5 has no full attention or is the last; "),
+        ("random", (2,), "--prune-layers 2: layer 2 has no MoE block with full attention; possible for random are 1,3"),
+        ("none", (1,), "--prune-layers: --method none prunes nothing"),
+        ("fastvv", None, "--method fastvv: expected one of none, fastmmoe, random, fastv, sparsevlm, all"),
+    ],
+)
+def test_impossible_layers_of_a_method(method: str, given: Any, message: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        resolve(method=method, prune_layers=given)
+    assert str(caught.value).startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +126,7 @@ def test_a_shallow_model_needs_explicit_layers() -> None:
         ((1, 1), "--prune-layers 1,1: expected ascending layers without repetition"),
         ((-1, 3), "--prune-layers -1,3: the model has layers 0 to 5"),
         ((3, 6), "--prune-layers 3,6: the model has layers 0 to 5"),
-        ((1, 2), "--prune-layers 1,2: layer 2 has no MoE block with full attention; possible are 1,3,5"),
+        ((1, 2), "--prune-layers 1,2: layer 2 has no MoE block with full attention; possible for fastmmoe are 1,3,5"),
     ],
 )
 def test_impossible_prune_layers(given: tuple[int, ...], message: str) -> None:

@@ -17,9 +17,10 @@ import torch
 
 from fastmmoe.exporter.checkpoint import Checkpoint
 from fastmmoe.exporter.families import Model, Precision
-from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
-from fastmmoe.exporter.graph_inputs import cache_shape
+from fastmmoe.exporter.fastmmoe.policy import MethodOption, PolicyOptions
+from fastmmoe.exporter.verify import empty_cache
 from fastmmoe.runtime import abi
+from fastmmoe.runtime.feeds import NO_VISUAL_TOKENS, Chunk, call_feeds
 from fastmmoe.runtime.images import deepseek_vl2_layout
 from fastmmoe.runtime.policy import Schedule, plan_request
 
@@ -82,20 +83,23 @@ class TorchModel:
         self.vision: Any = self.model.graphs.vision
         self.language_model = self.model.graphs.language_model
 
-    def schedule(self, visual_tokens: int, retention: float, visual_top_k: int | None = None) -> Schedule:
+    def schedule(
+        self, visual_tokens: int, retention: float, visual_top_k: int | None = None, method: str | None = None
+    ) -> Schedule:
         """The schedule of one request."""
         return plan_request(
             self.model.policy,
             visual_tokens=visual_tokens,
             moe_layers=self.model.config.moe_layers,
             top_k=self.model.config.moe.top_k,
+            method=method,
             retention=retention,
             visual_top_k=visual_top_k,
         )
 
     def embed(self, prompt: Prompt) -> torch.Tensor:
         """inputs_embeds [T, H]: token embeddings, image features at the visual positions."""
-        embeds = self._embed_ids(torch.from_numpy(prompt.input_ids))
+        embeds = self.embed_ids(torch.from_numpy(prompt.input_ids))
         if prompt.pixel_values is None:
             return embeds
         inputs = {abi.PIXEL_VALUES: torch.from_numpy(prompt.pixel_values)}
@@ -107,64 +111,33 @@ class TorchModel:
         embeds[torch.from_numpy(prompt.visual_index).long()] = self.vision(inputs)[abi.IMAGE_FEATURES]
         return embeds
 
-    def prefill(self, embeds: torch.Tensor, visual_index: Array, schedule: Schedule, alpha: float = 0.5) -> Outputs:
+    def prefill(
+        self, embeds: torch.Tensor, visual_index: Array, schedule: Schedule, alpha: float = 0.5, seed: int = 0
+    ) -> Outputs:
         """All outputs of the language model for a whole prompt."""
-        positions = torch.arange(len(embeds), dtype=torch.int32)
-        slots = list(zip(schedule.keep, schedule.merge, strict=True))
-        return self._run(embeds, positions, visual_index, slots, schedule.visual_top_k, alpha, self._empty_cache())
+        return self.extend([Chunk(0, embeds.numpy(), visual_index, schedule)], [0], None, alpha, seed)
 
-    def decode(self, prefill: Outputs, length: int, steps: int) -> list[Outputs]:
+    def decode(self, prefill: Outputs, length: int, steps: int, schedule: Schedule) -> list[Outputs]:
         """Outputs of greedy steps after a prefill of `length` positions: the first takes the prefill's best token."""
         outputs = [prefill]
-        top_k = (self.model.config.moe.top_k,) * len(self.model.config.moe_layers)
-        none = [(0, 0)] * len(self.model.policy.prune_layers)
         for step in range(steps):
-            embeds = self._embed_ids(outputs[-1][abi.LOGITS].argmax(1))
-            past = {
-                name.replace("present.", "past_key_values.").replace("present_position", "past_position"): value
-                for name, value in outputs[-1].items()
-                if name.startswith("present")
-            }
-            position = torch.tensor([length + step], dtype=torch.int32)
-            outputs.append(self._run(embeds, position, np.zeros(0, np.int32), none, top_k, 0.5, past))
+            embeds = self.embed_ids(outputs[-1][abi.LOGITS].argmax(1))
+            chunk = Chunk(0, embeds.numpy(), NO_VISUAL_TOKENS, schedule.for_text())
+            outputs.append(self.extend([chunk], [length + step], outputs[-1]))
         return outputs[1:]
 
-    def _embed_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return self.model.graphs.embedding({abi.INPUT_IDS: input_ids.int()})[abi.INPUTS_EMBEDS]
-
-    def _run(
-        self,
-        embeds: torch.Tensor,
-        position_ids: torch.Tensor,
-        visual_index: Array,
-        slots: list[tuple[int, int]],
-        visual_top_k: tuple[int, ...],
-        alpha: float,
-        past: Outputs,
+    def extend(
+        self, chunks: list[Chunk], lengths: list[int], before: Outputs | None, alpha: float = 0.5, seed: int = 0
     ) -> Outputs:
-        inputs = {
-            abi.INPUTS_EMBEDS: embeds,
-            abi.POSITION_IDS: position_ids,
-            abi.VISUAL_INDEX: torch.from_numpy(visual_index),
-            abi.VISUAL_TOP_K: torch.tensor(visual_top_k, dtype=torch.int32),
-            abi.ALPHA: torch.full((len(slots),), alpha),
-        }
-        for stage, (keep, merge) in enumerate(slots):
-            inputs[abi.keep_slots(stage)] = torch.zeros(keep, dtype=torch.int8)
-            inputs[abi.merge_slots(stage)] = torch.zeros(merge, dtype=torch.int8)
-        return self.language_model(inputs | past)
+        """All outputs of one call after the call whose outputs are `before`."""
+        feeds = call_feeds(self.model.policy, chunks, lengths, alpha=alpha, seed=seed)
+        cache = empty_cache(self.model)
+        if before is not None:
+            cache = {name: before[abi.present_name(name)] for name in cache}
+        return self.language_model({name: torch.from_numpy(value) for name, value in feeds.items()} | cache)
 
-    def _empty_cache(self) -> Outputs:
-        *heads, width = cache_shape(self.model.config)
-        past = {
-            name: torch.zeros(1, *heads, 0, width)
-            for i, layer in enumerate(self.language_model.layers)
-            for name in abi.past_names(i, layer.self_attn.cache_parts)
-        }
-        if self.language_model.sliding_window is not None:
-            for group in range(len(self.language_model.groups)):
-                past[abi.past_position_ids(group)] = torch.zeros(0, dtype=torch.int32)
-        return past
+    def embed_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
+        return self.model.graphs.embedding({abi.INPUT_IDS: input_ids.int()})[abi.INPUTS_EMBEDS]
 
 
 @pytest.fixture(scope="session")
@@ -175,11 +148,11 @@ def prompts(golden: Path) -> Callable[[str, str], list[Prompt]]:
 
 @pytest.fixture(scope="session")
 def torch_model(checkpoint: Callable[[str], Path]) -> Callable[..., TorchModel]:
-    """Function (checkpoint, prune_layers=None) -> TorchModel, one for the whole session."""
+    """Function (checkpoint, prune_layers=None, method="fastmmoe") -> TorchModel, one for the whole session."""
 
     @cache
-    def load(name: str, prune_layers: tuple[int, ...] | None = None) -> TorchModel:
-        return TorchModel(checkpoint(name), PolicyOptions(prune_layers=prune_layers))
+    def load(name: str, prune_layers: tuple[int, ...] | None = None, method: MethodOption = "fastmmoe") -> TorchModel:
+        return TorchModel(checkpoint(name), PolicyOptions(prune_layers=prune_layers, method=method))
 
     return load
 

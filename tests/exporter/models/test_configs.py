@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fastmmoe.exporter.config_reader import ConfigReader
-from fastmmoe.exporter.fastmmoe.policy import PolicyOptions, resolve_policy
+from fastmmoe.exporter.fastmmoe.policy import Layers, PolicyOptions, resolve_policy
 from fastmmoe.exporter.models import deepseek_vl2, internvl3_5
 from fastmmoe.runtime.errors import UnsupportedModel
 
@@ -169,7 +169,8 @@ def parameter_counts(config: Json) -> dict[str, int]:
 
 def default_policy(config: Json) -> Any:
     family, c = read(config)
-    return resolve_policy(PolicyOptions(), family=family.FAMILY, layers=c.num_hidden_layers, prunable=c.prunable_layers)
+    layers = Layers(c.num_hidden_layers, c.moe_layers, c.full_attention_layers)
+    return resolve_policy(PolicyOptions(), family=family.FAMILY, layers=layers)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ def test_published_models_have_their_number_of_parameters(config: Json, vision: 
 )
 def test_default_prune_layers(config: Json, prune_layers: tuple[int, ...], alpha: float, merge_ratio: float) -> None:
     policy = default_policy(config)
-    assert (policy.prune_layers, policy.alpha, policy.merge_ratio) == (prune_layers, alpha, merge_ratio)
+    assert (policy.prune_layers, policy.alpha, policy.merge_ratio) == ({"fastmmoe": prune_layers}, alpha, merge_ratio)
     assert (policy.reduction_start_layer, policy.expert_factor, policy.window) == (2, 0.5, 3)
 
 

@@ -97,7 +97,7 @@ class Recorded:
         alpha = self.settings[i]["alpha"]
         prefill = self.model.prefill(self.inputs_embeds, self.prompt.visual_index, schedule, alpha)
         hook.remove()
-        steps = self.model.decode(prefill, len(self.inputs_embeds), DECODE_STEPS)
+        steps = self.model.decode(prefill, len(self.inputs_embeds), DECODE_STEPS, schedule)
         arrays = {
             "cache_lengths": self._cache_lengths(prefill),
             "logits": prefill[abi.LOGITS].numpy(),
@@ -129,8 +129,8 @@ class Recorded:
 
     def _cache_lengths(self, prefill: dict[str, torch.Tensor]) -> Array:
         layers = enumerate(self.model.language_model.layers)
-        names = [abi.present_names(i, layer.self_attn.cache_parts)[0] for i, layer in layers]
-        return np.array([prefill[name].shape[-2] for name in names])
+        names = [abi.past_names(i, layer.self_attn.cache_parts)[0] for i, layer in layers]
+        return np.array([prefill[abi.present_name(name)].shape[-2] for name in names])
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +215,7 @@ def test_retention_one_is_the_model_without_fastmmoe(
     """Bit for bit: the same logits and caches as the graph exported with method "none"."""
     (prompt,) = (p for p in prompts(name, "batch2") if p.pixel_values is not None)
     model, plain = torch_model(name), make_model(checkpoint(name), PolicyOptions(method="none"))
-    assert len(model.model.policy.prune_layers) == 3
+    assert len(model.model.policy.sites) == 3
     embeds, V = model.embed(prompt), len(prompt.visual_index)
     ours, theirs = (m.prefill(embeds, prompt.visual_index, m.schedule(V, 1.0)) for m in (model, plain))
     names = [abi.LOGITS, *(output for output in theirs if output.startswith("present."))]

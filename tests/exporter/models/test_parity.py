@@ -17,6 +17,7 @@ from fastmmoe.exporter import torch_ops
 from fastmmoe.exporter.checkpoint import Checkpoint
 from fastmmoe.exporter.families import Model, Precision
 from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
+from fastmmoe.exporter.fastmmoe.tokens import Watch
 from fastmmoe.runtime import abi
 
 Array = npt.NDArray[Any]
@@ -40,6 +41,7 @@ class Trace:
 
     prompt: Any
     inputs_embeds: torch.Tensor
+    schedule: Any = None
     outputs: dict[str, torch.Tensor] = field(default_factory=dict)
     before_mlp: dict[int, torch.Tensor] = field(default_factory=dict)
     hidden_states: dict[int, torch.Tensor] = field(default_factory=dict)
@@ -62,21 +64,22 @@ def record(model: Any, prompt: Any) -> Trace:
         def on_router(_: Any, __: Any, y: torch.Tensor, i: int = i) -> None:
             trace.router_logits[i] = y
 
-        def ask_last_row(_: Any, args: Any, kwargs: Any) -> Any:
-            return args, {**kwargs, "with_last_row": True}
+        def watch_last_row(_: Any, args: Any) -> Any:
+            x, tokens, past, watches = args
+            return x, tokens, past, [*watches, Watch(torch.tensor([len(x) - 1]), torch.ones(1))]
 
         def on_attention(_: Any, __: Any, y: Any, i: int = i) -> None:
-            trace.last_rows[i] = y[2]
+            trace.last_rows[i] = y[2].pop()
 
         handles += [
             layer.post_attention_layernorm.register_forward_pre_hook(on_norm),
             layer.mlp.register_forward_hook(on_mlp),
-            layer.self_attn.register_forward_pre_hook(ask_last_row, with_kwargs=True),
+            layer.self_attn.register_forward_pre_hook(watch_last_row),
             layer.self_attn.register_forward_hook(on_attention),
         ]
         if hasattr(layer.mlp, "experts"):
             handles.append(layer.mlp.experts.router.register_forward_hook(on_router))
-    schedule = model.schedule(len(prompt.visual_index), 1.0)
+    schedule = trace.schedule = model.schedule(len(prompt.visual_index), 1.0)
     trace.outputs = model.prefill(trace.inputs_embeds, prompt.visual_index, schedule)
     for handle in handles:
         handle.remove()
@@ -225,7 +228,7 @@ def test_greedy_decoding(name: str, traces: Any, torch_model: Any, golden_array:
     (trace,) = traces(name, "single")
     tokens = golden_array(f"{name}/outputs_single.npz", "decode_tokens")
     logits = golden_array(f"{name}/outputs_single.npz", "decode_logits")
-    steps = torch_model(name).decode(trace.outputs, len(trace.inputs_embeds), len(logits))
+    steps = torch_model(name).decode(trace.outputs, len(trace.inputs_embeds), len(logits), trace.schedule)
     chosen = [int(outputs[abi.LOGITS].argmax()) for outputs in (trace.outputs, *steps)]
     assert chosen == tokens.tolist()
     assert_close(np.stack([outputs[abi.LOGITS] for outputs in steps]), logits)

@@ -17,8 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from fastmmoe.exporter.config_reader import ConfigReader
 from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
+from fastmmoe.exporter.fastmmoe.tokens import Watch
 from fastmmoe.exporter.models import internvl3_5
-from fastmmoe.exporter.models.layers import causal_mask, last_row_probs
+from fastmmoe.exporter.models.layers import causal_mask, watched_attention
 from fastmmoe.runtime import abi
 
 FLOAT32_TOLERANCE = 1e-4
@@ -268,5 +269,6 @@ def test_attention_sinks_of_gpt_oss(golden: Path) -> None:
     assert last_rows.sum(1).min() < 0.5
     y = attention._attend_with_sinks(q, k, v, causal_mask(T, T))
     np.testing.assert_allclose(y, expected, rtol=0, atol=FLOAT32_TOLERANCE)
-    row = last_row_probs(q, k, scale, attention.sinks)
+    watch = Watch(torch.tensor([T - 1]), torch.ones(1))
+    row = watched_attention(q, k, scale, watch, causal_mask(T, T), attention.sinks)
     np.testing.assert_allclose(row, last_rows.mean(0), rtol=0, atol=FLOAT32_TOLERANCE)

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A conversation about pictures that keeps its key-value cache: a question costs its own tokens alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.generation import RequestOptions, Run, since
+from fastmmoe.runtime.model_inputs import ModelInputs
+from fastmmoe.runtime.vlm import VLM, Answer, Piece
+
+
+class Conversation:
+    """Questions and answers in turn. Visual tokens that a question's prefill prunes stay pruned in all that follow.
+
+    Args:
+        system: system prompt (default: the model's own).
+        options: fields of `RequestOptions`, for every question.
+    Raises:
+        InvalidRequest: options outside what the model or the method allows.
+    """
+
+    def __init__(self, vlm: VLM, *, system: str | None = None, **options: Any) -> None:
+        self._vlm, self._system = vlm, system
+        self._options = RequestOptions(**options)
+        self._batch = vlm.graphs.new_batch(1)
+        self._run: Run | None = None
+        self._pictures = 0
+
+    def ask_stream(self, content: Any) -> Iterator[Piece]:
+        """The answer, token by token. A stream that is left early counts as an answer that ended there.
+
+        Args:
+            content: of a user's message: a string, or a list of text and image parts.
+        Raises:
+            InvalidRequest: the content is not legal, or the conversation has grown too long; before any token.
+        """
+        start = time.perf_counter()
+        inputs = self._inputs(content)
+        preprocess_ms = since(start)
+        run = Run(self._vlm.graphs, [inputs], self._options, self._batch)
+        run.stats[0].preprocess_ms = preprocess_ms
+        return self._stream(run, self._run, len(inputs.tile_counts))
+
+    def _stream(self, run: Run, previous: Run | None, pictures: int) -> Iterator[Piece]:
+        if self._run is not previous:
+            raise InvalidRequest("another question has been asked since: ask this one again")
+        self._run, self._pictures = run, self._pictures + pictures
+        for _, piece in self._vlm.pieces(run):
+            if self._run is not run:
+                raise InvalidRequest("another question has been asked since: this answer has ended")
+            yield piece
+
+    def ask(self, content: Any) -> Answer:
+        """As `ask_stream`, the whole answer at once."""
+        return Answer.of(list(self.ask_stream(content)))
+
+    def _inputs(self, content: Any) -> ModelInputs:
+        processor, max_tiles = self._vlm.processor, self._options.max_tiles
+        if self._run is None:
+            system = [] if self._system is None else [{"role": "system", "content": self._system}]
+            return processor([*system, {"role": "user", "content": content}], max_tiles=max_tiles)
+        last = self._run.unfed[0]
+        # What ends an answer is part of the next question's tokens, whichever way the answer ended.
+        has_rest = last is not None and last not in self._vlm.manifest.processor.stop_token_ids
+        rest = [last] if has_rest else []
+        inputs = processor.follow_up(
+            content,
+            images_before=self._pictures,
+            tokens_before=self._batch.lengths[0] + len(rest),
+            max_tiles=max_tiles,
+        )
+        ids = np.concatenate([np.array(rest, inputs.input_ids.dtype), inputs.input_ids])
+        return replace(inputs, input_ids=ids, visual_index=inputs.visual_index + np.int32(len(rest)))

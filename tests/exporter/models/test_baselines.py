@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FastV against recorded outputs; all methods in one graph, packed sequences and later turns, in torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
+from fastmmoe.runtime import abi
+from fastmmoe.runtime.feeds import NO_VISUAL_TOKENS, Chunk, random_scores
+from fastmmoe.runtime.policy import METHODS, Schedule, sparsevlm_counts
+
+Array = npt.NDArray[Any]
+
+FLOAT32_TOLERANCE = 1e-4
+MODELS = ("dsvl2-mha", "dsvl2-mla", "internvl-qwen3moe", "internvl-gptoss")
+EVERY_MODEL = pytest.mark.parametrize("name", MODELS)
+PRUNING = [method for method in METHODS if method != "none"]
+FASTV = {"K2_R0.5": (2, 0.5), "K3_R0.75": (3, 0.25)}
+DECODE_STEPS = 4
+V, BEFORE, AFTER = 60, 7, 9
+
+
+@pytest.mark.parametrize("setting", FASTV)
+@pytest.mark.parametrize("name", ["dsvl2-mha", "dsvl2-mla"])
+def test_fastv_is_the_recorded_one(
+    name: str, setting: str, golden: Path, torch_model: Callable[..., Any], prompts: Callable[..., Any]
+) -> None:
+    """Kept tokens, logits, greedy tokens and cache lengths of the official decoder layers with FastV's rule."""
+    layer, retention = FASTV[setting]
+    model = torch_model(name, (layer,), "fastv")
+    (prompt,) = prompts(name, "single")
+    with np.load(golden / "baselines" / f"fastv_{name}.npz") as arrays:
+        recorded = {key: arrays[f"{setting}_{key}"] for key in ("keep_idx", "decode_tokens", "cache_len")}
+        logits, decode_logits = (arrays[f"{setting}_{key}"] for key in ("logits", "decode_logits"))
+    schedule = model.schedule(len(prompt.visual_index), retention)
+    embeds = model.embed(prompt)
+    prefill = model.prefill(embeds, prompt.visual_index, schedule)
+    assert prefill[abi.kept_index(0)].tolist() == recorded["keep_idx"].tolist()
+    np.testing.assert_allclose(prefill[abi.LOGITS][0], logits[0, -1], rtol=0, atol=FLOAT32_TOLERANCE)
+    steps = model.decode(prefill, len(embeds), DECODE_STEPS, schedule)
+    tokens = [int(outputs[abi.LOGITS].argmax()) for outputs in (prefill, *steps)]
+    assert tokens == recorded["decode_tokens"].tolist()
+    found = torch.stack([outputs[abi.LOGITS] for outputs in steps])
+    np.testing.assert_allclose(found, decode_logits, rtol=0, atol=FLOAT32_TOLERANCE)
+    assert cache_lengths(model, steps[-1]) == recorded["cache_len"].tolist()
+
+
+def cache_lengths(model: Any, outputs: dict[str, torch.Tensor]) -> list[int]:
+    layers = enumerate(model.language_model.layers)
+    names = (abi.past_names(i, layer.self_attn.cache_parts)[0] for i, layer in layers)
+    return [outputs[abi.present_name(name)].shape[-2] for name in names]
+
+
+@pytest.fixture(scope="module")
+def comparison(checkpoint: Callable[[str], Path], make_model: Any) -> Callable[[str], Any]:
+    """Function checkpoint -> the model with every method in its graph."""
+    return cache(lambda name: make_model(checkpoint(name), PolicyOptions(method="all")))
+
+
+@pytest.fixture(scope="module")
+def alone(checkpoint: Callable[[str], Path], make_model: Any) -> Callable[..., Any]:
+    """Function (checkpoint, method) -> the model with this method alone."""
+    return cache(lambda name, method: make_model(checkpoint(name), PolicyOptions(method=method)))
+
+
+def random_prompt(model: Any, seed: int, visual: int = V, after: int = AFTER) -> tuple[torch.Tensor, Array]:
+    """Embeddings of text, alike in neighbours at the visual rows, and the visual rows."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(0, model.model.config.vocab_size, (BEFORE + visual + after,), generator=generator)
+    return model.embed_ids(ids), np.arange(BEFORE, BEFORE + visual, dtype=np.int32)
+
+
+def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    """Bit for bit: logits and every layer's cache."""
+    names = [abi.LOGITS, *(output for output in theirs if output.startswith("present."))]
+    assert len(names) > 1
+    for output in names:
+        assert torch.equal(ours[output], theirs[output]), output
+
+
+@EVERY_MODEL
+def test_a_comparison_model_is_every_method_alone(name: str, comparison: Any, alone: Any) -> None:
+    """Bit for bit; the unmodified model in between, too."""
+    model = comparison(name)
+    embeds, visual = random_prompt(model, 0)
+    plain_model = alone(name, "none")
+    plain = plain_model.prefill(embeds, visual, plain_model.schedule(V, 1.0))
+    results = []
+    for method in PRUNING:
+        schedule = model.schedule(V, 0.4, method=method)
+        ours = model.prefill(embeds, visual, schedule)
+        single = alone(name, method)
+        theirs = single.prefill(embeds, visual, single.schedule(V, 0.4))
+        assert torch.equal(ours[abi.LOGITS], theirs[abi.LOGITS]), method
+        assert cache_lengths(model, ours) == cache_lengths(single, theirs)
+        assert len(embeds) - V <= min(cache_lengths(model, ours)) < max(cache_lengths(model, ours)) == len(embeds)
+        assert_same(model.prefill(embeds, visual, model.schedule(V, 1.0, method="none")), plain)
+        results.append(ours[abi.LOGITS])
+    assert all(not torch.equal(a, b) for i, a in enumerate(results) for b in results[:i])
+
+
+@EVERY_MODEL
+def test_retention_one_is_the_unmodified_model_by_every_method(name: str, comparison: Any, alone: Any) -> None:
+    model, plain = comparison(name), alone(name, "none")
+    embeds, visual = random_prompt(model, 1)
+    expected = plain.prefill(embeds, visual, plain.schedule(V, 1.0))
+    for method in PRUNING:
+        assert_same(model.prefill(embeds, visual, model.schedule(V, 1.0, method=method)), expected)
+
+
+def test_random_keeps_the_greatest_scores_of_its_seed(comparison: Any) -> None:
+    model = comparison("dsvl2-mha")
+    embeds, visual = random_prompt(model, 2)
+    schedule = model.schedule(V, 0.3, method="random")
+    kept = {}
+    for seed in (0, 1):
+        outputs, rows = model.prefill(embeds, visual, schedule, seed=seed), np.arange(len(embeds))
+        for site in schedule.stages:
+            rows = rows[outputs[abi.kept_index(site)].numpy()]
+            best = np.argsort(-random_scores(seed, 0, V))[: schedule.keep[site]]
+            assert np.intersect1d(rows, visual).tolist() == sorted(visual[best].tolist())
+        kept[seed] = rows.tolist()
+    assert kept[0] != kept[1]
+
+
+def test_sparsevlm_recycles_behind_the_kept_tokens(alone: Any) -> None:
+    """Counts of the list scaled to floor(V R); merged vectors stand between the visual tokens and the text."""
+    model = alone("dsvl2-mha", "sparsevlm")
+    embeds, visual = random_prompt(model, 3)
+    schedule = model.schedule(V, 0.4)
+    outputs = model.prefill(embeds, visual, schedule)
+    rows, before = np.arange(len(embeds)), V
+    for site, keep in enumerate(schedule.keep):
+        n = keep - schedule.merge[site]
+        assert n == min(int((300, 200, 110)[site] * 24 / 110), before - 1)
+        assert (schedule.recycle[site], schedule.merge[site]) == sparsevlm_counts(before, n)
+        kept = outputs[abi.kept_index(site)].numpy()
+        left = kept[BEFORE : BEFORE + n]
+        assert kept[:BEFORE].tolist() == list(range(BEFORE)) and (np.diff(left) > 0).all()
+        assert kept[BEFORE + keep :].tolist() == list(range(BEFORE + before, len(rows)))
+        centres = kept[BEFORE + n : BEFORE + keep]
+        assert not np.isin(centres, left).any() and ((centres >= BEFORE) & (centres < BEFORE + before)).all()
+        rows, before = rows[kept], keep
+
+
+@pytest.mark.parametrize("method", ["none", "fastmmoe", "random", "fastv"])
+@pytest.mark.parametrize("name", ["dsvl2-mla", "internvl-gptoss"])
+def test_packed_sequences_equal_single_runs(name: str, method: str, comparison: Any) -> None:
+    """Three prompts of different lengths, one of text alone, and a decode step of two of them."""
+    model = comparison(name)
+    prompts = [random_prompt(model, 4), random_prompt(model, 5, visual=0), random_prompt(model, 6, visual=31, after=3)]
+    retention = 1.0 if method == "none" else 0.4
+    schedules = [model.schedule(len(visual), retention, method=method) for _, visual in prompts]
+    chunks = [
+        Chunk(i, embeds.numpy(), visual, schedule)
+        for i, ((embeds, visual), schedule) in enumerate(zip(prompts, schedules, strict=True))
+    ]
+    packed = model.extend(chunks, [0, 0, 0], None)
+    singles = [model.prefill(embeds, visual, s) for (embeds, visual), s in zip(prompts, schedules, strict=True)]
+    expected = torch.cat([outputs[abi.LOGITS] for outputs in singles])
+    np.testing.assert_allclose(packed[abi.LOGITS], expected, rtol=0, atol=FLOAT32_TOLERANCE)
+    embeds = model.embed_ids(torch.tensor([3, 5]))
+    steps = [text_chunk(i, row, schedules[i]) for i, row in zip((0, 2), embeds, strict=True)]
+    found = model.extend(steps, [len(prompts[i][0]) for i in (0, 2)], packed)
+    for i, (row, got) in enumerate(zip((0, 2), found[abi.LOGITS], strict=True)):
+        chunk = text_chunk(0, embeds[i], schedules[row])
+        alone = model.extend([chunk], [len(prompts[row][0])], singles[row])
+        np.testing.assert_allclose(got, alone[abi.LOGITS][0], rtol=0, atol=FLOAT32_TOLERANCE)
+
+
+def text_chunk(sequence: int, row: torch.Tensor, schedule: Schedule) -> Chunk:
+    return Chunk(sequence, row[None].numpy(), NO_VISUAL_TOKENS, schedule.for_text())
+
+
+@pytest.mark.parametrize("method", ["none", "random"])
+@EVERY_MODEL
+def test_a_second_question_equals_a_fresh_run(name: str, method: str, comparison: Any) -> None:
+    """What random keeps does not depend on the text, so a fresh run of both questions keeps the same tokens."""
+    model = comparison(name)
+    embeds, visual = random_prompt(model, 7, after=20)
+    schedule = model.schedule(V, 1.0 if method == "none" else 0.3, method=method)
+    split = len(embeds) - 11
+    first = model.prefill(embeds[:split], visual, schedule)
+    chunk = Chunk(0, embeds[split:].numpy(), NO_VISUAL_TOKENS, schedule.for_text())
+    second = model.extend([chunk], [split], first)
+    fresh = model.prefill(embeds, visual, schedule)
+    assert cache_lengths(model, second) == cache_lengths(model, fresh)
+    np.testing.assert_allclose(second[abi.LOGITS], fresh[abi.LOGITS], rtol=0, atol=FLOAT32_TOLERANCE)
+
+
+@pytest.mark.parametrize("method", ["fastmmoe", "fastv"])
+def test_a_second_question_equals_a_fresh_run_that_keeps_the_same(
+    method: str, comparison: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The choice is the first question's in both: the operator is given its attention again."""
+    model = comparison("dsvl2-mla")
+    embeds, visual = random_prompt(model, 8, after=20)
+    schedule = model.schedule(V, 0.3, method=method)
+    split, attention = len(embeds) - 11, []
+    operator = torch.ops.fastmmoe.token_prune
+
+    def record(*args: Any) -> Any:
+        attention.append((args[2], args[3]))
+        return operator(*args)
+
+    def replay(*args: Any) -> Any:
+        p, a = attention.pop(0)
+        return operator(*args[:2], p, a, *args[4:])
+
+    monkeypatch.setattr(torch.ops.fastmmoe, "token_prune", record)
+    first = model.prefill(embeds[:split], visual, schedule)
+    recorded = list(attention)
+    chunk = Chunk(0, embeds[split:].numpy(), NO_VISUAL_TOKENS, schedule.for_text())
+    second = model.extend([chunk], [split], first)
+    attention[:] = recorded
+    monkeypatch.setattr(torch.ops.fastmmoe, "token_prune", replay)
+    fresh = model.prefill(embeds, visual, schedule)
+    assert not attention
+    assert cache_lengths(model, second) == cache_lengths(model, fresh)
+    np.testing.assert_allclose(second[abi.LOGITS], fresh[abi.LOGITS], rtol=0, atol=FLOAT32_TOLERANCE)
+
+
+def test_sparsevlm_numbers_tokens_anew_or_not(checkpoint: Any, make_model: Any) -> None:
+    """compact: the positions of a group are those of what is left; a second question goes on from there."""
+    found = {}
+    for positions in ("compact", "original"):
+        model = make_model(checkpoint("dsvl2-mha"), PolicyOptions(method="sparsevlm", sparsevlm_positions=positions))
+        embeds, visual = random_prompt(model, 9)
+        schedule, seen = model.schedule(V, 0.4), list[torch.Tensor]()
+        rotary = model.language_model._tokens
+
+        def spy(*args: Any, rotary: Any = rotary, seen: list[Any] = seen) -> Any:
+            tokens = rotary(*args)
+            seen.append(tokens.cos)
+            return tokens
+
+        model.language_model._tokens = spy
+        outputs = model.prefill(embeds, visual, schedule)
+        found[positions] = seen, outputs[abi.LOGITS]
+        angle = model.language_model.inv_freq
+        last = [torch.arccos(cos[-1, -1]) / angle[-1] for cos in seen]
+        if positions == "compact":
+            expected = [len(cos) - 1 for cos in seen]
+        else:
+            expected = [len(embeds) - 1] * len(seen)
+        np.testing.assert_allclose(last, expected, rtol=0, atol=0.1)
+    assert not torch.equal(found["compact"][1], found["original"][1])
