@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token counts of a request: spec section 3 by hand and against 50-digit arithmetic."""
+"""Token counts of a request by every method: the specification by hand and against 50-digit arithmetic."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from decimal import Decimal, localcontext
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from fastmmoe.runtime.errors import FastmmoeError, InvalidRequest
 from fastmmoe.runtime.policy import Policy, Schedule, keep_counts, merge_count, plan_request, reduced_top_k
 
 DEEPSEEK = Policy(
     method="fastmmoe",
-    prune_layers=(2, 5, 8),
+    prune_layers={"fastmmoe": (2, 5, 8)},
     retention=0.5,
     alpha=0.3,
     merge_ratio=0.05,
@@ -24,10 +25,11 @@ DEEPSEEK = Policy(
     reduction_start_layer=2,
     expert_factor=0.5,
     reduction_weights="preserve_sum",
+    sparsevlm_positions="compact",
 )
 NONE = Policy(
     method="none",
-    prune_layers=(),
+    prune_layers={},
     retention=1.0,
     alpha=0.3,
     merge_ratio=0.05,
@@ -36,6 +38,7 @@ NONE = Policy(
     reduction_start_layer=2,
     expert_factor=0.5,
     reduction_weights="preserve_sum",
+    sparsevlm_positions="compact",
 )
 MOE_LAYERS = tuple(range(1, 27))
 
@@ -138,7 +141,7 @@ def test_retention_left_out_is_the_stored_one() -> None:
 
 def test_retention_one_is_the_unmodified_model() -> None:
     schedule = plan(retention=1.0)
-    assert schedule == Schedule(1.0, 1023, (1023,) * 3, (0,) * 3, (6,) * 26)
+    assert schedule == Schedule("fastmmoe", 1.0, 1023, (1023,) * 3, (0,) * 3, (0,) * 3, (0, 1, 2), (6,) * 26)
     assert plan(retention=1) == schedule
 
 
@@ -171,7 +174,96 @@ def test_visual_top_k_out_of_range(visual_top_k: int) -> None:
 
 
 def test_a_bundle_without_the_method_only_answers_at_one() -> None:
-    assert plan(NONE) == plan(NONE, retention=1.0) == Schedule(1.0, 1023, (), (), (6,) * 26)
+    assert plan(NONE) == plan(NONE, retention=1.0) == Schedule("none", 1.0, 1023, (), (), (), (), (6,) * 26)
     for request in ({"retention": 0.5}, {"visual_top_k": 6}):
-        with pytest.raises(FastmmoeError, match="--method none: it only answers at retention 1"):
+        with pytest.raises(FastmmoeError, match="method none is the unmodified model: it takes retention 1 and no"):
             plan(NONE, **request)
+
+
+ALL = replace(
+    DEEPSEEK,
+    method="all",
+    prune_layers={"fastmmoe": (2, 5, 8), "random": (2, 5, 8), "fastv": (2,), "sparsevlm": (2, 5, 13)},
+)
+
+
+def test_sites_in_the_order_of_the_graph() -> None:
+    """fastv prunes before layer 2, so after layer 1; fastmmoe and random share sites."""
+    found = [(site.layer, site.point, site.methods) for site in ALL.sites]
+    shared, rated = ("fastmmoe", "random"), ("sparsevlm",)
+    assert found == [
+        (1, "output", ("fastv",)),
+        (2, "moe", shared),
+        (2, "output", rated),
+        (5, "moe", shared),
+        (5, "output", rated),
+        (8, "moe", shared),
+        (13, "output", rated),
+    ]
+    assert (ALL.methods, ALL.default_method) == (("none", "fastmmoe", "random", "fastv", "sparsevlm"), "fastmmoe")
+
+
+def test_only_the_sites_of_the_method_prune() -> None:
+    assert plan(ALL, retention=0.5).keep == (1023, 811, 811, 644, 644, 511, 511)
+    random = plan(ALL, method="random", retention=0.5)
+    assert (random.keep, random.merge) == ((1023, 811, 811, 644, 644, 511, 511), (0,) * 7)
+    assert random.kept_visual_tokens == (811, 644, 511)
+    fastv = plan(ALL, method="fastv", retention=0.5)
+    assert (fastv.keep, fastv.kept_visual_tokens, fastv.stages) == ((512,) * 7, (512,), (0,))
+    none = plan(ALL, method="none")
+    assert (none.keep, none.kept_visual_tokens, none.prunes) == ((1023,) * 7, (), False)
+
+
+@pytest.mark.parametrize(
+    ("V", "R", "kept"),
+    # Halves go to the even number, as Python rounds; one token stays.
+    [(1023, 0.5, 512), (1023, 0.25, 256), (5, 0.5, 2), (7, 0.5, 4), (9, 0.01, 1), (9, 1.0, 9), (0, 0.5, 0)],
+)
+def test_fastv_keeps_the_rounded_share(V: int, R: float, kept: int) -> None:
+    assert plan(ALL, method="fastv", visual_tokens=V, retention=R).kept_visual_tokens == (kept,)
+
+
+def test_sparsevlm_scales_its_list() -> None:
+    """At its authors' V of 576 and last count of 110 the list is theirs; each stage adds its merged vectors."""
+    schedule = plan(ALL, method="sparsevlm", visual_tokens=576, retention=110 / 576)
+    kept = [schedule.keep[s] - schedule.merge[s] for s in schedule.stages]
+    assert kept == [300, 200, 110]
+    # int(0.3 (576 - 300)) + 1 = 83 tokens become int(83 / 10) + 1 = 9 vectors; then V is 309.
+    assert [schedule.recycle[s] for s in schedule.stages] == [83, int(0.3 * 109) + 1, int(0.3 * (204 - 110)) + 1]
+    assert schedule.merged_vectors == (9, 4, 3)
+    assert schedule.kept_visual_tokens == (309, 204, 113)
+
+
+@pytest.mark.parametrize(
+    ("V", "R", "kept"),
+    [
+        # At most V - 1 are kept as they are; the one that is dropped is recycled as itself.
+        (100, 0.9, (100, 100, 91)),
+        (1, 0.5, (1, 1, 1)),
+        (0, 0.5, (0, 0, 0)),
+        (100, 1.0, (100, 100, 100)),
+    ],
+)
+def test_sparsevlm_at_the_ends(V: int, R: float, kept: tuple[int, ...]) -> None:
+    assert plan(ALL, method="sparsevlm", visual_tokens=V, retention=R).kept_visual_tokens == kept
+
+
+@pytest.mark.parametrize("method", ["random", "fastv", "sparsevlm"])
+def test_baselines_use_the_models_experts(method: str) -> None:
+    """Only fastmmoe reduces them by itself; a request may for any method."""
+    assert plan(ALL, method=method, retention=0.5).visual_top_k == (6,) * 26
+    assert plan(ALL, method=method, retention=0.5, visual_top_k=3).visual_top_k == (6,) + (3,) * 25
+
+
+def test_methods_that_are_not_there() -> None:
+    with pytest.raises(InvalidRequest, match="method fastv: the bundle has none, fastmmoe; export with --method fastv"):
+        plan(method="fastv", retention=0.5)
+    with pytest.raises(InvalidRequest, match="method 'fastvv': expected one of none, fastmmoe"):
+        plan(method="fastvv")
+
+
+def test_text_has_nothing_to_prune() -> None:
+    schedule = plan(ALL, method="sparsevlm", retention=0.5)
+    text = schedule.for_text()
+    assert schedule.prunes and not text.prunes
+    assert (text.visual_tokens, text.keep, text.merge, text.recycle) == (0, (0,) * 7, (0,) * 7, (0,) * 7)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from fastmmoe.runtime.bundle import FORMAT, ExpertsInfo, LanguageModelInfo, Limits, Manifest, VisionInfo
 from fastmmoe.runtime.errors import InvalidRequest
@@ -98,7 +99,7 @@ def manifest(
         portable=False,
         policy=Policy(
             method="fastmmoe" if prune_layers else "none",
-            prune_layers=prune_layers,
+            prune_layers={"fastmmoe": prune_layers} if prune_layers else {},
             retention=0.25,
             alpha=0.3,
             merge_ratio=0.25,
@@ -107,6 +108,7 @@ def manifest(
             reduction_start_layer=1,
             expert_factor=0.5,
             reduction_weights="none",
+            sparsevlm_positions="compact",
         ),
         processor=processor,
         vision=VisionInfo(
@@ -129,27 +131,36 @@ def test_profiles_of_a_small_model() -> None:
     assert embedding == ({"input_ids": ((1,), (94,), (100,))},)
     # A typical request: 30 visual tokens of 60, 64 of text; retention 0.25 keeps 15, then 7; K = 40 allows 10 windows.
     tokens, empty, slots = ((1,), (94,), (100,)), ((0,), (0,), (0,)), (60,)
+    # One sequence at a time.
+    sites = [f"{name}_offsets.{s}" for s in (0, 1) for name in ("keep", "merge")]
+    offsets = dict.fromkeys(["sequence_offsets", "visual_offsets", *sites], ((2,), (2,), (2,)))
     cache, step = ((1, 2, 0, 5), (1, 2, 0, 5), (1, 2, 150, 5)), ((1,), (1,), (1,))
     assert prefill == {
         "inputs_embeds": ((1, 8), (94, 8), (100, 8)),
         "position_ids": tokens,
+        "sequence_ids": tokens,
         "visual_index": ((0,), (30,), slots),
+        **offsets,
         "keep_slots.0": ((0,), (15,), slots),
         "merge_slots.0": ((0,), (3,), (10,)),
         "keep_slots.1": ((0,), (7,), slots),
         "merge_slots.1": ((0,), (1,), (10,)),
         **{f"past_key_values.{layer}.{part}": cache for layer in range(4) for part in ("key", "value")},
+        **{f"past_sequence_ids.{group}": ((0,), (0,), (150,)) for group in range(3)},
     }
     lengths = (94, 94, 79, 71)
     assert decode == {
         "inputs_embeds": ((1, 8), (1, 8), (1, 8)),
         "position_ids": step,
+        "sequence_ids": step,
+        **offsets,
         **dict.fromkeys(("visual_index", "keep_slots.0", "merge_slots.0", "keep_slots.1", "merge_slots.1"), empty),
         **{
             f"past_key_values.{layer}.{part}": ((1, 2, 1, 5), (1, 2, length, 5), (1, 2, 150, 5))
             for layer, length in enumerate(lengths)
             for part in ("key", "value")
         },
+        **{f"past_sequence_ids.{group}": ((1,), (length,), (150,)) for group, length in enumerate((94, 79, 71))},
     }
 
 
@@ -175,11 +186,30 @@ def test_sliding_layers_have_positions_by_group() -> None:
     assert decode["past_position_ids.1"] == ((1,), (79,), (150,))
 
 
+def test_every_method_has_its_inputs() -> None:
+    """Most of a site of sparsevlm: all of 60 dropped, 19 of them recycled into 2 vectors."""
+    model = manifest(INTERNVL)
+    layers = {"fastmmoe": (1,), "random": (1,), "fastv": (1,), "sparsevlm": (1, 2)}
+    model = replace(model, policy=replace(model.policy, method="all", prune_layers=layers))
+    _, _, phases = engine_profiles(model, LIMITS).values()
+    prefill, decode = phases
+    assert prefill.keys() == decode.keys()
+    assert prefill["random_scores"] == prefill["visual_index"]
+    assert prefill["rater_slots"] == ((0,), (64,), (100,))
+    # Sites: fastv, fastmmoe with random, then sparsevlm twice.
+    assert [s for s in range(4) if f"merge_slots.{s}" in prefill] == [1, 2, 3]
+    assert [s for s in range(4) if f"merge_offsets.{s}" in prefill] == [1]
+    assert [s for s in range(4) if f"recycle_slots.{s}" in prefill] == [2, 3]
+    assert (prefill["recycle_slots.2"][2], prefill["merge_slots.2"][2]) == ((19,), (2,))
+    assert [s for s in range(4) if f"past_sequence_ids.{s}" in prefill] == [0, 1, 2, 3]
+    assert all(shape == ((0,), (0,), (0,)) for name, shape in decode.items() if "slots" in name)
+
+
 def test_without_fastmmoe_there_are_no_slots() -> None:
     _, _, phases = engine_profiles(manifest(INTERNVL, prune_layers=()), LIMITS).values()
     for profile in phases:
         assert not [name for name in profile if "slots" in name]
-        assert len(profile) == 3 + 8
+        assert len(profile) == 5 + 8 + 1
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 7])

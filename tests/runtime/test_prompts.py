@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.prompts import INTERNVL2_5_SYSTEM, Marker, Prompt, render_prompt
+from fastmmoe.runtime.prompts import INTERNVL2_5_SYSTEM, Marker, Prompt, render_follow_up, render_prompt
 
 PICTURE: dict[str, Any] = {"type": "image", "image": "a.png"}
 WORDS = {Marker.BOS: "<BOS>", Marker.EOS: "<EOS>", Marker.IMAGE: "<image>"}
@@ -110,6 +110,70 @@ def test_gpt_oss_answer_with_its_own_channel_stays_as_it_is() -> None:
     assert f"<|start|>assistant{answer}<|end|><|start|>user" in _text(render_prompt(messages, "internvl3_5_gpt_oss"))
 
 
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        ("deepseek", "<EOS><|User|>: And now?\n\n<|Assistant|>:"),
+        ("internvl2_5", "<|im_end|>\n<|im_start|>user\nAnd now?<|im_end|>\n<|im_start|>assistant\n"),
+        ("internvl3_5_gpt_oss", "<|end|><|start|>user<|message|>And now?<|end|><|start|>assistant"),
+    ],
+)
+def test_follow_up(template: str, expected: str) -> None:
+    text_only = render_follow_up("And now?", template)
+    assert (_text(text_only), text_only.images, text_only.is_follow_up) == (expected, (), True)
+    with_pictures = render_follow_up(_parts("And now?", 2), template)
+    assert _text(with_pictures) == expected.replace("And", "<image>\n<image>\nAnd")
+    assert with_pictures.images == ("a.png", "a.png")
+
+
+ANSWERS = {"deepseek": "One.", "internvl2_5": " One. \n", "internvl3_5_gpt_oss": "<|channel|>final<|message|>One."}
+
+
+@pytest.mark.parametrize("template", list(ANSWERS))
+@pytest.mark.parametrize(
+    "content", ["Second?", " \n", "", [], _parts("Second?", 1), [{"type": "text", "text": "What is"}, PICTURE]]
+)
+def test_follow_ups_continue_to_the_prompt_of_all_messages(template: str, content: Any) -> None:
+    answer = ANSWERS[template]
+    pieces, images = render_prompt(HISTORY[:2], template).pieces, render_prompt(HISTORY[:2], template).images
+    messages = HISTORY[:2]
+    for _ in range(2):
+        follow_up = render_follow_up(content, template)
+        pieces += (answer, *follow_up.pieces)
+        images += follow_up.images
+        messages = [*messages, {"role": "assistant", "content": answer}, *_user(content)]
+    whole = render_prompt(messages, template)
+    assert not whole.is_follow_up
+    assert (_text(Prompt(pieces, images)), images) == (_text(whole), whole.images)
+
+
+def test_deepseek_follow_up_is_cut_into_the_same_pieces_as_the_whole_prompt() -> None:
+    messages = [*HISTORY[:2], {"role": "assistant", "content": "One."}, HISTORY[3]]
+    whole = render_prompt(messages, "deepseek").pieces
+    parts = (*render_prompt(HISTORY[:2], "deepseek").pieces, "One.")
+    assert whole == parts + render_follow_up(HISTORY[3]["content"], "deepseek").pieces
+
+
+def test_follow_up_with_typed_placeholders() -> None:
+    found = render_follow_up([PICTURE, {"type": "text", "text": "See <IMG_CONTEXT> here"}], "deepseek", BOTH)
+    assert _text(found) == "<EOS><|User|>: See <image> here\n\n<|Assistant|>:"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (3, "message has content of type int: expected a string or a list"),
+        (None, "message has content of type NoneType: expected a string or a list"),
+        ([{"type": "video"}], r"message.content\[0\] is \{'type': 'video'\}: expected"),
+        ("See <image>", r"message \(user\) has 1 placeholder\(s\) <image> or <IMG_CONTEXT> in its text and 0 image"),
+    ],
+)
+def test_unusable_follow_up(content: Any, message: str) -> None:
+    with pytest.raises(InvalidRequest, match=message) as error:
+        render_follow_up(content, "internvl2_5", BOTH)
+    assert "\n" not in str(error.value)
+
+
 def test_deepseek_without_words_has_no_space_and_no_blank_line() -> None:
     assert _render(" \n") == "<BOS><|User|>:<|Assistant|>:"
 
@@ -191,3 +255,5 @@ def test_unusable_messages(messages: Any, message: str) -> None:
 def test_unknown_template() -> None:
     with pytest.raises(InvalidRequest, match="template 'vicuna': expected one of deepseek, internvl2_5"):
         render_prompt(_user("a"), "vicuna")
+    with pytest.raises(InvalidRequest, match="template 'vicuna': expected one of deepseek, internvl2_5"):
+        render_follow_up("a", "vicuna")
