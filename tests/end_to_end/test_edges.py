@@ -67,7 +67,7 @@ def check_stats(stats: RequestStats, model: VLM, tokens: int) -> None:
     info, policy = model.manifest.language_model, model.manifest.policy
     visible = (stats.visual_tokens, *stats.kept_visual_tokens)
     assert list(visible) == sorted(visible, reverse=True)
-    after = [sum(layer > prune for prune in policy.prune_layers) for layer in range(info.layers)]
+    after = [sum(layer > prune for prune in policy.prune_layers["fastmmoe"]) for layer in range(info.layers)]
     assert stats.cache_lengths == [stats.text_tokens + visible[stage] for stage in after]
     assert [len(kept) for kept in stats.kept_index] == [stats.text_tokens + kept for kept in visible[1:]]
     assert all(np.isin(b, a).all() for a, b in zip(stats.kept_index, stats.kept_index[1:], strict=False))
@@ -105,7 +105,7 @@ def test_no_picture(name: str, vlm: Callable[..., VLM], question: Question) -> N
     stats = answers[1].stats
     check_stats(stats, model, len(answers[1].token_ids))
     assert stats.visual_tokens == stats.tiles == stats.flops_reduction == 0
-    assert stats.kept_visual_tokens == stats.merged_windows == (0, 0, 0)
+    assert stats.kept_visual_tokens == stats.merged_vectors == (0, 0, 0)
 
 
 def test_nothing_but_visual_tokens(vlm: Callable[..., VLM]) -> None:
@@ -123,7 +123,7 @@ def test_one_survivor(vlm: Callable[..., VLM], question: Question) -> None:
     check_stats(answer.stats, model, 3)
     assert answer.stats.visual_tokens == ONE_TILE
     assert answer.stats.kept_visual_tokens == (1, 1, 1)
-    assert answer.stats.merged_windows == (0, 0, 0)
+    assert answer.stats.merged_vectors == (0, 0, 0)
 
 
 def test_runs_shorter_than_the_window(vlm: Callable[..., VLM]) -> None:

@@ -21,7 +21,7 @@ from fastmmoe.exporter.checkpoint import Checkpoint
 from fastmmoe.exporter.config import DEMO
 from fastmmoe.exporter.export import write_graphs
 from fastmmoe.exporter.families import Model, Precision
-from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
+from fastmmoe.exporter.fastmmoe.policy import MethodOption, PolicyOptions
 from fastmmoe.exporter.manifest import build_manifest
 from fastmmoe.exporter.ops.quantise import Packing
 from fastmmoe.exporter.processor_config import read_processor_config
@@ -58,10 +58,12 @@ def skip_without_tools() -> None:
         pytest.skip(f"needs {library}: make plugins")
 
 
-def write_bundle(source: Path, out: Path, precision: Precision, prune_layers: tuple[int, ...]) -> Model:
+def write_bundle(
+    source: Path, out: Path, precision: Precision, prune_layers: tuple[int, ...], method: MethodOption = "fastmmoe"
+) -> Model:
     """What an export for TensorRT-RTX writes, without its check."""
     library, plugin = find_plugin(TARGETS["rtx"], RTX)
-    model = Model(Checkpoint(source), PolicyOptions(prune_layers=prune_layers), precision)
+    model = Model(Checkpoint(source), PolicyOptions(prune_layers=prune_layers, method=method), precision)
     processor = read_processor_config(source, model.config_reader, vocab_size=model.config.vocab_size)
     out.mkdir()
     write_graphs(out, model, portable=False, report=print)
@@ -98,6 +100,18 @@ def test_engines_are_built(
     formats = {onnx.helper.get_node_attr_value(node, "weight_format").decode() for node in experts}
     assert formats == {"float" if packing is None else packing.weight_format}
     assert sum(node.op_type == "FmmTokenPrune" for node in nodes) == 3
+
+
+def test_engines_of_a_comparison_bundle(wide_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """The sites of every method in one engine, sparsevlm's of standard operators among them."""
+    skip_without_tools()
+    out, precision = tmp_path / "out", Precision(torch.float16, torch.float16)
+    model = write_bundle(wide_checkpoint("internvl-qwen3moe"), out, precision, (1, 2, 3), "all")
+    assert len(model.policy.sites) == 7
+    engines = build_engines(out, report=print)
+    assert engines.files["language_model.engine"].bytes > 0.9 * (out / "language_model.data").stat().st_size
+    nodes = onnx.load(out / "language_model.onnx", load_external_data=False).graph.node
+    assert sum(node.op_type == "FmmTokenPrune" for node in nodes) == 4
 
 
 def test_latent_attention_of_true_width(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

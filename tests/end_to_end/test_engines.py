@@ -177,7 +177,7 @@ def test_refused_graph_leaves_the_old_engines(own_rtx_bundle: Path, refusal: Ref
 
 def test_graph_of_another_manifest(own_rtx_bundle: Path, refusal: Refusal) -> None:
     policy = json.loads((own_rtx_bundle / "manifest.json").read_text())["policy"]
-    edit_manifest(own_rtx_bundle, policy=policy | {"prune_layers": [1]})
+    edit_manifest(own_rtx_bundle, policy=policy | {"prune_layers": {"fastmmoe": [1]}})
     line = refusal(run_main, ["build", str(own_rtx_bundle)])
     assert line.endswith("they differ in keep_slots.1, merge_slots.1; export again")
 

@@ -51,21 +51,37 @@ def shapes(values: Any) -> dict[str, list[int | str]]:
 
 def expected_inputs(manifest: Manifest) -> dict[str, list[int | str]]:
     """The language model's inputs as runtime/abi.py documents them."""
-    info, stages = manifest.language_model, len(manifest.policy.prune_layers)
+    info, policy = manifest.language_model, manifest.policy
     expected: dict[str, list[int | str]] = {
         "inputs_embeds": ["T", info.hidden_size],
         "position_ids": ["T"],
+        "sequence_ids": ["T"],
+        "sequence_offsets": ["offsets"],
         "visual_index": ["V"],
     }
-    if manifest.policy.method != "none":
-        expected |= {"visual_top_k": [len(info.moe_layers)], "alpha": [stages]}
-    for s in range(stages):
-        expected |= {f"keep_slots.{s}": [f"K{s}"], f"merge_slots.{s}": [f"M{s}"]}
-    for g, layers in enumerate(abi.layer_groups(info.layers, manifest.policy.prune_layers)):
+    if policy.method != "none":
+        expected |= {"visual_offsets": ["offsets"]}
+        expected |= {"visual_top_k": [len(info.moe_layers)], "alpha": [len(policy.sites)]}
+    if policy.method == "all":
+        expected["method"] = [1]
+    if policy.method in ("all", "random"):
+        expected["random_scores"] = ["V"]
+    if policy.method in ("all", "sparsevlm"):
+        expected["rater_slots"] = ["Q"]
+    for s, site in enumerate(policy.sites):
+        expected |= {f"keep_slots.{s}": [f"K{s}"], f"keep_offsets.{s}": ["offsets"]}
+        if site.methods[0] in ("fastmmoe", "sparsevlm"):
+            expected[f"merge_slots.{s}"] = [f"M{s}"]
+        if site.methods[0] == "fastmmoe":
+            expected[f"merge_offsets.{s}"] = ["offsets"]
+        if site.methods[0] == "sparsevlm":
+            expected[f"recycle_slots.{s}"] = [f"N{s}"]
+    for g, layers in enumerate(abi.layer_groups(info.layers, policy.sites)):
         for layer in layers:
             for part in info.cache_parts:
                 *heads, width = info.cache_shape
                 expected[f"past_key_values.{layer}.{part}"] = [1, *heads, f"S{g}", width]
+        expected[f"past_sequence_ids.{g}"] = [f"S{g}"]
         if info.sliding_layers:
             expected[f"past_position_ids.{g}"] = [f"S{g}"]
     return expected
@@ -77,19 +93,19 @@ def check_language_model(directory: Path, graph: str = "language_model") -> None
     inputs, outputs = shapes(model.graph.input), shapes(model.graph.output)
     expected = expected_inputs(manifest)
     assert inputs == expected
-    stages = range(len(manifest.policy.prune_layers))
+    sites = range(len(manifest.policy.sites))
     present = {
         name.replace("past_key_values", "present").replace("past_", "present_") for name in expected if "past" in name
     }
-    assert outputs.keys() == {"logits", *present, *(f"kept_index.{s}" for s in stages)}
-    assert outputs["logits"] == [1, manifest.language_model.vocab_size]
+    assert outputs.keys() == {"logits", *present, *(f"kept_index.{s}" for s in sites)}
+    assert outputs["logits"] == ["offsets - 1", manifest.language_model.vocab_size]
     # The length of a cache is symbolic, and one symbol for the layers of a group.
-    lengths = {name: outputs[name][0 if "position_ids" in name else -2] for name in present}
+    lengths = {name: outputs[name][0 if "_ids" in name else -2] for name in present}
     assert all(isinstance(length, str) for length in lengths.values())
-    groups = abi.layer_groups(manifest.language_model.layers, manifest.policy.prune_layers)
+    groups = abi.layer_groups(manifest.language_model.layers, manifest.policy.sites)
     for layers in groups:
         assert len({lengths[f"present.{i}.{manifest.language_model.cache_parts[0]}"] for i in layers}) == 1
-    for s in stages:
+    for s in sites:
         symbols = set(re.findall(r"[A-Z]\d*", str(outputs[f"kept_index.{s}"][0])))
         assert symbols == {"T", "V", f"K{s}"}
 
@@ -187,7 +203,7 @@ def test_stock_onnxruntime_runs_the_portable_graph(
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     manifest = vlm(name).manifest
     T, V, keep = 12, 6, (5, 3, 2)
-    sizes = {"T": T, "V": V} | {f"K{s}": k for s, k in enumerate(keep)}
+    sizes = {"T": T, "V": V, "offsets": 2} | {f"K{s}": k for s, k in enumerate(keep)}
     types = {"tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(int8)": np.int8}
     feeds: dict[str, Array] = {
         i.name: np.zeros([sizes.get(d, 0) if isinstance(d, str) else d for d in i.shape], types[i.type])
@@ -197,6 +213,9 @@ def test_stock_onnxruntime_runs_the_portable_graph(
     feeds["inputs_embeds"] = rng.standard_normal(feeds["inputs_embeds"].shape).astype(np.float32)
     feeds["position_ids"] = np.arange(T, dtype=np.int32)
     feeds["visual_index"] = np.arange(2, 2 + V, dtype=np.int32)
+    feeds["sequence_offsets"][1], feeds["visual_offsets"][1] = T, V
+    for s, k in enumerate(keep):
+        feeds[f"keep_offsets.{s}"][1] = k
     feeds["visual_top_k"][:] = 2
     feeds["alpha"][:] = manifest.policy.alpha
     names = [o.name for o in session.get_outputs()]
@@ -205,6 +224,6 @@ def test_stock_onnxruntime_runs_the_portable_graph(
     assert np.isfinite(outputs["logits"]).all()
     assert [len(outputs[f"kept_index.{s}"]) for s in range(3)] == [T - V + k for k in keep]
     part = manifest.language_model.cache_parts[0]
-    groups = abi.layer_groups(manifest.language_model.layers, manifest.policy.prune_layers)
+    groups = abi.layer_groups(manifest.language_model.layers, manifest.policy.sites)
     lengths = [outputs[f"present.{layers[0]}.{part}"].shape[-2] for layers in groups]
     assert lengths == [T, *(T - V + k for k in keep)][: len(groups)]
