@@ -97,6 +97,8 @@ class VLM:
             InvalidRequest: as `generate_stream`, or no conversations.
         """
         request = RequestOptions(**options)
+        if not conversations:
+            raise InvalidRequest("no conversations: expected at least one")
         inputs = [self.processor(messages, max_tiles=request.max_tiles) for messages in conversations]
         answers = []
         for run in self._runs(inputs, request):
@@ -135,7 +137,10 @@ class VLM:
         """
         steps: list[list[Token]] = []
         stats: list[RequestStats] = []
-        for run in self._runs(self.processor.from_tensors(tensors), RequestOptions(**options)):
+        rows = self.processor.from_tensors(tensors)
+        if not rows:
+            raise InvalidRequest("input_ids has no rows: expected at least one")
+        for run in self._runs(rows, RequestOptions(**options)):
             of_rows: list[list[Token]] = [[] for _ in run.stats]
             for tokens in run.tokens():
                 for token in tokens:
@@ -161,8 +166,6 @@ class VLM:
 
     def _runs(self, inputs: Sequence[ModelInputs], request: RequestOptions) -> list[Run]:
         """The rows in one packed run, or in one each where the method cannot prune several at once."""
-        if not inputs:
-            raise InvalidRequest("the input has no rows: expected at least one")
         method = request.method or self.manifest.policy.default_method
         groups = [[one] for one in inputs] if method == "sparsevlm" else [list(inputs)]
         return [Run(self.graphs, group, request) for group in groups]

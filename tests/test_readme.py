@@ -50,7 +50,8 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_commands_and_python(workplace: Path) -> None:
     commands = [shlex.split(command) for command in COMMANDS if command.startswith("fastmmoe")]
-    assert [command[0] for command in commands] == ["fastmmoe-export", "fastmmoe", "fastmmoe"]
+    assert [command[0] for command in commands] == ["fastmmoe-export", *["fastmmoe"] * 4]
+    assert [command[1] for command in commands[1:]] == ["run", "run", "flops", "plan-retention"]
     for name, *arguments in commands:
         script = Path(sys.executable).with_name(name)
         result = subprocess.run([script, *arguments], cwd=workplace, capture_output=True, text=True, check=False)

@@ -120,6 +120,12 @@ def bundle(model_dir: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
     return get
 
 
+@pytest.fixture(scope="session")
+def comparison_bundle(bundle: Callable[..., Path]) -> Callable[[str], Path]:
+    """Function checkpoint -> its bundle with every method, fastmmoe and random at the golden prune layers."""
+    return lambda name: bundle(name, "--method", "all", "--prune-layers", PRUNE_LAYERS[name])
+
+
 @pytest.fixture
 def own_bundle(bundle: Callable[..., Path], tmp_path: Path) -> Path:
     """A copy of the small bundle that this test may change."""

@@ -102,7 +102,7 @@ def test_run_prints_the_answer_and_what_it_cost(bundle: Callable[..., Path], pic
     result = run(program("fastmmoe"), "run", str(bundle(SMALL)), *arguments)
     assert result.returncode == 0
     counts, cost = result.stderr.splitlines()
-    assert counts.startswith("visual tokens 421 -> 210 -> 105, text tokens ")
+    assert counts.startswith("fastmmoe: visual tokens 421 -> 210 -> 105, text tokens ")
     assert counts.endswith("retention 0.25, pruning rate 0.75")
     assert "GFLOPs" in cost and "ms/token" in cost
     by_rate = run(

@@ -179,7 +179,7 @@ def test_graph_of_another_manifest(own_rtx_bundle: Path, refusal: Refusal) -> No
     policy = json.loads((own_rtx_bundle / "manifest.json").read_text())["policy"]
     edit_manifest(own_rtx_bundle, policy=policy | {"prune_layers": {"fastmmoe": [1]}})
     line = refusal(run_main, ["build", str(own_rtx_bundle)])
-    assert line.endswith("they differ in keep_slots.1, merge_slots.1; export again")
+    assert line.endswith("they differ in keep_offsets.1, keep_slots.1, merge_offsets.1, merge_slots.1; export again")
 
 
 @pytest.mark.parametrize(

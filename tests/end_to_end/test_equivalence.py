@@ -57,7 +57,7 @@ def file_bytes(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
-@pytest.mark.parametrize("name", ["dsvl2-mha", "internvl-gptoss"])
+@pytest.mark.parametrize("name", ["dsvl2-mla", "internvl-gptoss"])
 def test_full_retention_is_bit_identical_to_no_method(
     name: str,
     bundle: Callable[..., Path],
@@ -69,7 +69,7 @@ def test_full_retention_is_bit_identical_to_no_method(
     with_method = run_tensors(bundle(name), tensors, "--retention", "1.0", *STEPS)
     assert_identical(with_method, plain, "logits", "decode_logits", "decode_tokens", "cache_lengths")
     assert {"kept_index_stage1", "kept_index_stage2"} <= with_method.keys() - plain.keys()
-    full_k = {"dsvl2-mha": "4", "internvl-gptoss": "3"}[name]
+    full_k = {"dsvl2-mla": "4", "internvl-gptoss": "3"}[name]
     explicit = run_tensors(bundle(name), tensors, "--retention", "1.0", "--visual-top-k", full_k, *STEPS)
     assert_identical(explicit, with_method)
 

@@ -145,10 +145,13 @@ def test_model_that_is_not_there(model: str, words: tuple[str, ...], tmp_path: P
         (("--prune-layers=-1,2",), "--prune-layers -1,2: the model has layers 0 to 2"),
         (("--prune-layers", "1,1"), "expected ascending layers without repetition"),
         (("--prune-layers", "2,1"), "expected ascending layers without repetition"),
-        (("--prune-layers", "0,1"), "layer 0 has no MoE block with full attention; possible are 1,2"),
+        (("--prune-layers", "0,1"), "layer 0 has no MoE block with full attention; possible for fastmmoe are 1,2"),
         (("--prune-layers", "a,b"), "'a,b': expected layer numbers such as 2,5,8"),
         (("--prune-layers", ","), "--prune-layers is empty"),
-        ((), "a model of 3 layers has no default prune layers: give --prune-layers"),
+        ((), "a model of 3 layers has no default prune layers of fastmmoe: give --prune-layers"),
+        (("--method", "sparsevlm", "--prune-layers", "1,2"), "layer 2 has no full attention or is the last"),
+        (("--method", "none", "--prune-layers", "1"), "--prune-layers: --method none prunes nothing"),
+        (("--method", "fast"), "invalid choice: 'fast'"),
         (("--retention", "0"), "retention 0.0: expected a number in (0, 1]"),
         (("--retention", "-1"), "retention -1.0: expected a number in (0, 1]"),
         (("--retention", "nan"), "retention nan: expected a number in (0, 1]"),
@@ -167,7 +170,7 @@ def test_model_that_is_not_there(model: str, words: tuple[str, ...], tmp_path: P
 def test_bad_export_option(
     flags: tuple[str, ...], words: str, small_dir: Path, tmp_path: Path, refusal: Refusal
 ) -> None:
-    needed = ["--prune-layers", "1,2"] if flags and "prune-layers" not in flags[0] else []
+    needed = ["--prune-layers", "1,2"] if flags and not any("prune-layers" in flag for flag in flags) else []
     line = refusal(export_main, [str(small_dir), str(tmp_path / "out"), *needed, *flags])
     assert words in line
     assert not list(tmp_path.iterdir())
@@ -210,7 +213,7 @@ def test_failed_check(
     monkeypatch.setattr(tracing, "as_ir_tensor", spoiled)
     assert export_main([str(small_dir), str(tmp_path / "out"), "--prune-layers", "1,2"]) == 1
     output = capsys.readouterr()
-    assert re.search(r"^\[✗\] .*: language model, retention 1, prefill: ", output.out, re.MULTILINE)
+    assert re.search(r"^\[✗\] .*: unmodified model, prefill: ", output.out, re.MULTILINE)
     assert re.search(r"^\[✓\] .*: vision: ", output.out, re.MULTILINE)
     assert output.err.splitlines() == [
         "fastmmoe-export: check failed: the exported graphs differ from torch by more than the tolerance; "

@@ -27,7 +27,7 @@ Array = npt.NDArray[Any]
 Tensors = dict[str, Array]
 Messages = list[dict[str, Any]]
 
-MODELS = ("dsvl2-mha", "internvl-gptoss")
+MODELS = ("dsvl2-mla", "internvl-gptoss")
 EVERY_MODEL = pytest.mark.parametrize("name", MODELS)
 PRUNING = [method for method in METHODS if method != "none"]
 FLOAT32_TOLERANCE = 1e-4
@@ -41,14 +41,14 @@ def picture(width: int, height: int, seed: int) -> Image.Image:
 
 
 @pytest.fixture(scope="session")
-def comparison(bundle: Callable[..., Path]) -> Callable[..., VLM]:
+def comparison(comparison_bundle: Callable[[str], Path]) -> Callable[..., VLM]:
     """Function (checkpoint, **options) -> its loaded comparison bundle."""
     loaded: dict[tuple[Any, ...], VLM] = {}
 
     def get(name: str, **options: Any) -> VLM:
         key = (name, *sorted(options.items()))
         if key not in loaded:
-            loaded[key] = VLM(bundle(name, "--method", "all"), **options)
+            loaded[key] = VLM(comparison_bundle(name), **options)
         return loaded[key]
 
     return get
@@ -57,10 +57,10 @@ def comparison(bundle: Callable[..., Path]) -> Callable[..., VLM]:
 def test_fastv_of_a_comparison_bundle_is_the_recorded_one(
     comparison: Callable[..., VLM], case_tensors: Callable[[str, str], Tensors], golden: Path
 ) -> None:
-    found = comparison("dsvl2-mha").run_tensors(
-        case_tensors("dsvl2-mha", "single"), method="fastv", retention=0.5, max_tokens=5
+    found = comparison("dsvl2-mla").run_tensors(
+        case_tensors("dsvl2-mla", "single"), method="fastv", retention=0.5, max_tokens=5
     )
-    with np.load(golden / "baselines" / "fastv_dsvl2-mha.npz") as arrays:
+    with np.load(golden / "baselines" / "fastv_dsvl2-mla.npz") as arrays:
         recorded = {name: arrays[f"K2_R0.5_{name}"] for name in ("keep_idx", "decode_tokens", "cache_len")}
         logits, decode_logits = (arrays[f"K2_R0.5_{name}"] for name in ("logits", "decode_logits"))
     assert found["kept_index_stage1"].tolist() == recorded["keep_idx"].tolist()
@@ -178,7 +178,7 @@ def test_a_second_question_equals_a_fresh_run(
 
 def test_a_conversation_goes_on_by_every_method(comparison: Callable[..., VLM]) -> None:
     """A new picture in the second question is pruned; the first one's tokens stay as they are."""
-    model = comparison("dsvl2-mha")
+    model = comparison("dsvl2-mla")
     for method in PRUNING:
         conversation = Conversation(model, method=method, retention=0.3, max_tokens=2, max_tiles=1)
         content = [{"type": "image", "image": picture(200, 180, 9)}, {"type": "text", "text": "What?"}]
@@ -192,7 +192,7 @@ def test_a_conversation_goes_on_by_every_method(comparison: Callable[..., VLM]) 
 
 
 def test_a_stream_left_early_is_an_answer_that_ended_there(comparison: Callable[..., VLM]) -> None:
-    model = comparison("dsvl2-mha")
+    model = comparison("dsvl2-mla")
     conversation = Conversation(model, method="none", max_tokens=5)
     stream = conversation.ask_stream("Count.")
     said = [next(stream).token_id for _ in range(2)]
@@ -223,11 +223,16 @@ def test_a_stream_left_early_is_an_answer_that_ended_there(comparison: Callable[
 def test_bad_options_are_refused(
     options: dict[str, Any], words: str, comparison: Callable[..., VLM], question: Any
 ) -> None:
-    model = comparison("dsvl2-mha")
+    model = comparison("dsvl2-mla")
     messages = question("What?", picture(200, 180, 10))
     for call in (model.generate_stream, model.generate, lambda m, **o: model.generate_batch([m], **o)):
         with pytest.raises(InvalidRequest, match=words):
             call(messages, **options)
+
+
+def test_an_empty_batch_is_refused(comparison: Callable[..., VLM]) -> None:
+    with pytest.raises(InvalidRequest, match="no conversations: expected at least one"):
+        comparison("dsvl2-mla").generate_batch([])
 
 
 @pytest.mark.parametrize(
@@ -241,7 +246,7 @@ def test_bad_options_are_refused(
     ],
 )
 def test_bad_visual_rows_are_refused(rows: list[int], words: str, comparison: Callable[..., VLM]) -> None:
-    batch, chunk = small_chunk(comparison("dsvl2-mha"), rows)
+    batch, chunk = small_chunk(comparison("dsvl2-mla"), rows)
     with pytest.raises(InvalidRequest, match=words):
         batch.extend([chunk], alpha=0.3)
 
@@ -250,7 +255,7 @@ def test_bad_visual_rows_are_refused(rows: list[int], words: str, comparison: Ca
 def test_the_native_operators_refuse_bad_visual_rows_too(
     rows: list[int], vlm: Callable[..., VLM], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batch, chunk = small_chunk(vlm("dsvl2-mha"), rows)
+    batch, chunk = small_chunk(vlm("dsvl2-mla"), rows)
     monkeypatch.setattr(Chunk, "check", lambda self: None)
     with pytest.raises(Exception, match=r"FmmTokenPrune: visual_index\[\d\] is|indices element out"):
         batch.extend([chunk], alpha=0.3)
@@ -268,7 +273,7 @@ def small_chunk(model: VLM, rows: list[int]) -> tuple[Batch, Chunk]:
 
 
 def test_sparsevlm_needs_text_to_rate_by(comparison: Callable[..., VLM]) -> None:
-    model = comparison("dsvl2-mha")
+    model = comparison("dsvl2-mla")
     inputs = ModelInputs(np.full(30, 7, np.int32), np.arange(4, 30, dtype=np.int32), {})
     run = Run(model.graphs, [inputs], RequestOptions(method="sparsevlm", retention=0.5))
     with pytest.raises(InvalidRequest, match="the prompt ends with a visual token: sparsevlm rates by the text"):
@@ -276,18 +281,22 @@ def test_sparsevlm_needs_text_to_rate_by(comparison: Callable[..., VLM]) -> None
 
 
 def test_the_command_takes_methods(
-    bundle: Callable[..., Path], capsys: pytest.CaptureFixture[str], refusal: Callable[..., str], tmp_path: Path
+    bundle: Callable[..., Path],
+    comparison_bundle: Callable[[str], Path],
+    capfd: pytest.CaptureFixture[str],
+    refusal: Callable[..., str],
+    tmp_path: Path,
 ) -> None:
-    out, image = str(bundle("dsvl2-mha", "--method", "all")), tmp_path / "a.png"
+    out, image = str(comparison_bundle("dsvl2-mla")), tmp_path / "a.png"
     picture(200, 180, 11).save(image)
     command = ["run", out, "--image", str(image), "--prompt", "a", "--max-new-tokens", "2"]
-    capsys.readouterr()
+    capfd.readouterr()
     for method in PRUNING:
         assert run_main([*command, "--method", method, "--retention", "0.5"]) == 0
-        error = capsys.readouterr().err
+        error = capfd.readouterr().err
         assert error.startswith(f"{method}: visual tokens 421 -> ")
         assert "retention 0.5, pruning rate 0.5" in error
     assert "invalid choice: 'fast'" in refusal(run_main, [*command, "--method", "fast"])
-    plain = str(bundle("dsvl2-mha", "--method", "none"))
+    plain = str(bundle("dsvl2-mla", "--method", "none"))
     line = refusal(run_main, ["run", plain, *command[2:], "--method", "fastv"])
     assert line.endswith("method fastv: the bundle has none; export with --method fastv or all")
