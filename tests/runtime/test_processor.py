@@ -23,26 +23,9 @@ from fastmmoe.runtime.processor_config import ProcessorConfig
 Array = npt.NDArray[Any]
 GoldenArray = Callable[[str, str], Array]
 MakeProcessor = Callable[[str], Processor]
+MakeMessages = Callable[..., list[dict[str, Any]]]
 INTERNVL = ("internvl-qwen3moe", "internvl-gptoss")
 TOLERANCE = 1e-6  # float32 pixels
-
-
-@pytest.fixture(scope="module")
-def processor(checkpoint: Callable[[str], Path]) -> MakeProcessor:
-    def make(name: str) -> Processor:
-        directory = checkpoint(name)
-        config = json.loads((directory / "config.json").read_text())
-        text = next(config[key] for key in ("language_config", "text_config", "llm_config") if key in config)
-        processor_config = read_processor_config(directory, ConfigReader(config), vocab_size=text["vocab_size"])
-        return Processor(processor_config, directory / "tokenizer.json")
-
-    return make
-
-
-def _messages(golden: Path, images: list[str], text: str, system: str | None = None) -> list[dict[str, Any]]:
-    parts = [{"type": "image", "image": golden / "dsvl2-inputs" / f"{name}.png"} for name in images]
-    messages: list[dict[str, Any]] = [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
-    return messages if system is None else [{"role": "system", "content": system}, *messages]
 
 
 def _deepseek_cases(golden: Path) -> dict[str, tuple[list[str], str, str, int]]:
@@ -74,10 +57,10 @@ def _assert_same(found: ModelInputs, expected: ModelInputs) -> None:
 
 @pytest.mark.parametrize("case", ["single", "two", "multi3", "text", "batch2-0", "batch2-1"])
 def test_deepseek_ids_and_visual_positions(
-    case: str, processor: MakeProcessor, golden: Path, golden_array: GoldenArray
+    case: str, processor: MakeProcessor, golden: Path, golden_array: GoldenArray, messages: MakeMessages
 ) -> None:
     images, prompt, file, row = _deepseek_cases(golden)[case]
-    inputs = processor("dsvl2-mha")(_messages(golden, images, prompt))
+    inputs = processor("dsvl2-mha")(messages(images, prompt))
     path = f"dsvl2-inputs/inputs_{file}.npz"
     mask = golden_array(path, "attention_mask")[row]
     assert inputs.input_ids.tolist() == golden_array(path, "input_ids")[row][mask].tolist()
@@ -93,20 +76,25 @@ def test_deepseek_ids_and_visual_positions(
 
 @pytest.mark.parametrize("case", ["single", "batch2"])
 def test_deepseek_tensors_give_the_same_as_messages(
-    case: str, processor: MakeProcessor, golden: Path, golden_array: GoldenArray
+    case: str, processor: MakeProcessor, golden: Path, golden_array: GoldenArray, messages: MakeMessages
 ) -> None:
     rows = processor("dsvl2-mha").from_tensors(_tensors(golden_array, case))
     cases = _deepseek_cases(golden)
     assert len(rows) == (2 if case == "batch2" else 1)
     for row, found in enumerate(rows):
         images, prompt, *_ = cases[f"batch2-{row}" if case == "batch2" else case]
-        _assert_same(found, processor("dsvl2-mha")(_messages(golden, images, prompt)))
+        _assert_same(found, processor("dsvl2-mha")(messages(images, prompt)))
 
 
 @pytest.mark.parametrize("checkpoint_name", ["dsvl2-mha", "dsvl2-mla"])
 @pytest.mark.parametrize("case", ["single", "multi3", "batch2-0"])
 def test_layout_index_is_the_official_order(
-    checkpoint_name: str, case: str, processor: MakeProcessor, golden: Path, golden_array: GoldenArray
+    checkpoint_name: str,
+    case: str,
+    processor: MakeProcessor,
+    golden: Path,
+    golden_array: GoldenArray,
+    messages: MakeMessages,
 ) -> None:
     from safetensors.numpy import load_file
 
@@ -116,16 +104,18 @@ def test_layout_index_is_the_official_order(
     mask = golden_array(f"dsvl2-inputs/inputs_{file}.npz", "images_seq_mask")[row]
     expected = golden_array(path, "inputs_embeds")[row][mask]
     weights = load_file(golden / checkpoint_name / "model.safetensors")
-    inputs = processor(checkpoint_name)(_messages(golden, images, prompt))
+    inputs = processor(checkpoint_name)(messages(images, prompt))
     count = sum(inputs.tile_counts)
     structural = [weights["image_newline"][None], weights["view_seperator"][None]]
     rows = np.concatenate([tiles[:count].reshape(count * 196, -1), *structural])
     np.testing.assert_array_equal(rows[inputs.vision_inputs["layout_index"]], expected)
 
 
-def _internvl_row(name: str, golden: Path, processor: MakeProcessor, images: list[str], text: str) -> ModelInputs:
+def _internvl_row(
+    name: str, processor: MakeProcessor, images: list[str], text: str, messages: MakeMessages
+) -> ModelInputs:
     system = "You are a helpful assistant." if name == "internvl-qwen3moe" else None
-    return processor(name)(_messages(golden, images, text, system), max_tiles=6)
+    return processor(name)(messages(images, text, system), max_tiles=6)
 
 
 @pytest.mark.parametrize("name", INTERNVL)
@@ -140,9 +130,9 @@ def _internvl_row(name: str, golden: Path, processor: MakeProcessor, images: lis
 )
 def test_internvl_ids(
     name: str, file: str, row: int, images: list[str], text: str,
-    processor: MakeProcessor, golden: Path, golden_array: GoldenArray,
+    processor: MakeProcessor, messages: MakeMessages, golden_array: GoldenArray,
 ) -> None:  # fmt: skip
-    inputs = _internvl_row(name, golden, processor, images, text)
+    inputs = _internvl_row(name, processor, images, text, messages)
     mask = golden_array(f"{name}/outputs_{file}.npz", "attention_mask")[row] == 1
     expected = golden_array(f"{name}/outputs_{file}.npz", "input_ids")[row][mask]
     assert inputs.input_ids.tolist() == expected.tolist()
@@ -153,25 +143,25 @@ def test_internvl_ids(
 
 @pytest.mark.parametrize("name", INTERNVL)
 def test_internvl_tensors_give_the_same_as_messages(
-    name: str, processor: MakeProcessor, golden: Path, golden_array: GoldenArray
+    name: str, processor: MakeProcessor, messages: MakeMessages, golden_array: GoldenArray
 ) -> None:
     names = ("input_ids", "attention_mask", "pixel_values")
     batch = {key: golden_array(f"{name}/outputs_batch2.npz", key) for key in names}
     first, second = processor(name).from_tensors(batch)
-    _assert_same(first, _internvl_row(name, golden, processor, ["img2_300x260"], "OCR."))
+    _assert_same(first, _internvl_row(name, processor, ["img2_300x260"], "OCR.", messages))
     text = "Say hello in three words, no picture here."
-    _assert_same(second, _internvl_row(name, golden, processor, [], text))
+    _assert_same(second, _internvl_row(name, processor, [], text, messages))
     single = {key: golden_array(f"{name}/outputs_single.npz", key) for key in names[:2]}
     single["pixel_values"] = golden_array("internvl-inputs/pixels_img0_max6.npz", "pixel_values")
     (found,) = processor(name).from_tensors(single)
-    expected = _internvl_row(name, golden, processor, ["img0_700x500"], "What colour is the largest box?")
+    expected = _internvl_row(name, processor, ["img0_700x500"], "What colour is the largest box?", messages)
     _assert_same(found, expected)
 
 
-def test_internvl_tiles_are_dealt_to_the_rows_in_order(processor: MakeProcessor, golden: Path) -> None:
+def test_internvl_tiles_are_dealt_to_the_rows_in_order(processor: MakeProcessor, messages: MakeMessages) -> None:
     make = processor("internvl-qwen3moe")
     inputs = [
-        make(_messages(golden, images, "Compare."), max_tiles=tiles)
+        make(messages(images, "Compare."), max_tiles=tiles)
         for images, tiles in ((["img2_300x260"], 1), (["img0_700x500", "img1_420x980"], 2))
     ]
     assert [row.tile_counts for row in inputs] == [(1,), (1, 3)]
@@ -204,124 +194,21 @@ def test_longest_pictures(size: tuple[int, int], grid: tuple[int, int], visual: 
     assert visual == 211 + 14 * grid[1] * (14 * grid[0] + 1)
 
 
-def test_third_picture_stops_tiling_over_the_whole_conversation(processor: MakeProcessor, golden: Path) -> None:
+def test_third_picture_stops_tiling_over_the_whole_conversation(
+    processor: MakeProcessor, messages: MakeMessages
+) -> None:
     history = [
-        *_messages(golden, ["img0_700x500", "img1_420x980"], "First?"),
+        *messages(["img0_700x500", "img1_420x980"], "First?"),
         {"role": "assistant", "content": "One."},
-        *_messages(golden, [], "Second?"),
+        *messages([], "Second?"),
     ]
     assert processor("dsvl2-mha")(history).tile_counts == (5, 7)
-    history[2] = _messages(golden, ["img2_300x260"], "Second?")[0]
+    history[2] = messages(["img2_300x260"], "Second?")[0]
     assert processor("dsvl2-mha")(history).tile_counts == (2, 2, 2)
 
 
-# What the model writes and the runtime's cache holds: the stop token is not part of it.
-ANSWERS = {
-    "dsvl2-mha": "One, héllo 万.",
-    "internvl-qwen3moe": "One, héllo 万.",
-    "internvl-gptoss": "<|channel|>final<|message|>One, héllo 万.",
-}
-
-
-@pytest.mark.parametrize("name", list(ANSWERS))
-@pytest.mark.parametrize("pictures", [[], ["img1_420x980"]])
-def test_follow_up_gives_the_ids_of_the_whole_conversation(
-    name: str, pictures: list[str], processor: MakeProcessor, checkpoint: Callable[[str], Path], golden: Path
-) -> None:
-    make, answer = processor(name), ANSWERS[name]
-    tokenizer = load_tokenizer(checkpoint(name) / "tokenizer.json")
-    first = _messages(golden, ["img0_700x500"], "First?")
-    (second,) = _messages(golden, pictures, "Second?")
-    before, written = make(first), tokenizer.encode(answer, add_special_tokens=False).ids
-    start = len(before.input_ids) + len(written)
-    found = make.follow_up(second["content"], images_before=1, tokens_before=start)
-    whole = make([*first, {"role": "assistant", "content": answer}, second])
-    assert [*before.input_ids, *written, *found.input_ids] == whole.input_ids.tolist()
-    assert [*before.visual_index, *(start + found.visual_index)] == whole.visual_index.tolist()
-    assert before.tile_counts + found.tile_counts == whole.tile_counts
-    assert before.image_sizes + found.image_sizes == whole.image_sizes
-    assert bool(found.vision_inputs) == bool(pictures)
-    if pictures:
-        pixels = np.concatenate([before.vision_inputs["pixel_values"], found.vision_inputs["pixel_values"]])
-        np.testing.assert_array_equal(pixels, whole.vision_inputs["pixel_values"])
-
-
-@pytest.mark.parametrize(
-    ("name", "start"),
-    [
-        ("dsvl2-mha", ["<｜end▁of▁sentence｜>", "<|User|>"]),
-        ("internvl-qwen3moe", ["<|im_end|>", "Ċ", "<|im_start|>"]),
-        ("internvl-gptoss", ["<|end|>", "<|start|>"]),
-    ],
-)
-def test_follow_up_starts_with_the_end_of_the_answer(
-    name: str, start: list[str], processor: MakeProcessor, checkpoint: Callable[[str], Path]
-) -> None:
-    tokenizer = load_tokenizer(checkpoint(name) / "tokenizer.json")
-    inputs = processor(name).follow_up("Second?")
-    assert inputs.input_ids.dtype == inputs.visual_index.dtype == np.int32
-    assert [tokenizer.id_to_token(i) for i in inputs.input_ids[: len(start)]] == start
-    assert (inputs.visual_index.shape, inputs.vision_inputs, inputs.tile_counts) == ((0,), {}, ())
-
-
-def test_token_that_the_tokenizer_puts_in_front_is_not_in_a_follow_up(
-    processor: MakeProcessor, own_checkpoint: Callable[[str], Path]
-) -> None:
-    file = own_checkpoint("internvl-qwen3moe") / "tokenizer.json"
-    tokenizer = json.loads(file.read_text())
-    front = {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}
-    tokenizer["post_processor"] = {
-        "type": "TemplateProcessing",
-        "single": [front, {"Sequence": {"id": "A", "type_id": 0}}],
-        "pair": [front, {"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {"<|endoftext|>": {"id": "<|endoftext|>", "ids": [380], "tokens": ["<|endoftext|>"]}},
-    }
-    file.write_text(json.dumps(tokenizer))
-    make = Processor(processor("internvl-qwen3moe").config, file)
-    assert make([{"role": "user", "content": "First?"}]).input_ids[:2].tolist() == [380, 381]
-    assert make.follow_up("Second?").input_ids[0] == 382
-
-
-def test_earlier_pictures_count_for_the_tiling_of_a_follow_up(processor: MakeProcessor, golden: Path) -> None:
-    (message,) = _messages(golden, ["img0_700x500"], "Second?")
-    make = processor("dsvl2-mha")
-    counts = [make.follow_up(message["content"], images_before=before).tile_counts for before in (0, 1, 2)]
-    assert counts == [(5,), (5,), (2,)]
-    assert make.follow_up(message["content"], images_before=1, max_tiles=2).tile_counts == (3,)
-    assert processor("internvl-gptoss").follow_up(message["content"], images_before=2, max_tiles=6).tile_counts == (7,)
-
-
-@pytest.mark.parametrize("name", ["dsvl2-mha", "internvl-qwen3moe"])
-def test_earlier_tokens_count_for_the_length_of_a_follow_up(name: str, processor: MakeProcessor) -> None:
-    make = processor(name)
-    limit, new = make.config.max_position_embeddings, len(make.follow_up("Second?").input_ids)
-    assert len(make.follow_up("Second?", tokens_before=limit - new).input_ids) == new
-    expected = (
-        rf"has {limit + 1} tokens, {limit + 1 - new} of them of earlier turns and 0 of the new ones visual: the model "
-        rf"takes at most {limit}; give fewer tiles .* or a shorter text, or start a new conversation$"
-    )
-    with pytest.raises(InvalidRequest, match=expected):
-        make.follow_up("Second?", tokens_before=limit + 1 - new)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"images_before": -1}, "images_before -1: expected at least 0"),
-        ({"tokens_before": -2}, "tokens_before -2: expected at least 0"),
-        ({"max_tiles": 0, "content": [{"type": "image", "image": Image.new("RGB", (9, 9))}]}, "max_tiles 0: expected"),
-        ({"content": "<IMG_CONTEXT>"}, r"message \(user\) has 1 placeholder\(s\) <image> or <IMG_CONTEXT>"),
-        ({"content": [{"type": "image", "image": "no such file.png"}]}, "no such file.png"),
-    ],
-)
-def test_unusable_follow_up(arguments: dict[str, Any], message: str, processor: MakeProcessor) -> None:
-    with pytest.raises(InvalidRequest, match=message) as error:
-        processor("internvl-qwen3moe").follow_up(**{"content": "Second?", **arguments})
-    assert "\n" not in str(error.value)
-
-
-def test_max_tiles_reaches_every_picture(processor: MakeProcessor, golden: Path) -> None:
-    messages = _messages(golden, ["img0_700x500", "img1_420x980"], "Compare.")
+def test_max_tiles_reaches_every_picture(processor: MakeProcessor, messages: MakeMessages) -> None:
+    messages = messages(["img0_700x500", "img1_420x980"], "Compare.")
     assert processor("dsvl2-mha")(messages, max_tiles=2).tile_counts == (3, 3)
     assert processor("internvl-gptoss")(messages, max_tiles=2).tile_counts == (1, 3)
     for name in ("dsvl2-mha", "internvl-gptoss"):
@@ -329,16 +216,16 @@ def test_max_tiles_reaches_every_picture(processor: MakeProcessor, golden: Path)
             processor(name)(messages, max_tiles=0)
 
 
-def test_typed_image_tokens_take_the_pictures_in_order(processor: MakeProcessor, golden: Path) -> None:
+def test_typed_image_tokens_take_the_pictures_in_order(processor: MakeProcessor, messages: MakeMessages) -> None:
     for name, typed in (("internvl-qwen3moe", "<IMG_CONTEXT>"), ("dsvl2-mha", "<image>")):
         typed_text = f"{typed}\n{typed}\nCompare."
         pictures = ["img2_300x260", "img0_700x500"]
-        found = processor(name)(_messages(golden, pictures, typed_text))
-        _assert_same(found, processor(name)(_messages(golden, pictures, "Compare.")))
+        found = processor(name)(messages(pictures, typed_text))
+        _assert_same(found, processor(name)(messages(pictures, "Compare.")))
 
 
-def test_special_token_in_the_text_is_one_token(processor: MakeProcessor, golden: Path) -> None:
-    inputs = processor("dsvl2-mha")(_messages(golden, [], "<|ref|>box<|/ref|>"))
+def test_special_token_in_the_text_is_one_token(processor: MakeProcessor, messages: MakeMessages) -> None:
+    inputs = processor("dsvl2-mha")(messages([], "<|ref|>box<|/ref|>"))
     assert np.count_nonzero(inputs.input_ids == 301) == np.count_nonzero(inputs.input_ids == 302) == 1
 
 
