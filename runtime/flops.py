@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from fastmmoe.runtime.bundle import LanguageModelInfo, Manifest, VisionInfo
 from fastmmoe.runtime.errors import InvalidRequest
@@ -41,6 +41,11 @@ class PrefillFlops:
     norms: int = 0
     rope: int = 0
     softmax: int = 0
+
+    def __add__(self, other: PrefillFlops) -> PrefillFlops:
+        return PrefillFlops(
+            **{part.name: getattr(self, part.name) + getattr(other, part.name) for part in fields(self)}
+        )
 
     @property
     def total(self) -> int:
@@ -173,21 +178,39 @@ def count_prefill(
         rater_rows: text rows after the last picture, which sparsevlm rates by; None = all text rows.
         past: cached tokens of every layer, of a conversation that goes on; None = none.
     """
-    cached = (0,) * info.layers if past is None else past
-    flops = PrefillFlops(head=2 * info.hidden_size * info.vocab_size, norms=NORM_OPERATIONS * info.hidden_size)
-    text, visual = tokens - schedule.visual_tokens, schedule.visual_tokens
-    survivors = {(site.layer, site.point): keep for site, keep in zip(policy.sites, schedule.keep, strict=True)}
-    for layer in range(info.layers):
-        _add_attention(flops, info, layer, text + visual, cached[layer])
-        visual = survivors.get((layer, "moe"), visual)
-        _add_feed_forward(flops, info, layer, text, visual, schedule)
-        visual = survivors.get((layer, "output"), visual)
-    raters = text if rater_rows is None else rater_rows
-    for site in schedule.stages:
-        flops.pruning += _stage_flops(info, policy, schedule, site, text + cached[policy.sites[site].layer], raters)
+    ends = PrefillFlops(head=2 * info.hidden_size * info.vocab_size, norms=NORM_OPERATIONS * info.hidden_size)
     if schedule.method == "sparsevlm" and schedule.prunes:
-        flops.pruning += 2 * schedule.visual_tokens * raters * info.hidden_size
-    return flops
+        raters = tokens - schedule.visual_tokens if rater_rows is None else rater_rows
+        ends.pruning += 2 * schedule.visual_tokens * raters * info.hidden_size
+    return sum(count_layers(info, policy, schedule, tokens, rater_rows, past), start=ends)
+
+
+def count_layers(
+    info: LanguageModelInfo,
+    policy: Policy,
+    schedule: Schedule,
+    tokens: int,
+    rater_rows: int | None = None,
+    past: Sequence[int] | None = None,
+) -> list[PrefillFlops]:
+    """The part of `count_prefill` that each layer has, its prune sites among it; arguments as there."""
+    text, visual = tokens - schedule.visual_tokens, schedule.visual_tokens
+    raters = text if rater_rows is None else rater_rows
+    layers = []
+    for layer in range(info.layers):
+        flops, cached = PrefillFlops(), 0 if past is None else past[layer]
+        _add_attention(flops, info, layer, text + visual, cached)
+        for point in ("moe", "output"):
+            for s, site in enumerate(policy.sites):
+                if (site.layer, site.point) != (layer, point):
+                    continue
+                if s in schedule.stages:
+                    flops.pruning += _stage_flops(info, policy, schedule, s, text + cached, raters)
+                visual = schedule.keep[s]
+            if point == "moe":
+                _add_feed_forward(flops, info, layer, text, visual, schedule)
+        layers.append(flops)
+    return layers
 
 
 def vision_flops(info: VisionInfo, hidden_size: int, tiles: int) -> int:

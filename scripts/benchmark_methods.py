@@ -50,10 +50,10 @@ def run(bundle: Path, repeats: int, threads: int) -> tuple[Machine, Manifest, li
     machine = measure_machine(info, tokens, threads)
     print(machine_table(machine), flush=True)
     findings = probe(bundle, manifest, settings, prompt, threads)
-    times = measure_prefills(Graphs(bundle, manifest, threads=threads), manifest, settings, prompt, repeats)
     counted = {}
     for setting in settings:
         counted[setting] = bound(machine, manifest, plan(manifest, setting), tokens, findings[setting].experts_used)
+    times = measure_prefills(Graphs(bundle, manifest, threads=threads), manifest, settings, prompt, repeats)
     rows = []
     for setting in settings:
         schedule, (flops, least) = plan(manifest, setting), counted[setting]

@@ -3,15 +3,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgspec
-
 from benchmark_tools.machine import Machine
 from fastmmoe.runtime.bundle import LanguageModelInfo, Manifest
-from fastmmoe.runtime.flops import PrefillFlops, count_prefill
+from fastmmoe.runtime.flops import PrefillFlops, count_layers, count_prefill
 from fastmmoe.runtime.policy import Schedule
 
 EXPERT_BYTES = {"fp32": 4, "bf16": 2}
@@ -38,16 +35,14 @@ def bound(
         tokens: T of the prompt. experts_used: of every layer; only their weights have to be read.
     """
     info = manifest.language_model
-    counts = [_count_first(manifest, schedule, tokens, layers) for layers in range(1, info.layers + 1)]
-    head = counts[-1].head
-    totals = [head, *(count.total for count in counts)]
-    flops = [*(b - a for a, b in itertools.pairwise(totals)), head]
+    whole = count_prefill(info, manifest.policy, schedule, tokens)
+    flops = [layer.total for layer in count_layers(info, manifest.policy, schedule, tokens)] + [whole.head]
     weights = [_layer_bytes(info, EXPERT_BYTES[manifest.dtype], used) for used in experts_used]
     weights.append(info.hidden_size * info.vocab_size * OTHER_BYTES)
     compute = [n / machine.gflops / 1e6 for n in flops]
     memory = [n / machine.bandwidth / 1e6 for n in weights]
     greater = sum(max(pair) for pair in zip(compute, memory, strict=True))
-    return counts[-1], Bound(sum(compute), sum(memory), greater)
+    return whole, Bound(sum(compute), sum(memory), greater)
 
 
 def balance_tokens(machine: Machine, manifest: Manifest) -> int:
@@ -56,12 +51,6 @@ def balance_tokens(machine: Machine, manifest: Manifest) -> int:
     seconds = _layer_bytes(info, EXPERT_BYTES[manifest.dtype], info.num_experts) / machine.bandwidth / 1e9
     used_weights = _other_weights(info) + info.top_k * _expert_weights(info)
     return round(seconds * machine.gflops * 1e9 / (2 * used_weights))
-
-
-def _count_first(manifest: Manifest, schedule: Schedule, tokens: int, layers: int) -> PrefillFlops:
-    """FLOPs, by the package's own counter, of the first layers and the head; sites of later layers change nothing."""
-    first = msgspec.structs.replace(manifest.language_model, layers=layers)
-    return count_prefill(first, manifest.policy, schedule, tokens)
 
 
 def _layer_bytes(info: LanguageModelInfo, expert_bytes: int, experts_used: int) -> int:

@@ -208,12 +208,12 @@ def test_third_picture_stops_tiling_over_the_whole_conversation(
 
 
 def test_max_tiles_reaches_every_picture(processor: MakeProcessor, messages: MakeMessages) -> None:
-    messages = messages(["img0_700x500", "img1_420x980"], "Compare.")
-    assert processor("dsvl2-mha")(messages, max_tiles=2).tile_counts == (3, 3)
-    assert processor("internvl-gptoss")(messages, max_tiles=2).tile_counts == (1, 3)
+    question = messages(["img0_700x500", "img1_420x980"], "Compare.")
+    assert processor("dsvl2-mha")(question, max_tiles=2).tile_counts == (3, 3)
+    assert processor("internvl-gptoss")(question, max_tiles=2).tile_counts == (1, 3)
     for name in ("dsvl2-mha", "internvl-gptoss"):
         with pytest.raises(InvalidRequest, match="max_tiles 0: expected at least 1"):
-            processor(name)(messages, max_tiles=0)
+            processor(name)(question, max_tiles=0)
 
 
 def test_typed_image_tokens_take_the_pictures_in_order(processor: MakeProcessor, messages: MakeMessages) -> None:
