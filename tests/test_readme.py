@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's commands, run as written."""
+"""The README's commands and the Python of the pages it names first, run as written."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.S | re.M)
+METHODS = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str, document: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", document, flags=re.S | re.M)
 
 
 COMMANDS = [line for block in blocks("sh") for line in block.splitlines() if line]
@@ -57,7 +60,12 @@ def test_commands_and_python(workplace: Path) -> None:
         result = subprocess.run([script, *arguments], cwd=workplace, capture_output=True, text=True, check=False)
         assert result.returncode == 0, result.stderr
         assert result.stdout.strip()
-    (code,) = blocks("python")
+    (code,), (conversation,) = blocks("python"), blocks("python", METHODS)
     result = subprocess.run([sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert "1023 -> (644, 405, 255)" in result.stdout
+    result = subprocess.run(
+        [sys.executable, "-c", conversation], cwd=workplace, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert len(result.stdout.splitlines()) >= 2
