@@ -21,8 +21,7 @@ weights, tokenizer and manifest. The written graphs are checked against torch be
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments; every default is that of `ExportConfig` or `PolicyOptions`."""
-    config, policy = ExportConfig(), PolicyOptions()
-    rows = FAMILY_ROWS.values()
+    config = ExportConfig()
     parser = ArgumentParser(prog="fastmmoe-export", description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"fastmmoe {__version__}")
     parser.add_argument(
@@ -51,7 +50,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--atol", type=float, default=config.atol, help=_atol_help())
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is a bundle")
-    method = parser.add_argument_group("pruning")
+    _add_pruning(parser.add_argument_group("pruning"))
+    return parser
+
+
+def _add_pruning(method: argparse._ArgumentGroup) -> None:
+    policy, rows = PolicyOptions(), FAMILY_ROWS.values()
     method.add_argument(
         "--method",
         choices=METHOD_OPTIONS,
@@ -99,7 +103,6 @@ def build_parser() -> argparse.ArgumentParser:
         default=policy.sparsevlm_positions,
         help="whether sparsevlm numbers the remaining tokens anew, as its version 1.5 does (default %(default)s)",
     )
-    return parser
 
 
 def read_arguments(argv: Sequence[str] | None) -> ExportConfig:

@@ -112,8 +112,12 @@ def _method_feeds(policy: Policy, chunks: Sequence[Chunk], lengths: Sequence[int
     if policy.method == "all":
         feeds[abi.METHOD] = np.array([METHODS.index(schedule.method)], np.int32)
     if "random" in policy.methods:
-        scores = [random_scores(seed, n, len(c.visual_index)) for c, n in zip(chunks, lengths, strict=True)]
-        feeds[abi.RANDOM_SCORES] = np.concatenate(scores)
+        visual = sum(len(chunk.visual_index) for chunk in chunks)
+        feeds[abi.RANDOM_SCORES] = np.zeros(visual, np.float32)
+        # Seeding a generator takes time, which a decode step has no use for.
+        if schedule.method == "random" and visual:
+            scores = [random_scores(seed, n, len(c.visual_index)) for c, n in zip(chunks, lengths, strict=True)]
+            feeds[abi.RANDOM_SCORES] = np.concatenate(scores)
     if "sparsevlm" in policy.methods:
         feeds[abi.RATER_SLOTS] = np.zeros(_rater_rows(chunks), np.int8)
     return feeds

@@ -125,9 +125,17 @@ def _vision(manifest: Manifest, limits: Limits) -> Profile:
 
 def _prefill(manifest: Manifest, limits: Limits) -> Profile:
     """A prompt, or more of a conversation after what the caches hold."""
-    typical = _typical_schedule(manifest, limits)
     profile = _token_inputs(manifest, (1, _typical_tokens(limits), limits.max_tokens))
     profile |= _visual_inputs(manifest, (0, _typical_visual(limits), limits.max_visual))
+    groups = abi.layer_groups(manifest.language_model.layers, manifest.policy.sites)
+    caches = _cache_inputs(manifest, [(0, 0, limits.max_cache)] * len(groups))
+    return profile | _slot_inputs(manifest, limits) | caches
+
+
+def _slot_inputs(manifest: Manifest, limits: Limits) -> Profile:
+    """Inputs of which only the length counts, in a prefill."""
+    typical = _typical_schedule(manifest, limits)
+    profile: Profile = {}
     for s, site in enumerate(manifest.policy.sites):
         profile[abi.keep_slots(s)] = _vectors((0, typical.keep[s], limits.max_visual))
         if abi.takes_merges(site):
@@ -137,8 +145,7 @@ def _prefill(manifest: Manifest, limits: Limits) -> Profile:
             profile[abi.recycle_slots(s)] = _vectors((0, typical.recycle[s], most))
     if "sparsevlm" in manifest.policy.methods:
         profile[abi.RATER_SLOTS] = _vectors((0, TYPICAL_TEXT_TOKENS, limits.max_tokens))
-    groups = abi.layer_groups(manifest.language_model.layers, manifest.policy.sites)
-    return profile | _cache_inputs(manifest, [(0, 0, limits.max_cache)] * len(groups))
+    return profile
 
 
 def _most_merged(manifest: Manifest, limits: Limits, site: Site) -> int:
@@ -153,14 +160,7 @@ def _decode(manifest: Manifest, limits: Limits) -> Profile:
     """One token after a prompt: no visual tokens, nothing to prune."""
     none = (0, 0, 0)
     profile = _token_inputs(manifest, (1, 1, 1)) | _visual_inputs(manifest, none)
-    for s, site in enumerate(manifest.policy.sites):
-        profile[abi.keep_slots(s)] = _vectors(none)
-        if abi.takes_merges(site):
-            profile[abi.merge_slots(s)] = _vectors(none)
-        if abi.takes_recycling(site):
-            profile[abi.recycle_slots(s)] = _vectors(none)
-    if "sparsevlm" in manifest.policy.methods:
-        profile[abi.RATER_SLOTS] = _vectors(none)
+    profile |= dict.fromkeys(_slot_inputs(manifest, limits), _vectors(none))
     text = _typical_tokens(limits) - _typical_visual(limits)
     # Every layer with a site leaves fewer rows to the caches of the layers after it.
     typical, visual = _typical_schedule(manifest, limits), [_typical_visual(limits)]
