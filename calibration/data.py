@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions about pictures: drawn scenes, or a directory of the user's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from fastmmoe.calibration.questions import ask
+from fastmmoe.calibration.scenes import SPLITS, Split, draw_scene, make_scene
+from fastmmoe.runtime.errors import InvalidRequest
+
+BUILTIN = "builtin"
+QUESTIONS = "questions.jsonl"
+QUESTIONS_PER_SCENE = 6
+DEFAULT_COUNT = 600
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A question about a picture.
+
+    Attributes:
+        image: RGB; samples of one scene share the object. answer: the right one; None = there is no label.
+        kind: type of the question, "" when unknown. scene: number of the picture.
+    """
+
+    image: Image.Image
+    question: str
+    answer: str | None
+    kind: str
+    scene: int
+
+
+class _Line(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One line of questions.jsonl."""
+
+    image: str
+    question: str
+    answer: str | None = None
+    kind: str = ""
+
+
+def load_samples(
+    source: str | Path, *, split: Split = "calibration", count: int | None = None, seed: int = 0
+) -> list[Sample]:
+    """Questions with their pictures; those of a scene are consecutive.
+
+    Args:
+        source: "builtin" for drawn scenes (calibration/scenes.py), or a directory with pictures and questions.jsonl, an
+            object a line: {"image": "a.png", "question": "...", "answer": "...", "kind": "..."}; answer and kind may
+            be left out.
+        split: of the drawn scenes; a directory has none.
+        count: questions (default: 600 of drawn scenes, all of a directory). Of a directory with more, whole scenes are
+            chosen by `seed`.
+        seed: of drawn scenes, moves on to others of the split.
+    Raises:
+        InvalidRequest: no such directory, a damaged line or picture, fewer questions than asked for.
+    """
+    if count is not None and count < 1:
+        raise InvalidRequest(f"{count} questions: expected 1 or more")
+    if str(source) == BUILTIN:
+        return _draw_samples(split, DEFAULT_COUNT if count is None else count, seed)
+    return _read_samples(Path(source), count, seed)
+
+
+def _draw_samples(split: Split, count: int, seed: int) -> list[Sample]:
+    if split not in SPLITS:
+        raise InvalidRequest(f"split {split!r}: expected one of {', '.join(SPLITS)}")
+    samples: list[Sample] = []
+    index = seed * 1_000_000
+    while len(samples) < count:
+        scene = make_scene(split, index)
+        image = draw_scene(scene)
+        questions = ask(scene, min(QUESTIONS_PER_SCENE, count - len(samples)), scene.rng(2))
+        samples += [Sample(image, q.text, q.answer, q.kind, index) for q in questions]
+        index += 1
+    return samples
+
+
+def _read_samples(directory: Path, count: int | None, seed: int) -> list[Sample]:
+    lines = _read_lines(directory / QUESTIONS)
+    names = list(dict.fromkeys(line.image for line in lines))
+    by_name = {name: [line for line in lines if line.image == name] for name in names}
+    if count is not None and count < len(lines):
+        names = [names[i] for i in np.random.default_rng(seed).permutation(len(names))]
+    elif count is not None and count > len(lines):
+        raise InvalidRequest(f"{directory / QUESTIONS}: has {len(lines)} questions, {count} were asked for")
+    samples: list[Sample] = []
+    for scene, name in enumerate(names):
+        if count is not None and len(samples) >= count:
+            break
+        image = _open_picture(directory / name)
+        samples += [Sample(image, line.question, line.answer, line.kind, scene) for line in by_name[name]]
+    return samples[:count]
+
+
+def _read_lines(path: Path) -> list[_Line]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequest(
+            f"--data: cannot read {path} ({error}); expected a directory with {QUESTIONS}, or {BUILTIN}"
+        ) from None
+    lines = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            lines.append(msgspec.json.decode(line, type=_Line))
+        except msgspec.DecodeError as error:
+            raise InvalidRequest(
+                f'{path}:{number}: {error}; expected {{"image": ..., "question": ..., "answer": ..., "kind": ...}}'
+            ) from None
+    if not lines:
+        raise InvalidRequest(f"{path}: holds no question")
+    return lines
+
+
+def _open_picture(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise InvalidRequest(f"cannot read the picture {path}: {error}") from None

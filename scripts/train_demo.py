@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train the demo model from scratch: `python scripts/train_demo.py OUT`. Hours on two cores; goes on where it stopped.
+
+OUT/scenes holds the drawn scenes, OUT/STAGE.pt and OUT/STAGE.jsonl the newest state and the log of each stage,
+OUT/checkpoint the model that comes out, in the layout of the published DeepSeek-VL2 checkpoints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from demo_training.checkpoint import write_checkpoint
+from demo_training.config import write_config
+from demo_training.data import make_scenes
+from demo_training.stages import (
+    CONFIGS,
+    Data,
+    VisionLanguageModel,
+    joint_stage,
+    shortened,
+    symbols_stage,
+    vision_stage,
+)
+
+SCENES, VALIDATION = 40_000, 1_000
+SMOKE_STEPS, SMOKE_SCENES = {"symbols": 150, "vision": 150, "joint": 150, "experts": 10}, 16
+
+
+def main() -> int:
+    """Train every stage that is not done, then write the checkpoint."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, metavar="OUT", help="directory for scenes, states, logs and the checkpoint")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--smoke", action="store_true", help="a minute on 16 scenes, to see that it learns them")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    train(arguments.out, smoke=arguments.smoke)
+    return 0
+
+
+def train(out: Path, *, smoke: bool = False) -> None:
+    """Train into `out`; with `smoke` few steps on 16 scenes, which also stand for those it is looked at with."""
+    checkpoint = out / "checkpoint"
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    write_config(checkpoint)
+    tokenizer = checkpoint / "tokenizer.json"
+    scenes = make_scenes(out / "scenes", "train", 0, SMOKE_SCENES if smoke else SCENES, tokenizer)
+    validation = scenes if smoke else make_scenes(out / "scenes", "validation", 0, VALIDATION, tokenizer)
+    data, configs = Data(scenes, validation, tokenizer), CONFIGS
+    if smoke:
+        configs = {name: shortened(config, SMOKE_STEPS[name], SMOKE_SCENES) for name, config in CONFIGS.items()}
+        configs["symbols"] = replace(configs["symbols"], visual=CONFIGS["joint"].visual)
+    on_symbols = symbols_stage(out, data, configs["symbols"])
+    vision = vision_stage(out, data, configs["vision"], on_symbols.symbols)
+    model = VisionLanguageModel(vision, on_symbols.decoder)
+    for name in ("joint", "experts"):
+        joint_stage(out, name, data, configs[name], model, on_symbols.symbols)
+    write_checkpoint(checkpoint, model.vision, model.decoder)
+    print(f"wrote {checkpoint}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

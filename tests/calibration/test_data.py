@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions from drawn scenes and from a directory."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fastmmoe.calibration.data import load_samples
+from fastmmoe.runtime.errors import InvalidRequest
+
+
+def _directory(path: Path, lines: list[dict[str, str]]) -> Path:
+    for name in {line["image"] for line in lines}:
+        Image.new("L", (8, 6), 40).save(path / name)
+    (path / "questions.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n", encoding="utf-8")
+    return path
+
+
+LINES = [
+    {"image": "a.png", "question": "What is it?", "answer": "grey", "kind": "color"},
+    {"image": "b.png", "question": "And this?"},
+    {"image": "a.png", "question": "How many?", "answer": "0"},
+]
+
+
+def test_drawn() -> None:
+    """As many as asked for; questions of a scene share the picture; seeds and splits give others."""
+    samples = load_samples("builtin", count=20)
+    assert len(samples) == 20
+    assert len({s.scene for s in samples}) == 4
+    assert all((a.scene == b.scene) == (a.image is b.image) for a, b in itertools.pairwise(samples))
+    again = load_samples("builtin", count=20)
+    assert [(s.question, s.answer, s.image.tobytes()) for s in samples] == [
+        (s.question, s.answer, s.image.tobytes()) for s in again
+    ]
+    others = (load_samples("builtin", count=20, seed=1), load_samples("builtin", count=20, split="test"))
+    assert all({s.image.tobytes() for s in other}.isdisjoint(s.image.tobytes() for s in samples) for other in others)
+
+
+def test_directory(tmp_path: Path) -> None:
+    """Questions of one picture come together; labels may be missing; pictures become RGB."""
+    samples = load_samples(_directory(tmp_path, LINES))
+    assert [(s.question, s.answer, s.kind, s.scene) for s in samples] == [
+        ("What is it?", "grey", "color", 0),
+        ("How many?", "0", "", 0),
+        ("And this?", None, "", 1),
+    ]
+    assert samples[0].image.mode == "RGB"
+    assert len(load_samples(tmp_path, count=2, seed=1)) == 2
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"image": "a.png"}', "questions.jsonl:1: .*question"),
+        ('{"image": "a.png", "question": "x", "label": 1}', "questions.jsonl:1: .*label"),
+        ("not json", "questions.jsonl:1: "),
+        ("", "holds no question"),
+        ('{"image": "missing.png", "question": "x"}', "cannot read the picture .*missing.png"),
+    ],
+)
+def test_damaged_directory(tmp_path: Path, line: str, words: str) -> None:
+    """The line and what is wrong with it."""
+    (tmp_path / "questions.jsonl").write_text(line + "\n", encoding="utf-8")
+    with pytest.raises(InvalidRequest, match=words):
+        load_samples(tmp_path)
+
+
+def test_refused(tmp_path: Path) -> None:
+    """Too many, too few, no directory, no such split."""
+    with pytest.raises(InvalidRequest, match="has 3 questions, 4 were asked for"):
+        load_samples(_directory(tmp_path, LINES), count=4)
+    with pytest.raises(InvalidRequest, match="0 questions: expected 1 or more"):
+        load_samples("builtin", count=0)
+    with pytest.raises(InvalidRequest, match=r"expected a directory with questions\.jsonl, or builtin"):
+        load_samples(tmp_path / "nothing")
+    with pytest.raises(InvalidRequest, match="split 'dev': expected one of train"):
+        load_samples("builtin", split="dev")  # type: ignore[arg-type]

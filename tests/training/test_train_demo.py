@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo model's training, shortened: it learns 16 scenes, and its checkpoint is what the exporter reads."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastmmoe.calibration.evaluate import Evaluator
+from fastmmoe.calibration.prompts import prepare
+from fastmmoe.calibration.data import Sample
+from fastmmoe.calibration.questions import ask
+from fastmmoe.calibration.scenes import draw_scene, make_scene
+from fastmmoe.calibration.torch_model import TorchModel
+from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+STAGES = ("symbols", "vision", "joint", "experts")
+
+
+def _train(out: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPTS / "train_demo.py"), str(out), "--smoke", "--threads", "1"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=environment, timeout=600)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained")
+    result = _train(out)
+    assert result.returncode == 0, result.stderr
+    return out
+
+
+def test_it_learns_the_scenes(trained: Path) -> None:
+    """Nearly every question about the 16 scenes is answered right, which their answers' frequencies cannot explain."""
+    last = json.loads((trained / "experts.jsonl").read_text().splitlines()[-1])
+    assert last["all"] >= 0.9, last
+    losses = [json.loads(line)["answer"] for line in (trained / "symbols.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def test_the_exporter_reads_what_was_trained(trained: Path) -> None:
+    """The checkpoint's model, run by the exporter's modules, knows the scenes as well."""
+    samples = []
+    for index in range(4):
+        scene = make_scene("train", index)
+        image = draw_scene(scene)
+        samples += [Sample(image, q.text, q.answer, q.kind, index) for q in ask(scene, 12, scene.rng(2))]
+    model = TorchModel(trained / "checkpoint")
+    with torch.no_grad():
+        outcomes = Evaluator(model, prepare(model, samples), "accuracy").outcomes(PolicyOptions(method="none"))
+    assert len(outcomes.values) == 48
+    assert np.mean(outcomes.values) >= 0.85
+
+
+def test_a_finished_stage_is_not_run_again(trained: Path) -> None:
+    """The states stay as they are, and so do the weights."""
+    files = [trained / f"{stage}.pt" for stage in STAGES]
+    steps = [torch.load(file, weights_only=True)["step"] for file in files]
+    weights = (trained / "checkpoint" / "model.safetensors").read_bytes()
+    result = _train(trained)
+    assert result.returncode == 0, result.stderr
+    assert [torch.load(file, weights_only=True)["step"] for file in files] == steps
+    assert (trained / "checkpoint" / "model.safetensors").read_bytes() == weights
