@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,7 +26,7 @@ from demo_training.stages import (
 )
 
 SCENES, VALIDATION = 40_000, 1_000
-SMOKE_STEPS, SMOKE_SCENES = {"symbols": 150, "vision": 150, "joint": 150, "experts": 10}, 16
+SMOKE_STEPS, SMOKE_SCENES = {"symbols": 70, "vision": 80, "joint": 25, "experts": 5}, 16
 
 
 def main() -> int:
@@ -53,7 +52,6 @@ def train(out: Path, *, smoke: bool = False) -> None:
     data, configs = Data(scenes, validation, tokenizer), CONFIGS
     if smoke:
         configs = {name: shortened(config, SMOKE_STEPS[name], SMOKE_SCENES) for name, config in CONFIGS.items()}
-        configs["symbols"] = replace(configs["symbols"], visual=CONFIGS["joint"].visual)
     on_symbols = symbols_stage(out, data, configs["symbols"])
     vision = vision_stage(out, data, configs["vision"], on_symbols.symbols)
     model = VisionLanguageModel(vision, on_symbols.decoder)

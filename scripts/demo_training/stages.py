@@ -30,7 +30,8 @@ class StageConfig:
     """One stage.
 
     Attributes:
-        scenes: pictures in a step. tokens: of a question, the answer included. seed: of the initial weights.
+        scenes: pictures in a step. seed: of the initial weights. turns: questions about a picture.
+        tokens: of a question, the answer included.
         visual: visual tokens of a picture that the decoder sees; fewer than all only on symbolic scenes.
         noise: standard deviation added to symbolic tokens.
         dense: weight of the vision tower's own targets while both train together. entropy: of the routing's entropy,
@@ -41,6 +42,7 @@ class StageConfig:
     schedule: Schedule
     scenes: int
     seed: int
+    turns: int = TURNS
     tokens: int = 16
     visual: int = VISUAL
     noise: float = 0.0
@@ -117,30 +119,24 @@ class Batch:
     images: torch.Tensor
 
     @staticmethod
-    def of(scenes: Scenes, index: npt.NDArray[Any] | slice, tokens: int) -> Batch:
-        """Scenes `index` with that many tokens of each question."""
-        arrays = (
-            scenes.objects,
-            scenes.attributes,
-            scenes.ids[..., :tokens],
-            scenes.targets[..., :tokens],
-            scenes.kinds,
-        )
-        return Batch(
-            *(torch.from_numpy(a[index].astype("int64")) for a in arrays), torch.from_numpy(scenes.images[index])
-        )
+    def of(scenes: Scenes, index: npt.NDArray[Any] | slice, config: StageConfig) -> Batch:
+        """Scenes `index` with as many questions, and as many tokens of each, as the stage has."""
+        part = (slice(None), slice(config.turns), slice(config.tokens))
+        questions = (scenes.ids[part], scenes.targets[part], scenes.kinds[part[:2]])
+        numbers = (torch.from_numpy(a[index].astype("int64")) for a in (scenes.objects, scenes.attributes, *questions))
+        return Batch(*numbers, torch.from_numpy(scenes.images[index]))
 
 
 def _draw(scenes: Scenes, config: StageConfig, step: int) -> tuple[Batch, torch.Generator]:
     """The scenes of a step, and the generator for whatever else is random in it."""
     generator = torch.Generator().manual_seed(step)
     index = torch.randint(0, len(scenes), (config.scenes,), generator=generator).numpy()
-    return Batch.of(scenes, index, config.tokens), generator
+    return Batch.of(scenes, index, config), generator
 
 
-def _parts(scenes: Scenes, count: int, tokens: int) -> Iterator[Batch]:
+def _parts(scenes: Scenes, count: int, config: StageConfig) -> Iterator[Batch]:
     for start in range(0, min(count, len(scenes)), _EVALUATED):
-        yield Batch.of(scenes, slice(start, start + _EVALUATED), tokens)
+        yield Batch.of(scenes, slice(start, start + _EVALUATED), config)
 
 
 def answer_loss(decoder: Decoder, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -158,7 +154,7 @@ def accuracy(decoder: Decoder, prefix: torch.Tensor, batches: Iterator[tuple[Bat
     """
     rights, kinds = [], []
     for batch, view in batches:
-        plan = Plan.of(len(prefix), VISUAL, TURNS, batch.ids.shape[2])
+        plan = Plan.of(len(prefix), VISUAL, *batch.ids.shape[1:])
         hidden = decoder(prefix, decoder.lay_out(view), torch.arange(VISUAL)[None], batch.ids, plan)
         right = (decoder.lm_head(hidden).argmax(-1).view(batch.targets.shape) == batch.targets) | (batch.targets < 0)
         rights.append(right.all(-1)[batch.kinds >= 0])
@@ -189,7 +185,7 @@ def symbols_stage(directory: Path, data: Data, config: StageConfig) -> DecoderOn
     torch.manual_seed(config.seed)
     model = DecoderOnSymbols(data.tokenizer)
     prefix, rows = torch.tensor(Turns(data.tokenizer).prefix), layout_rows()
-    plan = Plan.of(len(prefix), config.visual, TURNS, config.tokens)
+    plan = Plan.of(len(prefix), config.visual, config.turns, config.tokens)
 
     def loss(step: int) -> Losses:
         batch, generator = _draw(data.train, config, step)
@@ -205,7 +201,7 @@ def symbols_stage(directory: Path, data: Data, config: StageConfig) -> DecoderOn
         return {"answer": answer, "balance": BALANCE * model.decoder.balance()}
 
     def evaluate() -> dict[str, float]:
-        parts = _parts(data.validation, 256, config.tokens)
+        parts = _parts(data.validation, 256, config)
         return accuracy(model.decoder, prefix, ((b, model.symbols(b.objects, b.attributes)) for b in parts))
 
     Stage(directory, "symbols", model, config.schedule, loss, evaluate).run()
@@ -259,7 +255,7 @@ def vision_stage(directory: Path, data: Data, config: StageConfig, symbols: Symb
         return dense.losses(run_vision(batch.images), batch)
 
     def evaluate() -> dict[str, float]:
-        found = [dense.correct(vision(b.images), b) for b in _parts(data.validation, 512, config.tokens)]
+        found = [dense.correct(vision(b.images), b) for b in _parts(data.validation, 512, config)]
         shares = torch.cat(found, dim=1).float().mean(1).tolist()
         return dict(zip(("color", "shape", "x", "y"), shares, strict=True))
 
@@ -274,7 +270,7 @@ def joint_stage(
     torch.manual_seed(config.seed)
     vision, decoder, dense = model.vision, model.decoder, DenseTargets(symbols)
     prefix, places = torch.tensor(Turns(data.tokenizer).prefix), torch.arange(VISUAL)[None]
-    plan = Plan.of(len(prefix), VISUAL, TURNS, config.tokens)
+    plan = Plan.of(len(prefix), VISUAL, config.turns, config.tokens)
     run_vision = torch.compile(vision, dynamic=False) if config.compiles else vision
 
     def loss(step: int) -> Losses:
@@ -289,13 +285,21 @@ def joint_stage(
         return losses | {name: config.dense * value for name, value in dense.losses(view, batch).items()}
 
     def evaluate() -> dict[str, float]:
-        parts = _parts(data.validation, 256, config.tokens)
+        parts = _parts(data.validation, 256, config)
         return accuracy(decoder, prefix, ((b, vision(b.images)) for b in parts)) | routing(decoder)
 
     Stage(directory, name, model, config.schedule, loss, evaluate).run()
 
 
 def shortened(config: StageConfig, steps: int, scenes: int) -> StageConfig:
-    """The stage with fewer steps, on fewer scenes, for a trial."""
-    schedule = replace(config.schedule, steps=steps, horizon=0, warmup=min(20, steps), evaluate_every=steps)
-    return replace(config, schedule=schedule, scenes=scenes, compiles=False)
+    """The stage with few steps, few scenes and few questions about each, for a trial."""
+    schedule = replace(
+        config.schedule,
+        steps=steps,
+        horizon=0,
+        warmup=5,
+        log_every=5,
+        evaluate_every=steps,
+        learning_rate=2 * config.schedule.learning_rate,
+    )
+    return replace(config, schedule=schedule, scenes=scenes, turns=3, tokens=14, compiles=False)

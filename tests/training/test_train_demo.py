@@ -13,15 +13,16 @@ import numpy as np
 import pytest
 import torch
 
+from fastmmoe.calibration.data import Sample
 from fastmmoe.calibration.evaluate import Evaluator
 from fastmmoe.calibration.prompts import prepare
-from fastmmoe.calibration.data import Sample
 from fastmmoe.calibration.questions import ask
 from fastmmoe.calibration.scenes import draw_scene, make_scene
 from fastmmoe.calibration.torch_model import TorchModel
 from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+TURNS = 3  # questions of a scene in the shortened training
 STAGES = ("symbols", "vision", "joint", "experts")
 
 
@@ -53,12 +54,12 @@ def test_the_exporter_reads_what_was_trained(trained: Path) -> None:
     for index in range(4):
         scene = make_scene("train", index)
         image = draw_scene(scene)
-        samples += [Sample(image, q.text, q.answer, q.kind, index) for q in ask(scene, 12, scene.rng(2))]
+        samples += [Sample(image, q.text, q.answer, q.kind, index) for q in ask(scene, 12, scene.rng(2))[:TURNS]]
     model = TorchModel(trained / "checkpoint")
     with torch.no_grad():
         outcomes = Evaluator(model, prepare(model, samples), "accuracy").outcomes(PolicyOptions(method="none"))
-    assert len(outcomes.values) == 48
-    assert np.mean(outcomes.values) >= 0.85
+    assert len(outcomes.values) == 4 * TURNS
+    assert np.mean(outcomes.values) >= 0.8
 
 
 def test_a_finished_stage_is_not_run_again(trained: Path) -> None:
