@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 
 from fastmmoe import __version__
 from fastmmoe.exporter.config import DEMO, ExportConfig
-from fastmmoe.exporter.fastmmoe.policy import FAMILY_ROWS, METHOD_OPTIONS, PolicyOptions
+from fastmmoe.exporter.fastmmoe.policy import EXPERT_FACTOR, FAMILY_ROWS, METHOD_OPTIONS, PolicyOptions
+from fastmmoe.exporter.fastmmoe.policy_file import read_policy
 from fastmmoe.exporter.targets import DEFAULT_ATOL, DTYPES, NEXT_STEP
 from fastmmoe.runtime.command import ArgumentParser, run_command
 from fastmmoe.runtime.targets import TARGETS
@@ -54,84 +57,73 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_pruning(method: argparse._ArgumentGroup) -> None:
+def _add_pruning(group: argparse._ArgumentGroup) -> None:
+    """Options that are not given do not appear among the parsed ones, so that --policy keeps what it says of them."""
     policy, rows = PolicyOptions(), FAMILY_ROWS.values()
-    method.add_argument(
+    method = functools.partial(group.add_argument, default=argparse.SUPPRESS)
+    group.add_argument(
+        "--policy",
+        dest="policy_file",
+        type=Path,
+        metavar="FILE",
+        help="policy.json of settings found for this model; options given beside it override single ones",
+    )
+    method(
         "--method",
         choices=METHOD_OPTIONS,
-        default=policy.method,
-        help="pruning in the graph; all = a comparison bundle, each request chooses (default %(default)s)",
+        help=f"pruning in the graph; all = a comparison bundle, each request chooses (default {policy.method})",
     )
-    method.add_argument(
+    method(
         "--retention",
         type=float,
-        default=policy.retention,
-        help="default share of visual tokens to keep; each request may choose another (default %(default)s)",
+        help=f"default share of visual tokens to keep; each request may choose another (default {policy.retention})",
     )
-    method.add_argument(
+    method(
         "--prune-layers",
         type=_layers,
-        default=policy.prune_layers,
         metavar="L,L,...",
         help="layers that prune, from 0 (default: "
         + "; ".join(f"{','.join(map(str, r.prune_layers))} of {r.layers}" for r in rows)
         + "; scaled to other depths; fastv 2: the first layer that runs on fewer tokens; sparsevlm 2,6,15 of 32)",
     )
-    method.add_argument(
+    method(
         "--expert-factor",
         type=float,
-        default=policy.expert_factor,
-        help="share of the experts that visual tokens use (default %(default)s)",
+        help=f"share of the experts that visual tokens use from layer 2 on (default {EXPERT_FACTOR})",
     )
     alphas = " / ".join(f"{r.alpha:g}" for r in rows)
     ratios = " / ".join(f"{r.merge_ratio:g}" for r in rows)
-    method.add_argument("--alpha", type=float, help=f"redundancy against importance (default by family: {alphas})")
-    method.add_argument(
-        "--merge-ratio", type=float, help=f"merged windows per kept token (default by family: {ratios})"
-    )
-    method.add_argument("--window", type=int, default=policy.window, help="tokens per window (default %(default)s)")
-    method.add_argument("--merge", choices=("mlerp", "mean"), default=policy.merge, help="default %(default)s")
-    method.add_argument(
+    method("--alpha", type=float, help=f"redundancy against importance (default by family: {alphas})")
+    method("--merge-ratio", type=float, help=f"merged windows per kept token (default by family: {ratios})")
+    method("--window", type=int, help=f"tokens per window (default {policy.window})")
+    method("--merge", choices=("mlerp", "mean"), help=f"default {policy.merge}")
+    method(
         "--reduction-weights",
         choices=("preserve_sum", "none"),
-        default=policy.reduction_weights,
-        help="weights of the remaining experts where the model does not renormalise (default %(default)s)",
+        help="weights of the remaining experts where the model does not renormalise "
+        f"(default {policy.reduction_weights})",
     )
-    method.add_argument(
+    method(
         "--sparsevlm-positions",
         choices=("compact", "original"),
-        default=policy.sparsevlm_positions,
-        help="whether sparsevlm numbers the remaining tokens anew, as its version 1.5 does (default %(default)s)",
+        help="whether sparsevlm numbers the remaining tokens anew, as its version 1.5 does "
+        f"(default {policy.sparsevlm_positions})",
     )
 
 
 def read_arguments(argv: Sequence[str] | None) -> ExportConfig:
-    """Parse the command line."""
-    a = build_parser().parse_args(argv)
-    policy = PolicyOptions(
-        method=a.method,
-        retention=a.retention,
-        prune_layers=a.prune_layers,
-        expert_factor=a.expert_factor,
-        alpha=a.alpha,
-        merge_ratio=a.merge_ratio,
-        window=a.window,
-        merge=a.merge,
-        reduction_weights=a.reduction_weights,
-        sparsevlm_positions=a.sparsevlm_positions,
-    )
-    return ExportConfig(
-        model=a.model,
-        out=a.out,
-        target=a.target,
-        dtype=a.dtype,
-        atol=a.atol,
-        overwrite=a.overwrite,
-        experts=a.experts,
-        group_size=a.group_size,
-        zero_points=a.zero_points,
-        policy=policy,
-    )
+    """Parse the command line, and read the policy file that it names.
+
+    Raises:
+        InvalidRequest: as `read_policy`.
+    """
+    given = vars(build_parser().parse_args(argv))
+    file = given.pop("policy_file")
+    settings = {f.name: given.pop(f.name) for f in fields(PolicyOptions) if f.name in given}
+    policy = PolicyOptions() if file is None else read_policy(file).options()
+    if "expert_factor" in settings:
+        settings["visual_top_k"] = None
+    return ExportConfig(**given, policy=replace(policy, **settings))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,6 +10,12 @@ from typing import Literal
 from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
 
 DEMO = "demo"
+_DEMO_DIRECTORY = Path(__file__).parent / "demo_model"
+
+
+def checkpoint_directory(model: str) -> Path:
+    """Where the checkpoint is that a command names: a directory, or "demo" for the built-in one."""
+    return _DEMO_DIRECTORY if model == DEMO else Path(model)
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,9 @@ import onnx_ir as ir
 import torch
 
 from fastmmoe.exporter.checkpoint import Checkpoint
-from fastmmoe.exporter.config import DEMO, ExportConfig
-from fastmmoe.exporter.demo import write_demo_checkpoint
+from fastmmoe.exporter.config import DEMO, ExportConfig, checkpoint_directory
 from fastmmoe.exporter.families import Model, Precision
-from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
+from fastmmoe.exporter.fastmmoe.policy import PolicyModel, PolicyOptions
 from fastmmoe.exporter.graph_inputs import graph_inputs
 from fastmmoe.exporter.manifest import build_manifest
 from fastmmoe.exporter.ops import OPS
@@ -79,11 +78,15 @@ def export(config: ExportConfig, report: Report = print) -> Path:
     _check_out(out, config.overwrite)
     plugin = _find_plugin(target)
     with _scratch_beside(out) as scratch:
-        checkpoint = _open_checkpoint(config.model, scratch, report)
+        checkpoint = Checkpoint(checkpoint_directory(config.model))
         model = Model(checkpoint, config.policy, _precision(target, dtype, packing))
         check_kernels(target, model.config, packing)
         processor = read_processor_config(checkpoint.path, model.config_reader, vocab_size=model.config.vocab_size)
+        if config.model == DEMO:
+            report("demo: a small model trained on drawn scenes; it knows nothing else")
         _report_model(model, name, processor, report)
+        if config.policy.found_for is not None:
+            _report_policy(model, config.policy.found_for, report)
         staged = scratch / "bundle"
         manifest = _write(staged, name, model, processor, target, dtype, plugin, report)
         _check(staged, scratch / "twin", manifest, model, config.policy, atol, report)
@@ -129,15 +132,6 @@ class _scratch_beside(tempfile.TemporaryDirectory):  # noqa: N801 - used like th
         return Path(super().__enter__())
 
 
-def _open_checkpoint(model: str, scratch: Path, report: Report) -> Checkpoint:
-    if model != DEMO:
-        return Checkpoint(Path(model))
-    directory = scratch / DEMO
-    write_demo_checkpoint(directory)
-    report("demo: the built-in checkpoint; its weights are RANDOM and its answers mean nothing")
-    return Checkpoint(directory)
-
-
 def _report_model(model: Model, name: str, processor: ProcessorConfig, report: Report) -> None:
     config, policy = model.config, model.policy
     report(
@@ -155,6 +149,19 @@ def _report_model(model: Model, name: str, processor: ProcessorConfig, report: R
         report(f"config.json keys not read: {', '.join(unread)}")
     if processor.image_token_id is None:
         report("no tokenizer.json: this bundle takes ready-made tensors (fastmmoe run --inputs) only")
+
+
+def _report_policy(model: Model, found_for: PolicyModel, report: Report) -> None:
+    """What a policy file says, and whether it was found for another checkpoint of the same shape."""
+    policy = model.policy
+    exponents, experts = (",".join(f"{v:.4g}" for v in each) for each in (policy.stage_exponents, policy.visual_top_k))
+    report(f"policy: stage exponents {exponents}; experts per visual token by MoE layer {experts}")
+    theirs, ours = found_for.checkpoint_identity, model.checkpoint.identity
+    if theirs != ours:
+        report(
+            f"policy: found for ANOTHER checkpoint of this shape ({theirs[:12]}, this one is {ours[:12]}): measure its "
+            f"quality on this one"
+        )
 
 
 def _write(

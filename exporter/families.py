@@ -81,7 +81,12 @@ class Model:
         self.policy = resolve_policy(
             options,
             family=self.family,
-            layers=Layers(self.config.num_hidden_layers, self.config.moe_layers, self.config.full_attention_layers),
+            layers=Layers(
+                self.config.num_hidden_layers,
+                self.config.moe_layers,
+                self.config.full_attention_layers,
+                self.config.moe.top_k,
+            ),
         )
         self._rules, self._computed = family.weight_map(self.config), family.computed_weights(self.config)
         checkpoint.rename_prefixes(family.RENAMED_PREFIXES)

@@ -14,7 +14,7 @@ from fastmmoe.runtime.errors import BundleMismatch
 from fastmmoe.runtime.policy import Policy
 from fastmmoe.runtime.processor_config import ProcessorConfig
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 PLUGIN = "libfastmmoe_trt.so"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -92,7 +93,7 @@ def count_request(
     tiles: int = 0,
     method: str | None = None,
     retention: float | None = None,
-    visual_top_k: int | None = None,
+    visual_top_k: int | Sequence[int] | None = None,
     rater_rows: int | None = None,
 ) -> RequestFlops:
     """Count a request that a bundle would run; no graph is loaded.
@@ -127,7 +128,7 @@ def compare_prefill(
     visual_tokens: int,
     method: str | None = None,
     retention: float | None = None,
-    visual_top_k: int | None = None,
+    visual_top_k: int | Sequence[int] | None = None,
     rater_rows: int | None = None,
     vision: int = 0,
 ) -> RequestFlops:
@@ -137,23 +138,15 @@ def compare_prefill(
             f"{tokens} tokens, {visual_tokens} of them visual: expected at least one token, and 0 to all of them visual"
         )
 
-    def plan(method: str | None, retention: float | None = None, visual_top_k: int | None = None) -> Schedule:
-        return plan_request(
-            policy,
-            visual_tokens=visual_tokens,
-            moe_layers=info.moe_layers,
-            top_k=info.top_k,
-            method=method,
-            retention=retention,
-            visual_top_k=visual_top_k,
-        )
-
-    schedule = plan(method, retention, visual_top_k)
+    plan = functools.partial(
+        plan_request, policy, visual_tokens=visual_tokens, moe_layers=info.moe_layers, top_k=info.top_k
+    )
+    schedule = plan(method=method, retention=retention, visual_top_k=visual_top_k)
     return RequestFlops(
         schedule=schedule,
         text_tokens=tokens - visual_tokens,
         prefill=count_prefill(info, policy, schedule, tokens, rater_rows),
-        unmodified=count_prefill(info, policy, plan("none"), tokens),
+        unmodified=count_prefill(info, policy, plan(method="none"), tokens),
         vision=vision,
     )
 

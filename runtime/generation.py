@@ -28,7 +28,7 @@ class RequestOptions:
     Attributes:
         method: of those in the bundle, "none" among them.
         retention: share of visual tokens left after the last stage, (0, 1]. pruning_rate: 1 - retention; give one.
-        visual_top_k: experts per visual token from the reduction's first layer on.
+        visual_top_k: experts per visual token from layer 2 on, or one number for every MoE layer.
         alpha: weight of redundancy against importance, [0, 1].
         seed: of method random, 0 or more.
         max_tokens: of the answer, at least 1. max_tiles: the most local tiles of a picture.
@@ -37,7 +37,7 @@ class RequestOptions:
     method: str | None = None
     retention: float | None = None
     pruning_rate: float | None = None
-    visual_top_k: int | None = None
+    visual_top_k: int | Sequence[int] | None = None
     alpha: float | None = None
     seed: int = 0
     max_tokens: int = 64

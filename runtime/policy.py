@@ -24,6 +24,9 @@ SPARSEVLM_COUNTS = (300, 200, 110)
 RECYCLED_SHARE, CLUSTER_SHARE = 0.3, 10
 """SparseVLM recycles this share of the dropped tokens (tau) and makes one vector of so many of them (1 / theta)."""
 
+REDUCTION_START_LAYER = 2
+"""First layer whose visual tokens use fewer experts by default, or where a request names one number of them."""
+
 
 class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A place of the graph where visual tokens are pruned.
@@ -47,11 +50,12 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         prune_layers: of each method in the graph but "none", ascending, in the method's own terms. fastmmoe, random:
             layers in front of whose MoE block tokens are pruned. fastv: the first layer that runs on fewer tokens (K).
             sparsevlm: layers after which tokens are pruned.
+        stage_exponents: e_s of fastmmoe and random, one for each of their prune layers, ascending, in (0, 1], the last
+            1: at retention R stage s leaves the share R^e_s. Empty without these methods.
         retention: default share of visual tokens left after the last stage, in (0, 1].
         alpha: weight of redundancy against importance. merge_ratio: merged windows per kept token.
         window: tokens per window. merge: vector of a merged window.
-        reduction_start_layer: first layer in which visual tokens use fewer experts.
-        expert_factor: share of the model's experts a visual token keeps.
+        visual_top_k: experts of a visual token in every MoE layer, by fastmmoe at a retention below 1.
         reduction_weights: rule for the kept weights where the model does not renormalise.
         sparsevlm_positions: after a stage of sparsevlm, "compact" = tokens are numbered anew (v1.5), "original" = they
             keep their numbers (v2.0).
@@ -59,13 +63,13 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     method: Literal["none", "fastmmoe", "random", "fastv", "sparsevlm", "all"]
     prune_layers: dict[Method, tuple[int, ...]]
+    stage_exponents: tuple[float, ...]
     retention: float
     alpha: float
     merge_ratio: float
     window: int
     merge: Literal["mlerp", "mean"]
-    reduction_start_layer: int
-    expert_factor: float
+    visual_top_k: tuple[int, ...]
     reduction_weights: Literal["preserve_sum", "none"]
     sparsevlm_positions: Literal["compact", "original"]
 
@@ -162,13 +166,18 @@ def check_retention(retention: float) -> float:
     return float(retention)
 
 
-def keep_counts(visual_tokens: int, retention: float, stages: int) -> tuple[int, ...]:
-    """K_s = min(K_(s-1), max(1, floor(V * R^(s/S) + 1e-9))), in float64; all 0 when V is 0."""
+def even_exponents(stages: int) -> tuple[float, ...]:
+    """s / S: every stage leaves the same share of what it meets."""
+    return tuple(s / stages for s in range(1, stages + 1))
+
+
+def keep_counts(visual_tokens: int, retention: float, exponents: Sequence[float]) -> tuple[int, ...]:
+    """K_s = min(K_(s-1), max(1, floor(V * R^e_s + 1e-9))), in float64; all 0 when V is 0."""
     if visual_tokens == 0:
-        return (0,) * stages
+        return (0,) * len(exponents)
     counts, previous = [], visual_tokens
-    for s in range(1, stages + 1):
-        previous = min(previous, max(1, math.floor(visual_tokens * retention ** (s / stages) + 1e-9)))
+    for exponent in exponents:
+        previous = min(previous, max(1, math.floor(visual_tokens * retention**exponent + 1e-9)))
         counts.append(previous)
     return tuple(counts)
 
@@ -193,9 +202,9 @@ def sparsevlm_counts(visual_tokens: int, kept: int) -> tuple[int, int]:
     return recycled, recycled // CLUSTER_SHARE + 1
 
 
-def reduced_top_k(top_k: int, expert_factor: float) -> int:
-    """k_v = max(1, floor(k * expert_factor + 0.5))."""
-    return max(1, math.floor(top_k * expert_factor + 0.5))
+def reduce_experts(moe_layers: Sequence[int], top_k: int, visual_top_k: int) -> tuple[int, ...]:
+    """Experts of a visual token in every MoE layer: the model's k before REDUCTION_START_LAYER, then visual_top_k."""
+    return tuple(top_k if i < REDUCTION_START_LAYER else visual_top_k for i in moe_layers)
 
 
 def plan_request(
@@ -206,17 +215,19 @@ def plan_request(
     top_k: int,
     method: str | None = None,
     retention: float | None = None,
-    visual_top_k: int | None = None,
+    visual_top_k: int | Sequence[int] | None = None,
 ) -> Schedule:
     """The schedule of one request.
 
     Retention 1 without visual_top_k is the unmodified model, by any method. fastmmoe at a retention below 1 uses the
-    stored expert_factor, every other method the model's experts; visual_top_k overrides both. None means the bundle's
+    stored visual_top_k, every other method the model's experts; the request's overrides both. None means the bundle's
     default.
 
+    Args:
+        visual_top_k: experts of a visual token from REDUCTION_START_LAYER on, or in every MoE layer.
     Raises:
-        InvalidRequest: a method that is not in the graph, retention outside (0, 1], visual_top_k outside 1..top_k, or
-            either of these with method "none".
+        InvalidRequest: a method that is not in the graph, retention outside (0, 1], visual_top_k outside 1..top_k or
+            not for every MoE layer, or either of these with method "none".
     """
     chosen = _check_method(policy, method)
     if chosen == "none":
@@ -227,11 +238,9 @@ def plan_request(
             )
         retention = 1.0
     R = check_retention(policy.retention if retention is None else retention)
-    if visual_top_k is not None and not 1 <= visual_top_k <= top_k:
-        raise InvalidRequest(f"visual_top_k {visual_top_k}: expected 1 to {top_k}, the model's experts per token")
     if visual_top_k is None:
-        is_reduced = chosen == "fastmmoe" and R < 1
-        visual_top_k = reduced_top_k(top_k, policy.expert_factor) if is_reduced else top_k
+        visual_top_k = policy.visual_top_k if chosen == "fastmmoe" and R < 1 else top_k
+    experts = _experts_by_layer(visual_top_k, moe_layers, top_k)
     sites = policy.sites
     stages = tuple(i for i, site in enumerate(sites) if chosen in site.methods)
     counts = _stage_counts(policy, chosen, visual_tokens, R, len(stages))
@@ -247,8 +256,22 @@ def plan_request(
         merge=tuple(c.merge for c in by_site),
         recycle=tuple(c.recycle for c in by_site),
         stages=stages,
-        visual_top_k=tuple(top_k if i < policy.reduction_start_layer else visual_top_k for i in moe_layers),
+        visual_top_k=experts,
     )
+
+
+def _experts_by_layer(visual_top_k: int | Sequence[int], moe_layers: Sequence[int], top_k: int) -> tuple[int, ...]:
+    given = tuple(visual_top_k) if isinstance(visual_top_k, Sequence) else (visual_top_k,)
+    for k in given:
+        if not 1 <= k <= top_k:
+            raise InvalidRequest(f"visual_top_k {k}: expected 1 to {top_k}, the model's experts per token")
+    if not isinstance(visual_top_k, Sequence):
+        return reduce_experts(moe_layers, top_k, visual_top_k)
+    if len(given) != len(moe_layers):
+        raise InvalidRequest(
+            f"visual_top_k has {len(given)} numbers: expected one number, or {len(moe_layers)}, one for each MoE layer"
+        )
+    return given
 
 
 def _check_method(policy: Policy, method: str | None) -> Method:
@@ -275,7 +298,7 @@ def _stage_counts(
         return [StageCounts(max(1, round(V * retention)))]
     if method == "sparsevlm":
         return _sparsevlm_stages(V, retention, stages)
-    keep = keep_counts(V, retention, stages)
+    keep = keep_counts(V, retention, policy.stage_exponents)
     if method == "random":
         return [StageCounts(k) for k in keep]
     before = (V, *keep[:-1])

@@ -19,14 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from demo import QUESTION, SCENE, draw_scene
+from demo import SCENE, write_scene
 from markers import replace_part, write_part
 from published_models import PUBLISHED, TEXT_TOKENS, PublishedModel
 
 from fastmmoe.runtime.cli import main as fastmmoe
 from fastmmoe.runtime.flops import RequestFlops, compare_prefill
 from fastmmoe.runtime.planning import Target, plan_retention
-from fastmmoe.runtime.policy import reduced_top_k
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FIGURE = REPOSITORY / "docs" / "flops-reduction.svg"
@@ -57,8 +56,8 @@ def options_of(variant: str, model: PublishedModel) -> dict[str, Any]:
 def count(variant: str, model: PublishedModel, retention: float) -> RequestFlops:
     """One prompt by a method or a half of fastmmoe; the experts alone do not depend on the retention."""
     if variant == EXPERTS_ONLY:
-        fewer = reduced_top_k(model.info.top_k, model.policy.expert_factor)
-        options = options_of("fastmmoe", model) | {"retention": 1.0, "visual_top_k": fewer}
+        experts = model.policy.visual_top_k
+        options = options_of("fastmmoe", model) | {"retention": 1.0, "visual_top_k": experts}
     else:
         options = options_of(variant, model) | {"retention": retention}
     return compare_prefill(model.info, model.policy, **options)
@@ -122,13 +121,13 @@ def published_part() -> str:
 
 def commands_part(bundle: str) -> str:
     """What the commands print for a comparison bundle of the demo checkpoint."""
-    draw_scene(SCENE)
-    prompt = [bundle, "--image", str(SCENE), "--prompt", QUESTION]
+    question = write_scene(SCENE)[0].question
+    prompt = [bundle, "--image", str(SCENE), "--prompt", question]
     parts = []
     for command, *rest in (
         ("flops", "-r", "1.0,0.75,0.5,0.25", "--method", "all"),
         ("plan-retention", "--flops-reduction", "0.4"),
-        ("plan-retention", "--max-tokens-kept", "200", "--method", "fastv"),
+        ("plan-retention", "--max-tokens-kept", "60", "--method", "fastv"),
     ):
         arguments = [command, *prompt, *rest]
         output = io.StringIO()

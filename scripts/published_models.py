@@ -38,7 +38,7 @@ class PublishedModel:
     def policy(self) -> Policy:
         """Of a comparison bundle with the default settings."""
         every = tuple(range(self.info.layers))
-        layers = Layers(count=self.info.layers, moe=self.info.moe_layers, full_attention=every)
+        layers = Layers(count=self.info.layers, moe=self.info.moe_layers, full_attention=every, top_k=self.info.top_k)
         return resolve_policy(PolicyOptions(method="all"), family=self.family, layers=layers)
 
 

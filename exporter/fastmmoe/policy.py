@@ -7,8 +7,19 @@ import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+import msgspec
+
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.policy import ALL, METHODS, SPARSEVLM_COUNTS, Method, Policy, check_retention
+from fastmmoe.runtime.policy import (
+    ALL,
+    METHODS,
+    SPARSEVLM_COUNTS,
+    Method,
+    Policy,
+    check_retention,
+    even_exponents,
+    reduce_experts,
+)
 
 MethodOption: TypeAlias = Literal["none", "fastmmoe", "random", "fastv", "sparsevlm", "all"]
 METHOD_OPTIONS = (*METHODS, ALL)
@@ -31,37 +42,67 @@ FAMILY_ROWS = {
 SPARSEVLM_LAYERS, SPARSEVLM_DEPTH = (2, 6, 15), 32
 FASTV_LAYER = 2
 WINDOW = 3
-REDUCTION_START_LAYER = 2
 EXPERT_FACTOR = 0.5
 RETENTION = 0.5
+RANGES = {"alpha": (0, 1), "merge_ratio": (0, 1), "window": (1, 64)}
+"""Settings -> least and greatest value."""
+
+
+class PolicyModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The model that settings were found for.
+
+    Attributes:
+        family, layers, moe_layers, top_k: its shape; the settings are refused by a model of another one.
+        checkpoint_identity: `Checkpoint.identity`. A checkpoint of another one is not refused, as a model that was
+            trained further may use the settings too; the export says it.
+    """
+
+    family: str
+    layers: int
+    moe_layers: tuple[int, ...]
+    top_k: int
+    checkpoint_identity: str
 
 
 @dataclass(frozen=True)
 class PolicyOptions:
     """What a user may set at export; None = the default of the family and the method.
 
-    prune_layers are those of the method; with method "all", of fastmmoe and random.
+    Attributes:
+        prune_layers: those of the method; with method "all", of fastmmoe and random.
+        stage_exponents: one for each prune layer of fastmmoe and random, as in `Policy`; None = s / S.
+        expert_factor: share of the model's experts that visual tokens use from layer 2 on; None = EXPERT_FACTOR.
+        visual_top_k: instead of expert_factor, one number for every MoE layer.
+        found_for: the model that the settings were found for; None = they are for any.
     """
 
     method: MethodOption = "fastmmoe"
     retention: float = RETENTION
     prune_layers: tuple[int, ...] | None = None
-    expert_factor: float = EXPERT_FACTOR
+    stage_exponents: tuple[float, ...] | None = None
+    expert_factor: float | None = None
+    visual_top_k: tuple[int, ...] | None = None
     alpha: float | None = None
     merge_ratio: float | None = None
     window: int = WINDOW
     merge: Literal["mlerp", "mean"] = "mlerp"
     reduction_weights: Literal["preserve_sum", "none"] = "preserve_sum"
     sparsevlm_positions: Literal["compact", "original"] = "compact"
+    found_for: PolicyModel | None = None
 
 
 @dataclass(frozen=True)
 class Layers:
-    """What pruning needs to know of a decoder's layers: their number, those with a MoE block, with full attention."""
+    """What pruning needs to know of a decoder's layers.
+
+    Attributes:
+        count: of all. moe, full_attention: those with a MoE block, with full attention. top_k: experts per token.
+    """
 
     count: int
     moe: tuple[int, ...]
     full_attention: tuple[int, ...]
+    top_k: int
 
     @property
     def prunable(self) -> tuple[int, ...]:
@@ -91,32 +132,81 @@ def resolve_policy(options: PolicyOptions, *, family: str, layers: Layers) -> Po
     """The complete policy of an export.
 
     Raises:
-        InvalidRequest: a value outside its range, with the range; layers that the method cannot prune at.
+        InvalidRequest: a value outside its range, with the range; layers that the method cannot prune at; settings
+            that were found for a model of another shape.
     """
     row = FAMILY_ROWS[family]
-    if options.method not in METHOD_OPTIONS:
-        raise InvalidRequest(f"--method {options.method}: expected one of {', '.join(METHOD_OPTIONS)}")
-    if options.method == "none" and options.prune_layers is not None:
-        raise InvalidRequest("--prune-layers: --method none prunes nothing")
+    _check_method(options)
+    if options.found_for is not None:
+        _check_shape(options.found_for, family, layers)
+    prune_layers = _prune_layers(options, row, layers)
+    stages = len(prune_layers.get("fastmmoe", prune_layers.get("random", ())))
     policy = Policy(
         method=options.method,
-        prune_layers=_prune_layers(options, row, layers),
+        prune_layers=prune_layers,
+        stage_exponents=_stage_exponents(options, stages),
         retention=1.0 if options.method == "none" else check_retention(options.retention),
         alpha=row.alpha if options.alpha is None else options.alpha,
         merge_ratio=row.merge_ratio if options.merge_ratio is None else options.merge_ratio,
         window=options.window,
         merge=options.merge,
-        reduction_start_layer=REDUCTION_START_LAYER,
-        expert_factor=options.expert_factor,
+        visual_top_k=_visual_top_k(options, layers),
         reduction_weights=options.reduction_weights,
         sparsevlm_positions=options.sparsevlm_positions,
     )
-    _check_range("--alpha", policy.alpha, 0, 1)
-    _check_range("--merge-ratio", policy.merge_ratio, 0, 1)
-    _check_range("--window", policy.window, 1, 64)
-    if not 0 < policy.expert_factor <= 1:
-        raise InvalidRequest(f"--expert-factor {policy.expert_factor}: expected a number in (0, 1]")
+    for name in RANGES:
+        check_range(name, getattr(policy, name), shown=f"--{name.replace('_', '-')}")
     return policy
+
+
+def _check_method(options: PolicyOptions) -> None:
+    method = options.method
+    if method not in METHOD_OPTIONS:
+        raise InvalidRequest(f"--method {method}: expected one of {', '.join(METHOD_OPTIONS)}")
+    if options.stage_exponents is not None and method not in ("fastmmoe", "random", ALL):
+        raise InvalidRequest(
+            f"--method {method}: --policy and stage_exponents are for the stages of fastmmoe: expected --method "
+            f"fastmmoe, random or all"
+        )
+    if method == "none" and options.prune_layers is not None:
+        raise InvalidRequest("--prune-layers: --method none prunes nothing")
+
+
+def _check_shape(found_for: PolicyModel, family: str, layers: Layers) -> None:
+    """Raise InvalidRequest unless the model has the shape that settings were found for."""
+    ours = {"family": family, "layers": layers.count, "moe_layers": layers.moe, "top_k": layers.top_k}
+    for name, value in ours.items():
+        theirs = getattr(found_for, name)
+        if theirs != value:
+            raise InvalidRequest(
+                f"--policy: its settings were found for a model with {name} {_shown(theirs)}, this one has "
+                f"{_shown(value)}: find settings for this model"
+            )
+
+
+def _stage_exponents(options: PolicyOptions, stages: int) -> tuple[float, ...]:
+    if options.stage_exponents is None:
+        return even_exponents(stages)
+    check_exponents(options.stage_exponents, stages)
+    return options.stage_exponents
+
+
+def _visual_top_k(options: PolicyOptions, layers: Layers) -> tuple[int, ...]:
+    """The given experts of every MoE layer, checked, or those of the share."""
+    factor = EXPERT_FACTOR if options.expert_factor is None else options.expert_factor
+    if options.visual_top_k is None:
+        if not 0 < factor <= 1:
+            raise InvalidRequest(f"--expert-factor {factor}: expected a number in (0, 1]")
+        return reduce_experts(layers.moe, layers.top_k, reduced_top_k(layers.top_k, factor))
+    if options.expert_factor is not None:
+        raise InvalidRequest("give expert_factor or visual_top_k, not both")
+    check_visual_top_k(options.visual_top_k, len(layers.moe), layers.top_k)
+    return options.visual_top_k
+
+
+def reduced_top_k(top_k: int, expert_factor: float) -> int:
+    """k_v = max(1, floor(k * expert_factor + 0.5))."""
+    return max(1, math.floor(top_k * expert_factor + 0.5))
 
 
 def _prune_layers(options: PolicyOptions, row: FamilyRow, layers: Layers) -> dict[Method, tuple[int, ...]]:
@@ -173,6 +263,31 @@ def _checked_layers(method: Method, given: tuple[int, ...], layers: Layers) -> t
     return given
 
 
-def _check_range(name: str, value: float, low: float, high: float) -> None:
+def check_exponents(exponents: tuple[float, ...], stages: int) -> None:
+    """Raise InvalidRequest unless there is one for each stage, ascending, in (0, 1], the last 1."""
+    ascends = all(a < b for a, b in zip((0.0, *exponents), exponents, strict=False))
+    if len(exponents) != stages or not ascends or exponents[-1] != 1:
+        raise InvalidRequest(
+            f"stage_exponents {_shown(exponents)}: expected {stages} (one for each prune layer), ascending, above 0, "
+            f"the last 1"
+        )
+
+
+def check_visual_top_k(visual_top_k: tuple[int, ...], count: int, top_k: int) -> None:
+    """Raise InvalidRequest unless there is one for each MoE layer, from 1 to top_k."""
+    if len(visual_top_k) != count or not all(1 <= k <= top_k for k in visual_top_k):
+        raise InvalidRequest(
+            f"visual_top_k {_shown(visual_top_k)}: expected {count} (one for each MoE layer) of 1 to {top_k}, the "
+            f"model's experts per token"
+        )
+
+
+def check_range(name: str, value: float, *, shown: str) -> None:
+    """Raise InvalidRequest unless the value is in its row of RANGES; shown: what the message calls it."""
+    low, high = RANGES[name]
     if not low <= value <= high:
-        raise InvalidRequest(f"{name} {value}: expected {low} to {high}")
+        raise InvalidRequest(f"{shown} {value}: expected {low} to {high}")
+
+
+def _shown(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from benchmark_tools.errors import BenchmarkError
 from fastmmoe.runtime.bundle import Manifest
 from fastmmoe.runtime.feeds import Chunk
-from fastmmoe.runtime.policy import Policy, Schedule, plan_request, reduced_top_k
+from fastmmoe.runtime.policy import Policy, Schedule, plan_request
 from fastmmoe.runtime.session import Graphs
 
 Array = npt.NDArray[Any]
@@ -35,7 +35,7 @@ class Setting:
     label: str
     method: str
     retention: float
-    visual_top_k: int | None = None
+    visual_top_k: int | tuple[int, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -56,7 +56,6 @@ UNMODIFIED = Setting("unmodified", "none", 1.0)
 
 def all_settings(policy: Policy, top_k: int) -> list[Setting]:
     """The unmodified model, expert reduction alone, then every method at every retention."""
-    reduced = reduced_top_k(top_k, policy.expert_factor)
     kinds: tuple[tuple[str, str, int | None], ...] = (
         ("fastmmoe", "fastmmoe", None),
         ("fastmmoe, pruning alone", "fastmmoe", top_k),
@@ -66,7 +65,7 @@ def all_settings(policy: Policy, top_k: int) -> list[Setting]:
     )
     return [
         UNMODIFIED,
-        Setting("fastmmoe, reduction alone", "fastmmoe", 1.0, reduced),
+        Setting("fastmmoe, reduction alone", "fastmmoe", 1.0, policy.visual_top_k),
         *(Setting(label, method, R, k) for label, method, k in kinds for R in RETENTIONS),
     ]
 

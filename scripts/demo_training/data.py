@@ -66,7 +66,7 @@ class Turns:
 
     def __init__(self, tokenizer_file: Path) -> None:
         self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
-        bos, eos = (self._tokenizer.token_to_id(token) for token in FIRST_TOKENS[:2])
+        bos, eos = (FIRST_TOKENS.index(token) for token in FIRST_TOKENS[:2])
         self._eos = eos
         before, _ = self._around("?")
         self.prefix = [bos, *before]
@@ -165,4 +165,5 @@ def _make_files(pictures: Path, rest: Path, split: Split, indices: range, tokeni
         images.flush()
         scratch.rename(pictures)
     columns = (np.stack(column) for column in zip(*made, strict=True))
-    np.savez(rest, **dict(zip(("objects", "attributes", "ids", "targets", "kinds"), columns, strict=True)))
+    objects, attributes, ids, targets, kinds = columns
+    np.savez(rest, objects=objects, attributes=attributes, ids=ids, targets=targets, kinds=kinds)

@@ -213,6 +213,9 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
 class Decoder(nn.Module):
     """Embedding, decoder layers, head, and the two learned vectors of the picture's layout."""
 
+    inv_freq: torch.Tensor
+    rows: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.embed_tokens = nn.Embedding(VOCAB_SIZE, HIDDEN)

@@ -123,8 +123,10 @@ class Batch:
         """Scenes `index` with as many questions, and as many tokens of each, as the stage has."""
         part = (slice(None), slice(config.turns), slice(config.tokens))
         questions = (scenes.ids[part], scenes.targets[part], scenes.kinds[part[:2]])
-        numbers = (torch.from_numpy(a[index].astype("int64")) for a in (scenes.objects, scenes.attributes, *questions))
-        return Batch(*numbers, torch.from_numpy(scenes.images[index]))
+        arrays = (scenes.objects, scenes.attributes, *questions)
+        objects, attributes, *rest = (torch.from_numpy(array[index].astype("int64")) for array in arrays)
+        ids, targets, kinds = rest
+        return Batch(objects, attributes, ids, targets, kinds, torch.from_numpy(scenes.images[index]))
 
 
 def _draw(scenes: Scenes, config: StageConfig, step: int) -> tuple[Batch, torch.Generator]:
@@ -160,7 +162,9 @@ def accuracy(decoder: Decoder, prefix: torch.Tensor, batches: Iterator[tuple[Bat
         rights.append(right.all(-1)[batch.kinds >= 0])
         kinds.append(batch.kinds[batch.kinds >= 0])
     right, kind = torch.cat(rights).float(), torch.cat(kinds)
-    by_kind = {name: right[kind == i].mean().item() for i, name in enumerate(KINDS) if (kind == i).any()}
+    by_kind: dict[str, float] = {
+        name: right[kind == i].mean().item() for i, name in enumerate(KINDS) if (kind == i).any()
+    }
     return {"all": right.mean().item(), **by_kind}
 
 

@@ -278,9 +278,9 @@ def test_stats_are_consistent(name: str, retention: float, vlm: Callable[..., VL
     inputs = model.processor(messages)
     assert answer.stats.text_tokens + answer.stats.visual_tokens == len(inputs.input_ids)
     assert answer.stats.retention == retention
-    info, policy = model.manifest.language_model, model.manifest.policy
-    reduced = info.top_k if retention == 1 else max(1, int(info.top_k * policy.expert_factor + 0.5))
-    expected = [info.top_k if layer < policy.reduction_start_layer else reduced for layer in info.moe_layers]
+    info = model.manifest.language_model
+    reduced = info.top_k if retention == 1 else max(1, int(info.top_k * 0.5 + 0.5))
+    expected = [info.top_k if layer < 2 else reduced for layer in info.moe_layers]
     assert list(answer.stats.visual_top_k) == expected
     by_rate = model.generate(messages, pruning_rate=1 - retention, max_tokens=3)
     assert by_rate.token_ids == answer.token_ids

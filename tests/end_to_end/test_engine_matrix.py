@@ -8,17 +8,19 @@ The check against torch that an export makes is left to test_engines.py.
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
-from fastmmoe.exporter import demo
 from fastmmoe.exporter.checkpoint import Checkpoint
-from fastmmoe.exporter.config import DEMO
+from fastmmoe.exporter.config import DEMO, checkpoint_directory
 from fastmmoe.exporter.export import write_graphs
 from fastmmoe.exporter.families import Model, Precision
 from fastmmoe.exporter.fastmmoe.policy import MethodOption, PolicyOptions
@@ -31,10 +33,10 @@ from fastmmoe.runtime.engines import build_engines
 from fastmmoe.runtime.plugin_library import find_plugin
 from fastmmoe.runtime.targets import RTX, TARGETS
 
-# The demo is DeepSeek-VL2 with latent attention; gpt-oss has biases, sinks and sliding layers.
+# dsvl2-mla has latent attention; gpt-oss has biases, sinks and sliding layers.
 MODELS = [
     (DEMO, torch.float16, None),
-    (DEMO, torch.bfloat16, None),
+    ("dsvl2-mla", torch.bfloat16, None),
     ("dsvl2-mha", torch.float16, Packing("int4", 64, False)),
     ("internvl-gptoss", torch.float16, None),
     ("internvl-gptoss", torch.bfloat16, Packing("int8", 64, False)),
@@ -42,7 +44,7 @@ MODELS = [
     ("internvl-qwen3moe", torch.bfloat16, None),
     ("internvl-qwen3moe", torch.bfloat16, Packing("int4", 32, True)),
 ]
-PRUNE_LAYERS = {DEMO: (2, 5, 8), "internvl-gptoss": (1, 3, 5)}
+PRUNE_LAYERS = {"internvl-gptoss": (1, 3, 5)}
 GRAPHS = ("vision", "embedding", "language_model")
 
 
@@ -56,6 +58,31 @@ def skip_without_tools() -> None:
     library = tensorrt_library_path(RTX.architecture)
     if not library.is_file():
         pytest.skip(f"needs {library}: make plugins")
+
+
+def write_latent_checkpoint(source: Path, directory: Path) -> Path:
+    """Copy a checkpoint with latent attention, widened to TRUE_LATENT by random weights."""
+    shutil.copytree(source, directory)
+    config = json.loads((directory / "config.json").read_text())
+    language = config["language_config"]
+    language |= TRUE_LATENT
+    (directory / "config.json").write_text(json.dumps(config))
+    H, heads, rank = (language[key] for key in ("hidden_size", "num_attention_heads", "kv_lora_rank"))
+    nope, rope, v = (language[key] for key in ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"))
+    shapes = {
+        "q_proj": (heads * (nope + rope), H),
+        "kv_a_proj_with_mqa": (rank + rope, H),
+        "kv_a_layernorm": (rank,),
+        "kv_b_proj": (heads * (nope + v), rank),
+        "o_proj": (H, heads * v),
+    }
+    tensors, rng = load_file(directory / "model.safetensors"), np.random.default_rng(0)
+    for name in tensors:
+        if ".self_attn." in name:
+            shape = shapes[name.split(".")[-2]]
+            tensors[name] = rng.normal(0, 0.1, shape).astype(tensors[name].dtype)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
 
 
 def write_bundle(
@@ -81,9 +108,7 @@ def test_engines_are_built(
     name: str, dtype: torch.dtype, packing: Packing | None, wide_checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     skip_without_tools()
-    source = tmp_path / DEMO if name == DEMO else wide_checkpoint(name)
-    if name == DEMO:
-        demo.write_demo_checkpoint(source)
+    source = checkpoint_directory(DEMO) if name == DEMO else wide_checkpoint(name)
     precision, out = Precision(dtype, dtype, packing=packing), tmp_path / "out"
     model = write_bundle(source, out, precision, PRUNE_LAYERS.get(name, (1, 2, 3)))
     lines: list[str] = []
@@ -114,11 +139,10 @@ def test_engines_of_a_comparison_bundle(wide_checkpoint: Callable[[str], Path], 
     assert sum(node.op_type == "FmmTokenPrune" for node in nodes) == 4
 
 
-def test_latent_attention_of_true_width(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_latent_attention_of_true_width(wide_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     skip_without_tools()
-    monkeypatch.setattr(demo, "_LANGUAGE", demo._LANGUAGE | TRUE_LATENT | {"num_hidden_layers": 4})
-    demo.write_demo_checkpoint(tmp_path / DEMO)
-    model = write_bundle(tmp_path / DEMO, tmp_path / "out", Precision(torch.float16, torch.float16), (1, 2, 3))
+    source = write_latent_checkpoint(wide_checkpoint("dsvl2-mla"), tmp_path / "latent")
+    model = write_bundle(source, tmp_path / "out", Precision(torch.float16, torch.float16), (1, 2, 3))
     assert model.config.mla.kv_lora_rank + model.config.mla.qk_rope_head_dim == 576
     engines = build_engines(tmp_path / "out", report=print)
     assert (

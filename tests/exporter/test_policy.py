@@ -6,15 +6,28 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import msgspec
 import pytest
 
-from fastmmoe.exporter.fastmmoe.policy import FAMILY_ROWS, Layers, PolicyOptions, resolve_policy, scaled_layers
+from fastmmoe.exporter.fastmmoe.policy import (
+    FAMILY_ROWS,
+    Layers,
+    PolicyModel,
+    PolicyOptions,
+    reduced_top_k,
+    resolve_policy,
+    scaled_layers,
+)
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.policy import Policy
+from fastmmoe.runtime.policy import Method, Policy
+
+FOUND_FOR = PolicyModel(
+    family="deepseek_vl2", layers=6, moe_layers=(1, 2, 3, 4, 5), top_k=6, checkpoint_identity="0" * 64
+)
 
 
 def resolve(layers: int = 6, prunable: tuple[int, ...] = (1, 3, 5), **options: Any) -> Policy:
-    every = Layers(layers, moe=tuple(range(1, layers)), full_attention=prunable)
+    every = Layers(layers, moe=tuple(range(1, layers)), full_attention=prunable, top_k=6)
     return resolve_policy(PolicyOptions(**options), family="deepseek_vl2", layers=every)
 
 
@@ -42,13 +55,13 @@ def test_defaults_of_a_family() -> None:
     assert resolve(27, tuple(range(1, 27))) == Policy(
         method="fastmmoe",
         prune_layers={"fastmmoe": (2, 5, 8)},
+        stage_exponents=(1 / 3, 2 / 3, 1.0),
         retention=0.5,
         alpha=0.3,
         merge_ratio=0.05,
         window=3,
         merge="mlerp",
-        reduction_start_layer=2,
-        expert_factor=0.5,
+        visual_top_k=(6,) + (3,) * 25,
         reduction_weights="preserve_sum",
         sparsevlm_positions="compact",
     )
@@ -57,7 +70,78 @@ def test_defaults_of_a_family() -> None:
 def test_given_settings_are_taken() -> None:
     policy = resolve(prune_layers=(3, 5), retention=0.25, alpha=0.0, merge_ratio=1.0, window=1, expert_factor=1.0)
     assert (policy.prune_layers, policy.retention, policy.alpha) == ({"fastmmoe": (3, 5)}, 0.25, 0.0)
-    assert (policy.merge_ratio, policy.window, policy.expert_factor) == (1.0, 1, 1.0)
+    assert (policy.merge_ratio, policy.window, policy.visual_top_k) == (1.0, 1, (6,) * 5)
+    assert policy.stage_exponents == (0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("k", "factor", "expected"),
+    [(6, 0.5, 3), (8, 0.5, 4), (4, 0.5, 2), (3, 0.5, 2), (1, 0.5, 1), (8, 0.01, 1), (8, 1.0, 8), (6, 0.75, 5)],
+)
+def test_reduced_top_k(k: int, factor: float, expected: int) -> None:
+    assert reduced_top_k(k, factor) == expected
+
+
+def test_settings_by_stage_and_by_layer() -> None:
+    given: dict[str, Any] = {"prune_layers": (1, 5), "stage_exponents": (0.2, 1.0), "visual_top_k": (1, 2, 3, 4, 6)}
+    for method in ("fastmmoe", "random", "all"):
+        policy = resolve(method=method, found_for=FOUND_FOR, **given)
+        assert (policy.stage_exponents, policy.visual_top_k) == ((0.2, 1.0), (1, 2, 3, 4, 6))
+    assert policy.prune_layers["fastmmoe"] == policy.prune_layers["random"] == (1, 5)
+    assert policy.prune_layers["fastv"] == (2,)
+
+
+@pytest.mark.parametrize(("method", "stages"), [("all", 3), ("random", 3), ("fastv", 0), ("sparsevlm", 0), ("none", 0)])
+def test_exponents_belong_to_fastmmoe_and_random(method: Method, stages: int) -> None:
+    assert resolve(method=method).stage_exponents == tuple((s + 1) / 3 for s in range(stages))
+
+
+@pytest.mark.parametrize("method", ["none", "fastv", "sparsevlm"])
+def test_methods_without_such_stages(method: Method) -> None:
+    message = f"--method {method}: --policy and stage_exponents are for the stages of fastmmoe"
+    with pytest.raises(InvalidRequest, match=message):
+        resolve(method=method, stage_exponents=(1.0,))
+
+
+@pytest.mark.parametrize(
+    "exponents", [(), (1.0,), (0.5, 0.5, 1.0), (0.0, 0.5, 1.0), (0.6, 0.5, 1.0), (0.2, 0.5, 0.9), (0.1, math.nan, 1.0)]
+)
+def test_impossible_exponents(exponents: tuple[float, ...]) -> None:
+    shown = ",".join(map(str, exponents))
+    with pytest.raises(InvalidRequest) as caught:
+        resolve(stage_exponents=exponents)
+    expected = "expected 3 (one for each prune layer), ascending, above 0, the last 1"
+    assert str(caught.value) == f"stage_exponents {shown}: {expected}"
+
+
+@pytest.mark.parametrize("visual_top_k", [(), (3,), (3,) * 6, (3, 3, 3, 3, 0), (7, 3, 3, 3, 3)])
+def test_impossible_experts(visual_top_k: tuple[int, ...]) -> None:
+    shown = ",".join(map(str, visual_top_k))
+    with pytest.raises(InvalidRequest) as caught:
+        resolve(visual_top_k=visual_top_k)
+    expected = "expected 5 (one for each MoE layer) of 1 to 6, the model's experts per token"
+    assert str(caught.value) == f"visual_top_k {shown}: {expected}"
+
+
+def test_experts_said_twice() -> None:
+    with pytest.raises(InvalidRequest, match="give expert_factor or visual_top_k, not both"):
+        resolve(expert_factor=0.5, visual_top_k=(3,) * 5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"family": "internvl3_5"}, "family internvl3_5, this one has deepseek_vl2"),
+        ({"layers": 7}, "layers 7, this one has 6"),
+        ({"moe_layers": (2, 3)}, "moe_layers 2,3, this one has 1,2,3,4,5"),
+        ({"top_k": 8}, "top_k 8, this one has 6"),
+    ],
+)
+def test_settings_of_a_model_of_another_shape(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        resolve(found_for=msgspec.structs.replace(FOUND_FOR, **change))
+    start = "--policy: its settings were found for a model with "
+    assert str(caught.value) == f"{start}{message}: find settings for this model"
 
 
 def test_method_none_has_no_stages() -> None:

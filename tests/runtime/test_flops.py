@@ -51,13 +51,13 @@ def policy(prune_layers: dict[Method, tuple[int, ...]], **values: Any) -> Policy
     settings = Policy(
         method=methods[0] if len(methods) == 1 else "all",
         prune_layers=prune_layers,
+        stage_exponents=(1.0,),
         retention=0.5,
         alpha=0.5,
         merge_ratio=0.05,
         window=3,
         merge="mlerp",
-        reduction_start_layer=1,
-        expert_factor=0.5,
+        visual_top_k=(1,),
         reduction_weights="preserve_sum",
         sparsevlm_positions="compact",
     )
@@ -240,10 +240,13 @@ def test_a_request_at_retention_1_is_the_unmodified_model() -> None:
     assert request.reduction == request.reduction_with_vision == 0
 
 
-def test_fewer_experts_alone() -> None:
-    request = count_request(manifest(), tokens=5, visual_tokens=3, retention=1.0, visual_top_k=1)
+@pytest.mark.parametrize(("visual_top_k", "layers"), [((1, 1), 2), ((2, 1), 1), (1, 1), (2, 0)])
+def test_fewer_experts_alone(visual_top_k: int | tuple[int, ...], layers: int) -> None:
+    """By layer, or one number, which layer 1 does not take."""
+    info = changed(TOY, layers=3, moe_layers=(1, 2))
+    request = compare_prefill(info, FASTMMOE, tokens=5, visual_tokens=3, retention=1.0, visual_top_k=visual_top_k)
     saved = request.unmodified.total - request.prefill.total
-    assert saved == 3 * 2 * 3 * 4 * 5
+    assert saved == layers * 3 * 2 * 3 * 4 * 5
 
 
 @pytest.mark.parametrize(

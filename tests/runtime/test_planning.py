@@ -40,13 +40,13 @@ INFO = LanguageModelInfo(
 POLICY = Policy(
     method="all",
     prune_layers={"fastmmoe": (1, 2, 3), "random": (1, 2, 3), "fastv": (2,), "sparsevlm": (1, 2, 3)},
+    stage_exponents=(1 / 3, 2 / 3, 1.0),
     retention=0.5,
     alpha=0.5,
     merge_ratio=0.05,
     window=3,
     merge="mlerp",
-    reduction_start_layer=2,
-    expert_factor=0.5,
+    visual_top_k=(2, 1, 1, 1, 1),
     reduction_weights="preserve_sum",
     sparsevlm_positions="compact",
 )

@@ -12,35 +12,44 @@ import pytest
 from msgspec.structs import replace
 
 from fastmmoe.runtime.errors import FastmmoeError, InvalidRequest
-from fastmmoe.runtime.policy import Policy, Schedule, keep_counts, merge_count, plan_request, reduced_top_k
+from fastmmoe.runtime.policy import (
+    Policy,
+    Schedule,
+    even_exponents,
+    keep_counts,
+    merge_count,
+    plan_request,
+    reduce_experts,
+)
+
+MOE_LAYERS = tuple(range(1, 27))
 
 DEEPSEEK = Policy(
     method="fastmmoe",
     prune_layers={"fastmmoe": (2, 5, 8)},
+    stage_exponents=(1 / 3, 2 / 3, 1.0),
     retention=0.5,
     alpha=0.3,
     merge_ratio=0.05,
     window=3,
     merge="mlerp",
-    reduction_start_layer=2,
-    expert_factor=0.5,
+    visual_top_k=(6,) + (3,) * 25,
     reduction_weights="preserve_sum",
     sparsevlm_positions="compact",
 )
 NONE = Policy(
     method="none",
     prune_layers={},
+    stage_exponents=(),
     retention=1.0,
     alpha=0.3,
     merge_ratio=0.05,
     window=3,
     merge="mlerp",
-    reduction_start_layer=2,
-    expert_factor=0.5,
+    visual_top_k=(6,) + (3,) * 25,
     reduction_weights="preserve_sum",
     sparsevlm_positions="compact",
 )
-MOE_LAYERS = tuple(range(1, 27))
 
 
 def plan(policy: Policy = DEEPSEEK, visual_tokens: int = 1023, **request: Any) -> Schedule:
@@ -68,7 +77,29 @@ def plan(policy: Policy = DEEPSEEK, visual_tokens: int = 1023, **request: Any) -
     ],
 )
 def test_keep_counts(V: int, R: float, stages: int, expected: tuple[int, ...]) -> None:
-    assert keep_counts(V, R, stages) == expected
+    assert keep_counts(V, R, even_exponents(stages)) == expected
+
+
+def test_even_exponents_are_the_rule_of_the_specification() -> None:
+    """R^(s/S), bit by bit."""
+    for S in range(1, 49):
+        assert even_exponents(S) == tuple(s / S for s in range(1, S + 1))
+    assert even_exponents(0) == ()
+
+
+@pytest.mark.parametrize(
+    ("V", "R", "exponents", "expected"),
+    [
+        (1000, 0.25, (0.5, 1.0), (500, 250)),
+        # Most of it late: 1000 / 16^(1/8), / 16^(1/4), / 16
+        (1000, 0.0625, (0.125, 0.25, 1.0), (707, 500, 62)),
+        (1000, 1.0, (0.1, 0.2, 1.0), (1000, 1000, 1000)),
+        (3, 0.01, (0.01, 1.0), (2, 1)),
+        (0, 0.5, (0.1, 1.0), (0, 0)),
+    ],
+)
+def test_keep_counts_of_other_exponents(V: int, R: float, exponents: Any, expected: tuple[int, ...]) -> None:
+    assert keep_counts(V, R, exponents) == expected
 
 
 def test_the_floor_trap_is_one() -> None:
@@ -85,7 +116,7 @@ def test_keep_counts_equal_exact_arithmetic(R: str) -> None:
         for V, stages in itertools.product((1, 2, 3, 7, 100, 421, 1000, 1023, 1792, 2017, 3328), (1, 2, 3)):
             exact = [Decimal(V) * Decimal(R) ** (Decimal(s) / stages) for s in range(1, stages + 1)]
             expected = tuple(max(1, math.floor(x + Decimal("1e-12"))) for x in exact)
-            assert keep_counts(V, float(R), stages) == expected
+            assert keep_counts(V, float(R), even_exponents(stages)) == expected
 
 
 @pytest.mark.parametrize(
@@ -119,16 +150,11 @@ def test_exactly_the_kept_tokens_can_survive() -> None:
             assert M == 0 or (V - M * window >= K - M and math.ceil(V / window) > M)
 
 
-@pytest.mark.parametrize(
-    ("k", "factor", "expected"),
-    [(6, 0.5, 3), (8, 0.5, 4), (4, 0.5, 2), (3, 0.5, 2), (1, 0.5, 1), (8, 0.01, 1), (8, 1.0, 8), (6, 0.75, 5)],
-)
-def test_reduced_top_k(k: int, factor: float, expected: int) -> None:
-    assert reduced_top_k(k, factor) == expected
+def test_layers_before_the_third_keep_the_models_experts() -> None:
+    assert reduce_experts((0, 1, 2, 5), 6, 3) == (6, 6, 3, 3)
 
 
-def test_retention_below_one_uses_the_stored_expert_factor() -> None:
-    """Layer 1 lies before the first layer that reduces."""
+def test_retention_below_one_uses_the_stored_experts() -> None:
     schedule = plan(retention=0.5)
     assert (schedule.keep, schedule.merge) == ((811, 644, 511), (40, 32, 25))
     assert schedule.visual_top_k == (6,) + (3,) * 25
@@ -151,6 +177,30 @@ def test_retention_one_with_fewer_experts_is_reduction_alone() -> None:
     assert schedule.visual_top_k == (6,) + (2,) * 25
 
 
+def test_experts_by_layer() -> None:
+    """A calibrated bundle may reduce any layer; one number of a request leaves layer 1 to the model."""
+    by_layer = tuple(1 + i % 6 for i in range(26))
+    calibrated = replace(DEEPSEEK, visual_top_k=by_layer)
+    assert plan(calibrated, retention=0.5).visual_top_k == by_layer
+    assert plan(calibrated, retention=1.0).visual_top_k == (6,) * 26
+    assert plan(calibrated, retention=0.5, visual_top_k=4).visual_top_k == (6,) + (4,) * 25
+    assert plan(retention=1.0, visual_top_k=by_layer).visual_top_k == by_layer
+    assert plan(retention=1.0, visual_top_k=list(by_layer)) == plan(retention=1.0, visual_top_k=by_layer)
+
+
+def test_stages_of_other_exponents() -> None:
+    """fastmmoe and random keep R^e_s, whatever R the request has; the others have counts of their own."""
+    calibrated = replace(ALL, stage_exponents=(0.125, 0.25, 1.0))
+    for method in ("fastmmoe", "random"):
+        schedule = plan(calibrated, 1000, method=method, retention=0.0625)
+        assert schedule.kept_visual_tokens == (707, 500, 62)
+        assert plan(calibrated, 1000, method=method, retention=1.0).kept_visual_tokens == (1000,) * 3
+    merged = plan(calibrated, 1000, retention=0.0625).merged_vectors
+    assert merged == tuple(merge_count(v, k, 0.05, 3) for v, k in ((1000, 707), (707, 500), (500, 62)))
+    for method in ("fastv", "sparsevlm"):
+        assert plan(calibrated, method=method, retention=0.25) == plan(ALL, method=method, retention=0.25)
+
+
 def test_pruning_alone() -> None:
     assert plan(retention=0.25, visual_top_k=6).visual_top_k == (6,) * 26
 
@@ -171,6 +221,15 @@ def test_retention_out_of_range(retention: Any) -> None:
 def test_visual_top_k_out_of_range(visual_top_k: int) -> None:
     with pytest.raises(InvalidRequest, match=f"visual_top_k {visual_top_k}: expected 1 to 6"):
         plan(retention=1.0, visual_top_k=visual_top_k)
+    with pytest.raises(InvalidRequest, match=f"visual_top_k {visual_top_k}: expected 1 to 6"):
+        plan(retention=1.0, visual_top_k=(3,) * 25 + (visual_top_k,))
+
+
+@pytest.mark.parametrize("count", [0, 1, 25, 27])
+def test_experts_not_for_every_layer(count: int) -> None:
+    message = f"visual_top_k has {count} numbers: expected one number, or 26, one for each MoE layer"
+    with pytest.raises(InvalidRequest, match=message):
+        plan(visual_top_k=(3,) * count)
 
 
 def test_a_bundle_without_the_method_only_answers_at_one() -> None:

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from fastmmoe.runtime.bundle import FORMAT, ExpertsInfo, LanguageModelInfo, Limits, Manifest, VisionInfo
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.images import deepseek_vl2_layout
-from fastmmoe.runtime.policy import Policy, merge_count, plan_request
+from fastmmoe.runtime.policy import Policy, even_exponents, merge_count, plan_request
 from fastmmoe.runtime.processor_config import DeepseekVl2ProcessorConfig, InternVlProcessorConfig
 from fastmmoe.runtime.profiles import engine_profiles, picture_tiles, resolve_limits, visual_tokens
 
@@ -100,13 +100,13 @@ def manifest(
         policy=Policy(
             method="fastmmoe" if prune_layers else "none",
             prune_layers={"fastmmoe": prune_layers} if prune_layers else {},
+            stage_exponents=even_exponents(len(prune_layers)),
             retention=0.25,
             alpha=0.3,
             merge_ratio=0.25,
             window=window,
             merge="mlerp",
-            reduction_start_layer=1,
-            expert_factor=0.5,
+            visual_top_k=(4, 2, 2),
             reduction_weights="none",
             sparsevlm_positions="compact",
         ),

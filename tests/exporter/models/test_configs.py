@@ -169,7 +169,7 @@ def parameter_counts(config: Json) -> dict[str, int]:
 
 def default_policy(config: Json) -> Any:
     family, c = read(config)
-    layers = Layers(c.num_hidden_layers, c.moe_layers, c.full_attention_layers)
+    layers = Layers(c.num_hidden_layers, c.moe_layers, c.full_attention_layers, c.moe.top_k)
     return resolve_policy(PolicyOptions(), family=family.FAMILY, layers=layers)
 
 
@@ -212,7 +212,10 @@ def test_published_models_have_their_number_of_parameters(config: Json, vision: 
 def test_default_prune_layers(config: Json, prune_layers: tuple[int, ...], alpha: float, merge_ratio: float) -> None:
     policy = default_policy(config)
     assert (policy.prune_layers, policy.alpha, policy.merge_ratio) == ({"fastmmoe": prune_layers}, alpha, merge_ratio)
-    assert (policy.reduction_start_layer, policy.expert_factor, policy.window) == (2, 0.5, 3)
+    assert (policy.stage_exponents, policy.window) == ((1 / 3, 2 / 3, 1.0), 3)
+    _, c = read(config)
+    reduced = c.moe.top_k // 2
+    assert policy.visual_top_k == tuple(c.moe.top_k if layer < 2 else reduced for layer in c.moe_layers)
 
 
 def test_class_defaults_of_deepseek_base() -> None:
