@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,8 @@ BUILD_DESCRIPTION = """Build the TensorRT engines of a bundle, on the device the
 with engines; they may be built again, with other limits, on any x86-64 machine. The limits cost memory on the device.
 Without options there is room for one picture of the most tiles, 512 tokens of text and an answer of 512 tokens."""
 DEFAULT_MAX_NEW_TOKENS = 64
+COMMANDS = "fastmmoe.commands"
+"""Entry points: functions that add a subcommand which needs more than the runtime does (pyproject.toml)."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -37,6 +40,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_build(commands)
     add_counting(commands)
+    for command in entry_points(group=COMMANDS):
+        command.load()(commands)
     return parser
 
 

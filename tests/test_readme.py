@@ -47,7 +47,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert spec is not None and spec.loader is not None
     demo = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(demo)
-    demo.draw_scene(directory / demo.SCENE)
+    demo.write_scene(directory / demo.SCENE)
     return directory
 
 
@@ -63,7 +63,7 @@ def test_commands_and_python(workplace: Path) -> None:
     (code,), (conversation,) = blocks("python"), blocks("python", METHODS)
     result = subprocess.run([sys.executable, "-c", code], cwd=workplace, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert "1023 -> (644, 405, 255)" in result.stdout
+    assert "221 -> (139, 87, 55)" in result.stdout
     result = subprocess.run(
         [sys.executable, "-c", conversation], cwd=workplace, capture_output=True, text=True, check=False
     )

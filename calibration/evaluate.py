@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well a pruned model answers: every question's outcome, and the quality they add up to."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fastmmoe.calibration.prompts import Prompt, Prompts
+from fastmmoe.calibration.torch_model import Decoder, Outputs, TorchModel
+from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
+from fastmmoe.runtime import abi
+
+Array = npt.NDArray[Any]
+Kind: TypeAlias = Literal["accuracy", "kl"]
+Row: TypeAlias = tuple[float, float, int]
+
+PACKED = 4
+"""Questions in one call: more share the cost of a call, but attention's masks grow with their square."""
+FULL_MODEL = PolicyOptions(method="none")
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """What a model does with each of N questions, by teacher forcing.
+
+    Attributes:
+        values: float64 [N]. accuracy: 1 where the answer is right. kl: KL(full || this), in nats, of the next token
+            after the prompt.
+        probabilities: float64 [N]; of the whole answer and the stop after it, or of the full model's choice.
+        first_tokens: int64 [N]: the most probable first token.
+    """
+
+    kind: Kind
+    values: Array
+    probabilities: Array
+    first_tokens: Array
+
+    @property
+    def quality(self) -> float:
+        """In [0, 1], see `quality`."""
+        return float(quality(self.kind, self.values.mean()))
+
+    @property
+    def score(self) -> float:
+        """The quality, with ties broken by how probable the answers are: that counts half a question at the most."""
+        if self.kind == "kl":
+            return self.quality
+        return self.quality + 0.5 * float(self.probabilities.mean()) / len(self.values)
+
+    def part(self, count: int) -> Outcomes:
+        """Of the first `count` questions."""
+        return Outcomes(self.kind, self.values[:count], self.probabilities[:count], self.first_tokens[:count])
+
+
+def quality(kind: Kind, mean: Any) -> Any:
+    """From a mean of `Outcomes.values`: the share of right answers, or exp(-KL), which is 1 for the full model."""
+    return mean if kind == "accuracy" else np.exp(-mean)
+
+
+class Evaluator:
+    """Runs questions through decoders of one model.
+
+    Args:
+        kind: of the outcomes; with "accuracy" every question has an answer.
+    """
+
+    def __init__(self, model: TorchModel, prompts: Prompts, kind: Kind) -> None:
+        self.model, self.prompts, self.kind = model, prompts, kind
+        self._stops = torch.tensor(model.processor.config.stop_token_ids)
+        self._full_log_probs: dict[int, torch.Tensor] = {}
+
+    def outcomes(self, options: PolicyOptions, count: int | None = None) -> Outcomes:
+        """Of the first `count` questions (None = all), by the model pruned with these options.
+
+        An answer counts as right if the most probable token is the next one of the answer at every step, and a stop
+        token after the last: what greedy decoding would write, where the answer has one spelling only.
+        """
+        decoder = self.model.decoder(self.model.resolve(options))
+        judge = self._judge_answers if self.kind == "accuracy" else self._judge_distributions
+        return self._collect(decoder, judge, count)
+
+    def _collect(self, decoder: Decoder, judge: Callable[..., list[Row]], count: int | None) -> Outcomes:
+        rows = [
+            row
+            for places, outputs in run_prompts(self.model, decoder, self.prompts, count)
+            for row in judge(decoder, places, outputs)
+        ]
+        values, probabilities, first = zip(*rows, strict=True)
+        return Outcomes(self.kind, np.array(values), np.array(probabilities), np.array(first, np.int64))
+
+    def _judge_answers(self, decoder: Decoder, places: range, outputs: Outputs) -> list[Row]:
+        questions = [self.prompts.questions[i] for i in places]
+        answers = [_answer(q) for q in questions]
+        lengths = [len(q.input_ids) for q in questions]
+        after = torch.from_numpy(self.model.continue_with(decoder, outputs, lengths, answers))
+        starts = [0, *itertools.accumulate(map(len, answers))]
+        rows = []
+        for logits, answer, start in zip(outputs[abi.LOGITS], answers, starts, strict=False):
+            steps = torch.cat((logits[None], after[start : start + len(answer)])).double().log_softmax(-1)
+            best = steps.argmax(-1)
+            stops = torch.isin(best[-1], self._stops)
+            is_right = bool(stops) and best[:-1].tolist() == list(answer)
+            log_probability = steps[-1, self._stops].logsumexp(0)
+            for step, token in zip(steps, answer, strict=False):
+                log_probability = log_probability + step[int(token)]
+            rows.append((float(is_right), float(log_probability.exp()), int(best[0])))
+        return rows
+
+    def _judge_distributions(self, decoder: Decoder, places: range, outputs: Outputs) -> list[Row]:
+        rows = []
+        for place, logits in zip(places, outputs[abi.LOGITS], strict=True):
+            ours, full = logits.double().log_softmax(-1), self._full(place)
+            divergence = float((full.exp() * (full - ours)).sum())
+            rows.append((divergence, float(ours[full.argmax()].exp()), int(ours.argmax())))
+        return rows
+
+    def _full(self, place: int) -> torch.Tensor:
+        """Log-probabilities [vocab] that the full model gives the next token of a question."""
+        if place not in self._full_log_probs:
+            decoder = self.model.decoder(self.model.resolve(FULL_MODEL))
+            first = place - place % PACKED
+            places = range(first, min(first + PACKED, len(self.prompts.questions)))
+            outputs = run_pack(self.model, decoder, self.prompts, places)
+            for i, logits in zip(places, outputs[abi.LOGITS], strict=True):
+                # Kept for every question: half the memory.
+                self._full_log_probs[i] = logits.double().log_softmax(-1).float()
+        return self._full_log_probs[place].double()
+
+
+def run_prompts(
+    model: TorchModel, decoder: Decoder, prompts: Prompts, count: int | None = None, *, method: str | None = None
+) -> Iterator[tuple[range, Outputs]]:
+    """(places of some questions, outputs of `TorchModel.prefill` for them) until the first `count` have been run."""
+    total = len(prompts.questions) if count is None else min(count, len(prompts.questions))
+    for first in range(0, total, PACKED):
+        places = range(first, min(first + PACKED, total))
+        yield places, run_pack(model, decoder, prompts, places, method=method)
+
+
+def run_pack(
+    model: TorchModel, decoder: Decoder, prompts: Prompts, places: Sequence[int], *, method: str | None = None
+) -> Outputs:
+    """Outputs of `TorchModel.prefill` for these questions."""
+    questions = [prompts.questions[i] for i in places]
+    embeds = []
+    for question in questions:
+        x = model.embed(question.input_ids)
+        x[question.visual_index] = prompts.features[question.picture]
+        embeds.append(x)
+    return model.prefill(decoder, embeds, [q.visual_index for q in questions], method=method)
+
+
+def _answer(question: Prompt) -> list[int]:
+    assert question.answer_ids is not None
+    tokens: list[int] = question.answer_ids.tolist()
+    return tokens

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fastmmoe report: measures a comparison bundle and writes its accuracy-latency report."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from fastmmoe.runtime.errors import InvalidRequest
+
+DESCRIPTION = """Measure accuracy, counted FLOPs and latency of every pruning method of a comparison bundle
+(fastmmoe-export MODEL OUT --method all) on questions with known answers, and write report.html, report.md and
+report.json. What was measured is kept in DIR/measured: the same command goes on where it stopped."""
+MODULES = ("matplotlib", "jinja2", "onnx")
+RETENTIONS = "0.9,0.8,0.7,0.6,0.5,0.4,0.3,0.2,0.1"
+
+
+def add_report(commands: Any) -> None:
+    """Add the command to a parser's subcommands."""
+    report = commands.add_parser("report", help="accuracy and latency of every method", description=DESCRIPTION)
+    report.add_argument("bundle", type=Path, metavar="BUNDLE", help="made with --method all")
+    report.add_argument(
+        "--data", default="builtin", metavar="DIR", help="pictures and questions.jsonl, or builtin (default)"
+    )
+    report.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the report goes")
+    report.add_argument("--questions", type=int, metavar="N", help="default: 2000, of a directory all")
+    report.add_argument("--retentions", default=RETENTIONS, metavar="R,R,...", help="default %(default)s")
+    report.add_argument("--min-quality", type=float, default=0.955, metavar="Q", help=_MIN_QUALITY)
+    numbers = {
+        "--seed": (0, "of the drawn scenes, and of the bootstrap"),
+        "--seeds": (3, "of method random, averaged"),
+        "--resamples": (10_000, "of the bootstrap"),
+        "--requests": (40, "whose times are measured"),
+        "--maps": (3, "scenes with pictures of what survives"),
+    }
+    for option, (default, text) in numbers.items():
+        report.add_argument(option, type=int, default=default, metavar="N", help=f"{text} (default %(default)s)")
+    report.add_argument("--jobs", type=int, metavar="N", help="questions answered at once (default: one per core)")
+    report.set_defaults(function=_report)
+
+
+_MIN_QUALITY = "accuracy over the full model's that the recommended setting is sure to keep (default %(default)s)"
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    missing = [name for name in MODULES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InvalidRequest(f"the report needs {', '.join(missing)}: pip install 'fastmmoe[report]'")
+    retentions = _numbers(arguments.retentions)
+    from fastmmoe.calibration.report.build import ReportOptions, build_report
+    from fastmmoe.calibration.report.page import HTML
+
+    options = ReportOptions(
+        data=arguments.data,
+        out=arguments.out,
+        questions=arguments.questions,
+        retentions=retentions,
+        seeds=arguments.seeds,
+        resamples=arguments.resamples,
+        seed=arguments.seed,
+        requests=arguments.requests,
+        maps=arguments.maps,
+        jobs=arguments.jobs,
+        min_quality=arguments.min_quality,
+        command=f"fastmmoe {shlex.join(sys.argv[1:])}",
+    )
+    report = build_report(arguments.bundle, options, say=lambda line: print(line, flush=True))
+    for claim in report.claims:
+        print(f"{'holds' if claim.holds else 'does not hold'}: {claim.found}")
+    print(f"wrote {arguments.out / HTML}")
+    return 0
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        raise InvalidRequest(f"--retentions {text}: expected numbers such as 0.9,0.5,0.1") from error

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions ready to be asked: prompts are tokenised once, the vision features of a picture are computed once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmmoe.calibration.data import Sample
+from fastmmoe.calibration.report.settings import SPARSEVLM, Planner, Prompt, Setting
+from fastmmoe.runtime.bundle import TOKENIZER
+from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.feeds import NO_VISUAL_TOKENS, Chunk
+from fastmmoe.runtime.processor import load_tokenizer
+from fastmmoe.runtime.session import Graphs
+from fastmmoe.runtime.vlm import VLM
+
+Array = npt.NDArray[Any]
+
+# Of method random: questions of one picture share a seed, so that the choice does not hang on how they are packed.
+_SEEDS_APART = 1_000_000
+
+
+def messages(sample: Sample) -> list[dict[str, Any]]:
+    """The conversation of one question, as `VLM.generate` takes it."""
+    content = [{"type": "image", "image": sample.image}, {"type": "text", "text": sample.question}]
+    return [{"role": "user", "content": content}]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A labelled sample and its prompt; `picture` counts the scenes from 0."""
+
+    sample: Sample
+    picture: int
+    input_ids: Array
+    visual_index: Array
+    prompt: Prompt
+
+
+class Questions:
+    """The labelled samples of a data set, ready to be asked again and again; threads may share it.
+
+    Attributes:
+        items: the questions; those of a picture are consecutive. unlabelled: samples without an answer, left out.
+        max_tokens: those of the longest right answer and one more, by which a longer answer is seen to be wrong.
+        identity: SHA-256 of pictures, questions and answers.
+    Raises:
+        InvalidRequest: no sample has an answer, or what the processor refuses.
+    """
+
+    def __init__(self, bundle: Path, vlm: VLM, samples: Sequence[Sample]) -> None:
+        labelled = [sample for sample in samples if sample.answer is not None]
+        if not labelled:
+            raise InvalidRequest(f"none of the {len(samples)} questions has an answer: accuracy cannot be measured")
+        self._vlm = vlm
+        self._features: dict[int, Array] = {}
+        pictures = {scene: i for i, scene in enumerate(dict.fromkeys(sample.scene for sample in labelled))}
+        self.items = [self._prepare(sample, pictures[sample.scene]) for sample in labelled]
+        self.unlabelled = len(samples) - len(labelled)
+        self.identity = _identity(labelled)
+        tokenizer = load_tokenizer(bundle / TOKENIZER)
+        lengths = [len(tokenizer.encode(s.answer or "", add_special_tokens=False).ids) for s in labelled]
+        self.max_tokens = max(lengths) + 1
+
+    @property
+    def pictures(self) -> int:
+        """How many there are."""
+        return self.items[-1].picture + 1
+
+    def packs(self, size: int) -> Iterator[range]:
+        """Numbers of consecutive questions of one picture, at most so many at a time."""
+        start = 0
+        for end in range(1, len(self.items) + 1):
+            is_last = end == len(self.items) or self.items[end].picture != self.items[start].picture
+            if is_last or end - start == size:
+                yield range(start, end)
+                start = end
+
+    def ask(self, graphs: Graphs, planner: Planner, setting: Setting, numbers: range, seed: int = 0) -> list[str]:
+        """Answer questions of one picture in one call, greedily until a stop token, at most max_tokens tokens.
+
+        Args:
+            graphs: of the bundle. seed: of method random.
+        Returns:
+            the texts, stripped.
+        """
+        size = 1 if setting.variant == SPARSEVLM else len(numbers)
+        packs = [numbers[i : i + size] for i in range(0, len(numbers), size)]
+        return [text for pack in packs for text in self._answer(graphs, planner, setting, pack, seed)]
+
+    def chunk(self, graphs: Graphs, planner: Planner, setting: Setting, number: int, row: int = 0) -> Chunk:
+        """A question's prompt with its picture's features, to be given to `Batch.extend` as sequence `row`."""
+        question = self.items[number]
+        embeds = graphs.embed(question.input_ids)
+        embeds[question.visual_index] = self._image_features(graphs, question)
+        schedule = planner.schedule(setting, len(question.visual_index))
+        return Chunk(row, embeds, question.visual_index, schedule)
+
+    def _prepare(self, sample: Sample, picture: int) -> Question:
+        inputs = self._vlm.processor(messages(sample))
+        prompt = Prompt(len(inputs.input_ids), len(inputs.visual_index), sum(inputs.tile_counts))
+        return Question(sample, picture, inputs.input_ids, inputs.visual_index, prompt)
+
+    def _image_features(self, graphs: Graphs, question: Question) -> Array:
+        # Pixels are prepared again rather than kept: they take far more memory than features.
+        if question.picture not in self._features:
+            inputs = self._vlm.processor(messages(question.sample))
+            self._features[question.picture] = graphs.image_features(inputs.vision_inputs)
+        return self._features[question.picture]
+
+    def _answer(self, graphs: Graphs, planner: Planner, setting: Setting, pack: range, seed: int) -> list[str]:
+        config, alpha = graphs.manifest.processor, graphs.manifest.policy.alpha
+        chunks = [self.chunk(graphs, planner, setting, n, row) for row, n in enumerate(pack)]
+        text_only = [chunk.schedule.for_text() for chunk in chunks]
+        batch = graphs.new_batch(len(chunks))
+        own_seed = seed * _SEEDS_APART + self.items[pack[0]].picture
+        logits, rows = batch.extend(chunks, alpha=alpha, seed=own_seed), list(range(len(chunks)))
+        answers: list[list[int]] = [[] for _ in rows]
+        while True:
+            tokens = dict(zip(rows, logits.argmax(axis=1).tolist(), strict=True))
+            tokens = {row: token for row, token in tokens.items() if token not in config.stop_token_ids}
+            for row, token in tokens.items():
+                answers[row].append(token)
+            rows = [row for row in tokens if len(answers[row]) < self.max_tokens]
+            if not rows:
+                return [self._text(ids) for ids in answers]
+            embeds = graphs.embed(np.array([tokens[row] for row in rows]))
+            steps = zip(rows, embeds, strict=True)
+            logits = batch.extend([Chunk(r, e[None], NO_VISUAL_TOKENS, text_only[r]) for r, e in steps], alpha=alpha)
+
+    def _text(self, ids: Sequence[int]) -> str:
+        """As the runtime writes it: an unfinished character at the end is not shown."""
+        stream = self._vlm.processor.new_stream()
+        return "".join(stream.push(token) for token in ids).strip()
+
+
+def _identity(samples: Sequence[Sample]) -> str:
+    digest = hashlib.sha256()
+    before = None
+    for sample in samples:
+        if sample.image is not before:
+            digest.update(repr(sample.image.size).encode() + sample.image.tobytes())
+            before = sample.image
+        digest.update(repr((sample.scene, sample.question, sample.answer, sample.kind)).encode())
+    return digest.hexdigest()

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of a prompt's visual tokens, at their places in the views of the image that the model sees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+from fastmmoe.calibration.report.stages import Fate, Stage
+from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.images import select_grid
+from fastmmoe.runtime.model_inputs import ModelInputs
+from fastmmoe.runtime.processor_config import DeepseekVl2ProcessorConfig, InternVlProcessorConfig, ProcessorConfig
+
+Array = npt.NDArray[Any]
+Rgb = tuple[int, int, int]
+
+CELL, GAP, MARGIN, LINE = 22, 18, 14, 20
+"""Pixels: side of a token, between panels, around them, of a line of text."""
+PAPER: Rgb = (255, 255, 255)
+INK: Rgb = (34, 34, 34)
+MERGED: Rgb = (0, 114, 178)
+DROPPED: Rgb = (213, 94, 0)
+GONE: Rgb = (208, 208, 208)
+STRUCTURE: Rgb = (150, 150, 150)
+"""Of a newline or separator vector, which shows no part of the picture."""
+
+
+@dataclass(frozen=True)
+class View:
+    """One view of the image: name, and the visual token at every place [rows, columns], -1 = none.
+
+    Attributes:
+        patches: uint8 [V, p, p, 3] pixels of every visual token of the prompt, grey where it shows none.
+    """
+
+    name: str
+    tokens: Array
+    patches: Array
+
+
+def find_views(inputs: ModelInputs, config: ProcessorConfig) -> list[View]:
+    """The views of a prompt with one picture: whole and local ones, with DeepSeek-VL2's newline and separator vectors.
+
+    Raises:
+        InvalidRequest: the prompt has no picture, or several.
+    """
+    if len(inputs.tile_counts) != 1:
+        raise InvalidRequest(f"the prompt has {len(inputs.tile_counts)} pictures: expected one")
+    pixels = _denormalise(inputs.vision_inputs["pixel_values"], config)
+    if isinstance(config, DeepseekVl2ProcessorConfig):
+        return _deepseek_views(inputs.vision_inputs["layout_index"], pixels, config)
+    return _internvl_views(inputs, pixels, config)
+
+
+def draw_survivors(inputs: ModelInputs, config: ProcessorConfig, stages: Sequence[Stage]) -> Image.Image:
+    """The picture as the model sees it and, for each stage, which visual tokens were kept, merged and dropped.
+
+    Args:
+        inputs: of a prompt with one picture, from the runtime's processor. stages: from `StageTracer.trace`.
+    Returns:
+        an RGB picture: a column for the image and for each stage, a row for each view, a legend below.
+    Raises:
+        InvalidRequest: see `find_views`.
+    """
+    views = find_views(inputs, config)
+    headings = ["the picture"]
+    for stage in stages:
+        kept, merged, dropped = (stage.count(fate) for fate in (Fate.KEPT, Fate.MERGED, Fate.DROPPED))
+        headings.append(f"layer {stage.layer}: {kept} kept, {merged} merged, {dropped} dropped")
+    legend = [("kept", None), ("merged", MERGED), ("dropped here", DROPPED), ("gone before", GONE)]
+    columns = [_shown_patch, *(_fate_painter(stage) for stage in stages)]
+    return draw_panels(views, headings, columns, legend)
+
+
+def draw_panels(
+    views: Sequence[View],
+    headings: Sequence[str],
+    columns: Sequence[Callable[[View, int], Array]],
+    legend: Sequence[tuple[str, Rgb | None]],
+) -> Image.Image:
+    """A grid of panels, a column for each painter, a row for each view.
+
+    Args:
+        columns: functions (view, visual token) -> uint8 [p, p, 3], the token's cell. legend: texts with the colour in
+            front of them; None = a bare frame.
+    """
+    font = ImageFont.load_default(13)
+    # A heading takes as many lines as its column is narrow.
+    wide = max(view.tokens.shape[1] for view in views) * CELL
+    wrapped = [_wrap(heading, font, wide) for heading in headings]
+    top = MARGIN + LINE * max(map(len, wrapped)) + 4
+    high = sum(view.tokens.shape[0] * CELL + LINE + GAP for view in views)
+    width = 2 * MARGIN + len(columns) * (wide + GAP) - GAP
+    canvas = Image.new("RGB", (width, top + high + LINE + MARGIN), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for column, (lines, paint) in enumerate(zip(wrapped, columns, strict=True)):
+        x, y = MARGIN + column * (wide + GAP), top
+        for i, line in enumerate(lines):
+            draw.text((x, MARGIN + i * LINE), line, INK, font)
+        for view in views:
+            draw.text((x, y), view.name, STRUCTURE, font)
+            _paste_tokens(canvas, (x, y + LINE), view, paint)
+            y += view.tokens.shape[0] * CELL + LINE + GAP
+    _draw_legend(draw, font, legend, top + high)
+    return canvas
+
+
+def _paste_tokens(
+    canvas: Image.Image, corner: tuple[int, int], view: View, paint: Callable[[View, int], Array]
+) -> None:
+    for (row, column), token in np.ndenumerate(view.tokens):
+        if token >= 0:
+            cell = Image.fromarray(paint(view, int(token))).resize((CELL - 1, CELL - 1), Image.Resampling.BICUBIC)
+            canvas.paste(cell, (corner[0] + column * CELL, corner[1] + row * CELL))
+
+
+def _draw_legend(draw: ImageDraw.ImageDraw, font: Any, legend: Sequence[tuple[str, Rgb | None]], y: int) -> None:
+    x = MARGIN
+    for text, color in legend:
+        draw.rectangle((x, y + 2, x + 13, y + 15), fill=color, outline=INK if color is None else color)
+        draw.text((x + 20, y), text, INK, font)
+        x += 20 + int(font.getlength(text)) + GAP
+
+
+def _wrap(text: str, font: Any, width: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return [line for line in lines if line]
+
+
+def _shown_patch(view: View, token: int) -> Array:
+    patch: Array = view.patches[token]
+    return patch
+
+
+def _fate_painter(stage: Stage) -> Callable[[View, int], Array]:
+    def paint(view: View, token: int) -> Array:
+        fate, patch = Fate(stage.fates[token]), view.patches[token].astype(np.float32)
+        if fate == Fate.GONE:
+            patch = 0.12 * patch + 0.88 * np.array(GONE)
+        elif fate == Fate.DROPPED:
+            patch = 0.25 * patch + 0.75 * np.array(DROPPED)
+        elif fate == Fate.MERGED:
+            patch = 0.35 * patch + 0.65 * np.array(MERGED)
+        return patch.round().astype(np.uint8)
+
+    return paint
+
+
+def _denormalise(pixels: Array, config: ProcessorConfig) -> Array:
+    """uint8 [tiles, S, S, 3] of float32 [tiles, 3, S, S]."""
+    mean, std = (np.array(values, np.float32)[:, None, None] for values in (config.image_mean, config.image_std))
+    return (255 * (pixels * std + mean)).round().clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def _cut(tile: Array, side: int, cell: int, pitch: int) -> Array:
+    """The pixels [pitch, pitch, 3] of one of side * side tokens; the last ones of a row may reach beyond the tile."""
+    y, x = cell // side * pitch, cell % side * pitch
+    part = tile[y : y + pitch, x : x + pitch]
+    return np.pad(part, ((0, pitch - part.shape[0]), (0, pitch - part.shape[1]), (0, 0)), mode="edge")
+
+
+def _deepseek_views(layout: Array, pixels: Array, config: DeepseekVl2ProcessorConfig) -> list[View]:
+    side, pitch = config.grid_side, config.patch_size * config.downsample_ratio
+    per_tile = side * side
+    newline = per_tile * len(pixels)
+    patches = np.empty((len(layout), pitch, pitch, 3), np.uint8)
+    for token, row in enumerate(layout):
+        is_cell = row < newline
+        patches[token] = _cut(pixels[row // per_tile], side, row % per_tile, pitch) if is_cell else STRUCTURE
+    separator = int(np.flatnonzero(layout == newline + 1)[0])
+    halves = [np.arange(separator), np.arange(separator + 1, len(layout))]
+    names = ["global view", "local view"] if config.global_view_first else ["local view", "global view"]
+    views = []
+    for name, tokens in zip(names, halves, strict=True):
+        columns = int(np.flatnonzero(layout[tokens] == newline)[0]) + 1
+        views.append(View(name, tokens.reshape(-1, columns), patches))
+    # The separator stands between the views: below the first one.
+    first = views[0]
+    row = np.full((1, first.tokens.shape[1]), -1)
+    row[0, 0] = separator
+    views[0] = View(first.name, np.concatenate([first.tokens, row]), patches)
+    return views
+
+
+def _internvl_views(inputs: ModelInputs, pixels: Array, config: InternVlProcessorConfig) -> list[View]:
+    side = round(config.tokens_per_tile**0.5)
+    pitch = config.tile_size // side
+    patches = np.stack([_cut(tile, side, i, pitch) for tile in pixels for i in range(side * side)])
+    tiles = np.arange(len(patches)).reshape(len(pixels), side, side)
+    has_thumbnail = config.use_thumbnail and len(pixels) > 1
+    local = tiles[: len(pixels) - has_thumbnail]
+    wide, high = select_grid(inputs.image_sizes[0], config.min_tiles, len(local), config.tile_size)
+    grid = local.reshape(high, wide, side, side).transpose(0, 2, 1, 3).reshape(high * side, wide * side)
+    views = [View("local view" if has_thumbnail else "the view", grid, patches)]
+    return [*views, View("thumbnail", tiles[-1], patches)] if has_thumbnail else views

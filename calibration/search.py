@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The search: batches of trials on quality and FLOPs, kept in a journal from which a later run goes on.
+
+What a trial tries depends on the seed and on the trials of earlier batches only. So neither the number of workers, nor
+the backend, nor an interruption changes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.samplers import TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from fastmmoe.calibration.front import front
+from fastmmoe.calibration.space import Params, Space
+from fastmmoe.calibration.workers import Evaluate
+from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
+from fastmmoe.runtime.errors import InvalidRequest
+
+JOURNAL = "trials.jsonl"
+STUDY = "fastmmoe"
+BATCH = 8
+"""Trials that are chosen together, whatever the number of workers."""
+RANDOM_TRIALS = 32
+"""After these the sampler looks where the good ones were."""
+DIRECTIONS: tuple[Literal["maximize", "minimize"], ...] = ("maximize", "minimize")
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial that has ended: its score on the search's questions, and its FLOPs as a share of the full model's."""
+
+    number: int
+    options: PolicyOptions
+    score: float
+    cost: float
+
+
+class Search:
+    """Trials of one model on one set of questions.
+
+    Args:
+        journal: file that is made, or gone on with.
+        identity: what the trials depend on; a journal of another one is refused.
+        cost_of: FLOPs of settings as a share of the full model's.
+        first: parameters of the first trials, in order.
+    Raises:
+        InvalidRequest: the journal belongs to other questions, another model, seed or version.
+    """
+
+    def __init__(
+        self,
+        journal: Path,
+        identity: dict[str, Any],
+        space: Space,
+        cost_of: Callable[[PolicyOptions], float],
+        first: Sequence[Params],
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self._space, self._cost_of, self._first = space, cost_of, first
+        self._seed = int(identity["seed"])
+        storage = JournalStorage(JournalFileBackend(str(journal)))
+        self._study = optuna.create_study(storage=storage, study_name=STUDY, directions=DIRECTIONS, load_if_exists=True)
+        _check_identity(journal, self._study, identity)
+
+    @property
+    def defaults(self) -> int:
+        """The first trials so many are the default schedule."""
+        return len(self._first)
+
+    @property
+    def trials(self) -> list[Trial]:
+        """All that have ended."""
+        found = self._study.get_trials(deepcopy=False)
+        return [Trial(t.number, self._space.options(t.params), t.values[0], t.values[1]) for t in found]
+
+    def run(self, trials: int, evaluate: Evaluate, count: int, report: Report) -> None:
+        """Go on until there are so many trials in all.
+
+        Args:
+            count: questions of a trial.
+        """
+        while (done := len(self._study.get_trials(deepcopy=False))) < trials:
+            batch = self._ask(done, min(BATCH - done % BATCH, trials - done))
+            options = [self._space.options(trial.params) for trial in batch]
+            outcomes = evaluate(options, count)
+            for trial, settings, outcome in zip(batch, options, outcomes, strict=True):
+                self._study.add_trial(
+                    optuna.trial.create_trial(
+                        params=trial.params,
+                        distributions=trial.distributions,
+                        values=[outcome.score, self._cost_of(settings)],
+                    )
+                )
+            ended = self.trials
+            best = front([(t.score, t.cost) for t in ended])
+            report(f"trial {len(ended)} of {trials}: {len(best)} on the front")
+
+    def _ask(self, done: int, size: int) -> list[optuna.trial.Trial]:
+        """The next trials. They are chosen outside the journal, which only takes those that have ended."""
+        sampler = TPESampler(
+            seed=self._seed * 1_000_003 + done, n_startup_trials=RANDOM_TRIALS, multivariate=True, constant_liar=True
+        )
+        study = optuna.create_study(directions=DIRECTIONS, sampler=sampler)
+        study.add_trials(self._study.get_trials(deepcopy=False))
+        for params in self._first[done : done + size]:
+            study.enqueue_trial(dict(params))
+        return [study.ask(self._space.distributions) for _ in range(size)]
+
+
+def _check_identity(journal: Path, study: optuna.Study, identity: dict[str, Any]) -> None:
+    known = study.user_attrs.get("identity")
+    if known is None:
+        study.set_user_attr("identity", identity)
+    elif known != identity:
+        changed = [name for name in identity if known.get(name) != identity[name]]
+        name = changed[0]
+        raise InvalidRequest(
+            f"{journal}: holds trials with another {name} ({known.get(name)}, now {identity[name]}); give another "
+            "--out, or remove the file"
+        )

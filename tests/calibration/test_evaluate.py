@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Judging answers: teacher forcing through the caches of a pruned prompt, packed, is greedy decoding step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from fastmmoe.calibration.evaluate import FULL_MODEL, Evaluator, Outcomes, run_pack
+from fastmmoe.calibration.prompts import Prompts
+from fastmmoe.calibration.torch_model import Decoder, Outputs, TorchModel
+from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
+from fastmmoe.runtime import abi
+from fastmmoe.runtime.feeds import NO_VISUAL_TOKENS, Chunk, call_feeds
+
+Array = npt.NDArray[Any]
+MODELS = ("dsvl2-mha", "internvl-qwen3moe", "internvl-gptoss")
+PRUNED = PolicyOptions(retention=0.3)
+ATOL = 1e-4  # float32
+ANSWER_TOKENS = 2
+
+
+def step(model: TorchModel, decoder: Decoder, before: Outputs, length: int, token: int) -> Outputs:
+    """One decode step of one sequence, as the runtime makes it."""
+    chunk = Chunk(0, model.embed([token]), NO_VISUAL_TOKENS, model.plan(decoder.policy, 0))
+    feeds = call_feeds(decoder.policy, [chunk], [length], alpha=0.5, seed=0)
+    values = {name: torch.from_numpy(value) for name, value in feeds.items()}
+    cache = {
+        name.replace("present.", "past_key_values.").replace("present_", "past_"): value
+        for name, value in before.items()
+        if name.startswith("present")
+    }
+    with torch.no_grad():
+        outputs: Outputs = decoder.module(values | cache)
+    return outputs
+
+
+def greedy(model: TorchModel, decoder: Decoder, prompts: Prompts, place: int) -> tuple[list[int], list[Array]]:
+    """The tokens of an answer and one more, and the logits each was chosen from."""
+    outputs = run_pack(model, decoder, prompts, [place])
+    length, tokens, logits = len(prompts.questions[place].input_ids), [], []
+    for count in range(ANSWER_TOKENS + 1):
+        logits.append(outputs[abi.LOGITS][0].numpy())
+        tokens.append(int(logits[-1].argmax()))
+        outputs = step(model, decoder, outputs, length + count, tokens[-1])
+    return tokens, logits
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_answers_continue_a_pruned_prompt(
+    golden_model: Callable[[str], TorchModel], golden_prompts: Callable[[str], Prompts], name: str
+) -> None:
+    model, prompts = golden_model(name), golden_prompts(name)
+    decoder = model.decoder(model.resolve(PRUNED))
+    expected = [greedy(model, decoder, prompts, place) for place in range(2)]
+    outputs = run_pack(model, decoder, prompts, [0, 1])
+    lengths = [len(prompts.questions[place].input_ids) for place in range(2)]
+    # The second answer is shorter.
+    answers = [expected[0][0][:2], expected[1][0][:1]]
+    logits = model.continue_with(decoder, outputs, lengths, answers)
+    np.testing.assert_allclose(outputs[abi.LOGITS].numpy(), [e[1][0] for e in expected], atol=ATOL)
+    np.testing.assert_allclose(logits, [*expected[0][1][1:3], expected[1][1][1]], atol=ATOL)
+
+
+@pytest.mark.parametrize("name", MODELS[:2])
+def test_an_answer_is_right_if_greedy_decoding_writes_it(
+    golden_model: Callable[[str], TorchModel],
+    golden_prompts: Callable[[str], Prompts],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+) -> None:
+    model, prompts = golden_model(name), golden_prompts(name)
+    decoder = model.decoder(model.resolve(PRUNED))
+    tokens, logits = greedy(model, decoder, prompts, 0)
+    config = msgspec.structs.replace(model.processor.config, stop_token_ids=(tokens[-1], 0))
+    monkeypatch.setattr(model.processor, "config", config)
+
+    def judge(answer: list[int]) -> Outcomes:
+        question = replace(prompts.questions[0], answer_ids=np.array(answer, np.int32))
+        return Evaluator(model, Prompts((question,), prompts.features), "accuracy").outcomes(PRUNED)
+
+    right = judge(tokens[:ANSWER_TOKENS])
+    assert (right.quality, right.first_tokens.tolist()) == (1.0, tokens[:1])
+    steps = [torch.from_numpy(values).double().softmax(0) for values in logits]
+    probability = steps[0][tokens[0]] * steps[1][tokens[1]] * (steps[2][tokens[2]] + steps[2][0])
+    assert right.probabilities[0] == pytest.approx(float(probability), rel=1e-3)
+    assert right.score == pytest.approx(1 + 0.5 * float(probability), rel=1e-3)
+    assert judge([tokens[0], (tokens[1] + 1) % 300]).quality == 0
+    assert judge(tokens[:1]).quality == float(tokens[1] == tokens[2])
+    assert judge(tokens).quality == 0
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_divergence_from_the_full_model(
+    golden_model: Callable[[str], TorchModel], golden_prompts: Callable[[str], Prompts], name: str
+) -> None:
+    model, prompts = golden_model(name), golden_prompts(name)
+    evaluator = Evaluator(model, prompts, "kl")
+    full = evaluator.outcomes(FULL_MODEL)
+    assert full.quality == pytest.approx(1, abs=1e-6)
+    pruned = evaluator.outcomes(PolicyOptions(retention=0.05), 2)
+    assert len(pruned.values) == 2
+    logs = []
+    for options in (FULL_MODEL, PolicyOptions(retention=0.05)):
+        outputs = run_pack(model, model.decoder(model.resolve(options)), prompts, [1])
+        logs.append(outputs[abi.LOGITS][0].double().log_softmax(0))
+    expected = float((logs[0].exp() * (logs[0] - logs[1])).sum())
+    assert expected > 1e-4
+    assert pruned.values[1] == pytest.approx(expected, rel=1e-2)
+    assert pruned.quality == pytest.approx(np.exp(-pruned.values.mean()))
+
+
+def test_score_breaks_ties_only() -> None:
+    def outcomes(values: list[float], probability: float) -> Outcomes:
+        return Outcomes("accuracy", np.array(values), np.full(len(values), probability), np.zeros(len(values), int))
+
+    assert outcomes([1, 0, 0], 0.9).score > outcomes([0, 1, 0], 0.2).score
+    assert outcomes([1, 1, 0], 0.0).score > outcomes([0, 1, 0], 1.0).score
+    assert outcomes([1, 0, 0], 0.5).part(1).quality == 1
