@@ -266,7 +266,7 @@ BUNDLE_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: (d / "vision.onnx").write_bytes(b"\xff" * (d / "vision.onnx").stat().st_size),
         "cannot load it",
     ),
-    "other format": (lambda d: edit_manifest(d, format=2), "bundle format 2"),
+    "other format": (lambda d: edit_manifest(d, format=9), "bundle format 9"),
     "unknown field": (lambda d: edit_manifest(d, extra=1), "unknown field `extra`"),
     "wrong type": (lambda d: edit_manifest(d, portable="yes"), "Expected `bool`, got `str`"),
     "truncated manifest": (lambda d: truncate(d / "manifest.json"), "damaged, or written by another version"),
