@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from fastmmoe.calibration.prompts import Prompts, answer_starts, prepare
 from fastmmoe.calibration.routing_statistics import record_statistics
 from fastmmoe.calibration.samples import Data, load_data
 from fastmmoe.calibration.search import JOURNAL, Search
-from fastmmoe.calibration.space import RETENTIONS, Space
+from fastmmoe.calibration.space import Space
 from fastmmoe.calibration.summary import Comparison, Findings, front_points, summary, write_file, write_front
 from fastmmoe.calibration.torch_model import TorchModel, hash_values, torch_threads
 from fastmmoe.calibration.workers import Evaluate, Job, evaluator_of, load_model, worker_pool
@@ -207,27 +206,16 @@ def _check_full(setup: _Setup, full: Outcomes) -> None:
 
 def _search(setup: _Setup, out: Path) -> Search:
     options, model = setup.options, setup.model
-    retentions = [R for R in (*_goal_retention(setup), *DEFAULT_RETENTIONS) if RETENTIONS[0] <= R <= RETENTIONS[1]]
     identity = {
+        "seed": options.seed,
         "version": __version__,
         "checkpoint": hash_values(model),
         "questions": setup.data.identity,
         "quality": setup.data.kind,
         "search_questions": options.search_questions,
-        "seed": options.seed,
-        "defaults": hashlib.sha256(repr(retentions).encode()).hexdigest(),
     }
-    first = [setup.space.default_params(R) for R in retentions]
+    first = [setup.space.default_params(R) for R in DEFAULT_RETENTIONS]
     return Search(out / JOURNAL, identity, setup.space, setup.cost_of, first)
-
-
-def _goal_retention(setup: _Setup) -> list[float]:
-    """The retention at which the default schedule just saves what the goal asks for."""
-    goal, value = setup.options.goal
-    if goal != "flops_reduction":
-        return []
-    found = setup.cost.retention_for(setup.model.resolve(PolicyOptions()), value)
-    return [] if found is None else [found]
 
 
 def _compare(setup: _Setup, search: Search, evaluate: Evaluate) -> list[Candidate]:
@@ -244,6 +232,9 @@ def _compare(setup: _Setup, search: Search, evaluate: Evaluate) -> list[Candidat
         tuned = _at_goal(setup, trial.options)
         if tuned is not None:
             names.setdefault(tuned, f"trial {trial.number} at retention {tuned.retention:g}")
+    default = _at_goal(setup, setup.space.options(setup.space.default_params(0.5)))
+    if default is not None:
+        names.setdefault(default, f"default at {default.retention:g}")
     setup.report(f"comparing {len(names)} settings on all {len(setup.prompts.questions)} questions")
     outcomes = evaluate(list(names), None)
     return [

@@ -120,9 +120,9 @@ def _check_identity(journal: Path, study: optuna.Study, identity: dict[str, Any]
     if known is None:
         study.set_user_attr("identity", identity)
     elif known != identity:
-        changed = [name for name in identity if known.get(name) != identity[name]]
-        name = changed[0]
+        name = next(name for name in identity if known.get(name) != identity[name])
+        before, now = (str(values.get(name))[:12] for values in (known, identity))
         raise InvalidRequest(
-            f"{journal}: holds trials with another {name} ({known.get(name)}, now {identity[name]}); give another "
-            "--out, or remove the file"
+            f"{journal}: its trials were made with {name} {before}, this run has {now}; give another --out, or remove "
+            "the file"
         )

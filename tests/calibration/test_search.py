@@ -91,6 +91,6 @@ def test_nothing_is_left_of_a_batch_that_was_interrupted(tmp_path: Path) -> None
 def test_a_journal_of_something_else_is_refused(tmp_path: Path) -> None:
     run(tmp_path / "trials", 3)
     with pytest.raises(
-        InvalidRequest, match=r"trials: holds trials with another seed \(3, now 4\); give another --out"
+        InvalidRequest, match="trials: its trials were made with seed 3, this run has 4; give another --out"
     ):
         make_search(tmp_path / "trials", seed=4)
