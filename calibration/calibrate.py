@@ -25,7 +25,7 @@ from fastmmoe.calibration.routing_statistics import record_statistics
 from fastmmoe.calibration.samples import Data, load_data
 from fastmmoe.calibration.search import JOURNAL, Search
 from fastmmoe.calibration.space import Space
-from fastmmoe.calibration.summary import Comparison, Findings, front_points, summary, write_file, write_front
+from fastmmoe.calibration.summary import Comparison, Findings, front_points, summary, write_front
 from fastmmoe.calibration.torch_model import TorchModel, hash_values, torch_threads
 from fastmmoe.calibration.workers import Evaluate, Job, evaluator_of, load_model, worker_pool
 from fastmmoe.exporter.checkpoint import Checkpoint
@@ -33,6 +33,7 @@ from fastmmoe.exporter.config import checkpoint_directory
 from fastmmoe.exporter.fastmmoe.policy import PolicyModel, PolicyOptions
 from fastmmoe.exporter.fastmmoe.policy_file import PolicyFile, write_policy
 from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.files import write_atomically
 from fastmmoe.runtime.planning import STEPS
 
 Report = Callable[[str], None]
@@ -131,7 +132,7 @@ def _answer_start(model: TorchModel, data: Data) -> str:
 
 def _record_statistics(setup: _Setup, out: Path) -> None:
     found = record_statistics(setup.model, setup.prompts, setup.options.search_questions)
-    write_file(out / STATISTICS_FILE, msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
+    write_atomically(out / STATISTICS_FILE, msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
     setup.report(f"wrote {out / STATISTICS_FILE}: routing and attention of {len(found.layers)} MoE layers")
 
 
@@ -189,7 +190,7 @@ def _search_and_write(setup: _Setup, pool: Any, out: Path) -> None:
     points = front_points(candidates, setup.prompts.scenes, setup.options.seed)
     write_front(out / FRONT_FILE, setup.data.kind, len(setup.prompts.questions), full, points)
     text = summary(findings)
-    write_file(out / SUMMARY_FILE, text.encode())
+    write_atomically(out / SUMMARY_FILE, text.encode())
     write_policy(out / POLICY_FILE, _policy_file(setup.model, chosen.options))
     setup.report(text)
     setup.report(f"wrote {out / POLICY_FILE}: fastmmoe-export {setup.options.model} OUT --policy {out / POLICY_FILE}")

@@ -15,7 +15,6 @@ import numpy.typing as npt
 from fastmmoe.calibration.data import Sample
 from fastmmoe.calibration.evaluate import Kind, Outcomes
 from fastmmoe.calibration.options import CalibrationFailed
-from fastmmoe.calibration.prompts import messages_of
 from fastmmoe.exporter.config import ExportConfig
 from fastmmoe.exporter.export import export
 from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
@@ -85,7 +84,7 @@ def confirm(vlm: VLM, samples: Sequence[Sample], expected: Outcomes, kind: Kind,
     """
     values, times = [], []
     for sample, token in zip(samples, expected.first_tokens.tolist(), strict=True):
-        answer = vlm.generate(messages_of(sample), max_tokens=max_tokens)
+        answer = vlm.generate(sample.messages, max_tokens=max_tokens)
         times.append(answer.stats.ttft_ms)
         is_right = answer.text.strip() == sample.answer if kind == "accuracy" else answer.token_ids[0] == token
         values.append(float(is_right))
@@ -106,7 +105,7 @@ def measure_latency(vlm: VLM, samples: Sequence[Sample]) -> LatencyModel:
     other = []
     for sample in samples[: TIMED_QUESTIONS + 1]:
         for R in TIMED_RETENTIONS:
-            stats = vlm.generate(messages_of(sample), max_tokens=1, retention=R).stats
+            stats = vlm.generate(sample.messages, max_tokens=1, retention=R).stats
             points[R].append((stats.prefill_flops, stats.prefill_ms))
             other.append(stats.preprocess_ms + stats.vision_ms)
     # The first question warms up.

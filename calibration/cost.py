@@ -10,7 +10,7 @@ import msgspec
 
 from fastmmoe.runtime.bundle import LanguageModelInfo
 from fastmmoe.runtime.flops import compare_prefill
-from fastmmoe.runtime.planning import STEPS
+from fastmmoe.runtime.planning import STEPS, greatest_step
 from fastmmoe.runtime.policy import Policy
 
 
@@ -34,22 +34,14 @@ class Cost:
         return 1 - pruned / full
 
     def retention_for(self, policy: Policy, reduction: float) -> float | None:
-        """The greatest retention below 1, in steps of 0.0001, that saves at least this share; None = none does.
-
-        FLOPs never rise as the retention falls, so it is found by bisection.
-        """
+        """The greatest retention below 1, in steps of 0.0001, that saves at least this share; None = none does."""
 
         def reaches(step: int) -> bool:
             changed = msgspec.structs.replace(policy, retention=step / STEPS)
             return self.reduction(changed) >= reduction
 
-        best, beyond = 1, STEPS
-        if not reaches(best):
-            return None
-        while beyond - best > 1:
-            middle = (best + beyond) // 2
-            best, beyond = (middle, beyond) if reaches(middle) else (best, middle)
-        return best / STEPS
+        best = greatest_step(reaches, STEPS)
+        return None if best is None else best / STEPS
 
     def _mean(self, policy: Policy) -> tuple[float, float]:
         pruned = full = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -34,6 +35,12 @@ class Sample:
     answer: str | None
     kind: str
     scene: int
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The conversation that asks the question, as `VLM.generate` and the processor take it."""
+        content = [{"type": "image", "image": self.image}, {"type": "text", "text": self.question}]
+        return [{"role": "user", "content": content}]
 
 
 class _Line(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

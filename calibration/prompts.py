@@ -91,12 +91,6 @@ class Prompts:
             return Prompts(questions, tuple(arrays[f"feature_{i}"] for i in range(max(pictures) + 1)))
 
 
-def messages_of(sample: Sample) -> list[dict[str, Any]]:
-    """The conversation that asks a question, in the runtime's schema."""
-    content = [{"type": "image", "image": sample.image}, {"type": "text", "text": sample.question}]
-    return [{"role": "user", "content": content}]
-
-
 def prepare(model: TorchModel, samples: Sequence[Sample], answer_start: str = "") -> Prompts:
     """Tokenise the questions and run the vision tower once for each picture.
 
@@ -110,7 +104,7 @@ def prepare(model: TorchModel, samples: Sequence[Sample], answer_start: str = ""
     features: list[Array] = []
     questions = []
     for sample in samples:
-        inputs = model.processor(messages_of(sample))
+        inputs = model.processor(sample.messages)
         if id(sample.image) not in pictures:
             pictures[id(sample.image)] = len(features)
             features.append(model.image_features(inputs.vision_inputs))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, TypeVar, get_args
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from fastmmoe.calibration.scenes import COLOR_NAMES, SHAPE_NAMES, Scene, Thing
 
 Kind: TypeAlias = Literal["color", "shape", "exist", "count", "cell", "side"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+T = TypeVar("T")
 
 # Pixels. Nearer to a border between cells, or to straight above each other, a question has no fair answer.
 _CELL_MARGIN = 4.0
@@ -37,12 +38,16 @@ def ask(scene: Scene, count: int, rng: np.random.Generator, kinds: Sequence[Kind
     for attempt in range(8 * count):
         if len(found) == count:
             break
-        kind = kinds[int(rng.integers(len(kinds)))] if attempt >= len(kinds) else kinds[attempt]
+        kind = _pick(rng, kinds) if attempt >= len(kinds) else kinds[attempt]
         question = _MAKERS[kind](scene.things, rng)
         if question is not None:
             found.setdefault(question.text, question)
     questions = list(found.values())
     return [questions[i] for i in rng.permutation(len(questions))]
+
+
+def _pick(rng: np.random.Generator, items: Sequence[T]) -> T:
+    return items[int(rng.integers(len(items)))]
 
 
 def _only(things: Sequence[Thing], key: Callable[[Thing], Hashable]) -> list[Thing]:
@@ -55,7 +60,7 @@ def _color(things: Sequence[Thing], rng: np.random.Generator) -> Question | None
     only = _only(things, lambda t: t.shape)
     if not only:
         return None
-    t = only[int(rng.integers(len(only)))]
+    t = _pick(rng, only)
     return Question(f"What color is the {t.shape}?", t.color, "color")
 
 
@@ -63,7 +68,7 @@ def _shape(things: Sequence[Thing], rng: np.random.Generator) -> Question | None
     only = _only(things, lambda t: t.color)
     if not only:
         return None
-    t = only[int(rng.integers(len(only)))]
+    t = _pick(rng, only)
     return Question(f"What shape is the {t.color} object?", t.shape, "shape")
 
 
@@ -72,13 +77,13 @@ def _exist(things: Sequence[Thing], rng: np.random.Generator) -> Question | None
     pairs = {(t.color, t.shape) for t in things}
     colors, shapes = sorted({t.color for t in things}), sorted({t.shape for t in things})
     if rng.random() < 0.5:
-        color, shape = sorted(pairs)[int(rng.integers(len(pairs)))]
+        color, shape = _pick(rng, sorted(pairs))
         answer = "yes"
     else:
         near = [(c, s) for c in colors for s in shapes if (c, s) not in pairs]
         far = [(c, s) for c in COLOR_NAMES for s in SHAPE_NAMES if (c, s) not in pairs]
         choice = near if near and rng.random() < 0.7 else far
-        color, shape = choice[int(rng.integers(len(choice)))]
+        color, shape = _pick(rng, choice)
         answer = "no"
     return Question(f"Is there a {color} {shape}?", answer, "exist")
 
@@ -89,9 +94,9 @@ def _count(things: Sequence[Thing], rng: np.random.Generator) -> Question | None
     every = COLOR_NAMES if by_color else SHAPE_NAMES
     counts = {name: names.count(name) for name in every}
     # Each number that occurs is equally likely, so that 0 and 1 do not fill the set.
-    number = sorted(set(counts.values()))[int(rng.integers(len(set(counts.values()))))]
+    number = _pick(rng, sorted(set(counts.values())))
     fitting = [name for name in every if counts[name] == number]
-    name = fitting[int(rng.integers(len(fitting)))]
+    name = _pick(rng, fitting)
     what = f"{name} objects" if by_color else f"{name}s"
     return Question(f"How many {what} are there?", str(number), "count")
 
@@ -101,7 +106,7 @@ def _cell(things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
     only = [t for t in _only(things, lambda t: t.shape if by_shape else t.color) if t.cell_margin >= _CELL_MARGIN]
     if not only:
         return None
-    t = only[int(rng.integers(len(only)))]
+    t = _pick(rng, only)
     return Question(f"Which cell holds the {t.shape if by_shape else f'{t.color} object'}?", t.cell, "cell")
 
 
@@ -110,7 +115,7 @@ def _side(things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
     anchors = _only(things, lambda t: t.shape)
     if not anchors:
         return None
-    anchor = anchors[int(rng.integers(len(anchors)))]
+    anchor = _pick(rng, anchors)
     side, sign = ("left", -1) if rng.random() < 0.5 else ("right", 1)
     offsets = {s: [sign * (t.x - anchor.x) for t in things if t.shape == s] for s in SHAPE_NAMES if s != anchor.shape}
     if rng.random() < 0.5:
@@ -121,7 +126,7 @@ def _side(things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
         fitting = there if there and rng.random() < 0.8 else fitting
     if not fitting:
         return None
-    shape = fitting[int(rng.integers(len(fitting)))]
+    shape = _pick(rng, fitting)
     return Question(f"Is there a {shape} {side} of the {anchor.shape}?", answer, "side")
 
 

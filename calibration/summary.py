@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from fastmmoe.calibration.front import RESAMPLES, front, gain_interval, quality_
 from fastmmoe.calibration.options import CalibrationOptions
 from fastmmoe.calibration.report.bootstrap import Bootstrap
 from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
+from fastmmoe.runtime.files import write_atomically
 
 QUALITY_WORDS = {
     "accuracy": "share of right answers",
@@ -97,17 +97,7 @@ def write_front(path: Path, kind: Kind, questions: int, full: Outcomes, points: 
         "full_quality": full.quality,
         "points": points,
     }
-    write_file(path, msgspec.json.format(msgspec.json.encode(contents), indent=2) + b"\n")
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file, whole or not at all."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        scratch.write_bytes(data)
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(contents), indent=2) + b"\n")
 
 
 def summary(f: Findings) -> str:

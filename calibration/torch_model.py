@@ -19,9 +19,9 @@ from fastmmoe.exporter.checkpoint import Checkpoint
 from fastmmoe.exporter.families import FAMILY_BY_MODEL_TYPE, Model, Precision
 from fastmmoe.exporter.fastmmoe.decoder import LanguageModel
 from fastmmoe.exporter.fastmmoe.policy import Layers, PolicyOptions, resolve_policy
-from fastmmoe.exporter.graph_inputs import cache_shape
 from fastmmoe.exporter.manifest import build_manifest
 from fastmmoe.exporter.processor_config import read_processor_config
+from fastmmoe.exporter.verify import empty_cache
 from fastmmoe.runtime import abi
 from fastmmoe.runtime.bundle import TOKENIZER, LanguageModelInfo
 from fastmmoe.runtime.errors import InvalidRequest
@@ -123,7 +123,7 @@ class TorchModel:
             for row, (x, index) in enumerate(zip(embeds, visual_index, strict=True))
         ]
         feeds = call_feeds(policy, chunks, [0] * len(chunks), alpha=policy.alpha, seed=0)
-        return self._run(decoder, feeds, self._empty_cache(decoder.module))
+        return self._run(decoder, feeds, empty_cache(decoder.module, self.config))
 
     @torch.no_grad()
     def continue_with(
@@ -146,23 +146,9 @@ class TorchModel:
             if name.split(".")[0].endswith("_offsets"):
                 feeds[name] = np.zeros(T + 1, np.int32)
         feeds[abi.SEQUENCE_OFFSETS] = np.arange(T + 1, dtype=np.int32)
-        cache = {name: before[abi.present_name(name)] for name in self._empty_cache(decoder.module)}
+        cache = {name: before[abi.present_name(name)] for name in empty_cache(decoder.module, self.config)}
         logits: Array = self._run(decoder, feeds, cache)[abi.LOGITS].numpy()
         return logits
-
-    def _empty_cache(self, module: LanguageModel) -> Outputs:
-        """The caches before the first call; their groups are those of the decoder's policy."""
-        *heads, width = cache_shape(self.config)
-        cache = {
-            name: torch.zeros(1, *heads, 0, width)
-            for i, layer in enumerate(module.layers)
-            for name in abi.past_names(i, layer.self_attn.cache_parts)
-        }
-        for group in range(len(module.groups)):
-            cache[abi.past_sequence_ids(group)] = torch.zeros(0, dtype=torch.int32)
-            if module.sliding_window is not None:
-                cache[abi.past_position_ids(group)] = torch.zeros(0, dtype=torch.int32)
-        return cache
 
     @staticmethod
     def _run(decoder: Decoder, feeds: dict[str, Array], cache: Outputs) -> Outputs:

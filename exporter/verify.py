@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,6 +15,7 @@ import onnx_ir as ir
 import torch
 
 from fastmmoe.exporter.families import Model
+from fastmmoe.exporter.fastmmoe.decoder import LanguageModel
 from fastmmoe.exporter.graph_inputs import cache_shape
 from fastmmoe.exporter.ops import SPARSE_MOE
 from fastmmoe.runtime import abi
@@ -205,7 +207,7 @@ def _run_language_model(
 ) -> Case:
     """Prefill in torch and, with `decode_with`, greedy decode steps."""
     module, policy = model.graphs.language_model, model.policy
-    cache = empty_cache(model)
+    cache = empty_cache(module, model.config)
     logits: list[np.ndarray] = []
     tokens: list[int] = []
 
@@ -226,10 +228,9 @@ def _run_language_model(
     return Case(embeds, visual_index, schedule, logits, tokens, kept_index)
 
 
-def empty_cache(model: Model) -> dict[str, torch.Tensor]:
-    """The caches of a batch before its first call, float32, by input name."""
-    language_model = model.graphs.language_model
-    *heads, width = cache_shape(model.config)
+def empty_cache(language_model: LanguageModel, config: Any) -> dict[str, torch.Tensor]:
+    """The caches of a batch before its first call, float32, by input name. config: the model's."""
+    *heads, width = cache_shape(config)
     cache = {
         name: torch.zeros(1, *heads, 0, width)
         for i, layer in enumerate(language_model.layers)

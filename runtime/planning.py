@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,13 +89,25 @@ def plan_retention(
         counts = {"tokens": tokens, "visual_tokens": visual_tokens}
         return compare_prefill(info, policy, **counts, method=method, retention=step / STEPS, **options)
 
-    best, beyond = 1, STEPS + 1
-    if not meets(at(best), target):
-        raise InvalidRequest(_shortfall(at(best), target))
+    best = greatest_step(lambda step: meets(at(step), target), STEPS + 1)
+    if best is None:
+        raise InvalidRequest(_shortfall(at(1), target))
+    return at(best)
+
+
+def greatest_step(reaches: Callable[[int], bool], beyond: int) -> int | None:
+    """The greatest number from 1 to below `beyond` that `reaches` accepts, by bisection; None = not even 1.
+
+    Args:
+        reaches: accepts every number below one that it accepts, as FLOPs never rise while the retention falls.
+    """
+    best = 1
+    if not reaches(best):
+        return None
     while beyond - best > 1:
         middle = (best + beyond) // 2
-        best, beyond = (middle, beyond) if meets(at(middle), target) else (best, middle)
-    return at(best)
+        best, beyond = (middle, beyond) if reaches(middle) else (best, middle)
+    return best
 
 
 def _shortfall(smallest: RequestFlops, target: Target) -> str:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from fastmmoe import VLM
 from fastmmoe.calibration.data import BUILTIN, QUESTIONS_PER_SCENE, Sample, load_samples
-from fastmmoe.calibration.report.questions import messages
 from fastmmoe.calibration.report.stages import StageTracer
 from fastmmoe.calibration.report.survivors import draw_survivors
 from fastmmoe.exporter.cli import main as export_main
@@ -56,7 +55,7 @@ def ask(vlm: VLM, samples: list[Sample], retention: float) -> list[list[Answer]]
     """Each question several times, after one that warms up."""
 
     def answer(sample: Sample) -> Answer:
-        return vlm.generate(messages(sample), retention=retention, max_tokens=MAX_TOKENS)
+        return vlm.generate(sample.messages, retention=retention, max_tokens=MAX_TOKENS)
 
     answer(samples[0])
     return [[answer(sample) for _ in range(RUNS)] for sample in samples]
@@ -96,7 +95,7 @@ def print_table(rows: list[Row], align: Callable[[str, int], str]) -> None:
 
 def draw_fates(vlm: VLM, sample: Sample, path: Path) -> None:
     """Which patches each stage kept, merged and dropped while it was asked one question, as a PNG file."""
-    inputs = vlm.processor(messages(sample))
+    inputs = vlm.processor(sample.messages)
     embeds = vlm.graphs.embed(inputs.input_ids)
     embeds[inputs.visual_index] = vlm.graphs.image_features(inputs.vision_inputs)
     (schedule,) = Run(vlm.graphs, [inputs], RequestOptions(retention=SHOWN_RETENTION)).schedules

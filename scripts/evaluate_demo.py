@@ -30,9 +30,7 @@ def right_answers(vlm: VLM, samples: Sequence[Sample], retention: float) -> list
     rights = []
     for start in range(0, len(samples), BATCH):
         part = samples[start : start + BATCH]
-        contents = [[{"type": "image", "image": s.image}, {"type": "text", "text": s.question}] for s in part]
-        conversations = [[{"role": "user", "content": content}] for content in contents]
-        answers = vlm.generate_batch(conversations, retention=retention, max_tokens=4)
+        answers = vlm.generate_batch([s.messages for s in part], retention=retention, max_tokens=4)
         rights += [answer.text.strip() == s.answer for answer, s in zip(answers, part, strict=True)]
     return rights
 

@@ -14,10 +14,11 @@ import msgspec
 import numpy as np
 import onnxruntime as ort
 
-from fastmmoe.calibration.report.measure import Store, write_atomically
-from fastmmoe.calibration.report.questions import Questions, messages
+from fastmmoe.calibration.report.measure import Store
+from fastmmoe.calibration.report.questions import Questions
 from fastmmoe.calibration.report.settings import Planner, Setting
 from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.files import write_atomically
 from fastmmoe.runtime.generation import RequestOptions, Run, since
 from fastmmoe.runtime.vlm import VLM
 
@@ -128,7 +129,7 @@ def usable_cores() -> int:
 def _request(vlm: VLM, planner: Planner, questions: Questions, setting: Setting, number: int) -> tuple[float, float]:
     """(prefill, time to first token) in milliseconds of one question, from its picture on."""
     start = time.perf_counter()
-    inputs = vlm.processor(messages(questions.items[number].sample))
+    inputs = vlm.processor(questions.items[number].sample.messages)
     preprocess_ms = since(start)
     run = Run(vlm.graphs, [inputs], RequestOptions(**planner.options(setting), max_tokens=1))
     next(run.tokens())

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fastmmoe.calibration.report.questions import Questions, messages
+from fastmmoe.calibration.report.questions import Questions
 from fastmmoe.calibration.report.settings import FASTMMOE, FULL, Planner, Setting
 from fastmmoe.calibration.report.stages import Stage, StageTracer
 from fastmmoe.calibration.report.survivors import GONE, Rgb, View, draw_panels, draw_survivors, find_views
@@ -54,7 +54,7 @@ def draw_maps(
     maps = []
     for number in (first[picture] for picture in sorted(chosen)):
         sample = questions.items[number].sample
-        inputs = vlm.processor(messages(sample))
+        inputs = vlm.processor(sample.messages)
         stages = tracer.trace(questions.chunk(vlm.graphs, planner, setting, number))
         alone = range(number, number + 1)
         maps.append(

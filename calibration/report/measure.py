@@ -20,6 +20,7 @@ from fastmmoe.calibration.report.questions import Questions
 from fastmmoe.calibration.report.settings import RANDOM, Planner, Setting
 from fastmmoe.runtime.bundle import MANIFEST, file_entry
 from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.files import write_atomically
 from fastmmoe.runtime.session import Graphs
 
 Array = npt.NDArray[Any]
@@ -81,17 +82,6 @@ class Store:
 
     def _path(self, setting: Setting, seed: int) -> Path:
         return self.folder / f"{setting.name}-seed{seed}.json"
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file that appears complete or not at all; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class Measurement:

@@ -17,9 +17,9 @@ from fastmmoe.calibration.report.bootstrap import Interval
 from fastmmoe.calibration.report.charts import LABELS, draw_charts, for_page
 from fastmmoe.calibration.report.findings import describe
 from fastmmoe.calibration.report.maps import SceneMap
-from fastmmoe.calibration.report.measure import write_atomically
 from fastmmoe.calibration.report.results import Point, Report
 from fastmmoe.calibration.report.settings import Setting
+from fastmmoe.runtime.files import write_atomically
 
 HTML, MARKDOWN, NUMBERS = "report.html", "report.md", "report.json"
 

@@ -27,12 +27,6 @@ Array = npt.NDArray[Any]
 _SEEDS_APART = 1_000_000
 
 
-def messages(sample: Sample) -> list[dict[str, Any]]:
-    """The conversation of one question, as `VLM.generate` takes it."""
-    content = [{"type": "image", "image": sample.image}, {"type": "text", "text": sample.question}]
-    return [{"role": "user", "content": content}]
-
-
 @dataclass(frozen=True)
 class Question:
     """A labelled sample and its prompt; `picture` counts the scenes from 0."""
@@ -104,14 +98,14 @@ class Questions:
         return Chunk(row, embeds, question.visual_index, schedule)
 
     def _prepare(self, sample: Sample, picture: int) -> Question:
-        inputs = self._vlm.processor(messages(sample))
+        inputs = self._vlm.processor(sample.messages)
         prompt = Prompt(len(inputs.input_ids), len(inputs.visual_index), sum(inputs.tile_counts))
         return Question(sample, picture, inputs.input_ids, inputs.visual_index, prompt)
 
     def _image_features(self, graphs: Graphs, question: Question) -> Array:
         # Pixels are prepared again rather than kept: they take far more memory than features.
         if question.picture not in self._features:
-            inputs = self._vlm.processor(messages(question.sample))
+            inputs = self._vlm.processor(question.sample.messages)
             self._features[question.picture] = graphs.image_features(inputs.vision_inputs)
         return self._features[question.picture]
 

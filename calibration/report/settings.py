@@ -13,7 +13,7 @@ import msgspec
 from fastmmoe.runtime.bundle import Manifest
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.flops import count_prefill, vision_flops
-from fastmmoe.runtime.planning import STEPS
+from fastmmoe.runtime.planning import STEPS, greatest_step
 from fastmmoe.runtime.policy import ALL, Schedule, plan_request
 
 FULL, FASTMMOE, REDUCTION, PRUNING = "none", "fastmmoe", "reduction", "pruning"
@@ -118,15 +118,11 @@ class Planner:
         def saved(step: int) -> float:
             return self.cost(Setting(variant, step / STEPS)).reduction
 
-        best, beyond = 1, STEPS
-        if saved(best) < reduction:
+        best = greatest_step(lambda step: saved(step) >= reduction, STEPS)
+        if best is None:
             raise InvalidRequest(
-                f"no retention of {variant} saves {reduction:.2%} of the prefill: {1 / STEPS:g} saves {saved(best):.2%}"
+                f"no retention of {variant} saves {reduction:.2%} of the prefill: {1 / STEPS:g} saves {saved(1):.2%}"
             )
-        # What is saved never falls as the retention does.
-        while beyond - best > 1:
-            middle = (best + beyond) // 2
-            best, beyond = (middle, beyond) if saved(middle) >= reduction else (best, middle)
         return Setting(variant, best / STEPS)
 
     def _mean_cost(self, setting: Setting) -> Cost:

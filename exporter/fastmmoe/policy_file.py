@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +18,7 @@ from fastmmoe.exporter.fastmmoe.policy import (
     check_visual_top_k,
 )
 from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.files import write_atomically
 from fastmmoe.runtime.policy import check_retention
 
 FORMAT = 1
@@ -108,13 +108,7 @@ def write_policy(path: Path, policy: PolicyFile) -> None:
         InvalidRequest: settings that `read_policy` would refuse.
     """
     _check_in(path, policy)
-    path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        scratch.write_bytes(msgspec.json.format(msgspec.json.encode(policy), indent=2) + b"\n")
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    write_atomically(path, msgspec.json.format(msgspec.json.encode(policy), indent=2) + b"\n")
 
 
 class _Header(msgspec.Struct):

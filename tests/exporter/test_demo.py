@@ -15,7 +15,6 @@ from tokenizers import Tokenizer
 
 from fastmmoe.calibration.data import load_samples
 from fastmmoe.calibration.questions import KINDS, ask
-from fastmmoe.calibration.report.questions import messages
 from fastmmoe.calibration.scenes import COLOR_NAMES, SHAPE_NAMES, make_scene
 from fastmmoe.exporter.checkpoint import Checkpoint
 from fastmmoe.exporter.config import DEMO, ExportConfig, checkpoint_directory
@@ -110,6 +109,6 @@ def test_answers_are_right(tmp_path: Path) -> None:
     """At all visual tokens, through the exported bundle, about scenes that were not trained on."""
     vlm = VLM(export(ExportConfig(model=DEMO, out=tmp_path / "bundle")))
     samples = load_samples("builtin", split="validation", count=QUESTIONS)
-    texts = [vlm.generate(messages(sample), retention=1.0, max_tokens=3).text.strip() for sample in samples]
+    texts = [vlm.generate(sample.messages, retention=1.0, max_tokens=3).text.strip() for sample in samples]
     wrong = [(s.question, s.answer, text) for s, text in zip(samples, texts, strict=True) if text != s.answer]
     assert len(wrong) <= (1 - LEAST_RIGHT) * QUESTIONS, wrong

@@ -131,7 +131,7 @@ class TorchModel:
     ) -> Outputs:
         """All outputs of one call after the call whose outputs are `before`."""
         feeds = call_feeds(self.model.policy, chunks, lengths, alpha=alpha, seed=seed)
-        cache = empty_cache(self.model)
+        cache = empty_cache(self.model.graphs.language_model, self.model.config)
         if before is not None:
             cache = {name: before[abi.present_name(name)] for name in cache}
         return self.language_model({name: torch.from_numpy(value) for name, value in feeds.items()} | cache)
