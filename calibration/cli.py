@@ -10,6 +10,7 @@ from typing import Any
 
 from fastmmoe.calibration.options import BACKENDS, FLOPS_REDUCTION, QUALITY_OPTIONS, CalibrationOptions
 from fastmmoe.exporter.config import DEMO
+from fastmmoe.runtime.command import resumable
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.targets import TARGETS
 
@@ -115,5 +116,6 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     check_installed()
     from fastmmoe.calibration.calibrate import calibrate
 
-    calibrate(options, report=lambda line: print(line, flush=True))
+    with resumable(options.directory):
+        calibrate(options, report=lambda line: print(line, flush=True))
     return 0

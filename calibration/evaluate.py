@@ -49,10 +49,14 @@ class Outcomes:
 
     @property
     def score(self) -> float:
-        """The quality, with ties broken by how probable the answers are: that counts half a question at the most."""
+        """What settings are ranked by, in [0, 1].
+
+        Of few questions the share of right answers hardly tells good settings apart: one question decides. How
+        probable the right answers are does, so the mean of both counts.
+        """
         if self.kind == "kl":
             return self.quality
-        return self.quality + 0.5 * float(self.probabilities.mean()) / len(self.values)
+        return (self.quality + float(self.probabilities.mean())) / 2
 
     def part(self, count: int) -> Outcomes:
         """Of the first `count` questions."""

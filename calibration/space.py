@@ -16,7 +16,7 @@ from fastmmoe.runtime.policy import REDUCTION_START_LAYER, Policy
 MOST_STAGES = 4
 MOST_EXPERT_GROUPS = 8
 RETENTIONS = (0.03, 0.99)
-MERGE_RATIOS = (0.0, 0.3)
+MERGE_RATIOS = (0.0, 1.0)
 WINDOWS = (2, 8)
 
 Params = Mapping[str, Any]

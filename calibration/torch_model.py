@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from fastmmoe.exporter.checkpoint import Checkpoint
 from fastmmoe.exporter.families import FAMILY_BY_MODEL_TYPE, Model, Precision
 from fastmmoe.exporter.fastmmoe.decoder import LanguageModel
 from fastmmoe.exporter.fastmmoe.policy import Layers, PolicyOptions, resolve_policy
-from fastmmoe.exporter.manifest import build_manifest
+from fastmmoe.exporter.manifest import language_model_info
 from fastmmoe.exporter.processor_config import read_processor_config
 from fastmmoe.exporter.verify import empty_cache
 from fastmmoe.runtime import abi
@@ -71,11 +70,7 @@ class TorchModel:
             raise InvalidRequest(f"{checkpoint.path}: no {TOKENIZER}: calibration asks in words and needs one")
         config = read_processor_config(checkpoint.path, self.model.config_reader, vocab_size=c.vocab_size)
         self.processor = Processor(config, tokenizer)
-        with tempfile.TemporaryDirectory() as empty:
-            manifest = build_manifest(
-                Path(empty), checkpoint.path.name, self.model, config, target="cpu", dtype="fp32", portable=False
-            )
-        self.info: LanguageModelInfo = manifest.language_model
+        self.info: LanguageModelInfo = language_model_info(c)
 
     def resolve(self, options: PolicyOptions) -> Policy:
         """The policy of an export with these options."""

@@ -45,7 +45,7 @@ def build_manifest(
         policy=model.policy,
         processor=processor,
         vision=_vision_info(model),
-        language_model=_language_model_info(model.config),
+        language_model=language_model_info(model.config),
         files={path.name: bundle.file_entry(path) for path in sorted(directory.iterdir())},
     )
 
@@ -75,7 +75,8 @@ def _vision_info(model: Model) -> bundle.VisionInfo:
     )
 
 
-def _language_model_info(config: Any) -> bundle.LanguageModelInfo:
+def language_model_info(config: Any) -> bundle.LanguageModelInfo:
+    """What the runtime must know of a language model to make its caches and to count its FLOPs."""
     mla = getattr(config, "mla", None)
     head_dim = config.head_dim if mla is None else mla.qk_nope_head_dim + mla.qk_rope_head_dim
     shared = getattr(config, "n_shared_experts", 0) * config.moe.intermediate_size

@@ -7,7 +7,9 @@ import argparse
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import NoReturn
 
 from fastmmoe.runtime.errors import FastmmoeError
@@ -40,9 +42,18 @@ def run_command(name: str, command: Callable[[], int]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         print(f"{name}: error: {where}{error.strerror or error}", file=sys.stderr)
         return USER_ERROR
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted; nothing was written", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(f"{name}: interrupted; {interrupt or 'nothing was written'}", file=sys.stderr)
         return INTERRUPTED
+
+
+@contextmanager
+def resumable(directory: Path) -> Iterator[None]:
+    """Have an interrupt of what is done inside say that the same command goes on with what is in the directory."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"the same command goes on with what is in {directory}") from None
 
 
 def _interrupt(*_: object) -> NoReturn:

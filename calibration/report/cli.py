@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fastmmoe.runtime.command import resumable
 from fastmmoe.runtime.errors import InvalidRequest
 
 DESCRIPTION = """Measure accuracy, counted FLOPs and latency of every pruning method of a comparison bundle
@@ -68,7 +69,8 @@ def _report(arguments: argparse.Namespace) -> int:
         min_quality=arguments.min_quality,
         command=f"fastmmoe {shlex.join(sys.argv[1:])}",
     )
-    report = build_report(arguments.bundle, options, say=lambda line: print(line, flush=True))
+    with resumable(arguments.out):
+        report = build_report(arguments.bundle, options, say=lambda line: print(line, flush=True))
     for claim in report.claims:
         print(f"{'holds' if claim.holds else 'does not hold'}: {claim.found}")
     print(f"wrote {arguments.out / HTML}")

@@ -10,24 +10,26 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from demo_training.config import GRID, LANGUAGE, VISION, VOCAB_SIZE
+from fastmmoe.runtime.images import deepseek_vl2_layout
 
 HIDDEN = LANGUAGE["hidden_size"]
 VIEW = GRID * (GRID + 1)
 VISUAL = 2 * VIEW + 1
 """Visual tokens of a picture: rows of the global view, a newline after each, the separator, the local view."""
-_NEWLINE, _SEPARATOR = GRID * GRID, GRID * GRID + 1
 
 
 def layout_rows() -> torch.Tensor:
     """[VISUAL] int64: the token of the view, or newline, or separator, at each visual position."""
-    grid = torch.arange(GRID * GRID).view(GRID, GRID)
-    view = torch.cat((grid, torch.full((GRID, 1), _NEWLINE)), dim=1).flatten()
-    return torch.cat((view, torch.tensor([_SEPARATOR]), view))
+    rows = deepseek_vl2_layout(((1, 1),), GRID, global_view_first=True)
+    # Both views show the same picture: it fits into one tile.
+    tokens = GRID * GRID
+    return torch.from_numpy(np.where(rows < 2 * tokens, rows % tokens, rows - tokens)).long()
 
 
 def _linear(inputs: int, outputs: int, *, bias: bool, std: float) -> nn.Linear:

@@ -91,7 +91,7 @@ def test_an_answer_is_right_if_greedy_decoding_writes_it(
     steps = [torch.from_numpy(values).double().softmax(0) for values in logits]
     probability = steps[0][tokens[0]] * steps[1][tokens[1]] * (steps[2][tokens[2]] + steps[2][0])
     assert right.probabilities[0] == pytest.approx(float(probability), rel=1e-3)
-    assert right.score == pytest.approx(1 + 0.5 * float(probability), rel=1e-3)
+    assert right.score == pytest.approx((1 + float(probability)) / 2, rel=1e-3)
     assert judge([tokens[0], (tokens[1] + 1) % 300]).quality == 0
     assert judge(tokens[:1]).quality == float(tokens[1] == tokens[2])
     assert judge(tokens).quality == 0
@@ -117,10 +117,11 @@ def test_divergence_from_the_full_model(
     assert pruned.quality == pytest.approx(np.exp(-pruned.values.mean()))
 
 
-def test_score_breaks_ties_only() -> None:
+def test_score_counts_accuracy_and_probability() -> None:
     def outcomes(values: list[float], probability: float) -> Outcomes:
         return Outcomes("accuracy", np.array(values), np.full(len(values), probability), np.zeros(len(values), int))
 
+    assert outcomes([1, 0, 0, 0], 0.75).score == 0.5
     assert outcomes([1, 0, 0], 0.9).score > outcomes([0, 1, 0], 0.2).score
-    assert outcomes([1, 1, 0], 0.0).score > outcomes([0, 1, 0], 1.0).score
+    assert outcomes([1, 1, 0], 0.5).score > outcomes([0, 1, 0], 0.5).score
     assert outcomes([1, 0, 0], 0.5).part(1).quality == 1
