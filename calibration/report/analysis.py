@@ -180,9 +180,12 @@ def front(points: Sequence[Point], cost: Callable[[Point], float]) -> set[Settin
 
 
 def recommend(points: Sequence[Point], min_quality: float) -> Setting | None:
-    """The setting of the greatest reduction whose lower bound of quality is at least min_quality."""
+    """The setting of the greatest reduction whose lower bound of quality is at least min_quality.
+
+    Of reductions equal to a tenth of a percent, which the equalised settings bring, the most accurate one.
+    """
     good = [point for point in points if point.quality.low >= min_quality]
-    return max(good, key=lambda point: point.reduction).setting if good else None
+    return max(good, key=lambda point: (round(point.reduction, 3), point.quality.value)).setting if good else None
 
 
 def state_claims(claimed: Point | None, unclaimed: str, comparisons: Sequence[Comparison]) -> tuple[Claim, ...]:

@@ -117,7 +117,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         min_quality: what the recommended setting's lower bound must reach.
         claimed: fastmmoe's setting that saves the claimed share; None where none does.
-        recommended: the setting of the greatest reduction whose lower bound of quality is at least min_quality.
+        recommended: see `recommend`.
         compared: settings of the tables by kind.
     """
 

@@ -133,11 +133,22 @@ def test_recommended_saves_most_of_what_is_sure(make_report: Callable[..., Repor
     assert report.recommended is not None
     chosen = report.point(report.recommended)
     assert chosen.quality.low >= 0.955
-    assert all(p.quality.low < 0.955 for p in report.points if p.reduction > chosen.reduction)
+    assert all(p.quality.low < 0.955 for p in report.points if p.reduction > chosen.reduction + 1e-3)
     assert recommend(report.points, 1.01) is None
     unsure = msgspec.structs.replace(chosen, quality=Interval(0.99, 0.95, 1.0), reduction=0.9)
     assert recommend([chosen, unsure], 0.955) == chosen.setting
     assert recommend([unsure], 0.955) is None
+
+
+def test_of_equal_savings_the_most_accurate_is_recommended(good_report: Report) -> None:
+    points = [p for p in good_report.points if p.quality.low >= 0.955][:3]
+    qualities = (Interval(0.97, 0.96, 0.98), Interval(0.98, 0.97, 0.99), Interval(0.99, 0.98, 1.0))
+    reductions = (0.6503, 0.6499, 0.649)
+    points = [
+        msgspec.structs.replace(p, quality=quality, reduction=reduction)
+        for p, quality, reduction in zip(points, qualities, reductions, strict=True)
+    ]
+    assert recommend(points, 0.955) == points[1].setting
 
 
 def test_quality_of_the_full_model_is_exact(good_report: Report) -> None:
