@@ -43,7 +43,7 @@ def run_command(name: str, command: Callable[[], int]) -> int:
         print(f"{name}: error: {where}{error.strerror or error}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt as interrupt:
-        print(f"{name}: interrupted; {interrupt or 'nothing was written'}", file=sys.stderr)
+        print(f"{name}: interrupted; {str(interrupt) or 'nothing was written'}", file=sys.stderr)
         return INTERRUPTED
 
 

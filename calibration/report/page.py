@@ -100,7 +100,9 @@ def _context(report: Report, maps: Sequence[SceneMap]) -> dict[str, Any]:
 
 def _options_text(point: Point) -> str:
     """The setting as arguments of `VLM.generate`."""
-    return ", ".join(f"{name}={value!r}" for name, value in point.options.items())
+    # Texts as ruff formats them.
+    values = {name: f'"{value}"' if isinstance(value, str) else value for name, value in point.options.items()}
+    return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
 def _png(image: Image.Image) -> bytes:

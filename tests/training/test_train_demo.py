@@ -21,6 +21,9 @@ from fastmmoe.calibration.scenes import draw_scene, make_scene
 from fastmmoe.calibration.torch_model import TorchModel
 from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
 
+# One worker trains, not each.
+pytestmark = pytest.mark.xdist_group("training")
+
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TURNS = 3  # questions of a scene in the shortened training
 STAGES = ("symbols", "vision", "joint", "experts")

@@ -22,6 +22,9 @@ from fastmmoe.runtime.cli import main as fastmmoe
 from fastmmoe.runtime.session import Batch
 from fastmmoe.runtime.vlm import VLM
 
+# One worker exports the bundle, not each.
+pytestmark = pytest.mark.xdist_group("report")
+
 COUNT = 10
 OPTIONS = ("--retentions", "0.5", "--seeds", "2", "--requests", "2", "--resamples", "200", "--maps", "1", "--jobs", "2")
 MAX_TOKENS = 3

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 
 import msgspec
@@ -97,6 +99,18 @@ def test_markdown_shows_files_that_are_there(written: Path) -> None:
     assert all((written / name).is_file() for name in shown)
     for line in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         assert len({row.count("|") for row in line.splitlines()}) == 1, line
+
+
+def test_the_recommended_call_is_python(good_report: Report, written: Path) -> None:
+    """In both files, as formatters leave it."""
+    (code,) = re.findall(r"```python\n(.*?)\n```", (written / "report.md").read_text(encoding="utf-8"), re.DOTALL)
+    call = ast.parse(code).body[0]
+    assert isinstance(call, ast.Expr) and isinstance(call.value, ast.Call)
+    given = {argument.arg: ast.literal_eval(argument.value) for argument in call.value.keywords}
+    assert good_report.recommended is not None
+    assert given == good_report.point(good_report.recommended).options
+    assert "'" not in code
+    assert code in unescape((written / "report.html").read_text(encoding="utf-8"))
 
 
 def test_numbers_are_those_of_the_report(good_report: Report, written: Path) -> None:

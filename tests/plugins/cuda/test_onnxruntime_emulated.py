@@ -21,6 +21,9 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from fastmmoe.exporter.ops import DOMAIN, OPS, OpSpec, sparse_moe_reference, token_prune_reference
 from fastmmoe.exporter.ops.quantise import quantise
 
+# One worker builds the library, not each.
+pytestmark = pytest.mark.xdist_group("onnxruntime_emulated")
+
 Array = npt.NDArray[Any]
 Maker = Callable[..., Any]
 

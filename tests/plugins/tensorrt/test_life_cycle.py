@@ -14,6 +14,9 @@ import pytest
 from fastmmoe.exporter.ops import OPS, sparse_moe_reference, token_prune_reference
 from fastmmoe.exporter.ops.quantise import quantise
 
+# One worker builds the host, not each.
+pytestmark = pytest.mark.xdist_group("tensorrt_host")
+
 Array = npt.NDArray[Any]
 Maker = Callable[..., dict[str, Array]]
 LifeCycle = Callable[..., list[Array]]

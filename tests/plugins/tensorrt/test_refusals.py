@@ -14,6 +14,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+# One worker builds the host, not each.
+pytestmark = pytest.mark.xdist_group("tensorrt_host")
+
 Array = npt.NDArray[Any]
 Maker = Callable[..., dict[str, Array]]
 
