@@ -16,7 +16,7 @@ from fastmmoe.calibration.activations import ActivationRecorder, write_activatio
 from fastmmoe.calibration.choose import Candidate, candidates_for
 from fastmmoe.calibration.confirm import Confirmed, LatencyModel, confirm, export_with, measure_latency
 from fastmmoe.calibration.cost import Cost
-from fastmmoe.calibration.data import Sample
+from fastmmoe.calibration.data import Sample, identity_of
 from fastmmoe.calibration.evaluate import FULL_MODEL, Evaluator, Outcomes, run_prompts
 from fastmmoe.calibration.front import first_fronts
 from fastmmoe.calibration.options import CalibrationFailed, CalibrationOptions
@@ -211,7 +211,7 @@ def _search(setup: _Setup, out: Path) -> Search:
         "seed": options.seed,
         "version": __version__,
         "checkpoint": hash_values(model),
-        "questions": setup.data.identity,
+        "questions": identity_of(setup.data.calibration),
         "quality": setup.data.kind,
         "search_questions": options.search_questions,
     }

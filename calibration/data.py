@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,18 @@ class Sample:
         """The conversation that asks the question, as `VLM.generate` and the processor take it."""
         content = [{"type": "image", "image": self.image}, {"type": "text", "text": self.question}]
         return [{"role": "user", "content": content}]
+
+
+def identity_of(samples: Sequence[Sample]) -> str:
+    """SHA-256 (hexadecimal) of pictures, questions and answers, in their order."""
+    digest = hashlib.sha256()
+    before = None
+    for sample in samples:
+        if sample.image is not before:
+            digest.update(repr(sample.image.size).encode() + sample.image.tobytes())
+            before = sample.image
+        digest.update(repr((sample.scene, sample.question, sample.answer, sample.kind)).encode())
+    return digest.hexdigest()
 
 
 class _Line(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

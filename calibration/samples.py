@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -30,16 +29,6 @@ class Data:
     held_out: list[Sample]
     kind: Kind
     note: str
-
-    @property
-    def identity(self) -> str:
-        """SHA-256 (hexadecimal) of the calibration questions, answers and pictures."""
-        digest = hashlib.sha256()
-        for sample in self.calibration:
-            parts = (sample.question.encode(), repr(sample.answer).encode(), sample.image.tobytes())
-            for part in parts:
-                digest.update(len(part).to_bytes(8, "little") + part)
-        return digest.hexdigest()
 
 
 def load_data(options: CalibrationOptions) -> Data:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmmoe.calibration.data import Sample
+from fastmmoe.calibration.data import Sample, identity_of
 from fastmmoe.calibration.report.settings import SPARSEVLM, Planner, Prompt, Setting
 from fastmmoe.runtime.bundle import TOKENIZER
 from fastmmoe.runtime.errors import InvalidRequest
@@ -58,7 +57,7 @@ class Questions:
         pictures = {scene: i for i, scene in enumerate(dict.fromkeys(sample.scene for sample in labelled))}
         self.items = [self._prepare(sample, pictures[sample.scene]) for sample in labelled]
         self.unlabelled = len(samples) - len(labelled)
-        self.identity = _identity(labelled)
+        self.identity = identity_of(labelled)
         tokenizer = load_tokenizer(bundle / TOKENIZER)
         lengths = [len(tokenizer.encode(s.answer or "", add_special_tokens=False).ids) for s in labelled]
         self.max_tokens = max(lengths) + 1
@@ -133,14 +132,3 @@ class Questions:
         """As the runtime writes it: an unfinished character at the end is not shown."""
         stream = self._vlm.processor.new_stream()
         return "".join(stream.push(token) for token in ids).strip()
-
-
-def _identity(samples: Sequence[Sample]) -> str:
-    digest = hashlib.sha256()
-    before = None
-    for sample in samples:
-        if sample.image is not before:
-            digest.update(repr(sample.image.size).encode() + sample.image.tobytes())
-            before = sample.image
-        digest.update(repr((sample.scene, sample.question, sample.answer, sample.kind)).encode())
-    return digest.hexdigest()

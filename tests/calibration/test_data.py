@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from fastmmoe.calibration.data import load_samples
+from fastmmoe.calibration.data import Sample, identity_of, load_samples
 from fastmmoe.runtime.errors import InvalidRequest
 
 
@@ -81,3 +82,19 @@ def test_refused(tmp_path: Path) -> None:
         load_samples(tmp_path / "nothing")
     with pytest.raises(InvalidRequest, match="split 'dev': expected one of train"):
         load_samples("builtin", split="dev")  # type: ignore[arg-type]
+
+
+def test_identity_is_that_of_everything_asked() -> None:
+    grey, dark = (Image.new("RGB", (4, 4), color) for color in ((90, 90, 90), (9, 9, 9)))
+    one, two = Sample(grey, "What is it?", "grey", "color", 0), Sample(grey, "How many?", None, "", 0)
+    again = grey.copy()
+    assert identity_of([one, two]) == identity_of([replace(one, image=again), replace(two, image=again)])
+    others = [
+        [two, one],
+        [one],
+        [replace(one, image=dark), two],
+        [replace(one, question="What is this?"), two],
+        [replace(one, answer=None), two],
+    ]
+    found = {identity_of(samples) for samples in [[one, two], *others]}
+    assert len(found) == 1 + len(others)
