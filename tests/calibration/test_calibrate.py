@@ -55,6 +55,11 @@ def test_a_policy_is_found_and_confirmed(
     text = (out / "calibration.md").read_text()
     assert "## Data that the search has not seen: 2 questions, 1 pictures" in text
     assert "does what torch does on 100.0%" in text
+    # Nothing is left to try, so a second run ends in the same place.
+    code, printed, errors = run("internvl-qwen3moe", "--data", str(data), "--trials", "9", "--flops-reduction", "0.3")
+    assert (code, errors) == (0, "")
+    assert "\ntrial " not in printed
+    assert read_policy(out / "policy.json") == policy
 
 
 def test_a_model_that_knows_nothing(run: Run, write_data: Callable[..., Path], tmp_path: Path) -> None:
