@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     check_installed()
     from fastmmoe.calibration.calibrate import calibrate
 
-    with resumable(options.directory):
+    # Ranges are written at the end only.
+    with nullcontext() if options.activations else resumable(options.directory):
         calibrate(options, report=lambda line: print(line, flush=True))
     return 0

@@ -140,16 +140,24 @@ def test_a_graph_that_is_not_confirmed_leaves_no_policy(
     assert not (tmp_path / "out" / "policy.json").exists()
 
 
-def test_an_interrupt_says_how_to_go_on(
-    run: Run, write_data: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [((), "the same command goes on with what is in {out}"), (("--activations",), "nothing was written")],
+)
+def test_an_interrupt_says_what_is_kept(
+    flags: tuple[str, ...],
+    said: str,
+    run: Run,
+    write_data: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(module, "calibrate", interrupt)
-    code, _, errors = run("dsvl2-mha", "--data", str(write_data(2)))
-    message = f"fastmmoe: interrupted; the same command goes on with what is in {tmp_path / 'out'}\n"
-    assert (code, errors) == (130, message)
+    code, _, errors = run("dsvl2-mha", "--data", str(write_data(2)), *flags)
+    assert (code, errors) == (130, f"fastmmoe: interrupted; {said.format(out=tmp_path / 'out')}\n")
 
 
 def test_predicted_latency_is_linear_between_measured_ones() -> None:
