@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The legal range of each number that a configuration or a manifest may hold; every reader takes it from here.
+
+Each name is a type as in annotations: msgspec structs use it for a field, `ConfigReader` as the kind of a key. The
+upper bounds are far above every published model, and low enough that no product of a few of them leaves 64 bits: they
+keep a damaged file from asking for terabytes, not a large model from being exported.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+from msgspec import Meta
+
+Layers: TypeAlias = Annotated[int, Meta(ge=1, le=1024)]
+"""Layers of a decoder or of a vision tower."""
+
+LayerIndex: TypeAlias = Annotated[int, Meta(ge=0, le=1023)]
+"""One of them, from 0."""
+
+Heads: TypeAlias = Annotated[int, Meta(ge=1, le=1024)]
+"""Attention heads, of queries or of keys and values."""
+
+HeadDim: TypeAlias = Annotated[int, Meta(ge=1, le=8192)]
+"""Width of one head, or of a part of it."""
+
+OptionalHeadDim: TypeAlias = Annotated[int, Meta(ge=0, le=8192)]
+"""Width of a head's part that a model may lack; 0 = it does."""
+
+Width: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 20)]
+"""Features of a hidden state, of an MLP, of a latent."""
+
+OptionalWidth: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 20)]
+"""Features of a part that a model may lack; 0 = it does."""
+
+Experts: TypeAlias = Annotated[int, Meta(ge=1, le=4096)]
+"""Routed experts of a layer, and how many of them a token uses."""
+
+OptionalExperts: TypeAlias = Annotated[int, Meta(ge=0, le=4096)]
+"""Experts of a kind that a model may lack, such as shared ones."""
+
+VocabSize: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 22)]
+"""Rows of an embedding."""
+
+TokenId: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 22) - 1)]
+"""An id of a vocabulary."""
+
+Positions: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 24)]
+"""Tokens of a sequence or of a window."""
+
+Pixels: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 14)]
+"""Side of a patch, a tile or a candidate resolution."""
+
+Tiles: TypeAlias = Annotated[int, Meta(ge=1, le=4096)]
+"""Tiles of a picture."""
+
+Positive: TypeAlias = Annotated[float, Meta(gt=0, le=1e12)]
+"""A scale, an epsilon, a base of rotary frequencies."""
