@@ -159,7 +159,7 @@ def _search_and_write(setup: _Setup, pool: Any, out: Path) -> None:
     full = evaluate([FULL_MODEL], None)[0]
     _check_full(setup, full)
     search = _search(setup, out)
-    search.run(setup.options.trials, evaluate, setup.options.search_questions, setup.report)
+    search.run(setup.options.trials, evaluate, setup.options.search_questions)
     candidates = _compare(setup, search, evaluate)
     latency = _latency(setup) if setup.options.goal[0] == "max_ttft_ms" else None
     chosen, confirmed = _choose(setup, candidates, full, latency)
@@ -216,7 +216,7 @@ def _search(setup: _Setup, out: Path) -> Search:
         "search_questions": options.search_questions,
     }
     first = [setup.space.default_params(R) for R in DEFAULT_RETENTIONS]
-    return Search(out / JOURNAL, identity, setup.space, setup.cost_of, first)
+    return Search(out / JOURNAL, identity, setup.space, setup.cost_of, first, setup.report)
 
 
 def _compare(setup: _Setup, search: Search, evaluate: Evaluate) -> list[Candidate]:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -122,18 +123,19 @@ def _read_samples(directory: Path, count: int | None, seed: int) -> list[Sample]
 
 def _read_lines(path: Path) -> list[_Line]:
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        data = path.read_bytes()
+    except OSError as error:
         raise InvalidRequest(
-            f"--data: cannot read {path} ({error}); expected a directory with {QUESTIONS}, or {BUILTIN}"
+            f"--data: cannot read {path} ({error.strerror}); expected a directory with {QUESTIONS}, or {BUILTIN}"
         ) from None
     lines = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # Newlines alone end a line: JSON strings may hold the other characters that Unicode counts as line ends.
+    for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), start=1):
         if not line.strip():
             continue
         try:
             lines.append(msgspec.json.decode(line, type=_Line))
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise InvalidRequest(
                 f'{path}:{number}: {error}; expected {{"image": ..., "question": ..., "answer": ..., "kind": ...}}'
             ) from None

@@ -18,6 +18,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
 from fastmmoe.calibration.front import front
+from fastmmoe.calibration.journal import mend_journal
 from fastmmoe.calibration.space import Params, Space
 from fastmmoe.calibration.workers import Evaluate
 from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
@@ -51,8 +52,9 @@ class Search:
         identity: what the trials depend on; a journal of another one is refused.
         cost_of: FLOPs of settings as a share of the full model's.
         first: parameters of the first trials, in order.
+        report: gets a line for each batch, and for what was dropped of a journal that was cut off.
     Raises:
-        InvalidRequest: the journal belongs to other questions, another model, seed or version.
+        InvalidRequest: the journal is damaged, or belongs to other questions, another model, seed or version.
     """
 
     def __init__(
@@ -62,12 +64,14 @@ class Search:
         space: Space,
         cost_of: Callable[[PolicyOptions], float],
         first: Sequence[Params],
+        report: Report,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._space, self._cost_of, self._first = space, cost_of, first
+        self._space, self._cost_of, self._first, self._report = space, cost_of, first, report
         self._seed = int(identity["seed"])
-        storage = JournalStorage(JournalFileBackend(str(journal)))
-        self._study = optuna.create_study(storage=storage, study_name=STUDY, directions=DIRECTIONS, load_if_exists=True)
+        if dropped := mend_journal(journal):
+            report(dropped)
+        self._study = _open_study(journal)
         _check_identity(journal, self._study, identity)
 
     @property
@@ -81,14 +85,14 @@ class Search:
         found = self._study.get_trials(deepcopy=False)
         return [Trial(t.number, self._space.options(t.params), t.values[0], t.values[1]) for t in found]
 
-    def run(self, trials: int, evaluate: Evaluate, count: int, report: Report) -> None:
+    def run(self, trials: int, evaluate: Evaluate, count: int) -> None:
         """Go on until there are so many trials in all.
 
         Args:
             count: questions of a trial.
         """
         while (done := len(self._study.get_trials(deepcopy=False))) < trials:
-            batch = self._ask(done, min(BATCH - done % BATCH, trials - done))
+            batch = self._ask(done, trials)
             options = [self._space.options(trial.params) for trial in batch]
             outcomes = evaluate(options, count)
             for trial, settings, outcome in zip(batch, options, outcomes, strict=True):
@@ -101,25 +105,42 @@ class Search:
                 )
             ended = self.trials
             best = front([(t.score, t.cost) for t in ended])
-            report(f"trial {len(ended)} of {trials}: {len(best)} on the front")
+            self._report(f"trial {len(ended)} of {trials}: {len(best)} on the front")
 
-    def _ask(self, done: int, size: int) -> list[optuna.trial.Trial]:
-        """The next trials. They are chosen outside the journal, which only takes those that have ended."""
+    def _ask(self, done: int, trials: int) -> list[optuna.trial.Trial]:
+        """What the batch lacks of which `done` is a part, up to `trials`.
+
+        They are chosen outside the journal, which only takes those that have ended, and from the batch's start on, so
+        that a batch of which a part was kept becomes the same.
+        """
+        start = done - done % BATCH
         sampler = TPESampler(
-            seed=self._seed * 1_000_003 + done, n_startup_trials=RANDOM_TRIALS, multivariate=True, constant_liar=True
+            seed=self._seed * 1_000_003 + start, n_startup_trials=RANDOM_TRIALS, multivariate=True, constant_liar=True
         )
         study = optuna.create_study(directions=DIRECTIONS, sampler=sampler)
-        study.add_trials(self._study.get_trials(deepcopy=False))
-        for params in self._first[done : done + size]:
+        study.add_trials(self._study.get_trials(deepcopy=False)[:start])
+        for params in self._first[start : start + BATCH]:
             study.enqueue_trial(dict(params))
-        return [study.ask(self._space.distributions) for _ in range(size)]
+        batch = [study.ask(self._space.distributions) for _ in range(min(BATCH, trials - start))]
+        return batch[done - start :]
+
+
+def _open_study(journal: Path) -> optuna.Study:
+    try:
+        storage = JournalStorage(JournalFileBackend(str(journal)))
+        return optuna.create_study(storage=storage, study_name=STUDY, directions=DIRECTIONS, load_if_exists=True)
+    # What replaying records with other fields or values than its own ends in.
+    except (KeyError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        raise InvalidRequest(f"{journal}: damaged ({type(error).__name__}: {error}); remove the file") from error
 
 
 def _check_identity(journal: Path, study: optuna.Study, identity: dict[str, Any]) -> None:
     known = study.user_attrs.get("identity")
-    if known is None:
+    if known is None and not study.get_trials(deepcopy=False):
         study.set_user_attr("identity", identity)
-    elif known != identity:
+        return
+    known = {} if known is None else known
+    if known != identity:
         name = next(name for name in identity if known.get(name) != identity[name])
         before, now = (str(values.get(name))[:12] for values in (known, identity))
         raise InvalidRequest(

@@ -179,13 +179,37 @@ def front(points: Sequence[Point], cost: Callable[[Point], float]) -> set[Settin
     return found
 
 
-def recommend(points: Sequence[Point], min_quality: float) -> Setting | None:
+@dataclass(frozen=True)
+class Recommendation:
+    """What `recommend` says.
+
+    Attributes:
+        setting: None where no setting may be recommended.
+        not_told_apart: a baseline that would save more, and that these questions do not tell from fastmmoe; None where
+            there is none.
+    """
+
+    setting: Setting | None
+    not_told_apart: Setting | None
+
+
+def recommend(points: Sequence[Point], min_quality: float, comparisons: Sequence[Comparison]) -> Recommendation:
     """The setting of the greatest reduction whose lower bound of quality is at least min_quality.
 
-    Of reductions equal to a tenth of a percent, which the equalised settings bring, the most accurate one.
+    Of reductions equal to a tenth of a percent, which the equalised settings bring, the most accurate one. A baseline
+    counts only where the questions tell it apart: fastmmoe at the same cost is below it. Few questions let any method
+    pass by chance.
     """
+    better = {row.other for row in comparisons if row.verdict == "below"}
     good = [point for point in points if point.quality.low >= min_quality]
-    return max(good, key=lambda point: (round(point.reduction, 3), point.quality.value)).setting if good else None
+    ranked = sorted(good, key=lambda point: (round(point.reduction, 3), point.quality.value), reverse=True)
+    settings = [point.setting for point in ranked]
+    is_fair = [setting.variant not in BASELINES or setting in better for setting in settings]
+    first = is_fair.index(True) if True in is_fair else len(settings)
+    return Recommendation(
+        settings[first] if first < len(settings) else None,
+        settings[0] if first > 0 else None,
+    )
 
 
 def state_claims(claimed: Point | None, unclaimed: str, comparisons: Sequence[Comparison]) -> tuple[Claim, ...]:

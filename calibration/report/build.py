@@ -123,6 +123,7 @@ def _analyse(analysis: Analysis, plan: Plan, latency: Latency, options: ReportOp
     comparisons = analysis.comparisons(plan.pairs)
     compared = settings_by_kind(plan)
     claimed = next((point for point in points if point.setting == plan.claimed), None)
+    recommendation = recommend(points, options.min_quality, comparisons)
     return Report(
         origin=origin,
         min_quality=options.min_quality,
@@ -132,7 +133,8 @@ def _analyse(analysis: Analysis, plan: Plan, latency: Latency, options: ReportOp
         comparisons=comparisons,
         compared=compared,
         kinds=analysis.kinds(compared),
-        recommended=recommend(points, options.min_quality),
+        recommended=recommendation.setting,
+        not_told_apart=recommendation.not_told_apart,
     )
 
 

@@ -97,10 +97,15 @@ def _kinds(report: Report) -> str:
 
 
 def _recommended(report: Report) -> str:
+    apart = ""
+    if report.not_told_apart is not None:
+        other = LABELS[report.not_told_apart.variant]
+        apart = f"{report.origin.questions:,} questions do not tell FastMMoE from {other}"
     if report.recommended is None:
-        return f"No setting is sure to keep {report.min_quality:.1%} of the accuracy"
+        return apart or f"No setting is sure to keep {report.min_quality:.1%} of the accuracy"
     point = report.point(report.recommended)
     if point.setting.variant == FULL:
-        return f"Only the full model is sure to keep {report.min_quality:.1%} of the accuracy"
+        return apart or f"Only the full model is sure to keep {report.min_quality:.1%} of the accuracy"
     name = LABELS[point.setting.variant]
-    return f"Recommended: {name} at retention {point.setting.retention:g}, {point.reduction:.1%} fewer prefill FLOPs"
+    chosen = f"Recommended: {name} at retention {point.setting.retention:g}, {point.reduction:.1%} fewer prefill FLOPs"
+    return f"{chosen}; {apart}" if apart else chosen

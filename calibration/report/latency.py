@@ -17,7 +17,6 @@ import onnxruntime as ort
 from fastmmoe.calibration.report.measure import Store
 from fastmmoe.calibration.report.questions import Questions
 from fastmmoe.calibration.report.settings import Planner, Setting
-from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.files import write_atomically
 from fastmmoe.runtime.generation import RequestOptions, Run, since
 from fastmmoe.runtime.vlm import VLM
@@ -75,13 +74,11 @@ def measure_latency(
     """Measure, or read what was measured before of the same settings and as many requests.
 
     Every request is made by every setting before the next one, so that drift of the machine's speed hits all alike; the
-    order turns from request to request. One request that warms up is not counted.
-
-    Raises:
-        InvalidRequest: what was measured before is damaged.
+    order turns from request to request. One request that warms up is not counted. What is left of damaged times is
+    measured again.
     """
     path = store.folder / FILE
-    found = _read(path)
+    found = _read(path, say)
     if found is not None and found.fits(settings, requests):
         say(f"the times are in {path} already")
         return found
@@ -146,10 +143,11 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def _read(path: Path) -> Latency | None:
+def _read(path: Path, say: Callable[[str], None]) -> Latency | None:
     if not path.is_file():
         return None
     try:
         return msgspec.json.decode(path.read_bytes(), type=Latency)
-    except msgspec.DecodeError as error:
-        raise InvalidRequest(f"{path}: damaged ({error}): remove it to measure again") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        say(f"{path}: damaged ({error}): measured again")
+        return None

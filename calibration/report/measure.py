@@ -59,19 +59,20 @@ class Store:
         self.identity = hashlib.sha256(" ".join(parts).encode()).hexdigest()
         self.folder = directory / FOLDER / self.identity[:16]
 
-    def read(self, setting: Setting, seed: int) -> Outcomes | None:
-        """What was measured before, or None.
+    def read(self, setting: Setting, seed: int, say: Callable[[str], None]) -> Outcomes | None:
+        """What was measured before; None where nothing was, or what is left of it is damaged, of which `say` is told.
 
         Raises:
-            InvalidRequest: the file is damaged or belongs to something else.
+            InvalidRequest: the file belongs to something else.
         """
         path = self._path(setting, seed)
         if not path.is_file():
             return None
         try:
             found = msgspec.json.decode(path.read_bytes(), type=Outcomes)
-        except msgspec.DecodeError as error:
-            raise InvalidRequest(f"{path}: damaged ({error}): remove it to measure again") from error
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            say(f"{path}: damaged ({error}): measured again")
+            return None
         if (found.identity, found.setting, found.seed) != (self.identity, setting, seed):
             raise InvalidRequest(f"{path}: holds {found.setting.name} of another bundle or data set: remove it")
         return found
@@ -109,24 +110,28 @@ class Measurement:
     def run(self, settings: Sequence[Setting]) -> dict[Setting, Array]:
         """Right answers of every setting, [questions] float64: 1 or 0, a mean over seeds for method random."""
         todo = [(setting, seed) for setting in settings for seed in self._seeds_of(setting)]
-        missing = [one for one in todo if self._store.read(*one) is None]
+        found = {one: self._store.read(*one, self._say) for one in todo}
+        missing = [one for one in todo if found[one] is None]
         if len(missing) < len(todo):
             self._say(f"{len(todo) - len(missing)} of {len(todo)} runs are in {self._store.folder} already")
         start = time.monotonic()
         for count, (setting, seed) in enumerate(missing, start=1):
-            right = self._measure(setting, seed)
+            outcomes = self._measure(setting, seed)
+            self._store.write(outcomes)
+            found[setting, seed] = outcomes
             left = (time.monotonic() - start) / count * (len(missing) - count)
             which = f", seed {seed}" if setting.variant == RANDOM else ""
             self._say(
                 f"[{count}/{len(missing)}] {setting.variant} at retention {setting.retention:g}{which}: "
-                f"{right:.1%} right, {left / 60:.0f} min left"
+                f"{self._is_right(outcomes).mean():.1%} right, {left / 60:.0f} min left"
             )
-        return {setting: self._right(setting) for setting in settings}
+        right = {one: self._is_right(outcomes) for one, outcomes in found.items() if outcomes is not None}
+        return {s: np.mean([right[s, seed] for seed in self._seeds_of(s)], axis=0) for s in settings}
 
     def _seeds_of(self, setting: Setting) -> Sequence[int]:
         return self._seeds if setting.variant == RANDOM else (0,)
 
-    def _measure(self, setting: Setting, seed: int) -> float:
+    def _measure(self, setting: Setting, seed: int) -> Outcomes:
         questions = self._questions
         packs = list(questions.packs(PACK))
         pool = ThreadPoolExecutor(self._jobs)
@@ -136,13 +141,7 @@ class Measurement:
         finally:
             # After an interrupt the packs that wait are not asked.
             pool.shutdown(cancel_futures=True)
-        outcomes = Outcomes(identity=self._store.identity, setting=setting, seed=seed, answers=answers)
-        self._store.write(outcomes)
-        return float(self._is_right(outcomes).mean())
-
-    def _right(self, setting: Setting) -> Array:
-        stored = [self._store.read(setting, seed) for seed in self._seeds_of(setting)]
-        return np.mean([self._is_right(outcomes) for outcomes in stored if outcomes is not None], axis=0)
+        return Outcomes(identity=self._store.identity, setting=setting, seed=seed, answers=answers)
 
     def _is_right(self, outcomes: Outcomes) -> Array:
         expected = [question.sample.answer for question in self._questions.items]

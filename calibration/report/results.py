@@ -117,7 +117,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         min_quality: what the recommended setting's lower bound must reach.
         claimed: fastmmoe's setting that saves the claimed share; None where none does.
-        recommended: see `recommend`.
+        recommended, not_told_apart: see `recommend`.
         compared: settings of the tables by kind.
     """
 
@@ -130,6 +130,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     compared: tuple[Setting, ...]
     kinds: tuple[KindRow, ...]
     recommended: Setting | None
+    not_told_apart: Setting | None
 
     def point(self, setting: Setting) -> Point:
         """The point of a setting."""

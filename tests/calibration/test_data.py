@@ -43,6 +43,18 @@ def test_drawn() -> None:
     assert all({s.image.tobytes() for s in other}.isdisjoint(s.image.tobytes() for s in samples) for other in others)
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("text", ["a\u2028b", "a\u2029b", "a\u0085b", "a\x0bb\x0cc\x1cd\x1de\x1ef", "\ufeffa"])
+def test_newlines_alone_end_a_line(tmp_path: Path, text: str, end: str) -> None:
+    """JSON lets the other line ends of Unicode stand in strings, control characters below U+0020 as escapes."""
+    lines = [LINES[0] | {"question": text}, LINES[1]]
+    _directory(tmp_path, lines)
+    raw = [json.dumps(line, ensure_ascii=False) for line in lines]
+    for start in ("", "\ufeff"):
+        (tmp_path / "questions.jsonl").write_bytes((start + end.join(raw) + end).encode())
+        assert [s.question for s in load_samples(tmp_path)] == [text, "And this?"]
+
+
 def test_directory(tmp_path: Path) -> None:
     """Questions of one picture come together; labels may be missing; pictures become RGB."""
     samples = load_samples(_directory(tmp_path, LINES))

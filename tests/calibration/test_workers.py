@@ -33,9 +33,9 @@ def job(golden_model: Callable[[str], TorchModel], golden_prompts: Callable[[str
 
 def search(model: TorchModel, job: Job, journal: Path, options: CalibrationOptions) -> list[Trial]:
     space = Space(model.layers, model.resolve(PolicyOptions()))
-    found = Search(journal, {"seed": 0}, space, lambda o: o.retention, [space.default_params(0.5)])
+    found = Search(journal, {"seed": 0}, space, lambda o: o.retention, [space.default_params(0.5)], lambda _: None)
     with worker_pool(options) as pool:
-        found.run(TRIALS, evaluator_of(pool, job), 2, lambda _: None)
+        found.run(TRIALS, evaluator_of(pool, job), 2)
     return found.trials
 
 

@@ -113,6 +113,7 @@ def make_report(planner: Planner, questions: Any) -> Callable[..., Report]:
         points, comparisons = analysis.points(plan.settings, latency), analysis.comparisons(plan.pairs)
         claimed = next(point for point in points if point.setting == plan.claimed)
         compared = settings_by_kind(plan)
+        recommendation = recommend(points, min_quality, comparisons)
         return Report(
             origin=ORIGIN,
             min_quality=min_quality,
@@ -122,7 +123,8 @@ def make_report(planner: Planner, questions: Any) -> Callable[..., Report]:
             comparisons=comparisons,
             compared=compared,
             kinds=analysis.kinds(compared),
-            recommended=recommend(points, min_quality),
+            recommended=recommendation.setting,
+            not_told_apart=recommendation.not_told_apart,
         )
 
     return make

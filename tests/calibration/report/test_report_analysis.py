@@ -19,6 +19,7 @@ from fastmmoe.calibration.report.analysis import (
     state_claims,
 )
 from fastmmoe.calibration.report.bootstrap import Bootstrap, Interval
+from fastmmoe.calibration.report.findings import describe
 from fastmmoe.calibration.report.results import Point, Report
 from fastmmoe.calibration.report.settings import BASELINES, FULL, Planner, Setting, curve_settings
 
@@ -134,10 +135,10 @@ def test_recommended_saves_most_of_what_is_sure(make_report: Callable[..., Repor
     chosen = report.point(report.recommended)
     assert chosen.quality.low >= 0.955
     assert all(p.quality.low < 0.955 for p in report.points if p.reduction > chosen.reduction + 1e-3)
-    assert recommend(report.points, 1.01) is None
+    assert recommend(report.points, 1.01, report.comparisons).setting is None
     unsure = msgspec.structs.replace(chosen, quality=Interval(0.99, 0.95, 1.0), reduction=0.9)
-    assert recommend([chosen, unsure], 0.955) == chosen.setting
-    assert recommend([unsure], 0.955) is None
+    assert recommend([chosen, unsure], 0.955, ()).setting == chosen.setting
+    assert recommend([unsure], 0.955, ()).setting is None
 
 
 def test_of_equal_savings_the_most_accurate_is_recommended(good_report: Report) -> None:
@@ -148,7 +149,34 @@ def test_of_equal_savings_the_most_accurate_is_recommended(good_report: Report) 
         msgspec.structs.replace(p, quality=quality, reduction=reduction)
         for p, quality, reduction in zip(points, qualities, reductions, strict=True)
     ]
-    assert recommend(points, 0.955) == points[1].setting
+    assert recommend(points, 0.955, ()).setting == points[1].setting
+
+
+def test_a_baseline_is_recommended_only_where_it_is_told_apart(good_report: Report) -> None:
+    """It saves more and passes; whether the questions show it to be better at equal cost decides."""
+    sure = Interval(0.99, 0.98, 1.0)
+    row = next(row for row in good_report.comparisons if row.variant == "random" and row.other is not None)
+    assert row.other is not None
+    ours = msgspec.structs.replace(good_report.point(row.ours), quality=sure, reduction=0.4)
+    random = msgspec.structs.replace(good_report.point(row.other), quality=sure, reduction=0.5)
+    for verdict, setting, not_told_apart in (
+        ("within the interval", ours.setting, random.setting),
+        ("above", ours.setting, random.setting),
+        ("below", random.setting, None),
+    ):
+        compared = [msgspec.structs.replace(row, verdict=verdict)]
+        found = recommend([ours, random], 0.955, compared)
+        assert (found.setting, found.not_told_apart) == (setting, not_told_apart)
+    alone = recommend([random], 0.955, ())
+    assert (alone.setting, alone.not_told_apart) == (None, random.setting)
+
+
+def test_the_heading_says_that_the_questions_do_not_tell_the_methods_apart(good_report: Report) -> None:
+    report = msgspec.structs.replace(good_report, not_told_apart=Setting("random", 0.3))
+    words = f"{report.origin.questions:,} questions do not tell FastMMoE from random"
+    assert describe(report).recommended.startswith("Recommended: FastMMoE at retention ")
+    assert describe(report).recommended.endswith(f"; {words}")
+    assert describe(msgspec.structs.replace(report, recommended=None)).recommended == words
 
 
 def test_quality_of_the_full_model_is_exact(good_report: Report) -> None:

@@ -100,14 +100,20 @@ def test_another_bundle_or_data_set_has_a_folder_of_its_own(bundle: Path, tmp_pa
     assert len({one.folder, other_data.folder, other_bundle.folder}) == 3
 
 
-def test_a_damaged_file_is_named(bundle: Path, tmp_path: Path) -> None:
-    questions: Any = FakeQuestions()
+@pytest.mark.parametrize("data", [b"", b"\0" * 64, b'{"identity": "', b'{"identity": "a", "x": 1}', b"\xff"])
+def test_a_damaged_file_is_measured_again(bundle: Path, tmp_path: Path, data: bytes) -> None:
+    first, second = FakeQuestions(), FakeQuestions()
+    questions: Any = first
     store = Store(tmp_path, bundle, questions)
-    store.write(Outcomes(identity=store.identity, setting=SETTINGS[0], seed=0, answers=("a",)))
-    path = store.folder / "none-1.0000-seed0.json"
-    path.write_bytes(path.read_bytes()[:-5])
-    with pytest.raises(InvalidRequest, match=r"none-1\.0000-seed0\.json: damaged \(.*remove it to measure again$"):
-        store.read(SETTINGS[0], 0)
+    right = measurement(questions, store, []).run(SETTINGS)
+    (store.folder / "fastmmoe-0.5000-seed0.json").write_bytes(data)
+    questions = second
+    lines: list[str] = []
+    again = measurement(questions, store, lines).run(SETTINGS)
+    assert {setting for setting, _ in second.asked} == {SETTINGS[1]}
+    assert all(np.array_equal(right[s], again[s]) for s in SETTINGS)
+    assert "fastmmoe-0.5000-seed0.json: damaged (" in lines[0]
+    assert lines[0].endswith("): measured again")
 
 
 def test_a_file_of_something_else_is_refused(bundle: Path, tmp_path: Path) -> None:
@@ -115,7 +121,7 @@ def test_a_file_of_something_else_is_refused(bundle: Path, tmp_path: Path) -> No
     store = Store(tmp_path, bundle, questions)
     store.write(Outcomes(identity="f" * 64, setting=SETTINGS[0], seed=0, answers=("a",)))
     with pytest.raises(InvalidRequest, match=r"holds none-1\.0000 of another bundle or data set"):
-        store.read(SETTINGS[0], 0)
+        store.read(SETTINGS[0], 0, lambda _: None)
 
 
 def test_times_are_taken_in_turn_and_kept(
