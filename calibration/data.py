@@ -12,11 +12,12 @@ from typing import Any
 
 import msgspec
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL.Image import Image
 
 from fastmmoe.calibration.questions import ask
 from fastmmoe.calibration.scenes import SPLITS, Split, draw_scene, make_scene
 from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.image_reader import open_image
 
 BUILTIN = "builtin"
 QUESTIONS = "questions.jsonl"
@@ -33,7 +34,7 @@ class Sample:
         kind: type of the question, "" when unknown. scene: number of the picture.
     """
 
-    image: Image.Image
+    image: Image
     question: str
     answer: str | None
     kind: str
@@ -116,7 +117,7 @@ def _read_samples(directory: Path, count: int | None, seed: int) -> list[Sample]
     for scene, name in enumerate(names):
         if count is not None and len(samples) >= count:
             break
-        image = _open_picture(directory / name)
+        image = open_image(directory / name)
         samples += [Sample(image, line.question, line.answer, line.kind, scene) for line in by_name[name]]
     return samples[:count]
 
@@ -142,11 +143,3 @@ def _read_lines(path: Path) -> list[_Line]:
     if not lines:
         raise InvalidRequest(f"{path}: holds no question")
     return lines
-
-
-def _open_picture(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise InvalidRequest(f"cannot read the picture {path}: {error}") from None

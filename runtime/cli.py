@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_run(commands: Any) -> None:
     run = commands.add_parser("run", help="answer about images", description=RUN_DESCRIPTION)
     run.add_argument("bundle", type=Path, metavar="OUT", help="the bundle's directory")
-    run.add_argument("--image", action="append", default=[], type=Path, metavar="FILE", help="may be given again")
+    run.add_argument("--image", action="append", default=[], metavar="FILE", help="may be given again")
     run.add_argument("--prompt", help="the question; <image> marks where images stand, default in front")
     run.add_argument("--system", help="system prompt (default: the model's own)")
     run.add_argument("--inputs", type=Path, metavar="IN.npz", help="ready-made tensors instead of images and a prompt")

@@ -7,6 +7,7 @@ import argparse
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,8 @@ def run_command(name: str, command: Callable[[], int]) -> int:
     # A termination unwinds like an interrupt, so that scratch directories are removed.
     signal.signal(signal.SIGTERM, _interrupt)
     sys.unraisablehook = _interrupt_again
+    # What Pillow warns of is either an error here or changes nothing; its lines would stand among the command's own.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         return command()
     except FastmmoeError as error:

@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,50 +16,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Pixels: TypeAlias = npt.NDArray[np.float32]
-ImageSource: TypeAlias = "str | Path | Image | npt.NDArray[np.uint8]"
-
-
-def open_image(source: Any) -> Image:
-    """The picture in RGB; neither the EXIF orientation nor transparency is applied (the official code does neither).
-
-    Args:
-        source: a file (str or Path), a PIL image, or an array uint8 [height, width, 3].
-    Raises:
-        InvalidRequest: the file cannot be read as a picture, the array has another shape or dtype, or a side is 0.
-    """
-    from PIL import Image
-
-    if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[2] != 3:
-            raise InvalidRequest(
-                f"image array {source.dtype} {list(source.shape)}: expected uint8 [height, width, 3] in RGB order"
-            )
-        image = None if source.size == 0 else Image.fromarray(source)
-        size = source.shape[1::-1]
-    else:
-        image = _read_rgb(source)
-        size = image.size
-    if image is None or min(size) < 1:
-        raise InvalidRequest(f"image of {size[0]}x{size[1]} pixels: expected at least 1x1")
-    return image
-
-
-def _read_rgb(source: Any) -> Image:
-    from PIL import Image
-
-    if not isinstance(source, (str, Path, Image.Image)):
-        raise InvalidRequest(
-            f"image of type {type(source).__name__}: expected a file path, a PIL image or a uint8 array"
-        )
-    try:
-        if isinstance(source, Image.Image):
-            return source.convert("RGB")
-        with Image.open(source) as image:
-            return image.convert("RGB")
-    # Pillow reports damaged files by all of these, depending on the format; UnidentifiedImageError is an OSError.
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split())
-        raise InvalidRequest(f"image {source}: {reason}; give a readable PNG, JPEG or other picture file") from error
 
 
 def select_best_resolution(size: tuple[int, int], candidates: Sequence[tuple[int, int]]) -> tuple[int, int]:

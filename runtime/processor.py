@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmmoe.runtime.errors import BundleMismatch, InvalidRequest
-from fastmmoe.runtime.images import deepseek_vl2_tiles, internvl_tiles, open_image
+from fastmmoe.runtime.image_reader import open_image
+from fastmmoe.runtime.images import deepseek_vl2_tiles, internvl_tiles
 from fastmmoe.runtime.model_inputs import (
     ModelInputs,
     check_length,

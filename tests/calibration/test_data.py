@@ -74,7 +74,7 @@ def test_directory(tmp_path: Path) -> None:
         ('{"image": "a.png", "question": "x", "label": 1}', "questions.jsonl:1: .*label"),
         ("not json", "questions.jsonl:1: "),
         ("", "holds no question"),
-        ('{"image": "missing.png", "question": "x"}', "cannot read the picture .*missing.png"),
+        ('{"image": "missing.png", "question": "x"}', "image .*missing.png: No such file"),
     ],
 )
 def test_damaged_directory(tmp_path: Path, line: str, words: str) -> None:

@@ -16,11 +16,11 @@ from PIL import Image
 from fastmmoe.exporter.config_reader import ConfigReader
 from fastmmoe.exporter.processor_config import read_processor_config
 from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.image_reader import open_image
 from fastmmoe.runtime.images import (
     deepseek_vl2_layout,
     deepseek_vl2_tiles,
     internvl_tiles,
-    open_image,
     select_best_resolution,
     select_grid,
 )
@@ -223,44 +223,6 @@ def test_layout_uses_every_feature_once(grids: list[tuple[int, int]], count: int
     assert np.array_equal(np.sort(layout[layout < features]), np.arange(features))
     assert np.count_nonzero(layout == features) == sum(14 + 14 * high for _, high in grids)
     assert np.count_nonzero(layout == features + 1) == len(grids)
-
-
-@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "CMYK", "1"])
-def test_every_mode_is_converted_as_pillow_does(mode: str, golden: Path) -> None:
-    image = Image.open(golden / "dsvl2-inputs" / "img2_300x260.png").convert(mode)
-    assert np.array_equal(np.asarray(open_image(image)), np.asarray(image.convert("RGB")))
-
-
-def test_array_path_and_picture_are_the_same(golden: Path) -> None:
-    path = golden / "dsvl2-inputs" / "img2_300x260.png"
-    expected = np.asarray(Image.open(path).convert("RGB"))
-    for source in (path, str(path), Image.open(path), expected):
-        assert np.array_equal(np.asarray(open_image(source)), expected)
-
-
-def test_unusable_pictures(tmp_path: Path, golden: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "text.png").write_text("no picture")
-    whole = (golden / "dsvl2-inputs" / "img2_300x260.png").read_bytes()
-    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
-    cases: list[tuple[Any, str]] = [
-        (tmp_path / "text.png", "cannot identify image file"),
-        (tmp_path / "cut.png", "truncated"),
-        (Image.open(tmp_path / "cut.png"), "truncated"),
-        (tmp_path / "absent.png", "No such file"),
-        (tmp_path, "Is a directory"),
-        (Image.new("RGB", (0, 5)), "image of 0x5 pixels: expected at least 1x1"),
-        (np.zeros((0, 7, 3), np.uint8), "image of 7x0 pixels: expected at least 1x1"),
-        (np.zeros((4, 4), np.uint8), r"image array uint8 \[4, 4\]: expected uint8 \[height, width, 3\]"),
-        (np.zeros((4, 4, 3), np.float32), r"image array float32 \[4, 4, 3\]: expected uint8"),
-        (7, "image of type int: expected a file path"),
-    ]
-    for source, message in cases:
-        with pytest.raises(InvalidRequest, match=message) as error:
-            open_image(source)
-        assert "\n" not in str(error.value)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    with pytest.raises(InvalidRequest, match="decompression bomb"):
-        open_image(golden / "dsvl2-inputs" / "img2_300x260.png")
 
 
 def test_unusable_requests(deepseek: DeepseekVl2ProcessorConfig, internvl: InternVlProcessorConfig) -> None:
