@@ -74,17 +74,17 @@ def export_with(checkpoint: Path, options: PolicyOptions, out: Path) -> VLM:
     return VLM(out)
 
 
-def confirm(vlm: VLM, samples: Sequence[Sample], expected: Outcomes, kind: Kind, max_tokens: int) -> Confirmed:
+def confirm(vlm: VLM, samples: Sequence[Sample], expected: Outcomes, kind: Kind, max_new_tokens: int) -> Confirmed:
     """Ask the runtime what torch was asked.
 
     Args:
-        expected: outcomes of torch for the same questions. max_tokens: of an answer, the stop token included.
+        expected: outcomes of torch for the same questions. max_new_tokens: of an answer, the stop token included.
     Raises:
         CalibrationFailed: both differ on more questions than near ties explain.
     """
     values, times = [], []
     for sample, token in zip(samples, expected.first_tokens.tolist(), strict=True):
-        answer = vlm.generate(sample.messages, max_tokens=max_tokens)
+        answer = vlm.generate(sample.messages, max_new_tokens=max_new_tokens)
         times.append(answer.stats.ttft_ms)
         is_right = answer.text.strip() == sample.answer if kind == "accuracy" else answer.token_ids[0] == token
         values.append(float(is_right))
@@ -105,7 +105,7 @@ def measure_latency(vlm: VLM, samples: Sequence[Sample]) -> LatencyModel:
     other = []
     for sample in samples[: TIMED_QUESTIONS + 1]:
         for R in TIMED_RETENTIONS:
-            stats = vlm.generate(sample.messages, max_tokens=1, retention=R).stats
+            stats = vlm.generate(sample.messages, max_new_tokens=1, retention=R).stats
             points[R].append((stats.prefill_flops, stats.prefill_ms))
             other.append(stats.preprocess_ms + stats.vision_ms)
     # The first question warms up.

@@ -128,7 +128,7 @@ def _run(arguments: argparse.Namespace) -> int:
         "pruning_rate": arguments.pruning_rate,
         "visual_top_k": arguments.visual_top_k,
         "alpha": arguments.alpha,
-        "max_tokens": arguments.max_new_tokens,
+        "max_new_tokens": arguments.max_new_tokens,
     }
     if arguments.inputs is not None:
         return _run_tensors(vlm, arguments, options)

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.generation import RequestOptions, Run, since
+from fastmmoe.runtime.generation import Run, since
 from fastmmoe.runtime.model_inputs import ModelInputs
+from fastmmoe.runtime.options import RequestOptions
 from fastmmoe.runtime.vlm import VLM, Answer, Piece
 
 
@@ -28,7 +29,7 @@ class Conversation:
 
     def __init__(self, vlm: VLM, *, system: str | None = None, **options: Any) -> None:
         self._vlm, self._system = vlm, system
-        self._options = RequestOptions(**options)
+        self._options = RequestOptions.of(options)
         self._batch = vlm.graphs.new_batch(1)
         self._run: Run | None = None
         self._pictures = 0

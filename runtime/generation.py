@@ -11,54 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.feeds import NO_VISUAL_TOKENS, Chunk
 from fastmmoe.runtime.flops import count_prefill, vision_flops
 from fastmmoe.runtime.model_inputs import ModelInputs
+from fastmmoe.runtime.options import RequestOptions
 from fastmmoe.runtime.policy import Schedule, plan_request
 from fastmmoe.runtime.session import Batch, Graphs
 
 Array = npt.NDArray[Any]
-
-
-@dataclass(frozen=True)
-class RequestOptions:
-    """What a caller may choose for one request; None = the bundle's default.
-
-    Attributes:
-        method: of those in the bundle, "none" among them.
-        retention: share of visual tokens left after the last stage, (0, 1]. pruning_rate: 1 - retention; give one.
-        visual_top_k: experts per visual token from layer 2 on, or one number for every MoE layer.
-        alpha: weight of redundancy against importance, [0, 1].
-        seed: of method random, 0 or more.
-        max_tokens: of the answer, at least 1. max_tiles: the most local tiles of a picture.
-    """
-
-    method: str | None = None
-    retention: float | None = None
-    pruning_rate: float | None = None
-    visual_top_k: int | Sequence[int] | None = None
-    alpha: float | None = None
-    seed: int = 0
-    max_tokens: int = 64
-    max_tiles: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise InvalidRequest(f"max_tokens {self.max_tokens}: expected at least 1")
-        if self.alpha is not None and not 0 <= self.alpha <= 1:
-            raise InvalidRequest(f"alpha {self.alpha}: expected a number in [0, 1]")
-        if self.seed < 0:
-            raise InvalidRequest(f"seed {self.seed}: expected 0 or more")
-        if self.pruning_rate is not None and self.retention is not None:
-            raise InvalidRequest("give retention or pruning_rate, not both")
-        if self.pruning_rate is not None and not 0 <= self.pruning_rate < 1:
-            raise InvalidRequest(f"pruning_rate {self.pruning_rate}: expected a number in [0, 1), the share to remove")
-
-    @property
-    def resolved_retention(self) -> float | None:
-        """Retention from either of the two."""
-        return self.retention if self.pruning_rate is None else 1 - self.pruning_rate
 
 
 @dataclass
@@ -126,7 +86,7 @@ class Run:
         InvalidRequest: options outside what the model or the method allows.
 
     Attributes:
-        schedules, stats, max_tokens: of every sequence.
+        schedules, stats, max_new_tokens: of every sequence.
         unfed: token of each that was chosen and is not in its cache, or None.
     """
 
@@ -142,7 +102,7 @@ class Run:
         longest = graphs.manifest.processor.max_position_embeddings
         # The last token of an answer is never fed back, so one more than there are positions left is possible.
         room = [longest - n - len(i.input_ids) + 1 for n, i in zip(self.batch.lengths, inputs, strict=True)]
-        self.max_tokens = [min(options.max_tokens, one) for one in room]
+        self.max_new_tokens = [min(options.max_new_tokens, one) for one in room]
         self.unfed: list[int | None] = [None] * len(inputs)
         self._is_finished = [False] * len(inputs)
 
@@ -155,7 +115,7 @@ class Run:
             for token in tokens:
                 self.unfed[token.row] = token.id
             yield tokens
-            rows = [row for row in rows if not self._is_finished[row] and count < self.max_tokens[row]]
+            rows = [row for row in rows if not self._is_finished[row] and count < self.max_new_tokens[row]]
             if not rows:
                 return
             logits = self._decode(rows)

@@ -67,9 +67,9 @@ def deepseek_vl2_tensor_inputs(tensors: Tensors, config: DeepseekVl2ProcessorCon
 
     Args:
         tensors: input_ids [B, T] int32 or int64, attention_mask [B, T] bool or 0 and 1 (absent = all ones),
-            images_seq_mask [B, T] bool, images_spatial_crop [B, n_images, 2] integer, (0, 0) = no picture, images
-            [B, n_tiles, 3, S, S] float32, zero where a row has fewer tiles. Without pictures the last three may all
-            be left out.
+            images_seq_mask [B, T] bool, True where an image token stands and nowhere else, images_spatial_crop
+            [B, n_images, 2] integer, (0, 0) = no picture, images [B, n_tiles, 3, S, S] float32, finite, zero where a
+            row has fewer tiles. Without pictures the last three may all be left out.
     Raises:
         InvalidRequest: names, shapes, types, ids or counts do not fit.
     """
@@ -77,10 +77,12 @@ def deepseek_vl2_tensor_inputs(tensors: Tensors, config: DeepseekVl2ProcessorCon
     required = ("input_ids", *(_DEEPSEEK_IMAGE_NAMES if has_images else ()))
     _check_names(tensors, required, ("attention_mask",))
     rows = _read_rows(tensors, config.vocab_size)
+    batch, length = tensors["input_ids"].shape
     if not has_images:
+        for row, (ids, start) in enumerate(rows):
+            _check_mask(np.zeros(length, bool), ids, start, config.image_token_id, row)
         return [check_length(ModelInputs(ids, _empty(), {}), config) for ids, _ in rows]
     side = config.tile_size
-    batch, length = tensors["input_ids"].shape
     mask = _check(tensors, "images_seq_mask", (batch, length), "b")
     crops = _check(tensors, "images_spatial_crop", (batch, None, 2), "iu")
     images = _check(tensors, "images", (batch, None, 3, side, side), "f4")
@@ -96,6 +98,7 @@ def deepseek_vl2_tensor_inputs(tensors: Tensors, config: DeepseekVl2ProcessorCon
                 f"images_seq_mask, row {row}: {len(visual_index)} visual positions, expected {expected} from "
                 f"images_spatial_crop {[list(grid) for grid in grids]}"
             )
+        _check_mask(mask[row], ids, start, config.image_token_id, row)
         tile_counts = tuple(1 + wide * high for wide, high in grids)
         inputs.append(check_length(ModelInputs(ids, visual_index, vision_inputs, tile_counts), config))
     return inputs
@@ -106,8 +109,8 @@ def internvl_tensor_inputs(tensors: Tensors, config: InternVlProcessorConfig) ->
 
     Args:
         tensors: input_ids [B, T] int32 or int64, attention_mask [B, T] bool or 0 and 1 (absent = all ones),
-            pixel_values [n_tiles, 3, S, S] float32, the tiles of all rows in order (may be left out without
-            pictures). A run of image tokens counts as one picture.
+            pixel_values [n_tiles, 3, S, S] float32, finite, the tiles of all rows in order (may be left out
+            without pictures). A run of image tokens counts as one picture.
     Raises:
         InvalidRequest: names, shapes, types, ids or counts do not fit.
     """
@@ -151,6 +154,8 @@ def _check_names(tensors: Tensors, required: Sequence[str], optional: Sequence[s
 def _check(tensors: Tensors, name: str, shape: tuple[int | None, ...], kinds: str) -> Array:
     """The tensor, if its shape (None = any size) and its type (NumPy kinds, or "f4" = float32) are as given."""
     tensor = tensors[name]
+    if not isinstance(tensor, np.ndarray):
+        raise InvalidRequest(f"{name} is of type {type(tensor).__name__}: expected a NumPy array")
     fits = tensor.ndim == len(shape) and all(
         want is None or want == have for want, have in zip(shape, tensor.shape, strict=True)
     )
@@ -161,7 +166,25 @@ def _check(tensors: Tensors, name: str, shape: tuple[int | None, ...], kinds: st
         raise InvalidRequest(
             f"{name} is {tensor.dtype} {list(tensor.shape)}: expected {words[kinds]} of shape [{expected}]"
         )
+    if kinds == "f4" and not np.isfinite(tensor).all():
+        place = np.unravel_index(int(np.argmin(np.isfinite(tensor))), tensor.shape)
+        raise InvalidRequest(f"{name} holds {tensor[place]} at {[int(i) for i in place]}: expected finite numbers")
     return tensor
+
+
+def _check_mask(mask: Array, ids: Ids, start: int, image_token_id: int, row: int) -> None:
+    """Whether a row's images_seq_mask marks its image tokens and nothing else, padding included."""
+    is_image = np.zeros(len(mask), bool)
+    is_image[start:] = ids == image_token_id
+    wrong = np.flatnonzero(mask != is_image)
+    if len(wrong):
+        at = int(wrong[0])
+        found = "padding" if at < start else f"id {ids[at - start]}"
+        state = "marks" if mask[at] else "does not mark"
+        raise InvalidRequest(
+            f"images_seq_mask, row {row}: {state} position {at}, {found}, and {len(wrong) - 1} more like it; expected "
+            f"True where input_ids has the image token, id {image_token_id}, and False elsewhere"
+        )
 
 
 def _read_rows(tensors: Tensors, vocab_size: int) -> list[tuple[Ids, int]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -263,7 +264,7 @@ def plan_request(
 def _experts_by_layer(visual_top_k: int | Sequence[int], moe_layers: Sequence[int], top_k: int) -> tuple[int, ...]:
     given = tuple(visual_top_k) if isinstance(visual_top_k, Sequence) else (visual_top_k,)
     for k in given:
-        if not 1 <= k <= top_k:
+        if not isinstance(k, Integral) or isinstance(k, bool) or not 1 <= k <= top_k:
             raise InvalidRequest(f"visual_top_k {k}: expected 1 to {top_k}, the model's experts per token")
     if not isinstance(visual_top_k, Sequence):
         return reduce_experts(moe_layers, top_k, visual_top_k)

@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from fastmmoe.runtime.bundle import TOKENIZER, Manifest, read_manifest
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.generation import RequestOptions, RequestStats, Run, Token, since
+from fastmmoe.runtime.generation import RequestStats, Run, Token, since
 from fastmmoe.runtime.model_inputs import ModelInputs
+from fastmmoe.runtime.options import RequestOptions
 from fastmmoe.runtime.processor import Processor
 from fastmmoe.runtime.session import Graphs
 
@@ -76,7 +77,7 @@ class VLM:
         Raises:
             InvalidRequest: messages or options outside what the model or the method allows; before any token.
         """
-        request = RequestOptions(**options)
+        request = RequestOptions.of(options)
         start = time.perf_counter()
         inputs = self.processor(messages, max_tiles=request.max_tiles)
         preprocess_ms = since(start)
@@ -96,7 +97,7 @@ class VLM:
         Raises:
             InvalidRequest: as `generate_stream`, or no conversations.
         """
-        request = RequestOptions(**options)
+        request = RequestOptions.of(options)
         if not conversations:
             raise InvalidRequest("no conversations: expected at least one")
         inputs = [self.processor(messages, max_tiles=request.max_tiles) for messages in conversations]
@@ -115,14 +116,14 @@ class VLM:
         for count, tokens in enumerate(run.tokens(), start=1):
             for token in tokens:
                 row, stopped = token.row, token.id in stop
-                reason = "stop" if stopped else "length" if count == run.max_tokens[row] else None
+                reason = "stop" if stopped else "length" if count == run.max_new_tokens[row] else None
                 if stopped:
                     run.finish(row)
                 text = "" if stopped else streams[row].push(token.id)
                 yield row, Piece(text, token.id, reason, run.stats[row])
 
     def run_tensors(self, tensors: Mapping[str, Array], **options: Any) -> dict[str, Array]:
-        """Run ready-made tensors and decode exactly max_tokens tokens, stop tokens or not.
+        """Run ready-made tensors and decode exactly max_new_tokens tokens, stop tokens or not.
 
         Args:
             tensors: names and shapes of the official processors, one or more rows, left padding allowed.
@@ -140,7 +141,7 @@ class VLM:
         rows = self.processor.from_tensors(tensors)
         if not rows:
             raise InvalidRequest("input_ids has no rows: expected at least one")
-        for run in self._runs(rows, RequestOptions(**options)):
+        for run in self._runs(rows, RequestOptions.of(options)):
             of_rows: list[list[Token]] = [[] for _ in run.stats]
             for tokens in run.tokens():
                 for token in tokens:

@@ -17,7 +17,8 @@ from fastmmoe.calibration.report.stages import StageTracer
 from fastmmoe.calibration.report.survivors import draw_survivors
 from fastmmoe.exporter.cli import main as export_main
 from fastmmoe.runtime.feeds import Chunk
-from fastmmoe.runtime.generation import RequestOptions, Run
+from fastmmoe.runtime.generation import Run
+from fastmmoe.runtime.options import RequestOptions
 from fastmmoe.runtime.vlm import Answer
 
 BUNDLE = Path("demo-cpu")
@@ -55,7 +56,7 @@ def ask(vlm: VLM, samples: list[Sample], retention: float) -> list[list[Answer]]
     """Each question several times, after one that warms up."""
 
     def answer(sample: Sample) -> Answer:
-        return vlm.generate(sample.messages, retention=retention, max_tokens=MAX_TOKENS)
+        return vlm.generate(sample.messages, retention=retention, max_new_tokens=MAX_TOKENS)
 
     answer(samples[0])
     return [[answer(sample) for _ in range(RUNS)] for sample in samples]

@@ -30,7 +30,7 @@ def right_answers(vlm: VLM, samples: Sequence[Sample], retention: float) -> list
     rights = []
     for start in range(0, len(samples), BATCH):
         part = samples[start : start + BATCH]
-        answers = vlm.generate_batch([s.messages for s in part], retention=retention, max_tokens=4)
+        answers = vlm.generate_batch([s.messages for s in part], retention=retention, max_new_tokens=4)
         rights += [answer.text.strip() == s.answer for answer, s in zip(answers, part, strict=True)]
     return rights
 

@@ -18,7 +18,8 @@ from fastmmoe.calibration.report.measure import Store
 from fastmmoe.calibration.report.questions import Questions
 from fastmmoe.calibration.report.settings import Planner, Setting
 from fastmmoe.runtime.files import write_atomically
-from fastmmoe.runtime.generation import RequestOptions, Run, since
+from fastmmoe.runtime.generation import Run, since
+from fastmmoe.runtime.options import RequestOptions
 from fastmmoe.runtime.vlm import VLM
 
 FILE = "latency.json"
@@ -128,7 +129,7 @@ def _request(vlm: VLM, planner: Planner, questions: Questions, setting: Setting,
     start = time.perf_counter()
     inputs = vlm.processor(questions.items[number].sample.messages)
     preprocess_ms = since(start)
-    run = Run(vlm.graphs, [inputs], RequestOptions(**planner.options(setting), max_tokens=1))
+    run = Run(vlm.graphs, [inputs], RequestOptions(**planner.options(setting), max_new_tokens=1))
     next(run.tokens())
     stats = run.stats[0]
     stats.preprocess_ms = preprocess_ms

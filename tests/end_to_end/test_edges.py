@@ -85,22 +85,22 @@ def check_stats(stats: RequestStats, model: VLM, tokens: int) -> None:
 def test_sequence_of_one_token(name: str, vlm: Callable[..., VLM]) -> None:
     model = vlm(name)
     ids = {"input_ids": np.array([[TEXT_TOKEN]], np.int32)}
-    expected = model.run_tensors(ids, retention=1.0, max_tokens=3)
-    found = model.run_tensors(ids, retention=0.1, max_tokens=3)
+    expected = model.run_tensors(ids, retention=1.0, max_new_tokens=3)
+    found = model.run_tensors(ids, retention=0.1, max_new_tokens=3)
     assert found["cache_lengths"].tolist() == [1] * model.manifest.language_model.layers
     assert found["kept_index_stage3"].tolist() == [0]
     for key, array in expected.items():
         np.testing.assert_array_equal(found[key], array, err_msg=key)
     # Decoding from the cache is the prefill of the longer sequence.
     longer = {"input_ids": np.array([[TEXT_TOKEN, int(found["decode_tokens"][0])]], np.int32)}
-    whole = model.run_tensors(longer, max_tokens=1)["logits"]
+    whole = model.run_tensors(longer, max_new_tokens=1)["logits"]
     np.testing.assert_allclose(found["decode_logits"][0], whole, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", [MHA, GPT_OSS])
 def test_no_picture(name: str, vlm: Callable[..., VLM], question: Question) -> None:
     model = vlm(name)
-    answers = [model.generate(question("Say hello."), retention=r, max_tokens=5) for r in (1.0, 0.25)]
+    answers = [model.generate(question("Say hello."), retention=r, max_new_tokens=5) for r in (1.0, 0.25)]
     assert answers[0].token_ids == answers[1].token_ids
     stats = answers[1].stats
     check_stats(stats, model, len(answers[1].token_ids))
@@ -110,16 +110,16 @@ def test_no_picture(name: str, vlm: Callable[..., VLM], question: Question) -> N
 
 def test_nothing_but_visual_tokens(vlm: Callable[..., VLM]) -> None:
     tensors = visual_tensors(vlm(SMALL), np.arange(ONE_TILE), ONE_TILE)
-    unmodified = native_and_portable(vlm, tensors, retention=1.0, max_tokens=2)
+    unmodified = native_and_portable(vlm, tensors, retention=1.0, max_new_tokens=2)
     assert unmodified["cache_lengths"].tolist() == [ONE_TILE] * 3
-    pruned = native_and_portable(vlm, tensors, retention=0.5, max_tokens=2)
+    pruned = native_and_portable(vlm, tensors, retention=0.5, max_new_tokens=2)
     assert pruned["cache_lengths"].tolist() == [ONE_TILE, ONE_TILE, int(ONE_TILE * 0.5**0.5)]
     assert len(pruned["kept_index_stage2"]) == int(ONE_TILE * 0.5)
 
 
 def test_one_survivor(vlm: Callable[..., VLM], question: Question) -> None:
     model = vlm(MHA)
-    answer = model.generate(question("OCR.", picture(300, 260)), retention=1e-9, max_tokens=3)
+    answer = model.generate(question("OCR.", picture(300, 260)), retention=1e-9, max_new_tokens=3)
     check_stats(answer.stats, model, 3)
     assert answer.stats.visual_tokens == ONE_TILE
     assert answer.stats.kept_visual_tokens == (1, 1, 1)
@@ -129,7 +129,7 @@ def test_one_survivor(vlm: Callable[..., VLM], question: Question) -> None:
 def test_runs_shorter_than_the_window(vlm: Callable[..., VLM]) -> None:
     # Every visual token stands between two text tokens: windows of one.
     tensors = visual_tensors(vlm(SMALL), np.arange(0, 2 * ONE_TILE, 2), 2 * ONE_TILE)
-    found = native_and_portable(vlm, tensors, retention=0.3, max_tokens=2)
+    found = native_and_portable(vlm, tensors, retention=0.3, max_new_tokens=2)
     kept = found["kept_index_stage2"]
     assert np.isin(np.arange(1, 2 * ONE_TILE, 2), kept).all()
     assert len(kept) == ONE_TILE + int(ONE_TILE * 0.3)
@@ -138,7 +138,7 @@ def test_runs_shorter_than_the_window(vlm: Callable[..., VLM]) -> None:
 def test_window_longer_than_the_picture(bundle: Callable[..., Path], vlm: Callable[..., VLM]) -> None:
     model = VLM(bundle(SMALL, "--prune-layers", "1", "--window", "64", "--merge-ratio", "1"))
     scattered = np.concatenate([np.arange(10 * i, 10 * i + 7) for i in range(ONE_TILE // 7)] + [np.array([900])])
-    found = model.run_tensors(visual_tensors(model, scattered, 901), retention=0.5, max_tokens=1)
+    found = model.run_tensors(visual_tensors(model, scattered, 901), retention=0.5, max_new_tokens=1)
     assert len(found["kept_index_stage1"]) == 901 - ONE_TILE + int(ONE_TILE * 0.5)
     assert np.isfinite(found["logits"]).all()
 
@@ -150,7 +150,7 @@ def test_several_deepseek_pictures(
     # Two pictures are tiled (2x2 and 2x3), three are not.
     model = vlm(MHA)
     pictures = [picture(700, 500), picture(420, 980, 1), picture(300, 260, 2)][:count]
-    answer = model.generate(question("Compare.", *pictures), retention=0.25, max_tokens=2)
+    answer = model.generate(question("Compare.", *pictures), retention=0.25, max_new_tokens=2)
     check_stats(answer.stats, model, 2)
     assert (answer.stats.tiles, answer.stats.visual_tokens) == (tiles, visual)
     assert answer.stats.kept_visual_tokens[-1] == int(visual * 0.25)
@@ -159,7 +159,7 @@ def test_several_deepseek_pictures(
 def test_several_internvl_pictures(vlm: Callable[..., VLM], question: Question) -> None:
     model = vlm(GPT_OSS)
     pictures = [picture(300, 260, seed) for seed in range(3)]
-    answers = [model.generate(question("Compare.", *pictures[:n]), max_tokens=2) for n in (2, 3)]
+    answers = [model.generate(question("Compare.", *pictures[:n]), max_new_tokens=2) for n in (2, 3)]
     for n, answer in zip((2, 3), answers, strict=True):
         check_stats(answer.stats, model, 2)
         assert (answer.stats.tiles, answer.stats.visual_tokens) == (n, 256 * n)
@@ -167,7 +167,7 @@ def test_several_internvl_pictures(vlm: Callable[..., VLM], question: Question) 
 
 def test_nine_tiles_in_a_row(vlm: Callable[..., VLM], question: Question) -> None:
     model = vlm(MHA)
-    answer = model.generate(question("Read.", picture(3456, 384)), retention=0.2, max_tokens=2)
+    answer = model.generate(question("Read.", picture(3456, 384)), retention=0.2, max_new_tokens=2)
     check_stats(answer.stats, model, 2)
     assert (answer.stats.tiles, answer.stats.visual_tokens) == (10, 1989)
 
@@ -178,7 +178,7 @@ def test_max_tiles(name: str, tiles: tuple[int, ...], vlm: Callable[..., VLM], q
     model, messages = vlm(name), question("a", picture(1000, 500))
     counts = [model.processor(messages, max_tiles=limit).tile_counts[0] for limit in (1, 2, 4)]
     assert counts[0] == tiles[0] and counts[1] == tiles[1] and counts[2] <= tiles[2]
-    answer = model.generate(messages, max_tiles=1, max_tokens=2)
+    answer = model.generate(messages, max_tiles=1, max_new_tokens=2)
     check_stats(answer.stats, model, 2)
     assert answer.stats.tiles == tiles[0]
     with pytest.raises(InvalidRequest, match=r"max_tiles 0: expected at least 1"):
@@ -190,10 +190,10 @@ def test_path_pil_and_array_are_one_picture(vlm: Callable[..., VLM], question: Q
     path = tmp_path / "picture.png"
     Image.fromarray(array).save(path)
     given = (str(path), path, Image.open(path), array)
-    answers = [vlm(SMALL).generate(question("OCR.", image), max_tokens=6) for image in given]
+    answers = [vlm(SMALL).generate(question("OCR.", image), max_new_tokens=6) for image in given]
     assert len({answer.token_ids for answer in answers}) == 1
     assert all(np.array_equal(a.stats.kept_index[1], answers[0].stats.kept_index[1]) for a in answers)
-    other = vlm(SMALL).generate(question("OCR.", picture(300, 260, 1)), max_tokens=6)
+    other = vlm(SMALL).generate(question("OCR.", picture(300, 260, 1)), max_new_tokens=6)
     assert not np.array_equal(other.stats.kept_index[1], answers[0].stats.kept_index[1])
 
 
@@ -205,7 +205,7 @@ def test_left_padding_of_a_single_row(
     pad = ((0, 0), (11, 0))
     padded = {key: np.pad(array, pad) for key, array in text.items()}
     assert padded["input_ids"].shape[1] == text["input_ids"].shape[1] + 11
-    expected, found = (vlm(name).run_tensors(tensors, max_tokens=2) for tensors in (text, padded))
+    expected, found = (vlm(name).run_tensors(tensors, max_new_tokens=2) for tensors in (text, padded))
     for key, array in expected.items():
         np.testing.assert_array_equal(found[key], array, err_msg=key)
 
@@ -221,8 +221,8 @@ def test_prompt_longer_than_the_model(vlm: Callable[..., VLM], question: Questio
 @pytest.mark.parametrize("name", [MHA, GPT_OSS])
 def test_stream_is_the_answer_in_pieces(name: str, vlm: Callable[..., VLM], question: Question) -> None:
     model, messages = vlm(name), question("What is this?", picture(300, 260))
-    answer = model.generate(messages, max_tokens=24)
-    pieces = list(model.generate_stream(messages, max_tokens=24))
+    answer = model.generate(messages, max_new_tokens=24)
+    pieces = list(model.generate_stream(messages, max_new_tokens=24))
     assert "".join(piece.text for piece in pieces) == answer.text
     assert tuple(piece.token_id for piece in pieces) == answer.token_ids
     assert [piece.finish_reason for piece in pieces[:-1]] == [None] * (len(pieces) - 1)
@@ -234,36 +234,38 @@ def test_stream_is_the_answer_in_pieces(name: str, vlm: Callable[..., VLM], ques
 
 def test_stop_token_ends_the_answer(own_bundle: Path, question: Question) -> None:
     messages = question("What is this?", picture(300, 260))
-    free = VLM(own_bundle).generate(messages, max_tokens=12)
+    free = VLM(own_bundle).generate(messages, max_new_tokens=12)
     assert free.finish_reason == "length" and len(free.token_ids) == 12
     first = {token: i for i, token in reversed(list(enumerate(free.token_ids)))}
     stop, position = max(first.items(), key=lambda item: item[1])
     assert position > 0
     edit_processor(own_bundle, stop_token_ids=[stop])
     model = VLM(own_bundle)
-    answer = model.generate(messages, max_tokens=12)
+    answer = model.generate(messages, max_new_tokens=12)
     assert answer.finish_reason == "stop"
     assert answer.token_ids == free.token_ids[: position + 1]
-    assert answer.text == "".join(p.text for p in list(VLM(own_bundle).generate_stream(messages, max_tokens=position)))
+    assert answer.text == "".join(
+        p.text for p in list(VLM(own_bundle).generate_stream(messages, max_new_tokens=position))
+    )
     check_stats(answer.stats, model, position + 1)
     # Ready-made tensors decode on.
     tensors = {"input_ids": model.processor(question("b")).input_ids[None]}
-    assert model.run_tensors(tensors, max_tokens=12)["decode_tokens"].shape == (12,)
+    assert model.run_tensors(tensors, max_new_tokens=12)["decode_tokens"].shape == (12,)
 
 
-def test_max_tokens(vlm: Callable[..., VLM], question: Question) -> None:
+def test_max_new_tokens(vlm: Callable[..., VLM], question: Question) -> None:
     model = vlm(SMALL)
     for count in (1, 2, 7):
-        answer = model.generate(question("b"), max_tokens=count)
+        answer = model.generate(question("b"), max_new_tokens=count)
         assert len(answer.token_ids) == count and answer.finish_reason == "length"
-    with pytest.raises(InvalidRequest, match="max_tokens 0: expected at least 1"):
-        model.generate(question("b"), max_tokens=0)
+    with pytest.raises(InvalidRequest, match="max_new_tokens 0: expected at least 1"):
+        model.generate(question("b"), max_new_tokens=0)
 
 
 def test_answer_ends_where_the_positions_end(own_bundle: Path, question: Question) -> None:
     prompt_tokens = len(VLM(own_bundle).processor(question("b")).input_ids)
     edit_processor(own_bundle, max_position_embeddings=prompt_tokens + 2)
-    answer = VLM(own_bundle).generate(question("b"), max_tokens=64)
+    answer = VLM(own_bundle).generate(question("b"), max_new_tokens=64)
     # The last token is not fed back, so it needs no position.
     assert len(answer.token_ids) == 3 and answer.finish_reason == "length"
 
@@ -273,7 +275,7 @@ def test_answer_ends_where_the_positions_end(own_bundle: Path, question: Questio
 def test_stats_are_consistent(name: str, retention: float, vlm: Callable[..., VLM], question: Question) -> None:
     model = vlm(name)
     messages = question("Where is it?", picture(400, 400))
-    answer = model.generate(messages, retention=retention, max_tokens=3)
+    answer = model.generate(messages, retention=retention, max_new_tokens=3)
     check_stats(answer.stats, model, 3)
     inputs = model.processor(messages)
     assert answer.stats.text_tokens + answer.stats.visual_tokens == len(inputs.input_ids)
@@ -282,6 +284,6 @@ def test_stats_are_consistent(name: str, retention: float, vlm: Callable[..., VL
     reduced = info.top_k if retention == 1 else max(1, int(info.top_k * 0.5 + 0.5))
     expected = [info.top_k if layer < 2 else reduced for layer in info.moe_layers]
     assert list(answer.stats.visual_top_k) == expected
-    by_rate = model.generate(messages, pruning_rate=1 - retention, max_tokens=3)
+    by_rate = model.generate(messages, pruning_rate=1 - retention, max_new_tokens=3)
     assert by_rate.token_ids == answer.token_ids
     assert by_rate.stats.kept_visual_tokens == answer.stats.kept_visual_tokens

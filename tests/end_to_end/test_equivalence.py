@@ -79,7 +79,7 @@ def test_portable_is_native(name: str, vlm: Callable[..., VLM], case_tensors: Ca
     tensors = case_tensors(name, "batch2")
     for retention in (1.0, 0.4):
         native, portable = (
-            vlm(name, portable=is_portable).run_tensors(tensors, retention=retention, max_tokens=2)
+            vlm(name, portable=is_portable).run_tensors(tensors, retention=retention, max_new_tokens=2)
             for is_portable in (False, True)
         )
         assert_near(portable, native, ATOL)
@@ -115,9 +115,9 @@ def test_thread_count_changes_nothing(
     name: str, vlm: Callable[..., VLM], case_tensors: Callable[[str, str], Tensors]
 ) -> None:
     tensors = case_tensors(name, "batch2")
-    expected = vlm(name, threads=1).run_tensors(tensors, retention=0.5, max_tokens=3)
+    expected = vlm(name, threads=1).run_tensors(tensors, retention=0.5, max_new_tokens=3)
     for threads in (2, 3):
-        assert_near(vlm(name, threads=threads).run_tensors(tensors, retention=0.5, max_tokens=3), expected, ATOL)
+        assert_near(vlm(name, threads=threads).run_tensors(tensors, retention=0.5, max_new_tokens=3), expected, ATOL)
 
 
 @pytest.mark.parametrize("name", ["dsvl2-mha", "internvl-gptoss"])
@@ -126,14 +126,14 @@ def test_two_threads_answer_at_once(
 ) -> None:
     model, tensors = vlm(name), case_tensors(name, "batch2")
     retentions = (0.3, 0.7)
-    alone = [model.run_tensors(tensors, retention=r, max_tokens=4) for r in retentions]
+    alone = [model.run_tensors(tensors, retention=r, max_new_tokens=4) for r in retentions]
     together: list[list[Tensors]] = [[], []]
     barrier = threading.Barrier(2)
 
     def work(i: int) -> None:
         barrier.wait()
         for _ in range(3):
-            together[i].append(model.run_tensors(tensors, retention=retentions[i], max_tokens=4))
+            together[i].append(model.run_tensors(tensors, retention=retentions[i], max_new_tokens=4))
 
     workers = [threading.Thread(target=work, args=(i,)) for i in range(2)]
     for worker in workers:

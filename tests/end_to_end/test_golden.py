@@ -94,8 +94,8 @@ def test_three_pictures(
     tensors = {key: golden_array(file, key) for key in ("input_ids", "images_seq_mask", "images_spatial_crop")}
     assert inputs.input_ids.tolist() == tensors["input_ids"][0].tolist()
     tensors["images"] = inputs.vision_inputs["pixel_values"][None]
-    found = model.run_tensors(tensors, retention=1.0, max_tokens=1)
+    found = model.run_tensors(tensors, retention=1.0, max_new_tokens=1)
     expected = golden_last_logits(outputs_file(name, "multi3"))
     np.testing.assert_allclose(found["logits"], expected, rtol=0, atol=ATOL)
-    answer = model.generate(messages, retention=1.0, max_tokens=1)
+    answer = model.generate(messages, retention=1.0, max_new_tokens=1)
     assert answer.token_ids == tuple(expected.argmax(axis=1))

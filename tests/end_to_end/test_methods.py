@@ -17,8 +17,9 @@ from fastmmoe.runtime.cli import main as run_main
 from fastmmoe.runtime.conversation import Conversation
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.feeds import Chunk
-from fastmmoe.runtime.generation import RequestOptions, Run
+from fastmmoe.runtime.generation import Run
 from fastmmoe.runtime.model_inputs import ModelInputs
+from fastmmoe.runtime.options import RequestOptions
 from fastmmoe.runtime.policy import METHODS
 from fastmmoe.runtime.session import Batch
 from fastmmoe.runtime.vlm import VLM
@@ -58,7 +59,7 @@ def test_fastv_of_a_comparison_bundle_is_the_recorded_one(
     comparison: Callable[..., VLM], case_tensors: Callable[[str, str], Tensors], golden: Path
 ) -> None:
     found = comparison("dsvl2-mla").run_tensors(
-        case_tensors("dsvl2-mla", "single"), method="fastv", retention=0.5, max_tokens=5
+        case_tensors("dsvl2-mla", "single"), method="fastv", retention=0.5, max_new_tokens=5
     )
     with np.load(golden / "baselines" / "fastv_dsvl2-mla.npz") as arrays:
         recorded = {name: arrays[f"K2_R0.5_{name}"] for name in ("keep_idx", "decode_tokens", "cache_len")}
@@ -79,11 +80,11 @@ def test_methods_swap_and_leave_the_unmodified_model_alone(
     case_tensors: Callable[[str, str], Tensors],
 ) -> None:
     tensors, model = case_tensors(name, "single"), comparison(name)
-    plain = VLM(bundle(name, "--method", "none")).run_tensors(tensors, max_tokens=3)
+    plain = VLM(bundle(name, "--method", "none")).run_tensors(tensors, max_new_tokens=3)
     results: list[Tensors] = []
     for method in PRUNING:
-        results.append(model.run_tensors(tensors, method=method, retention=0.4, max_tokens=3))
-        unmodified = model.run_tensors(tensors, method="none", max_tokens=3)
+        results.append(model.run_tensors(tensors, method=method, retention=0.4, max_new_tokens=3))
+        unmodified = model.run_tensors(tensors, method="none", max_new_tokens=3)
         for output in OUTPUTS:
             np.testing.assert_array_equal(unmodified[output], plain[output], err_msg=f"{output} after {method}")
         assert results[-1]["cache_lengths"][-1] < plain["cache_lengths"][-1]
@@ -98,7 +99,7 @@ def test_the_portable_graph_agrees_by_every_method(name: str, comparison: Callab
     for method in PRUNING:
         native, portable = (
             comparison(name, portable=is_portable).generate(
-                messages, method=method, retention=0.3, max_tokens=3, max_tiles=1
+                messages, method=method, retention=0.3, max_new_tokens=3, max_tiles=1
             )
             for is_portable in (False, True)
         )
@@ -119,7 +120,7 @@ def test_a_batch_answers_as_its_rows_alone(name: str, comparison: Callable[..., 
         question("Say a word."),
         question("Compare <image> with <image> now", picture(180, 180, 4), picture(260, 200, 5)),
     ]
-    options = {"max_tokens": 4, "max_tiles": 1}
+    options = {"max_new_tokens": 4, "max_tiles": 1}
     for method in METHODS:
         request = options | ({} if method == "none" else {"retention": 0.35}) | {"method": method}
         together = model.generate_batch(conversations, **request)
@@ -137,7 +138,7 @@ def test_packed_logits_are_those_of_single_runs(name: str, comparison: Callable[
     messages = [question("What?", picture(200, 180, 6)), question("A much longer question?", picture(180, 200, 7))]
     inputs = [model.processor(one, max_tiles=1) for one in messages]
     for method in ("fastmmoe", "fastv", "random"):
-        options = RequestOptions(method=method, retention=0.4, max_tokens=3)
+        options = RequestOptions(method=method, retention=0.4, max_new_tokens=3)
         packed = steps(model, inputs, options)
         for row, one in enumerate(inputs):
             single = steps(model, [one], options)
@@ -156,7 +157,7 @@ def test_a_second_question_equals_a_fresh_run(
 ) -> None:
     """What random keeps does not depend on the text: a fresh run of the whole conversation keeps the same tokens."""
     model = comparison(name)
-    options: dict[str, Any] = {"method": method, "max_tokens": 4} | (
+    options: dict[str, Any] = {"method": method, "max_new_tokens": 4} | (
         {} if method == "none" else {"retention": 0.3, "seed": 5}
     )
     (message,) = question("What is this?", picture(200, 180, 8))
@@ -180,7 +181,7 @@ def test_a_conversation_goes_on_by_every_method(comparison: Callable[..., VLM]) 
     """A new picture in the second question is pruned; the first one's tokens stay as they are."""
     model = comparison("dsvl2-mla")
     for method in PRUNING:
-        conversation = Conversation(model, method=method, retention=0.3, max_tokens=2, max_tiles=1)
+        conversation = Conversation(model, method=method, retention=0.3, max_new_tokens=2, max_tiles=1)
         content = [{"type": "image", "image": picture(200, 180, 9)}, {"type": "text", "text": "What?"}]
         first = conversation.ask(content)
         second = conversation.ask(content)
@@ -193,13 +194,13 @@ def test_a_conversation_goes_on_by_every_method(comparison: Callable[..., VLM]) 
 
 def test_a_stream_left_early_is_an_answer_that_ended_there(comparison: Callable[..., VLM]) -> None:
     model = comparison("dsvl2-mla")
-    conversation = Conversation(model, method="none", max_tokens=5)
+    conversation = Conversation(model, method="none", max_new_tokens=5)
     stream = conversation.ask_stream("Count.")
     said = [next(stream).token_id for _ in range(2)]
     second = conversation.ask("Go on.")
     with pytest.raises(InvalidRequest, match="another question has been asked since"):
         next(stream)
-    short = Conversation(model, method="none", max_tokens=2)
+    short = Conversation(model, method="none", max_new_tokens=2)
     assert list(short.ask("Count.").token_ids) == said
     assert short.ask("Go on.").token_ids == second.token_ids[:2]
 

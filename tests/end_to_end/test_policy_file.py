@@ -61,7 +61,7 @@ def messages(question: Callable[..., Any]) -> Any:
 
 def check_stages(model: VLM, messages: Any, retention: float | None, experts: tuple[int, ...]) -> None:
     """Tokens after each stage and experts of one request, by hand."""
-    stats = model.generate(messages, retention=retention, max_tokens=1).stats
+    stats = model.generate(messages, retention=retention, max_new_tokens=1).stats
     shares = [(0.3 if retention is None else retention) ** e for e in EXPONENTS]
     assert list(stats.kept_visual_tokens) == [int(stats.visual_tokens * share) for share in shares]
     assert stats.visual_top_k == experts
@@ -82,7 +82,7 @@ def test_the_bundle_does_what_the_file_says(
     model = VLM(out)
     for retention in (None, 0.6):
         check_stages(model, messages, retention, VISUAL_TOP_K)
-    stats = model.generate(messages, retention=1.0, visual_top_k=(2, 3), max_tokens=1).stats
+    stats = model.generate(messages, retention=1.0, visual_top_k=(2, 3), max_new_tokens=1).stats
     assert (stats.visual_top_k, stats.kept_visual_tokens) == ((2, 3), (stats.visual_tokens,) * 2)
 
 

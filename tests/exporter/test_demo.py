@@ -109,6 +109,6 @@ def test_answers_are_right(tmp_path: Path) -> None:
     """At all visual tokens, through the exported bundle, about scenes that were not trained on."""
     vlm = VLM(export(ExportConfig(model=DEMO, out=tmp_path / "bundle")))
     samples = load_samples("builtin", split="validation", count=QUESTIONS)
-    texts = [vlm.generate(sample.messages, retention=1.0, max_tokens=3).text.strip() for sample in samples]
+    texts = [vlm.generate(sample.messages, retention=1.0, max_new_tokens=3).text.strip() for sample in samples]
     wrong = [(s.question, s.answer, text) for s, text in zip(samples, texts, strict=True) if text != s.answer]
     assert len(wrong) <= (1 - LEAST_RIGHT) * QUESTIONS, wrong

@@ -217,8 +217,8 @@ def test_retention_out_of_range(retention: Any) -> None:
         plan(retention=retention)
 
 
-@pytest.mark.parametrize("visual_top_k", [0, -1, 7])
-def test_visual_top_k_out_of_range(visual_top_k: int) -> None:
+@pytest.mark.parametrize("visual_top_k", [0, -1, 7, 1.5, 2.0, True, math.nan])
+def test_visual_top_k_out_of_range(visual_top_k: Any) -> None:
     with pytest.raises(InvalidRequest, match=f"visual_top_k {visual_top_k}: expected 1 to 6"):
         plan(retention=1.0, visual_top_k=visual_top_k)
     with pytest.raises(InvalidRequest, match=f"visual_top_k {visual_top_k}: expected 1 to 6"):

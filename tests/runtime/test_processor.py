@@ -315,6 +315,9 @@ def test_too_long_a_sequence(processor: MakeProcessor) -> None:
         make.from_tensors({"input_ids": np.zeros((1, 4097), np.int32)})
 
 
+DEEPSEEK_IMAGE_TOKEN = 300
+
+
 def _deepseek_tensors() -> dict[str, Array]:
     """Two rows: one picture of one tile after a padding token, and text."""
     mask = np.zeros((2, 430), bool)
@@ -323,8 +326,10 @@ def _deepseek_tensors() -> dict[str, Array]:
     attention[0, 0] = 0
     images = np.zeros((2, 2, 3, 384, 384), np.float32)
     images[0] = 1
+    ids = np.full((2, 430), 5, np.int64)
+    ids[mask] = DEEPSEEK_IMAGE_TOKEN
     return {
-        "input_ids": np.full((2, 430), 5, np.int64),
+        "input_ids": ids,
         "attention_mask": attention,
         "images_seq_mask": mask,
         "images_spatial_crop": np.array([[[1, 1]], [[0, 0]]]),
@@ -375,7 +380,7 @@ ALL_ROWS = slice(None)
         ),
         (_replaced("input_ids", lambda a: a[0]), r"input_ids is int64 \[430\]: expected integer of shape \[any, any\]"),
         (_changed("input_ids", (1, 3), 320), r"input_ids, row 1: ids from 5 to 320, expected 0 to 319"),
-        (_changed("input_ids", (0, 3), -1), r"input_ids, row 0: ids from -1 to 5, expected 0 to 319"),
+        (_changed("input_ids", (0, 3), -1), r"input_ids, row 0: ids from -1 to 300, expected 0 to 319"),
         (_changed("attention_mask", (0, 9), 2), "attention_mask holds values from 0 to 2: expected 0 and 1"),
         (_changed("attention_mask", (1, 9), 0), "attention_mask, row 1: 429 of 430 positions are set and not all of"),
         (_changed("attention_mask", (1, -1), 0), "attention_mask, row 1: 429 of 430 .* expected left padding"),
@@ -384,6 +389,17 @@ ALL_ROWS = slice(None)
         (_replaced("images_seq_mask", np.int64), r"images_seq_mask is int64 \[2, 430\]: expected bool of shape"),
         (_changed("images_seq_mask", (0, 1), True), r"row 0: 422 visual positions, expected 421 .* \[\[1, 1\]\]"),
         (_changed("images_seq_mask", (1, 1), True), r"row 1: 1 visual positions, expected 0 .* \[\]"),
+        (
+            _changed("input_ids", (0, 3), 5),
+            "images_seq_mask, row 0: marks position 3, id 5, and 0 more like it; expected True where .* id 300",
+        ),
+        (_changed("input_ids", (0, slice(3, 424)), 5), "row 0: marks position 3, id 5, and 420 more like it"),
+        (_changed("input_ids", (0, 424), 300), "images_seq_mask, row 0: does not mark position 424, id 300"),
+        (_changed("input_ids", (1, 7), 300), "images_seq_mask, row 1: does not mark position 7, id 300"),
+        (_changed("images_seq_mask", (0, 0), True), "images_seq_mask, row 0: marks position 0, padding"),
+        (_replaced("input_ids", np.ndarray.tolist), "input_ids is of type list: expected a NumPy array"),
+        (_changed("images", (0, 1, 2, 3, 4), np.nan), r"images holds nan at \[0, 1, 2, 3, 4\]: expected finite"),
+        (_changed("images", (0, 1, 2, 3, 4), -np.inf), r"images holds -inf at \[0, 1, 2, 3, 4\]: expected finite"),
         (_replaced("images_spatial_crop", lambda a: a[0]), r"images_spatial_crop is int64 \[1, 2\]: expected integer"),
         (_changed("images_spatial_crop", (0, 0, 1), 0), r"images_spatial_crop, row 0: \[\[1, 0\]\], expected"),
         (_replaced("images_spatial_crop", lambda a: np.insert(a, 0, 0, 1)), r"row 0: \[\[0, 0\], \[1, 1\]\], expected"),
@@ -417,6 +433,7 @@ def test_unusable_deepseek_tensors(
         ),
         (_changed("input_ids", (0, slice(10, 266)), 5), "pixel_values has 1 tiles: expected 0 for the 0 image tokens"),
         (lambda t: t.pop("pixel_values"), r"pixel_values has 0 tiles: expected 1 for the 256 image tokens \(id 392\)"),
+        (_changed("pixel_values", (0, 2, 1, 0), np.nan), r"pixel_values holds nan at \[0, 2, 1, 0\]: expected finite"),
         (_replaced("pixel_values", np.float16), r"pixel_values is float16 \[1, 3, 448, 448\]: expected float32 of"),
         (_replaced("pixel_values", lambda a: a[0]), r"pixel_values is float32 \[3, 448, 448\]: expected float32 of"),
         (lambda t: t.pop("input_ids"), "input tensors: missing input_ids; unknown none; expected input_ids and, opt"),
@@ -431,3 +448,8 @@ def test_unusable_internvl_tensors(
     with pytest.raises(InvalidRequest, match=message) as error:
         make.from_tensors(tensors)
     assert "\n" not in str(error.value)
+
+
+def test_image_tokens_without_pictures(processor: MakeProcessor) -> None:
+    with pytest.raises(InvalidRequest, match="row 1: does not mark position 2, id 300"):
+        processor("dsvl2-mha").from_tensors({"input_ids": np.array([[5, 5, 5], [5, 5, 300]])})

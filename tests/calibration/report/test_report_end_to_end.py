@@ -54,7 +54,7 @@ def data(vlm: VLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for i, sample in enumerate(load_samples("builtin", split="test", count=COUNT)):
         name = f"{sample.scene}.png"
         sample.image.save(directory / name)
-        answer = vlm.generate(sample.messages, method="none", max_tokens=MAX_TOKENS).text.strip()
+        answer = vlm.generate(sample.messages, method="none", max_new_tokens=MAX_TOKENS).text.strip()
         label = "something else" if i == COUNT - 1 else answer
         lines.append({"image": name, "question": sample.question, "answer": label, "kind": sample.kind})
     lines.append({"image": lines[0]["image"], "question": "What is this?"})
@@ -90,7 +90,7 @@ def test_answers_are_those_of_the_runtime(
     vlm: VLM, questions: Questions, bundle_planner: Planner, setting: Setting
 ) -> None:
     asked = questions.ask(vlm.graphs, bundle_planner, setting, range(3))
-    options = bundle_planner.options(setting) | {"max_tokens": questions.max_tokens}
+    options = bundle_planner.options(setting) | {"max_new_tokens": questions.max_tokens}
     expected = [vlm.generate(question.sample.messages, **options) for question in questions.items[:3]]
     assert asked == [answer.text.strip() for answer in expected]
 
@@ -123,7 +123,7 @@ def test_stages_agree_with_the_runtime(bundle: Path, vlm: VLM, questions: Questi
     setting = Setting("fastmmoe", 0.3)
     chunk = questions.chunk(vlm.graphs, bundle_planner, setting, 0)
     stages = StageTracer(bundle, vlm.manifest).trace(chunk)
-    stats = vlm.generate(questions.items[0].sample.messages, method="fastmmoe", retention=0.3, max_tokens=1).stats
+    stats = vlm.generate(questions.items[0].sample.messages, method="fastmmoe", retention=0.3, max_new_tokens=1).stats
     assert [stage.layer for stage in stages] == [1, 2, 3]
     window, alive = vlm.manifest.policy.window, stats.visual_tokens
     for stage, kept, merged, rows in zip(
@@ -145,7 +145,7 @@ def test_stages_agree_with_the_runtime(bundle: Path, vlm: VLM, questions: Questi
 def test_the_command_measures_once(
     bundle: Path, vlm: VLM, questions: Questions, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = {"method": "none", "max_tokens": questions.max_tokens}
+    options = {"method": "none", "max_new_tokens": questions.max_tokens}
     said = [vlm.generate(q.sample.messages, **options).text.strip() for q in questions.items]
     right = sum(text == q.sample.answer for text, q in zip(said, questions.items, strict=True)) / COUNT
     assert 0.5 < right < 1
