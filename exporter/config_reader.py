@@ -3,23 +3,28 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, overload
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, overload
+
+from msgspec import Meta
 
 from fastmmoe.runtime.errors import UnsupportedModel
 
 T = TypeVar("T")
 
 _ABSENT = object()
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxlong = _REPR.maxother = 80
 
 
 class ConfigReader:
     """One JSON object of a configuration file.
 
-    Kinds (`kind`) are types as in annotations: int, float (an int is accepted and converted), str, bool (never
-    accepted as a number), list, dict, list[int], list[list[int]], and unions such as `int | None`, where None stands
-    for a JSON null.
+    Kinds (`kind`) are types as in annotations: those of runtime/ranges.py for numbers (for a float, an int is accepted
+    and converted), int, float, str, bool (never accepted as a number), list, dict, list[Pixels], list[list[Pixels]],
+    and unions such as `Layers | None`, where None stands for a JSON null.
 
     Args:
         values: the parsed object.
@@ -35,33 +40,32 @@ class ConfigReader:
         self._sections: dict[str, ConfigReader] = {}
 
     @overload
-    def get(self, key: str, default: T, *, minimum: float | None = None) -> T: ...
+    def get(self, key: str, default: T) -> T: ...
     @overload
-    def get(self, key: str, default: Any, kind: Any, *, minimum: float | None = None) -> Any: ...
-    def get(self, key: str, default: Any, kind: Any = _ABSENT, *, minimum: float | None = None) -> Any:
+    def get(self, key: str, default: Any, kind: Any) -> Any: ...
+    def get(self, key: str, default: Any, kind: Any = _ABSENT) -> Any:
         """The value of `key`, or `default` where the file does not have the key.
 
         Args:
             default: give the default of the model's own configuration class.
             kind: expected type; by default the type of `default`. Name it for a default of None, and as
-                `int | None` where the file may say null.
-            minimum: smallest legal number.
+                `Layers | None` where the file may say null.
         Raises:
-            UnsupportedModel: the value has another type (null included) or is smaller than `minimum`.
+            UnsupportedModel: the value has another type (null included) or is outside the range of its kind.
         """
         self._read.add(key)
         value = self.values.get(key, _ABSENT)
         if value is _ABSENT:
             return default
-        return self._checked(key, value, type(default) if kind is _ABSENT else kind, minimum)
+        return self._checked(key, value, type(default) if kind is _ABSENT else kind)
 
     @overload
     def require(self, key: str) -> Any: ...
     @overload
-    def require(self, key: str, kind: type[T], *, minimum: float | None = None) -> T: ...
+    def require(self, key: str, kind: type[T]) -> T: ...
     @overload
-    def require(self, key: str, kind: Any, *, minimum: float | None = None) -> Any: ...
-    def require(self, key: str, kind: Any = object, *, minimum: float | None = None) -> Any:
+    def require(self, key: str, kind: Any) -> Any: ...
+    def require(self, key: str, kind: Any = object) -> Any:
         """The value of `key`, of any type unless `kind` is given.
 
         Raises:
@@ -70,8 +74,8 @@ class ConfigReader:
         self._read.add(key)
         if key not in self.values:
             expected = "a value" if kind is object else f"a value of type {_kind_name(kind)}"
-            raise UnsupportedModel(f"{self._name(key)} is missing, expected {expected}")
-        return self._checked(key, self.values[key], kind, minimum)
+            raise UnsupportedModel(f"{self.name(key)} is missing, expected {expected}")
+        return self._checked(key, self.values[key], kind)
 
     def choice(self, key: str, allowed: Sequence[T], default: T) -> T:
         """The value of `key`, or `default` where the file does not have the key, if it is one of `allowed`.
@@ -83,12 +87,11 @@ class ConfigReader:
         """
         self._read.add(key)
         value = self.values.get(key, default)
-        # bool is compared by type, because True == 1.
         for candidate in allowed:
-            if value == candidate and isinstance(value, bool) == isinstance(candidate, bool):
+            if is_same(value, candidate):
                 return candidate
-        found = f"is {value!r}" if key in self.values else f"is missing, which means {value!r}"
-        raise UnsupportedModel(f"{self._name(key)} {found}; supported: {', '.join(repr(a) for a in allowed)}")
+        found = f"is {shown(value)}" if key in self.values else f"is missing, which means {value!r}"
+        raise UnsupportedModel(f"{self.name(key)} {found}; supported: {', '.join(repr(a) for a in allowed)}")
 
     def section(self, key: str, *, optional: bool = False) -> ConfigReader:
         """The reader of the object under `key`, the same one at each call.
@@ -103,31 +106,79 @@ class ConfigReader:
             self._sections[key] = ConfigReader(values, self.file, self._path(key))
         return self._sections[key]
 
+    def ignore(self, *keys: str) -> None:
+        """Count keys as read that are known to be without effect, present or not."""
+        self._read.update(keys)
+
+    def check(self, key: str, value: T, is_legal: bool, expected: str) -> T:
+        """`value`, which is that of `key`, if it goes together with other values.
+
+        Raises:
+            UnsupportedModel: it does not; the message holds what was expected.
+        """
+        if not is_legal:
+            found = "is" if key in self.values else "is missing, which means"
+            raise UnsupportedModel(f"{self.name(key)} {found} {shown(value)}, expected {expected}")
+        return value
+
+    def has_read(self, key: str) -> bool:
+        """Whether anybody asked for the key, present or not."""
+        return key in self._read
+
+    def own_unread(self) -> list[str]:
+        """The keys of this object that nobody asked for."""
+        return [key for key in self.values if key not in self._read]
+
     def unread(self) -> list[str]:
         """Dotted names of the keys that nobody asked for, sorted, those of the opened sections included."""
-        own = [self._path(key) for key in self.values if key not in self._read]
+        own = [self._path(key) for key in self.own_unread()]
         return sorted(own + [name for section in self._sections.values() for name in section.unread()])
 
-    def _path(self, key: str) -> str:
-        return f"{self.prefix}.{key}" if self.prefix else key
-
-    def _name(self, key: str) -> str:
+    def name(self, key: str) -> str:
+        """File and dotted path of a key, as messages name it."""
         return f"{self.file}: {self._path(key)}"
 
-    def _checked(self, key: str, value: Any, kind: Any, minimum: float | None) -> Any:
+    def _path(self, key: str) -> str:
+        # A damaged file's keys must not break a message's line.
+        key = key if key.isprintable() and len(key) <= 80 else shown(key)
+        return f"{self.prefix}.{key}" if self.prefix else key
+
+    def _checked(self, key: str, value: Any, kind: Any) -> Any:
         if not _is_kind(value, kind):
-            found = f"{value!r:.80} ({_kind_name(type(value))})"
-            raise UnsupportedModel(f"{self._name(key)} is {found}, expected a value of type {_kind_name(kind)}")
-        if minimum is not None and value is not None and not value >= minimum:
-            raise UnsupportedModel(f"{self._name(key)} is {value!r}, expected at least {minimum}")
-        return float(value) if kind is float else value
+            found = f"{shown(value)} ({_kind_name(type(value))})"
+            raise UnsupportedModel(f"{self.name(key)} is {found}, expected a value of type {_kind_name(kind)}")
+        if not _is_in_range(value, kind):
+            raise UnsupportedModel(f"{self.name(key)} is {shown(value)}, expected {_range_name(kind)}")
+        return _converted(value, kind)
+
+
+def shown(value: Any) -> str:
+    """A value of a file as messages show it: on one line, short however large or deep it is."""
+    return ascii(text) if not (text := _REPR.repr(value)).isprintable() else text
+
+
+def is_same(one: Any, other: Any) -> bool:
+    """Whether two values of a file are equal, True and 1 apart; too deep to compare = not."""
+    try:
+        return bool(one == other) and isinstance(one, bool) == isinstance(other, bool)
+    except RecursionError:
+        return False
+
+
+def _options(kind: Any) -> tuple[Any, ...]:
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def _plain(kind: Any) -> Any:
+    """The type of a kind without its range."""
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
 
 
 def _is_kind(value: Any, kind: Any) -> bool:
-    origin = get_origin(kind)
-    if origin in (Union, UnionType):
-        return any(_is_kind(value, option) for option in get_args(kind))
-    if origin is list:
+    if len(options := _options(kind)) > 1:
+        return any(_is_kind(value, option) for option in options)
+    kind = _plain(kind)
+    if get_origin(kind) is list:
         (element,) = get_args(kind)
         return isinstance(value, list) and all(_is_kind(v, element) for v in value)
     if kind is float:
@@ -137,9 +188,54 @@ def _is_kind(value: Any, kind: Any) -> bool:
     return isinstance(value, kind)
 
 
+def _is_in_range(value: Any, kind: Any) -> bool:
+    """Whether a value of the kind's type is within its range; NaN never is."""
+    if len(options := _options(kind)) > 1:
+        return any(_is_kind(value, option) and _is_in_range(value, option) for option in options)
+    if get_origin(kind) is list:
+        (element,) = get_args(kind)
+        return all(_is_in_range(v, element) for v in value)
+    if get_origin(kind) is not Annotated:
+        return True
+    low, is_open, high = _limits(kind)
+    return (low < value if is_open else low <= value) and value <= high
+
+
+def _limits(kind: Any) -> tuple[float, bool, float]:
+    """Least value of an annotated number, whether it is itself outside, greatest value."""
+    meta: Meta = get_args(kind)[1]
+    low = meta.gt if meta.ge is None else meta.ge
+    assert low is not None and meta.le is not None, f"{kind} lacks a limit"
+    return low, meta.ge is None, meta.le
+
+
+def _converted(value: Any, kind: Any) -> Any:
+    """The value, an int as a float where the kind is one."""
+    (kind,) = [option for option in _options(kind) if _is_kind(value, option)][:1]
+    if get_origin(kind) is list:
+        (element,) = get_args(kind)
+        return [_converted(v, element) for v in value]
+    return float(value) if _plain(kind) is float else value
+
+
 def _kind_name(kind: Any) -> str:
+    kind = _plain(kind)
     if kind is type(None):
         return "null"
-    if get_origin(kind) in (Union, UnionType):
-        return " or ".join(_kind_name(option) for option in get_args(kind))
-    return kind.__name__ if isinstance(kind, type) and get_origin(kind) is None else str(kind)
+    if len(options := _options(kind)) > 1:
+        return " or ".join(_kind_name(option) for option in options)
+    if get_origin(kind) is list:
+        return f"list[{_kind_name(get_args(kind)[0])}]"
+    return str(kind.__name__)
+
+
+def _range_name(kind: Any) -> str:
+    if len(options := _options(kind)) > 1:
+        return " or ".join(_range_name(option) for option in options)
+    if get_origin(kind) is list:
+        return f"a list of {_range_name(get_args(kind)[0])}"
+    if get_origin(kind) is not Annotated:
+        return _kind_name(kind)
+    low, is_open, high = _limits(kind)
+    least, greatest = (f"{limit:,}" if isinstance(limit, int) else f"{limit:g}" for limit in (low, high))
+    return f"more than {least}, up to {greatest}" if is_open else f"{least} to {greatest}"

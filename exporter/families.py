@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fastmmoe.exporter.checkpoint import Checkpoint, account, build
-from fastmmoe.exporter.config_reader import ConfigReader
+from fastmmoe.exporter.config_reader import ConfigReader, shown
 from fastmmoe.exporter.fastmmoe.policy import Layers, PolicyOptions, resolve_policy
 from fastmmoe.exporter.models import deepseek_vl2, internvl3_5
 from fastmmoe.exporter.ops.quantise import Packing
@@ -68,9 +68,9 @@ class Model:
 
     def __init__(self, checkpoint: Checkpoint, options: PolicyOptions, precision: Precision) -> None:
         model_type = checkpoint.config.get("model_type")
-        if model_type not in FAMILY_BY_MODEL_TYPE:
+        if not isinstance(model_type, str) or model_type not in FAMILY_BY_MODEL_TYPE:
             raise UnsupportedModel(
-                f"model_type {model_type!r} in config.json: supported are {', '.join(FAMILY_BY_MODEL_TYPE)}"
+                f"model_type {shown(model_type)} in config.json: supported are {', '.join(FAMILY_BY_MODEL_TYPE)}"
             )
         family = FAMILY_BY_MODEL_TYPE[model_type]
         reader = ConfigReader(checkpoint.config)
@@ -88,6 +88,7 @@ class Model:
                 self.config.moe.top_k,
             ),
         )
+        _check_size(checkpoint, self.config)
         self._rules, self._computed = family.weight_map(self.config), family.computed_weights(self.config)
         checkpoint.rename_prefixes(family.RENAMED_PREFIXES)
         account(checkpoint, self._rules, family.DROPPED_TENSORS)
@@ -130,3 +131,20 @@ class Model:
         }
         mapped = self._rules.keys() | self._computed.keys()
         assert ours.keys() == mapped, f"weight map and modules differ: {sorted(ours.keys() ^ mapped)[:5]}"
+
+
+def _check_size(checkpoint: Checkpoint, config: Any) -> None:
+    """Raise UnsupportedModel where the weights are far fewer than the configuration needs.
+
+    `account` names every missing tensor, which takes minutes and gigabytes where a damaged file means millions.
+    """
+    layers, tower, experts = config.num_hidden_layers, config.vision.layers, config.moe.num_experts
+    is_fused = any(name.endswith("experts.gate_up_proj") for name in checkpoint.tensors)
+    of_experts = 2 if is_fused else 3 * experts
+    least = 6 * layers + 8 * tower + of_experts * len(config.moe_layers)
+    if least > 2 * len(checkpoint.tensors) + 10_000:
+        raise UnsupportedModel(
+            f"{checkpoint.path}: config.json means {layers:,} layers, {experts:,} experts in each of "
+            f"{len(config.moe_layers):,} and {tower:,} layers of the vision tower, which are at least {least:,} "
+            f"tensors; the weights hold {len(checkpoint.tensors):,}: check that both belong to the same model"
+        )

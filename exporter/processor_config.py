@@ -12,6 +12,7 @@ from fastmmoe.exporter.config_reader import ConfigReader
 from fastmmoe.runtime.errors import BundleMismatch, UnsupportedModel
 from fastmmoe.runtime.processor import load_tokenizer
 from fastmmoe.runtime.processor_config import DeepseekVl2ProcessorConfig, InternVlProcessorConfig, ProcessorConfig, Rgb
+from fastmmoe.runtime.ranges import PatchCount, Pixels, Positions, Tiles, TokenId
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -74,8 +75,8 @@ def _read_deepseek_vl2(model_dir: Path, config: ConfigReader, vocab_size: int) -
     eos = _deepseek_token_id("eos_token", names, language, tokenizer)
     return DeepseekVl2ProcessorConfig(
         candidate_resolutions=resolutions,
-        patch_size=_agreed(config.section("vision_config"), "patch_size", 16, processor),
-        downsample_ratio=_agreed(config.section("projector_config"), "downsample_ratio", 2, processor),
+        patch_size=_agreed(config.section("vision_config"), "patch_size", 16, Pixels, processor),
+        downsample_ratio=_agreed(config.section("projector_config"), "downsample_ratio", 2, PatchCount, processor),
         image_mean=mean,
         image_std=_read_rgb(processor, "image_std", (0.5, 0.5, 0.5)),
         pad_color=(int(mean[0] * 255), int(mean[1] * 255), int(mean[2] * 255)),
@@ -89,20 +90,20 @@ def _read_deepseek_vl2(model_dir: Path, config: ConfigReader, vocab_size: int) -
         special_tokens=special_tokens,
         stop_token_ids=() if eos is None else (eos,),
         vocab_size=vocab_size,
-        max_position_embeddings=language.get("max_position_embeddings", 2048, minimum=1),
+        max_position_embeddings=language.get("max_position_embeddings", 2048, Positions),
     )
 
 
 def _read_resolutions(config: ConfigReader, processor: ConfigReader) -> tuple[tuple[int, int], ...]:
     """The candidates of both files; all are multiples of the tile, and the tile alone is among them."""
-    found = config.get("candidate_resolutions", [[384, 384]], list[list[int]])
-    other = processor.get("candidate_resolutions", found, list[list[int]])
+    found = config.get("candidate_resolutions", [[384, 384]], list[list[Pixels]])
+    other = processor.get("candidate_resolutions", found, list[list[Pixels]])
     if found != other:
         raise UnsupportedModel(
             f"candidate_resolutions: config.json has {found}, processor_config.json has {other}; they must be equal"
         )
-    tile = config.section("vision_config").get("image_size", 384, minimum=1)
-    is_grid = all(len(pair) == 2 and min(pair) > 0 and pair[0] % tile == pair[1] % tile == 0 for pair in found)
+    tile = config.section("vision_config").get("image_size", 384, Pixels)
+    is_grid = all(len(pair) == 2 and pair[0] % tile == pair[1] % tile == 0 for pair in found)
     if not is_grid or [tile, tile] not in found or found[0][0] != tile:
         raise UnsupportedModel(
             f"candidate_resolutions {found}: expected pairs of multiples of the vision tower's image_size {tile}, "
@@ -115,7 +116,7 @@ def _deepseek_token_id(
     name: str, names: ConfigReader, language: ConfigReader, tokenizer: Tokenizer | None
 ) -> int | None:
     """The id of bos_token or eos_token from the tokenizer, else from config.json; they must agree."""
-    from_config = language.get(f"{name}_id", None, int | None)
+    from_config = language.get(f"{name}_id", None, TokenId | None)
     token = _token_name(names, name)
     if tokenizer is None:
         return from_config
@@ -153,11 +154,11 @@ def _read_internvl(model_dir: Path, config: ConfigReader, vocab_size: int) -> In
         image_start_token=INTERNVL_TOKENS[1],
         image_end_token=INTERNVL_TOKENS[2],
         image_token_id=_internvl_image_token_id(config, tokenizer),
-        bos_token_id=text.get("bos_token_id", None, int | None),
-        pad_token_id=text.get("pad_token_id", None, int | None),
+        bos_token_id=text.get("bos_token_id", None, TokenId | None),
+        pad_token_id=text.get("pad_token_id", None, TokenId | None),
         stop_token_ids=tuple(dict.fromkeys(stop_ids)),
         vocab_size=vocab_size,
-        max_position_embeddings=text.require("max_position_embeddings", int, minimum=1),
+        max_position_embeddings=text.require("max_position_embeddings", Positions),
     )
 
 
@@ -169,18 +170,19 @@ def _read_original(config: ConfigReader, template: str) -> dict[str, Any]:
             f"{config.section('llm_config').require('model_type')!r}"
         )
     config.choice("pad2square", [False], False)
+    config.choice("dynamic_image_size", [True], False)
     vision = config.section("vision_config")
-    tile = vision.get("image_size", 224, minimum=1)
-    if config.get("force_image_size", tile, int | None) not in (tile, None):
+    tile = vision.get("image_size", 224, Pixels)
+    if config.get("force_image_size", tile, Pixels | None) not in (tile, None):
         raise UnsupportedModel(
             f"config.json: force_image_size is {config.get('force_image_size', tile)}, expected the vision tower's "
             f"image_size {tile}: interpolated position embeddings are not implemented"
         )
     return {
         "tile_size": tile,
-        "tokens_per_tile": _tokens_per_tile(config, tile, vision.get("patch_size", 14, minimum=1)),
-        "min_tiles": config.get("min_dynamic_patch", 1, minimum=1),
-        "max_tiles": config.get("max_dynamic_patch", 6, minimum=1),
+        "tokens_per_tile": _tokens_per_tile(config, tile, vision.get("patch_size", 14, Pixels)),
+        "min_tiles": config.get("min_dynamic_patch", 1, Tiles),
+        "max_tiles": config.get("max_dynamic_patch", 6, Tiles),
         "use_thumbnail": config.get("use_thumbnail", False),
     }
 
@@ -198,14 +200,14 @@ def _read_hf(config: ConfigReader, preprocessor: ConfigReader) -> dict[str, Any]
     return {
         "tile_size": tile,
         "tokens_per_tile": tokens,
-        "min_tiles": preprocessor.get("min_patches", 1, minimum=1),
-        "max_tiles": preprocessor.get("max_patches", 12, minimum=1),
+        "min_tiles": preprocessor.get("min_patches", 1, Tiles),
+        "max_tiles": preprocessor.get("max_patches", 12, Tiles),
         "use_thumbnail": True,
     }
 
 
 def _internvl_image_token_id(config: ConfigReader, tokenizer: Tokenizer | None) -> int:
-    from_config = config.get("image_token_id", None, int | None)
+    from_config = config.get("image_token_id", None, TokenId | None)
     if tokenizer is None:
         if from_config is None:
             raise UnsupportedModel(
@@ -227,9 +229,9 @@ def _tokens_per_tile(config: ConfigReader, tile: int, patch: int) -> int:
 
 def _square(reader: ConfigReader, key: str, default: int) -> int:
     """A side given as a number or as two equal ones."""
-    value = reader.get(key, default, int | list[int])
+    value = reader.get(key, default, Pixels | list[Pixels])
     sides = [value, value] if isinstance(value, int) else value
-    if len(sides) != 2 or sides[0] != sides[1] or sides[0] < 1:
+    if len(sides) != 2 or sides[0] != sides[1]:
         raise UnsupportedModel(f"{reader.file}: {key} is {value}, expected one side or two equal ones")
     return sides[0]
 
@@ -243,16 +245,16 @@ def _check_tile_size(preprocessor: ConfigReader, tile: int) -> None:
 
 
 def _eos_ids(reader: ConfigReader) -> Sequence[int]:
-    value = reader.get("eos_token_id", None, int | list[int] | None)
+    value = reader.get("eos_token_id", None, TokenId | list[TokenId] | None)
     if value is None:
         return ()
     return (value,) if isinstance(value, int) else value
 
 
-def _agreed(config: ConfigReader, key: str, default: int, processor: ConfigReader) -> int:
+def _agreed(config: ConfigReader, key: str, default: int, kind: Any, processor: ConfigReader) -> int:
     """A number that config.json and the processor's file must agree on, where both have it."""
-    value = config.get(key, default, minimum=1)
-    other = processor.get(key, value, minimum=1)
+    value: int = config.get(key, default, kind)
+    other = processor.get(key, value, kind)
     if other != value:
         raise UnsupportedModel(f"{key}: config.json means {value}, {processor.file} has {other}; they must be equal")
     return value

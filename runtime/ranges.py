@@ -34,7 +34,13 @@ OptionalWidth: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 20)]
 """Features of a part that a model may lack; 0 = it does."""
 
 Experts: TypeAlias = Annotated[int, Meta(ge=1, le=4096)]
-"""Routed experts of a layer, and how many of them a token uses."""
+"""Routed experts of a layer."""
+
+ExpertsPerToken: TypeAlias = Annotated[int, Meta(ge=1, le=16)]
+"""Routed experts that a token uses, within the limits of FmmSparseMoE's contract."""
+
+ExpertGroups: TypeAlias = Annotated[int, Meta(ge=1, le=64)]
+"""Groups of a layer's experts, within the limits of FmmSparseMoE's contract."""
 
 OptionalExperts: TypeAlias = Annotated[int, Meta(ge=0, le=4096)]
 """Experts of a kind that a model may lack, such as shared ones."""
@@ -54,5 +60,17 @@ Pixels: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 14)]
 Tiles: TypeAlias = Annotated[int, Meta(ge=1, le=4096)]
 """Tiles of a picture."""
 
+PatchCount: TypeAlias = Annotated[int, Meta(ge=1, le=64)]
+"""Patches along one side that become one visual token, visual tokens along one side or in one window."""
+
 Positive: TypeAlias = Annotated[float, Meta(gt=0, le=1e12)]
-"""A scale, an epsilon, a base of rotary frequencies."""
+"""A scale, an epsilon."""
+
+RotaryBase: TypeAlias = Annotated[float, Meta(gt=1, le=1e12)]
+"""The base of rotary frequencies."""
+
+RotaryScale: TypeAlias = Annotated[float, Meta(ge=1, le=1e6)]
+"""By how much rotary positions are stretched."""
+
+WidthRatio: TypeAlias = Annotated[float, Meta(gt=0, le=1024)]
+"""Features of an MLP to those of what it takes."""

@@ -6,21 +6,19 @@ Source: the official code (deepseek-ai/DeepSeek-VL2); layers in reading order, w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from fastmmoe.exporter.checkpoint import WeightRule
-from fastmmoe.exporter.config_reader import ConfigReader
 from fastmmoe.exporter.fastmmoe.decoder import DecoderLayer, LanguageModel, MoeBlock
 from fastmmoe.exporter.fastmmoe.tokens import Tokens, Watch
 from fastmmoe.exporter.models.attention import GroupedAttention
+from fastmmoe.exporter.models.deepseek_vl2_config import Config, MlaConfig, VisionConfig
+from fastmmoe.exporter.models.deepseek_vl2_config import read_config as read_config
 from fastmmoe.exporter.models.graphs import Embedding, GraphModules
 from fastmmoe.exporter.models.layers import (
     Mlp,
-    MoeConfig,
     RMSNorm,
     SparseMoe,
     VisionAttention,
@@ -40,149 +38,6 @@ DROPPED_TENSORS = ("vision.attn_pool.*",)
 RENAMED_PREFIXES: dict[str, str] = {}
 LATENT_NORM_EPS = 1e-6
 VISION_NORM_EPS = 1e-6
-
-
-@dataclass(frozen=True)
-class VisionConfig:
-    image_size: int
-    patch_size: int
-    width: int
-    layers: int
-    heads: int
-    mlp_ratio: float
-    downsample_ratio: int
-
-    @property
-    def grid(self) -> int:
-        return self.image_size // self.patch_size
-
-    @property
-    def mlp_width(self) -> int:
-        return int(self.width * self.mlp_ratio)
-
-
-@dataclass(frozen=True)
-class MlaConfig:
-    kv_lora_rank: int
-    qk_nope_head_dim: int
-    qk_rope_head_dim: int
-    v_head_dim: int
-
-
-@dataclass(frozen=True)
-class Config:
-    """What the graphs need of config.json, official class defaults applied."""
-
-    vision: VisionConfig
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    mla: MlaConfig | None
-    intermediate_size: int
-    moe: MoeConfig
-    n_shared_experts: int
-    first_k_dense_replace: int
-    moe_layer_freq: int
-    rms_norm_eps: float
-    rope_theta: float
-    max_position_embeddings: int
-
-    @property
-    def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
-
-    @property
-    def head_shape(self) -> tuple[int, int, int]:
-        """Heads, key-value heads, dimensions of a head."""
-        return self.num_attention_heads, self.num_key_value_heads, self.head_dim
-
-    @property
-    def moe_layers(self) -> tuple[int, ...]:
-        layers = range(self.first_k_dense_replace, self.num_hidden_layers)
-        return tuple(i for i in layers if i % self.moe_layer_freq == 0)
-
-    @property
-    def full_attention_layers(self) -> tuple[int, ...]:
-        return tuple(range(self.num_hidden_layers))
-
-
-def read_config(reader: ConfigReader) -> Config:
-    """The model's configuration from config.json. Source of the defaults: DeepseekV2Config of the official code."""
-    vision, projector, language = (
-        reader.section("vision_config"),
-        reader.section("projector_config"),
-        reader.section("language_config"),
-    )
-    return Config(
-        vision=_read_vision(vision, projector),
-        moe=_read_moe(language),
-        mla=_read_mla(language),
-        vocab_size=language.get("vocab_size", 102400),
-        hidden_size=language.get("hidden_size", 4096),
-        num_hidden_layers=language.get("num_hidden_layers", 30),
-        num_attention_heads=language.get("num_attention_heads", 32),
-        num_key_value_heads=language.get("num_key_value_heads", 32),
-        intermediate_size=language.get("intermediate_size", 11008),
-        n_shared_experts=language.require("n_shared_experts", int),
-        first_k_dense_replace=language.get("first_k_dense_replace", 0),
-        moe_layer_freq=language.get("moe_layer_freq", 1),
-        rms_norm_eps=language.get("rms_norm_eps", 1e-6),
-        rope_theta=language.get("rope_theta", 10000.0),
-        max_position_embeddings=language.get("max_position_embeddings", 2048),
-    )
-
-
-def _read_vision(vision: ConfigReader, projector: ConfigReader) -> VisionConfig:
-    vision.choice("model_name", ("siglip_so400m_patch14_384",), "siglip_so400m_patch14_384")
-    vision.choice("class_token", (False,), False)
-    vision.choice("ignore_head", (True,), True)
-    vision.choice("select_layer", (-1,), -1)
-    projector.choice("projector_type", ("downsample_mlp_gelu",), "downsample_mlp_gelu")
-    projector.choice("depth", (2,), 2)
-    projector.choice("mlp_ratio", (1,), 1)
-    projector.choice("token_pooling", (False,), False)
-    return VisionConfig(
-        image_size=vision.get("image_size", 384),
-        patch_size=vision.get("patch_size", 16),
-        width=vision.get("width", 1152),
-        layers=vision.get("layers", 27),
-        heads=vision.get("heads", 16),
-        mlp_ratio=vision.get("mlp_ratio", 3.7362),
-        downsample_ratio=projector.get("downsample_ratio", 2),
-    )
-
-
-def _read_moe(language: ConfigReader) -> MoeConfig:
-    language.choice("hidden_act", ("silu",), "silu")
-    return MoeConfig(
-        num_experts=language.require("n_routed_experts", int),
-        top_k=language.require("num_experts_per_tok", int),
-        intermediate_size=language.get("moe_intermediate_size", 1407),
-        scoring_func=language.choice("scoring_func", ("softmax", "sigmoid"), "softmax"),
-        # The class default is a value that the gate itself refuses, so a usable file always gives another.
-        topk_method=language.choice("topk_method", ("greedy", "group_limited_greedy", "noaux_tc"), "gready"),
-        n_group=language.get("n_group", None, int | None) or 1,
-        topk_group=language.get("topk_group", None, int | None) or 1,
-        norm_topk_prob=language.get("norm_topk_prob", False),
-        routed_scaling_factor=language.get("routed_scaling_factor", 1.0),
-    )
-
-
-def _read_mla(language: ConfigReader) -> MlaConfig | None:
-    language.choice("attention_bias", (False,), False)
-    language.choice("rope_scaling", (None,), None)
-    language.choice("tie_word_embeddings", (False,), False)
-    if not language.get("use_mla", True):
-        return None
-    language.choice("q_lora_rank", (None,), 1536)
-    return MlaConfig(
-        kv_lora_rank=language.get("kv_lora_rank", 512),
-        qk_nope_head_dim=language.get("qk_nope_head_dim", 128),
-        qk_rope_head_dim=language.get("qk_rope_head_dim", 64),
-        v_head_dim=language.get("v_head_dim", 128),
-    )
 
 
 class Vision(nn.Module):

@@ -7,30 +7,26 @@ Layers in reading order, weight map last.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from fastmmoe.exporter.checkpoint import WeightRule
-from fastmmoe.exporter.config_reader import ConfigReader
 from fastmmoe.exporter.fastmmoe.decoder import DecoderLayer, LanguageModel, MoeBlock
 from fastmmoe.exporter.models.attention import GroupedAttention
 from fastmmoe.exporter.models.graphs import Embedding, GraphModules
+from fastmmoe.exporter.models.internvl3_5_config import Config, VisionConfig
+from fastmmoe.exporter.models.internvl3_5_config import read_config as read_config
 from fastmmoe.exporter.models.layers import (
-    MoeConfig,
     RMSNorm,
     SparseMoe,
     VisionAttention,
     VisionBlock,
     VisionMlp,
-    YarnConfig,
     rotary_frequencies,
 )
 from fastmmoe.exporter.models.weight_rules import linear, norm, same, separate_experts
 from fastmmoe.runtime import abi
-from fastmmoe.runtime.errors import UnsupportedModel
 from fastmmoe.runtime.policy import Policy
 
 FAMILY = "internvl3_5"
@@ -43,197 +39,6 @@ RENAMED_PREFIXES = {
     "model.multi_modal_projector.": "multi_modal_projector.",
 }
 PROJECTOR_NORM_EPS = 1e-5
-
-
-@dataclass(frozen=True)
-class VisionConfig:
-    image_size: int
-    patch_size: int
-    width: int
-    mlp_width: int
-    layers: int
-    heads: int
-    qkv_bias: bool
-    qk_norm: bool
-    norm_type: str
-    norm_eps: float
-
-    @property
-    def grid(self) -> int:
-        return self.image_size // self.patch_size
-
-
-@dataclass(frozen=True)
-class Config:
-    """What the graphs need of config.json, of either layout."""
-
-    is_hf_layout: bool
-    vision: VisionConfig
-    language_model_type: str
-    vocab_size: int
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    moe: MoeConfig
-    rms_norm_eps: float
-    rope_theta: float
-    yarn: YarnConfig | None
-    sliding_window: int | None
-    sliding_layers: tuple[int, ...]
-    max_position_embeddings: int
-
-    @property
-    def is_gpt_oss(self) -> bool:
-        return self.language_model_type == "gpt_oss"
-
-    @property
-    def moe_layers(self) -> tuple[int, ...]:
-        return tuple(range(self.num_hidden_layers))
-
-    @property
-    def full_attention_layers(self) -> tuple[int, ...]:
-        return tuple(i for i in range(self.num_hidden_layers) if i not in self.sliding_layers)
-
-
-def read_config(reader: ConfigReader) -> Config:
-    """The model's configuration from config.json, original (`llm_config`) or Hugging Face (`text_config`) layout."""
-    is_hf_layout = reader.choice("model_type", ("internvl", "internvl_chat"), "internvl_chat") == "internvl"
-    language = reader.section("text_config" if is_hf_layout else "llm_config")
-    kind = language.choice("model_type", ("qwen3_moe", "gpt_oss"), "")
-    reader.choice("downsample_ratio", (0.5,), 0.5)
-    if is_hf_layout:
-        reader.choice("vision_feature_layer", (-1,), -1)
-        reader.choice("vision_feature_select_strategy", ("default",), "default")
-        reader.choice("projector_hidden_act", ("gelu",), "gelu")
-    else:
-        reader.choice("select_layer", (-1,), -1)
-        reader.choice("ps_version", ("v2",), "v1")
-        reader.choice("pad2square", (False,), False)
-    # The class default of the Hugging Face layout is True; these models are untied and their files say so.
-    owner = reader if is_hf_layout else language
-    owner.choice("tie_word_embeddings", (False,), is_hf_layout)
-    language.choice("hidden_act", ("silu",), "silu")
-    sliding = _read_sliding_layers(language) if kind == "gpt_oss" else ()
-    return Config(
-        is_hf_layout=is_hf_layout,
-        vision=_read_vision(reader.section("vision_config"), is_hf_layout),
-        language_model_type=kind,
-        vocab_size=language.require("vocab_size", int),
-        hidden_size=language.require("hidden_size", int),
-        num_hidden_layers=language.require("num_hidden_layers", int),
-        num_attention_heads=language.require("num_attention_heads", int),
-        num_key_value_heads=language.require("num_key_value_heads", int),
-        head_dim=language.require("head_dim", int),
-        moe=_read_gpt_oss_moe(language) if kind == "gpt_oss" else _read_qwen3_moe(language),
-        rms_norm_eps=language.get("rms_norm_eps", 1e-5 if kind == "gpt_oss" else 1e-6),
-        rope_theta=_read_rope_theta(language),
-        yarn=_read_yarn(language, kind),
-        sliding_window=language.require("sliding_window", int) if sliding else None,
-        sliding_layers=sliding,
-        max_position_embeddings=language.require("max_position_embeddings", int),
-    )
-
-
-def _read_qwen3_moe(language: ConfigReader) -> MoeConfig:
-    language.choice("attention_bias", (False,), False)
-    language.choice("decoder_sparse_step", (1,), 1)
-    language.choice("mlp_only_layers", ([], None), [])
-    language.choice("use_sliding_window", (False,), False)
-    experts = language.get("num_experts", None, int)
-    local_experts = language.get("num_local_experts", experts, int)
-    if local_experts is None or experts not in (None, local_experts):
-        raise UnsupportedModel(
-            f"config.json: num_experts {experts} and num_local_experts {local_experts}: expected one count"
-        )
-    return MoeConfig(
-        num_experts=local_experts,
-        top_k=language.require("num_experts_per_tok", int),
-        intermediate_size=language.require("moe_intermediate_size", int),
-        scoring_func="softmax",
-        norm_topk_prob=language.get("norm_topk_prob", False),
-    )
-
-
-def _read_gpt_oss_moe(language: ConfigReader) -> MoeConfig:
-    language.choice("attention_bias", (True,), True)
-    language.choice("swiglu_alpha", (1.702,), 1.702)
-    return MoeConfig(
-        num_experts=language.require("num_local_experts", int),
-        top_k=language.require("num_experts_per_tok", int),
-        intermediate_size=language.require("intermediate_size", int),
-        scoring_func="topk_softmax",
-        activation="swiglu_oai",
-        swiglu_limit=language.get("swiglu_limit", 7.0),
-        expert_bias=True,
-    )
-
-
-def _read_sliding_layers(language: ConfigReader) -> tuple[int, ...]:
-    kinds = language.require("layer_types", list)
-    unknown = sorted({str(kind) for kind in kinds} - {"sliding_attention", "full_attention"})
-    layers = language.require("num_hidden_layers", int)
-    if unknown or len(kinds) != layers:
-        raise UnsupportedModel(
-            f"config.json: layer_types has {len(kinds)} entries {unknown or ''}, expected {layers} of "
-            "sliding_attention and full_attention"
-        )
-    return tuple(i for i, kind in enumerate(kinds) if kind == "sliding_attention")
-
-
-def _read_rope_theta(language: ConfigReader) -> float:
-    # Newer files hold everything about RoPE in rope_parameters, older ones in rope_theta and rope_scaling.
-    if "rope_parameters" in language.values:
-        return language.section("rope_parameters").require("rope_theta", float)
-    return language.require("rope_theta", float)
-
-
-def _read_yarn(language: ConfigReader, kind: str) -> YarnConfig | None:
-    is_new = "rope_parameters" in language.values
-    if kind != "gpt_oss":
-        if is_new:
-            language.section("rope_parameters").choice("rope_type", ("default",), "default")
-        else:
-            language.choice("rope_scaling", (None,), None)
-        return None
-    rope = language.section("rope_parameters" if is_new else "rope_scaling")
-    rope.choice("rope_type", ("yarn",), "")
-    rope.choice("truncate", (False,), True)
-    return YarnConfig(
-        factor=rope.require("factor", float),
-        original_max_position_embeddings=rope.require("original_max_position_embeddings", int),
-        beta_fast=rope.get("beta_fast", 32.0),
-        beta_slow=rope.get("beta_slow", 1.0),
-    )
-
-
-def _read_vision(vision: ConfigReader, is_hf_layout: bool) -> VisionConfig:
-    def square(key: str, default: int) -> int:
-        value = vision.get(key, default, int | list[int])
-        sides = {value} if isinstance(value, int) else set(value)
-        if len(sides) != 1:
-            raise UnsupportedModel(f"config.json: vision_config.{key} is {value}, expected a square")
-        return sides.pop()
-
-    vision.choice("hidden_act", ("gelu",), "gelu")
-    if is_hf_layout:
-        # Without mean pooling the Hugging Face class adds a final norm that these models do not have.
-        vision.choice("use_mean_pooling", (True,), True)
-        vision.choice("use_absolute_position_embeddings", (True,), True)
-        vision.choice("use_mask_token", (False,), False)
-    return VisionConfig(
-        image_size=square("image_size", 448),
-        patch_size=square("patch_size", 14),
-        width=vision.require("hidden_size", int),
-        mlp_width=vision.require("intermediate_size", int),
-        layers=vision.require("num_hidden_layers", int),
-        heads=vision.require("num_attention_heads", int),
-        qkv_bias=vision.require("attention_bias" if is_hf_layout else "qkv_bias", bool),
-        qk_norm=vision.require("use_qk_norm" if is_hf_layout else "qk_normalization", bool),
-        norm_type=vision.choice("norm_type", ("layer_norm", "rms_norm"), "layer_norm" if is_hf_layout else "rms_norm"),
-        norm_eps=vision.get("layer_norm_eps", 1e-6),
-    )
 
 
 class Vision(nn.Module):

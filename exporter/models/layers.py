@@ -117,16 +117,13 @@ class SparseMoe(nn.Module):
 
 @dataclass(frozen=True)
 class YarnConfig:
-    """YaRN scaling of gpt-oss (no rounding of the correction range)."""
+    """YaRN scaling of gpt-oss (no rounding of the correction range); attention_factor is on cosines and sines."""
 
     factor: float
     original_max_position_embeddings: int
     beta_fast: float
     beta_slow: float
-
-    @property
-    def attention_factor(self) -> float:
-        return 0.1 * math.log(self.factor) + 1.0
+    attention_factor: float
 
 
 def rotary_frequencies(theta: float, dim: int, yarn: YarnConfig | None = None) -> torch.Tensor:
@@ -140,7 +137,7 @@ def rotary_frequencies(theta: float, dim: int, yarn: YarnConfig | None = None) -
         return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
     low, high = max(correction_dim(yarn.beta_fast), 0.0), min(correction_dim(yarn.beta_slow), dim - 1.0)
-    ramp = ((torch.arange(dim // 2).float() - low) / max(high - low, 1e-3)).clamp(0, 1)
+    ramp = ((torch.arange(dim // 2).float() - low) / (high - low or 1e-3)).clamp(0, 1)
     return plain / yarn.factor * ramp + plain * (1 - ramp)
 
 

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 
 from benchmark_tools.errors import BenchmarkError
 from fastmmoe.exporter.config_reader import ConfigReader
-from fastmmoe.exporter.models.internvl3_5 import read_config, weight_map
+from fastmmoe.exporter.models.internvl3_5 import weight_map
+from fastmmoe.exporter.models.internvl3_5_config import read_config
 
 SEED = 20251117
 VOCAB_SIZE = 2048

@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 import pytest
+from msgspec import Meta
 
 from fastmmoe.exporter.config_reader import ConfigReader
 from fastmmoe.runtime.errors import UnsupportedModel
+from fastmmoe.runtime.ranges import Positive, Width
+
+Tens: TypeAlias = Annotated[int, Meta(ge=1, le=10)]
+Share: TypeAlias = Annotated[float, Meta(gt=0, le=1)]
 
 VALUES: dict[str, Any] = {
     "hidden_size": 128,
@@ -44,8 +49,8 @@ def test_get_reads_the_value_or_the_default(reader: ConfigReader) -> None:
 
 def test_require_reads_the_value(reader: ConfigReader) -> None:
     assert reader.require("hidden_size") == 128
-    assert reader.require("hidden_size", int, minimum=128) == 128
-    assert reader.require("q_lora_rank", int | None, minimum=1) is None
+    assert reader.require("hidden_size", Width) == 128
+    assert reader.require("q_lora_rank", Width | None) is None
 
 
 def test_choice_reads_a_supported_value_or_default(reader: ConfigReader) -> None:
@@ -72,7 +77,14 @@ def test_choice_reads_a_supported_value_or_default(reader: ConfigReader) -> None
         (lambda r: r.get("q_lora_rank", 1536), "q_lora_rank is None (null), expected a value of type int"),
         (lambda r: r.get("torch_dtype", None, int | None), "is 'bfloat16' (str), expected a value of type int or null"),
         (lambda r: r.get("candidate_resolutions", [], list[int]), "expected a value of type list[int]"),
-        (lambda r: r.get("hidden_size", 1, minimum=129), "config.json: hidden_size is 128, expected at least 129"),
+        (lambda r: r.get("hidden_size", 1, Tens), "config.json: hidden_size is 128, expected 1 to 10"),
+        (lambda r: r.get("hidden_size", 1, Tens | None), "hidden_size is 128, expected 1 to 10 or null"),
+        (lambda r: r.get("hidden_size", 1, Share), "hidden_size is 128, expected more than 0, up to 1"),
+        (
+            lambda r: r.get("candidate_resolutions", [], list[list[Tens]]),
+            "candidate_resolutions is [[384, 384]], expected a list of a list of 1 to 10",
+        ),
+        (lambda r: r.require("vocab_size", Width), "vocab_size is missing, expected a value of type int"),
         (lambda r: r.require("vocab_size"), "config.json: vocab_size is missing, expected a value"),
         (lambda r: r.require("vocab_size", int), "config.json: vocab_size is missing, expected a value of type int"),
         (
@@ -100,9 +112,32 @@ def test_refused_values_name_file_key_found_and_expected(reader: ConfigReader, r
     assert "\n" not in str(raised.value)
 
 
-def test_not_a_number_is_below_any_minimum() -> None:
-    with pytest.raises(UnsupportedModel, match="mlp_ratio is nan, expected at least 0"):
-        ConfigReader({"mlp_ratio": float("nan")}).get("mlp_ratio", 1.0, minimum=0)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 0, -1, 10**400, 1e12 + 1e6])
+def test_no_kind_of_number_beyond_every_limit_passes(value: float) -> None:
+    with pytest.raises(UnsupportedModel, match=r"mlp_ratio is .*, expected more than 0, up to 1e\+12"):
+        ConfigReader({"mlp_ratio": value}).get("mlp_ratio", 1.0, Positive)
+
+
+def test_integers_become_floats_where_those_are_read() -> None:
+    reader = ConfigReader({"eps": 1, "mean": [0, 0.5]})
+    assert repr(reader.require("eps", Positive | None)) == "1.0"
+    assert repr(reader.get("mean", [], list[Share | float])) == "[0.0, 0.5]"
+    assert repr(reader.require("eps", Width)) == "1"
+
+
+def test_large_deep_and_odd_values_make_short_lines() -> None:
+    deep: Any = []
+    for _ in range(500):
+        deep = [deep, {"k": deep}]
+    text = "a\n\x1b[31m\ud800" * 1000
+    odd = {"list": list(range(10**5)), "deep": deep, "text": text, "k\ny" * 50: 1, "int": 10**4000}
+    reader = ConfigReader(odd)
+    for key in odd:
+        for read in (lambda k: reader.get(k, None, dict | None), lambda k: reader.choice(k, (None,), None)):
+            with pytest.raises(UnsupportedModel) as caught:
+                read(key)
+            assert len(str(caught.value)) < 400 and str(caught.value).isprintable()
+    assert all(name.isprintable() and len(name) < 120 for name in ConfigReader(odd).unread())
 
 
 def test_another_file_is_named_in_messages() -> None:

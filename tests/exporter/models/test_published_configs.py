@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: Apache-2.0
+"""config.json of the published models, in every form they have: numbers, keys that are missing or moved, keys not read.
+
+tests/checkpoints holds the files; the 20B and 241B forms and those of other transformers versions follow from them.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastmmoe.exporter.config_reader import ConfigReader
+from fastmmoe.exporter.models import deepseek_vl2_config, internvl3_5_config
+from fastmmoe.exporter.processor_config import read_processor_config
+from fastmmoe.runtime.errors import UnsupportedModel
+
+Json = dict[str, Any]
+CHECKPOINTS = Path(__file__).parents[2] / "checkpoints"
+LANGUAGE = {"deepseek_vl_v2": "language_config", "internvl": "text_config", "internvl_chat": "llm_config"}
+
+QWEN3_235B = {
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 94,
+    "num_attention_heads": 64,
+    "moe_intermediate_size": 1536,
+    "max_window_layers": 94,
+}
+GPT_OSS_20B = {
+    "architectures": ["GptOssForCausalLM"],
+    "attention_bias": True,
+    "attention_dropout": 0.0,
+    "eos_token_id": 200002,
+    "experts_per_token": 4,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "hidden_size": 2880,
+    "initial_context_length": 4096,
+    "initializer_range": 0.02,
+    "intermediate_size": 2880,
+    "layer_types": ["sliding_attention", "full_attention"] * 12,
+    "max_position_embeddings": 131072,
+    "model_type": "gpt_oss",
+    "num_attention_heads": 64,
+    "num_experts_per_tok": 4,
+    "num_hidden_layers": 24,
+    "num_key_value_heads": 8,
+    "num_local_experts": 32,
+    "output_router_logits": False,
+    "pad_token_id": 199999,
+    "rms_norm_eps": 1e-05,
+    "rope_scaling": {
+        "beta_fast": 32.0,
+        "beta_slow": 1.0,
+        "factor": 32.0,
+        "original_max_position_embeddings": 4096,
+        "rope_type": "yarn",
+        "truncate": False,
+    },
+    "rope_theta": 150000,
+    "router_aux_loss_coef": 0.9,
+    "sliding_window": 128,
+    "swiglu_limit": 7.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "use_cache": True,
+    "vocab_size": 201088,
+}
+VIT_6B = {
+    "hidden_size": 3200,
+    "num_hidden_layers": 45,
+    "num_attention_heads": 25,
+    "intermediate_size": 12800,
+    "norm_type": "rms_norm",
+}
+# What PretrainedConfig.to_dict() of transformers 4 adds to a section that is written whole.
+WHOLE_DICT = json.loads("""{
+    "return_dict": true, "output_hidden_states": false, "torchscript": false, "torch_dtype": null, "pruned_heads": {},
+    "chunk_size_feed_forward": 0, "is_encoder_decoder": false, "is_decoder": false, "cross_attention_hidden_size": null,
+    "add_cross_attention": false, "tie_encoder_decoder": false, "finetuning_task": null, "prefix": null,
+    "id2label": {"0": "LABEL_0", "1": "LABEL_1"}, "label2id": {"LABEL_0": 0, "LABEL_1": 1}, "problem_type": null,
+    "task_specific_params": null, "tokenizer_class": null, "pad_token_id": null, "sep_token_id": null,
+    "decoder_start_token_id": null, "max_length": 20, "min_length": 0, "do_sample": false, "early_stopping": false,
+    "num_beams": 1, "num_beam_groups": 1, "diversity_penalty": 0.0, "temperature": 1.0, "top_k": 50, "top_p": 1.0,
+    "typical_p": 1.0, "repetition_penalty": 1.0, "length_penalty": 1.0, "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0, "bad_words_ids": null, "num_return_sequences": 1, "output_scores": false,
+    "return_dict_in_generate": false, "forced_bos_token_id": null, "forced_eos_token_id": null,
+    "remove_invalid_values": false, "exponential_decay_length_penalty": null, "suppress_tokens": null,
+    "begin_suppress_tokens": null, "tf_legacy_loss": false, "use_bfloat16": false, "output_attentions": false,
+    "_attn_implementation_autoset": true
+}""")
+
+
+def load(path: str) -> Json:
+    config: Json = json.loads((CHECKPOINTS / path).read_text())
+    return config
+
+
+def language_of(config: Json) -> Json:
+    section: Json = config[LANGUAGE[config["model_type"]]]
+    return section
+
+
+def as_20b(config: Json) -> Json:
+    """The GPT-OSS-20B form of a Qwen3 file."""
+    config[LANGUAGE[config["model_type"]]] = copy.deepcopy(GPT_OSS_20B)
+    config |= {key: 2880 for key in ("hidden_size",) if key in config}
+    config |= {key: "internvl3_5_gpt_oss" for key in ("template",) if key in config}
+    return config
+
+
+def as_241b(config: Json) -> Json:
+    """The 241B form: Qwen3-235B and the 6B tower."""
+    language_of(config).update(QWEN3_235B)
+    bias, norm = ("qkv_bias", "qk_normalization") if "llm_config" in config else ("attention_bias", "use_qk_norm")
+    config["vision_config"] |= VIT_6B | {bias: False, norm: True}
+    config |= {key: 4096 for key in ("hidden_size",) if key in config}
+    return config
+
+
+def as_saved_by_4(config: Json) -> Json:
+    """A -HF file after save_pretrained of transformers 4.52 to 4.56: tie_word_embeddings is written nowhere."""
+    language_of(config).pop("tie_word_embeddings", None)
+    return config
+
+
+def as_saved_by_5(config: Json) -> Json:
+    """A -HF file after save_pretrained of transformers 5.23, which reads the missing top-level key as True."""
+    text = language_of(config)
+    text["rope_parameters"] = {
+        "rope_type": "default",
+        **(text.pop("rope_scaling") or {}),
+        "rope_theta": text.pop("rope_theta"),
+    }
+    if "num_experts" in text:
+        text["num_local_experts"] = text.pop("num_experts")
+    text["tie_word_embeddings"] = False
+    return config | {"tie_word_embeddings": True}
+
+
+def as_whole_dict(config: Json) -> Json:
+    """A file whose sections were written by to_dict(), as those of InternVL2 were."""
+    language, vision = LANGUAGE[config["model_type"]], "vision_config"
+    for key in (language, vision):
+        config[key] = WHOLE_DICT | config[key]
+    return config
+
+
+HF, CONVERTER = "InternVL3_5-30B-A3B-HF/config.json", "InternVL3_5-30B-A3B-HF/config.converter.json"
+ORIGINAL = "InternVL3_5-30B-A3B/config.json"
+FORMS: dict[str, Callable[[], Json]] = {
+    "tiny": lambda: load("deepseek-vl2-tiny/config.json"),
+    "small": lambda: load("deepseek-vl2-small/config.json"),
+    "base": lambda: load("deepseek-vl2/config.json"),
+    "30B": lambda: load(ORIGINAL),
+    "30B-whole": lambda: as_whole_dict(load(ORIGINAL)),
+    "30B-HF": lambda: load(HF),
+    "30B-HF-converter": lambda: load(CONVERTER),
+    "30B-HF-5": lambda: as_saved_by_5(load(HF)),
+    "241B": lambda: as_241b(load(ORIGINAL)),
+    "241B-HF": lambda: as_241b(load(HF)),
+    "241B-HF-converter": lambda: as_241b(load(CONVERTER)),
+    "241B-HF-5": lambda: as_saved_by_5(as_241b(load(HF))),
+    "20B": lambda: as_20b(load(ORIGINAL)),
+    "20B-HF": lambda: as_saved_by_4(as_20b(load(HF))),
+    "20B-HF-converter": lambda: as_20b(load(CONVERTER)),
+    "20B-HF-5": lambda: as_saved_by_5(as_20b(load(HF))),
+}
+every_form = pytest.mark.parametrize("form", FORMS)
+hf_forms = pytest.mark.parametrize("form", [name for name in FORMS if "-HF" in name])
+
+
+def read(config: Json) -> tuple[Any, ConfigReader]:
+    family: Any = deepseek_vl2_config if config["model_type"] == "deepseek_vl_v2" else internvl3_5_config
+    reader = ConfigReader(config)
+    return family.read_config(reader), reader
+
+
+# hidden size, layers, heads, key-value heads, vocabulary, experts, experts a token, width of an expert
+NUMBERS = {
+    "tiny": (1280, 12, 10, 10, 129280, 64, 6, 896),
+    "small": (2048, 27, 16, 16, 102400, 64, 6, 1408),
+    "base": (2560, 30, 32, 32, 129280, 72, 6, 1536),
+    "30B": (2048, 48, 32, 4, 151936, 128, 8, 768),
+    "241B": (4096, 94, 64, 4, 151936, 128, 8, 1536),
+    "20B": (2880, 24, 64, 8, 201088, 32, 4, 2880),
+}
+
+
+@every_form
+def test_every_published_form_is_read(form: str) -> None:
+    c, _ = read(FORMS[form]())
+    found = (c.hidden_size, c.num_hidden_layers, c.num_attention_heads, c.num_key_value_heads, c.vocab_size)
+    assert (*found, c.moe.num_experts, c.moe.top_k, c.moe.intermediate_size) == NUMBERS[form.split("-")[0]]
+    if "B" in form:
+        tower = (3200, 45, 25, 12800, "rms_norm") if "241B" in form else (1024, 24, 16, 4096, "layer_norm")
+        v = c.vision
+        assert (v.width, v.layers, v.heads, v.mlp_width, v.norm_type) == tower
+    if "20B" in form:
+        assert (c.yarn.factor, c.yarn.attention_factor, c.rope_theta) == (
+            32.0,
+            pytest.approx(1.3465735902799727),
+            1.5e5,
+        )
+        assert (c.sliding_layers, c.sliding_window) == (tuple(range(0, 24, 2)), 128)
+
+
+@pytest.mark.parametrize("size", ["30B", "241B", "20B"])
+def test_every_form_of_a_size_reads_alike(size: str) -> None:
+    first, *others = (vars(read(FORMS[form]())[0]) for form in FORMS if form.split("-")[0] == size)
+    for other in others:
+        assert other | {"is_hf_layout": True} == first | {"is_hf_layout": True}
+
+
+@every_form
+def test_no_key_of_a_published_file_is_unknown(form: str, golden: Path, tmp_path: Path) -> None:
+    config = FORMS[form]()
+    c, reader = read(config)
+    if "B" in form and "-HF" not in form:
+        # The original layout has the image token's id in its tokenizer alone.
+        source = golden / ("internvl-gptoss" if "20B" in form else "internvl-qwen3moe") / "tokenizer.json"
+        shutil.copyfile(source, tmp_path / "tokenizer.json")
+    read_processor_config(tmp_path, reader, vocab_size=c.vocab_size)
+    assert reader.unread() == []
+
+
+def test_another_model_of_the_same_type_is_refused() -> None:
+    with pytest.raises(UnsupportedModel, match=r"vision_config.model_name is 'deeplip_b_l'; supported: 'siglip"):
+        read(load("DeepSeek-OCR/config.json"))
+
+
+@hf_forms
+@pytest.mark.parametrize("top", [True, False, None])
+@pytest.mark.parametrize("text", [False, None])
+def test_the_language_models_own_key_says_whether_the_head_is_the_embedding(
+    form: str, top: bool | None, text: bool | None
+) -> None:
+    """None = missing, which means False; transformers 5 writes True at the top of every -HF file that it saves."""
+    config = FORMS[form]()
+    set_key(config, ("tie_word_embeddings",), top)
+    set_key(config, ("text_config", "tie_word_embeddings"), text)
+    assert read(config)[0] == read(FORMS[form]())[0]
+    config["text_config"]["tie_word_embeddings"] = True
+    with pytest.raises(UnsupportedModel, match=r"text_config.tie_word_embeddings is True; supported: False"):
+        read(config)
+
+
+def set_key(config: Json, path: tuple[str, ...], value: Any) -> None:
+    """Set a key, or remove it where the value is None."""
+    *sections, key = path
+    for section in sections:
+        config = config[section]
+    config.pop(key, None)
+    if value is not None:
+        config[key] = value
+
+
+def paths(config: Json, *before: str) -> list[tuple[str, ...]]:
+    """Every key of a file but the model_type that chooses the family, those of sections and rope blocks included."""
+    found = []
+    for key, value in config.items():
+        found.append((*before, key))
+        if isinstance(value, dict) and (key.endswith("_config") or key.startswith("rope_")):
+            found += paths(value, *before, key)
+    return [path for path in found if path != ("model_type",)]
+
+
+def at(config: Json, path: tuple[str, ...]) -> Any:
+    for key in path:
+        config = config[key]
+    return config
+
+
+# What a missing key means where the class has a default other than the published value.
+MEANINGS: dict[tuple[str, str], Json] = {
+    ("deepseek_vl_v2", "max_position_embeddings"): {"max_position_embeddings": 2048},
+    ("deepseek_vl_v2", "vocab_size"): {"vocab_size": 102400},
+    ("deepseek_vl_v2", "num_hidden_layers"): {"num_hidden_layers": 30},
+    ("deepseek_vl_v2", "intermediate_size"): {"intermediate_size": 11008},
+    ("deepseek_vl_v2", "num_attention_heads"): {"num_attention_heads": 32, "num_key_value_heads": 32},
+    ("deepseek_vl_v2", "first_k_dense_replace"): {"first_k_dense_replace": 0},
+}
+MOE_MEANINGS: dict[tuple[str, str], Json] = {
+    ("deepseek_vl_v2", "moe_intermediate_size"): {"intermediate_size": 1407},
+    ("deepseek_vl_v2", "norm_topk_prob"): {"norm_topk_prob": False},
+    ("deepseek_vl_v2", "routed_scaling_factor"): {"routed_scaling_factor": 1.0},
+    ("deepseek_vl_v2", "scoring_func"): {"scoring_func": "softmax"},
+    ("internvl", "norm_topk_prob"): {"norm_topk_prob": False},
+    ("internvl_chat", "norm_topk_prob"): {"norm_topk_prob": False},
+}
+
+
+VISION_MEANINGS: dict[tuple[str, str], Json] = {
+    ("deepseek_vl_v2", "patch_size"): {"patch_size": 16},
+    ("internvl_chat", "norm_type"): {"norm_type": "rms_norm"},
+    ("internvl", "norm_type"): {"norm_type": "layer_norm"},
+}
+YARN_MEANINGS: Json = {"original_max_position_embeddings": {"original_max_position_embeddings": 131072}}
+# Keys whose absence another key's line tells: it has the value of the other kind of model, or stands in two files.
+TOLD_BY = {"use_mla": "kv_lora_rank", "rope_parameters": "rope_"}
+
+
+@every_form
+def test_a_missing_key_is_its_classes_default_or_refused(form: str) -> None:
+    """Each key of each file, one at a time: the same result, the class default, or a line that names the key."""
+    whole, _ = read(FORMS[form]())
+    for path in paths(FORMS[form]()):
+        config = FORMS[form]()
+        set_key(config, path, None)
+        try:
+            found, _ = read(config)
+        except UnsupportedModel as error:
+            assert TOLD_BY.get(path[-1], path[-1]) in str(error), (path, str(error))
+            continue
+        row = (config["model_type"], path[-1])
+        expected = vars(whole) | MEANINGS.get(row, {})
+        expected["moe"] = type(whole.moe)(**vars(whole.moe) | MOE_MEANINGS.get(row, {}))
+        if path[-1] in YARN_MEANINGS:
+            expected["yarn"] = type(whole.yarn)(**vars(whole.yarn) | YARN_MEANINGS[path[-1]])
+        expected["vision"] = type(whole.vision)(**vars(whole.vision) | VISION_MEANINGS.get(row, {}))
+        assert vars(found) == expected, path
+
+
+@every_form
+def test_a_key_at_another_level_is_never_taken_for_its_value_there(form: str) -> None:
+    """A key moved to the top or into the language model's section, with a wrong value: without effect, or refused."""
+    for path in paths(FORMS[form]()):
+        config = FORMS[form]()
+        target = (path[-1],) if len(path) > 1 else (LANGUAGE[config["model_type"]], path[-1])
+        if target in paths(config) or target == ("model_type",) or isinstance(at(config, path), dict):
+            continue
+        whole, _ = read(config)
+        set_key(config, target, wrong(at(config, path)))
+        try:
+            found, _ = read(config)
+        except UnsupportedModel as error:
+            assert path[-1] in str(error)
+            continue
+        assert found == whole, path
+
+
+def wrong(value: Any) -> Any:
+    """Another value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value * 2 + 2
+    return "other" if isinstance(value, str) else [*(value or []), "other"]
