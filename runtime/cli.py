@@ -87,7 +87,7 @@ def _add_request_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-new-tokens", type=int, default=DEFAULT_MAX_NEW_TOKENS, metavar="N", help="default %(default)s"
     )
     parser.add_argument(
-        "--max-tiles", type=int, metavar="N", help="the most local tiles of an image: the strongest lever on latency"
+        "--max-tiles", type=int, metavar="N", help="the most local tiles of an image: the strongest lever on the latency of large ones"
     )
 
 

@@ -10,6 +10,7 @@ import argparse
 import re
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from fastmmoe import VLM
 from fastmmoe.calibration.data import Sample, load_samples
@@ -25,12 +26,12 @@ def names_held_out_pair(sample: Sample) -> bool:
     return bool(pairs & HELD_OUT_PAIRS) and sample.answer != "no"
 
 
-def right_answers(vlm: VLM, samples: Sequence[Sample], retention: float) -> list[bool]:
-    """Whether each generated text equals the answer."""
+def right_answers(vlm: VLM, samples: Sequence[Sample], **options: Any) -> list[bool]:
+    """Whether each generated text equals the answer. options: of `RequestOptions`."""
     rights = []
     for start in range(0, len(samples), BATCH):
         part = samples[start : start + BATCH]
-        answers = vlm.generate_batch([s.messages for s in part], retention=retention, max_new_tokens=4)
+        answers = vlm.generate_batch([s.messages for s in part], max_new_tokens=4, **options)
         rights += [answer.text.strip() == s.answer for answer, s in zip(answers, part, strict=True)]
     return rights
 
@@ -43,7 +44,7 @@ def main() -> int:
     parser.add_argument("--retention", type=float, default=1.0)
     arguments = parser.parse_args()
     samples = load_samples("builtin", split="test", count=arguments.questions)
-    rights = right_answers(VLM(arguments.bundle), samples, arguments.retention)
+    rights = right_answers(VLM(arguments.bundle), samples, retention=arguments.retention)
     groups = {kind: [s.kind == kind for s in samples] for kind in sorted({s.kind for s in samples})}
     groups["all"] = [True] * len(samples)
     groups["about an unseen pair"] = [names_held_out_pair(s) for s in samples]

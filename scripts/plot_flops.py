@@ -33,6 +33,8 @@ DOCUMENT = REPOSITORY / "docs" / "flops.md"
 HEADLINE = 0.55
 """The reduction that FastMMoE's authors name."""
 RETENTIONS = (0.75, 0.5, 0.25)
+TEXTS, VISUALS = (64, 256), (421, 1023, 1792, 3328)
+"""Tokens of prompts: a short and a long text; pictures of one tile, of 2 x 2 (DeepSeek-VL2), of 6 and 12 (InternVL)."""
 PRUNING_ONLY, EXPERTS_ONLY = "fastmmoe, pruning only", "fastmmoe, experts only"
 VARIANTS = ("fastmmoe", PRUNING_ONLY, EXPERTS_ONLY, "random", "fastv", "sparsevlm")
 STYLES: dict[str, dict[str, Any]] = {
@@ -92,6 +94,20 @@ def headline_table() -> str:
     return table(("model", "method", "R", "prune layers", "visual tokens", "saved"), rows)
 
 
+def prompts_table() -> str:
+    """By model and tokens of text: the retention that saves HEADLINE of prompts with few and many visual tokens."""
+    rows = []
+    for model in PUBLISHED:
+        for text in TEXTS:
+            counts = [{"tokens": text + visual, "visual_tokens": visual} for visual in VISUALS]
+            plans = [
+                plan_retention(model.info, model.policy, Target(flops_reduction=HEADLINE), method="fastmmoe", **one)
+                for one in counts
+            ]
+            rows.append((model.name, str(text), *(f"{request.schedule.retention:.4f}" for request in plans)))
+    return table(("model", "text tokens", *(f"R of {visual:,} visual tokens" for visual in VISUALS)), rows)
+
+
 def reduction_table() -> str:
     """By model and method: what is saved at some retentions, beside the unmodified model's prefill."""
     rows = []
@@ -113,6 +129,8 @@ def published_part() -> str:
             "\n".join(prompts),
             f"The greatest retention, in steps of 0.0001, that saves {HEADLINE:.1%}:",
             headline_table(),
+            f"That retention depends on the prompt. Of fastmmoe, for {HEADLINE:.1%}:",
+            prompts_table(),
             "What is saved at other retentions:",
             reduction_table(),
         ]
