@@ -20,7 +20,7 @@ from fastmmoe.calibration.data import Sample, identity_of
 from fastmmoe.calibration.evaluate import FULL_MODEL, Evaluator, Outcomes, run_prompts
 from fastmmoe.calibration.front import first_fronts
 from fastmmoe.calibration.options import CalibrationFailed, CalibrationOptions
-from fastmmoe.calibration.prompts import Prompts, answer_starts, prepare
+from fastmmoe.calibration.prompts import AnswerStart, Prompts, answer_starts, prepare
 from fastmmoe.calibration.routing_statistics import record_statistics
 from fastmmoe.calibration.samples import Data, load_data
 from fastmmoe.calibration.search import JOURNAL, Search
@@ -112,7 +112,7 @@ def calibrate(options: CalibrationOptions, report: Report = print) -> Path:
 def _set_up(
     options: CalibrationOptions, checkpoint: Path, scratch: Path, model: TorchModel, data: Data, report: Report
 ) -> _Setup:
-    start = _answer_start(model, data) if data.kind == "accuracy" else ""
+    start = _answer_start(model, data) if data.kind == "accuracy" else ()
     prompts = prepare(model, data.calibration, start)
     held_out = prepare(model, data.held_out, start)
     cost = Cost(model.info, prompts.sizes)
@@ -120,10 +120,10 @@ def _set_up(
     return _Setup(options, checkpoint, scratch, model, data, prompts, held_out, cost, space, report)
 
 
-def _answer_start(model: TorchModel, data: Data) -> str:
+def _answer_start(model: TorchModel, data: Data) -> AnswerStart:
     """What the full model itself puts in front of its answers, by how probable it makes the right ones."""
 
-    def probability(start: str) -> float:
+    def probability(start: AnswerStart) -> float:
         prompts = prepare(model, data.calibration[:SPELLING_QUESTIONS], start)
         return float(Evaluator(model, prompts, "accuracy").outcomes(FULL_MODEL).probabilities.mean())
 

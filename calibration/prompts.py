@@ -7,19 +7,17 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from fastmmoe.calibration.data import Sample
 from fastmmoe.calibration.torch_model import TorchModel
-from fastmmoe.runtime.bundle import TOKENIZER
-from fastmmoe.runtime.processor import load_tokenizer
-from fastmmoe.runtime.processor_config import DeepseekVl2ProcessorConfig
-from fastmmoe.runtime.prompts import GPT_OSS_ANSWER_HEADER
+from fastmmoe.runtime.prompts import GPT_OSS_ANSWER_HEADER, Special, join_text
 
 Array = npt.NDArray[Any]
+AnswerStart: TypeAlias = "tuple[str | Special, ...]"
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ class Prompts:
             return Prompts(questions, tuple(arrays[f"feature_{i}"] for i in range(max(pictures) + 1)))
 
 
-def prepare(model: TorchModel, samples: Sequence[Sample], answer_start: str = "") -> Prompts:
+def prepare(model: TorchModel, samples: Sequence[Sample], answer_start: AnswerStart = ()) -> Prompts:
     """Tokenise the questions and run the vision tower once for each picture.
 
     Args:
@@ -99,7 +97,6 @@ def prepare(model: TorchModel, samples: Sequence[Sample], answer_start: str = ""
     Raises:
         InvalidRequest: a prompt is longer than the model takes.
     """
-    encode = _answer_encoder(model)
     pictures: dict[int, int] = {}
     features: list[Array] = []
     questions = []
@@ -108,22 +105,17 @@ def prepare(model: TorchModel, samples: Sequence[Sample], answer_start: str = ""
         if id(sample.image) not in pictures:
             pictures[id(sample.image)] = len(features)
             features.append(model.image_features(inputs.vision_inputs))
-        answer = None if sample.answer is None else encode(answer_start + sample.answer)
+        answer = None
+        if sample.answer is not None:
+            answer = np.array(model.processor.encode(join_text([*answer_start, sample.answer])), np.int32)
         picture = pictures[id(sample.image)]
         questions.append(Prompt(inputs.input_ids, inputs.visual_index, picture, sample.scene, answer))
     return Prompts(tuple(questions), tuple(features))
 
 
-def answer_starts(model: TorchModel) -> tuple[str, ...]:
+def answer_starts(model: TorchModel) -> tuple[AnswerStart, ...]:
     """What a model may write in front of an answer: nothing, a space or, as gpt-oss does, a channel header."""
-    starts = ("", " ")
+    starts: tuple[AnswerStart, ...] = ((), (" ",))
     if model.processor.config.template == "internvl3_5_gpt_oss":
         return (*starts, GPT_OSS_ANSWER_HEADER)
     return starts
-
-
-def _answer_encoder(model: TorchModel) -> Any:
-    config = model.processor.config
-    added = config.special_tokens if isinstance(config, DeepseekVl2ProcessorConfig) else ()
-    tokenizer = load_tokenizer(model.model.checkpoint.path / TOKENIZER, added)
-    return lambda text: np.array(tokenizer.encode(text, add_special_tokens=False).ids, np.int32)

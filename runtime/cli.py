@@ -49,7 +49,7 @@ def _add_run(commands: Any) -> None:
     run = commands.add_parser("run", help="answer about images", description=RUN_DESCRIPTION)
     run.add_argument("bundle", type=Path, metavar="OUT", help="the bundle's directory")
     run.add_argument("--image", action="append", default=[], metavar="FILE", help="may be given again")
-    run.add_argument("--prompt", help="the question; <image> marks where images stand, default in front")
+    run.add_argument("--prompt", help="the question, about the images in front of it")
     run.add_argument("--system", help="system prompt (default: the model's own)")
     run.add_argument("--inputs", type=Path, metavar="IN.npz", help="ready-made tensors instead of images and a prompt")
     run.add_argument("--dump", type=Path, metavar="OUT.npz", help="where --inputs writes logits and decode_tokens")
@@ -196,7 +196,8 @@ def _answer(vlm: VLM, arguments: argparse.Namespace, options: dict[str, Any]) ->
     messages = _messages(arguments)
     if arguments.json:
         answer = vlm.generate(messages, **options)
-        result = {"text": answer.text, "token_ids": answer.token_ids, "finish_reason": answer.finish_reason}
+        result: dict[str, Any] = {"text": answer.text, "channels": answer.channels, "token_ids": answer.token_ids}
+        result["finish_reason"] = answer.finish_reason
         print(json.dumps(result | stats_dict(answer.stats), ensure_ascii=False))
         return 0
     piece = None

@@ -33,6 +33,9 @@ class Conversation:
         self._batch = vlm.graphs.new_batch(1)
         self._run: Run | None = None
         self._pictures = 0
+        # The last answer: its tokens without the one that ended it, and whether one did.
+        self._written: list[int] = []
+        self._has_stopped = False
 
     def ask_stream(self, content: Any) -> Iterator[Piece]:
         """The answer, token by token. A stream that is left early counts as an answer that ended there.
@@ -53,9 +56,12 @@ class Conversation:
         if self._run is not previous:
             raise InvalidRequest("another question has been asked since: ask this one again")
         self._run, self._pictures = run, self._pictures + pictures
+        self._written, self._has_stopped = [], False
         for _, piece in self._vlm.pieces(run):
             if self._run is not run:
                 raise InvalidRequest("another question has been asked since: this answer has ended")
+            self._has_stopped = piece.finish_reason == "stop"
+            self._written += [] if self._has_stopped else [piece.token_id]
             yield piece
 
     def ask(self, content: Any) -> Answer:
@@ -67,15 +73,17 @@ class Conversation:
         if self._run is None:
             system = [] if self._system is None else [{"role": "system", "content": self._system}]
             return processor([*system, {"role": "user", "content": content}], max_tiles=max_tiles)
-        last = self._run.unfed[0]
+        unfed = self._run.unfed[0]
         # What ends an answer is part of the next question's tokens, whichever way the answer ended.
-        has_rest = last is not None and last not in self._vlm.manifest.processor.stop_token_ids
-        rest = [last] if has_rest else []
+        rest = [] if unfed is None or self._has_stopped else [unfed]
         inputs = processor.follow_up(
             content,
             images_before=self._pictures,
             tokens_before=self._batch.lengths[0] + len(rest),
             max_tiles=max_tiles,
         )
-        ids = np.concatenate([np.array(rest, inputs.input_ids.dtype), inputs.input_ids])
-        return replace(inputs, input_ids=ids, visual_index=inputs.visual_index + np.int32(len(rest)))
+        ids = inputs.input_ids.tolist()
+        # A turn that the model invented, or a message of gpt-oss that just ended, may have begun with these tokens.
+        count = next(n for n in range(min(len(ids), len(self._written)), -1, -1) if self._written[-n:][:n] == ids[:n])
+        input_ids = np.array([*rest, *ids[count:]], inputs.input_ids.dtype)
+        return replace(inputs, input_ids=input_ids, visual_index=inputs.visual_index + np.int32(len(rest) - count))

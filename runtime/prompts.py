@@ -3,26 +3,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from fastmmoe.runtime.errors import InvalidRequest
 
 
 class Marker(Enum):
-    """A place in a prompt that is not text."""
+    """A place in a prompt that is neither text nor a token of the template."""
 
     BOS = "bos"
     EOS = "eos"
     IMAGE = "image"
 
 
-Piece: TypeAlias = "str | Marker"
-Messages: TypeAlias = Sequence[Mapping[str, Any]]
+@dataclass(frozen=True)
+class Special:
+    """A token that the template writes, by its name. The same characters in somebody's text are text."""
 
-IMAGE_PLACEHOLDER = "<image>"
+    token: str
+
+
+Piece: TypeAlias = "str | Special | Marker"
+Content: TypeAlias = "list[str | Marker]"
+"""Of one message: its text, with Marker.IMAGE at the place of each picture; no two strings in a row, none empty."""
+Messages: TypeAlias = Sequence[Mapping[str, Any]]
+PieceT = TypeVar("PieceT", bound="Special | Marker")
 
 # Default system texts of the checkpoints, from conversation.py of InternVL's repository.
 INTERNVL2_5_SYSTEM = (
@@ -35,12 +43,11 @@ INTERNVL3_5_GPT_OSS_SYSTEM = (
 )
 
 # An answer of gpt-oss starts with its channel; earlier answers are given back to the model the same way.
-GPT_OSS_CHANNEL = "<|channel|>"
-GPT_OSS_ANSWER_HEADER = "<|channel|>final<|message|>"
+GPT_OSS_ANSWER_HEADER: tuple[str | Special, ...] = (Special("<|channel|>"), "final", Special("<|message|>"))
 
 # What closes a message of InternVL's templates.
-INTERNVL2_5_END = "<|im_end|>\n"
-GPT_OSS_END = "<|end|>"
+INTERNVL2_5_END: tuple[Piece, ...] = (Special("<|im_end|>"), "\n")
+GPT_OSS_END: tuple[Piece, ...] = (Special("<|end|>"),)
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ class Prompt:
     """A rendered conversation, or what one goes on with, that ends where the model's answer starts.
 
     Attributes:
-        pieces: text, and markers between it. A tokenizer that encodes piece by piece must add no special tokens.
+        pieces: text, tokens of the template and markers. Each string is encoded by itself; none is empty.
         images: what the messages gave as pictures, one for each Marker.IMAGE, in order.
         is_follow_up: the pieces go on where an answer stopped, so nothing may be put in front of them.
     """
@@ -60,10 +67,10 @@ class Prompt:
 
 @dataclass(frozen=True)
 class _Turn:
-    """One message: its text, with IMAGE_PLACEHOLDER at the place of every picture, and the pictures."""
+    """One message and its pictures."""
 
     role: str
-    text: str
+    content: Content
     images: tuple[Any, ...]
 
 
@@ -72,43 +79,49 @@ class _Template:
     """How a conversation is written: its start, then questions with answers between them.
 
     Attributes:
-        start: text of the system message or None -> what stands before the first question.
-        question: text of a user's message -> the user's turn and the start of the answer to it.
-        answer: text of an assistant's message -> the rest of the assistant's turn, its end included.
+        start: the system message or None -> what stands before the first question.
+        question: a user's message -> the user's turn and the start of the answer to it.
+        answer: an assistant's message -> the rest of the assistant's turn, its end included.
         answer_end: the end of an assistant's turn, also where the model itself stopped with another token.
+        has_parts: the official code encodes these parts one by one; otherwise the whole text at once.
     """
 
-    start: Callable[[str | None], list[Piece]]
-    question: Callable[[str], Piece]
-    answer: Callable[[str], list[Piece]]
-    answer_end: Piece
+    start: Callable[[Content | None], list[Piece]]
+    question: Callable[[Content], list[Piece]]
+    answer: Callable[[Content], list[Piece]]
+    answer_end: tuple[Piece, ...]
+    has_parts: bool = False
+
+    def join(self, parts: Iterable[Iterable[Piece]]) -> tuple[Piece, ...]:
+        """The pieces of all parts, with a string for each stretch of text that is encoded at once."""
+        if self.has_parts:
+            return tuple(piece for part in parts for piece in join_text(part))
+        return tuple(join_text(piece for part in parts for piece in part))
 
 
-def render_prompt(messages: Messages, template: str, placeholders: Sequence[str] = (IMAGE_PLACEHOLDER,)) -> Prompt:
+def render_prompt(messages: Messages, template: str) -> Prompt:
     """Render a conversation.
 
     Args:
         messages: Hugging Face schema: {"role": "system" | "user" | "assistant", "content": str or a list of
             {"type": "text", "text": str} and {"type": "image", "image": picture} (or "path": file)}. A system message
-            may only be the first; user and assistant alternate; the last is the user's. Where the text of a message
-            holds placeholders, the pictures of that message take their places in order; otherwise each picture stands
-            where its part stands, on a line of its own unless the next text starts with white space.
+            may only be the first; user and assistant alternate; the last is the user's. A picture stands where its
+            part stands, on a line of its own unless the next text starts with white space. Text is text, also where it
+            spells a token of the template or of pictures.
         template: "deepseek", "internvl2_5" or "internvl3_5_gpt_oss".
-        placeholders: strings that stand for a picture in a user's text.
     Raises:
-        InvalidRequest: a message is not in this schema, or placeholders and pictures differ in number.
+        InvalidRequest: a message is not in this schema.
     Source: conversation.py and processing_deepseek_vl_v2.py of DeepSeek-VL2, conversation.py of InternVL.
     """
     style = _find_template(template)
-    turns = _read_turns(messages, tuple(placeholders))
-    system = turns.pop(0).text if turns[0].role == "system" else None
-    pieces = style.start(system)
-    for turn in turns:
-        pieces += [style.question(turn.text)] if turn.role == "user" else style.answer(turn.text)
-    return Prompt(_mark_images(pieces), tuple(image for turn in turns for image in turn.images))
+    turns = _read_turns(messages)
+    system = turns.pop(0).content if turns[0].role == "system" else None
+    parts = [style.start(system)]
+    parts += [(style.question if turn.role == "user" else style.answer)(turn.content) for turn in turns]
+    return Prompt(style.join(parts), tuple(image for turn in turns for image in turn.images))
 
 
-def render_follow_up(content: Any, template: str, placeholders: Sequence[str] = (IMAGE_PLACEHOLDER,)) -> Prompt:
+def render_follow_up(content: Any, template: str) -> Prompt:
     """Render what a conversation goes on with when the user asks again: the end of the answer and the next question.
 
     The prompt of the conversation so far, the answer as the model wrote it, without the stop token, and this are
@@ -116,13 +129,32 @@ def render_follow_up(content: Any, template: str, placeholders: Sequence[str] = 
     leaves out the end of an answer without text.
 
     Args:
-        content: of the user's message: str or a list of parts. It, template and placeholders: see `render_prompt`.
+        content: of the user's message: str or a list of parts. It and template: see `render_prompt`.
     Raises:
-        InvalidRequest: the content is not in this schema, or placeholders and pictures differ in number.
+        InvalidRequest: the content is not in this schema.
     """
     style = _find_template(template)
-    turn = _read_turn({"role": "user", "content": content}, "message", tuple(placeholders))
-    return Prompt(_mark_images([style.answer_end, style.question(turn.text)]), turn.images, is_follow_up=True)
+    turn = _read_turn({"role": "user", "content": content}, "message")
+    return Prompt(style.join([style.answer_end, style.question(turn.content)]), turn.images, is_follow_up=True)
+
+
+def template_tokens(template: str) -> set[str]:
+    """Names of all tokens that the template writes."""
+    style = _find_template(template)
+    pieces = [*style.start(["a"]), *style.question(["a"]), *style.answer(["a"]), *style.answer_end]
+    return {piece.token for piece in pieces if isinstance(piece, Special)}
+
+
+def join_text(pieces: Iterable[str | PieceT]) -> list[str | PieceT]:
+    """The pieces with neighbouring strings as one, and without empty ones."""
+    joined: list[str | PieceT] = []
+    for piece in pieces:
+        last = joined[-1] if joined else None
+        if isinstance(piece, str) and isinstance(last, str):
+            joined[-1] = last + piece
+        elif piece != "":
+            joined.append(piece)
+    return joined
 
 
 def _find_template(name: str) -> _Template:
@@ -131,77 +163,73 @@ def _find_template(name: str) -> _Template:
     return _TEMPLATES[name]
 
 
-def _mark_images(pieces: list[Piece]) -> tuple[Piece, ...]:
-    """The pieces with Marker.IMAGE instead of the placeholders in their text, and without empty text."""
-    marked: list[Piece] = []
-    for piece in pieces:
-        if isinstance(piece, Marker):
-            marked.append(piece)
-        else:
-            first, *rest = piece.split(IMAGE_PLACEHOLDER)
-            marked.append(first)
-            for text in rest:
-                marked += [Marker.IMAGE, text]
-    return tuple(piece for piece in marked if piece != "")
+def _strip(content: Content) -> Content:
+    """As str.strip does it with the whole message, in which a picture is no white space."""
+    first = [piece.lstrip() if i == 0 and isinstance(piece, str) else piece for i, piece in enumerate(content)]
+    last = len(first) - 1
+    return join_text(piece.rstrip() if i == last and isinstance(piece, str) else piece for i, piece in enumerate(first))
 
 
-def _deepseek_start(system: str | None) -> list[Piece]:
-    return [Marker.BOS, "" if system is None else system.strip()]
+def _deepseek_start(system: Content | None) -> list[Piece]:
+    return [Marker.BOS, *_strip(system or [])]
 
 
-def _deepseek_question(text: str) -> str:
-    text = text.strip()
-    question = f" {text}\n\n" if text else ""
-    return f"<|User|>:{question}<|Assistant|>:"
+def _deepseek_question(content: Content) -> list[Piece]:
+    content = _strip(content)
+    question: list[Piece] = [" ", *content, "\n\n"] if content else []
+    return [Special("<|User|>"), ":", *question, Special("<|Assistant|>"), ":"]
 
 
-def _deepseek_answer(text: str) -> list[Piece]:
-    return [text.strip(), Marker.EOS]
+def _deepseek_answer(content: Content) -> list[Piece]:
+    return [*_strip(content), Marker.EOS]
 
 
-def _close(text: str, end: str) -> str:
+def _close(content: Content, end: tuple[Piece, ...]) -> list[Piece]:
     """InternVL's templates close a message only if it has text."""
-    return text + end if text else ""
+    return [*content, *end] if content else []
 
 
-def _internvl2_5_start(system: str | None) -> list[Piece]:
-    return [f"<|im_start|>system\n{INTERNVL2_5_SYSTEM if system is None else system}{INTERNVL2_5_END}"]
+def _internvl2_5_start(system: Content | None) -> list[Piece]:
+    text = [INTERNVL2_5_SYSTEM] if system is None else system
+    return [Special("<|im_start|>"), "system\n", *text, *INTERNVL2_5_END]
 
 
-def _internvl2_5_question(text: str) -> str:
-    return f"<|im_start|>user\n{_close(text, INTERNVL2_5_END)}<|im_start|>assistant\n"
+def _internvl2_5_question(content: Content) -> list[Piece]:
+    start = Special("<|im_start|>")
+    return [start, "user\n", *_close(content, INTERNVL2_5_END), start, "assistant\n"]
 
 
-def _internvl2_5_answer(text: str) -> list[Piece]:
-    return [_close(text, INTERNVL2_5_END)]
+def _internvl2_5_answer(content: Content) -> list[Piece]:
+    return _close(content, INTERNVL2_5_END)
 
 
-def _gpt_oss_start(system: str | None) -> list[Piece]:
-    return [f"<|start|>system<|message|>{INTERNVL3_5_GPT_OSS_SYSTEM if system is None else system}{GPT_OSS_END}"]
+def _gpt_oss_start(system: Content | None) -> list[Piece]:
+    text = [INTERNVL3_5_GPT_OSS_SYSTEM] if system is None else system
+    return [Special("<|start|>"), "system", Special("<|message|>"), *text, *GPT_OSS_END]
 
 
-def _gpt_oss_question(text: str) -> str:
-    return f"<|start|>user<|message|>{_close(text, GPT_OSS_END)}<|start|>assistant"
+def _gpt_oss_question(content: Content) -> list[Piece]:
+    start = Special("<|start|>")
+    return [start, "user", Special("<|message|>"), *_close(content, GPT_OSS_END), start, "assistant"]
 
 
-def _gpt_oss_answer(text: str) -> list[Piece]:
-    header = "" if text.startswith(GPT_OSS_CHANNEL) else GPT_OSS_ANSWER_HEADER
-    return [header + text + GPT_OSS_END]
+def _gpt_oss_answer(content: Content) -> list[Piece]:
+    return [*GPT_OSS_ANSWER_HEADER, *content, *GPT_OSS_END]
 
 
 _TEMPLATES: dict[str, _Template] = {
-    "deepseek": _Template(_deepseek_start, _deepseek_question, _deepseek_answer, Marker.EOS),
+    "deepseek": _Template(_deepseek_start, _deepseek_question, _deepseek_answer, (Marker.EOS,), has_parts=True),
     "internvl2_5": _Template(_internvl2_5_start, _internvl2_5_question, _internvl2_5_answer, INTERNVL2_5_END),
     "internvl3_5_gpt_oss": _Template(_gpt_oss_start, _gpt_oss_question, _gpt_oss_answer, GPT_OSS_END),
 }
 
 
-def _read_turns(messages: Messages, placeholders: tuple[str, ...]) -> list[_Turn]:
+def _read_turns(messages: Messages) -> list[_Turn]:
     if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence) or not messages:
         raise InvalidRequest(
             f"messages is {messages!r:.60}: expected a list of {{'role': ..., 'content': ...}}, at least one"
         )
-    turns = [_read_turn(message, f"messages[{i}]", placeholders) for i, message in enumerate(messages)]
+    turns = [_read_turn(message, f"messages[{i}]") for i, message in enumerate(messages)]
     roles = [turn.role for turn in turns]
     asked = roles[1:] if roles[0] == "system" else roles
     if len(asked) % 2 == 0 or asked != (["user", "assistant"] * len(asked))[: len(asked)]:
@@ -212,12 +240,12 @@ def _read_turns(messages: Messages, placeholders: tuple[str, ...]) -> list[_Turn
     return turns
 
 
-def _read_turn(message: Any, name: str, placeholders: tuple[str, ...]) -> _Turn:
+def _read_turn(message: Any, name: str) -> _Turn:
     if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
         raise InvalidRequest(f"{name} is {message!r:.60}: expected an object with 'role' and 'content'")
     role, content = message["role"], message["content"]
     if role not in ("system", "user", "assistant"):
-        raise InvalidRequest(f"{name} has the role {role!r}: expected 'system', 'user' or 'assistant'")
+        raise InvalidRequest(f"{name} has the role {role!r:.60}: expected 'system', 'user' or 'assistant'")
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, Sequence):
         raise InvalidRequest(f"{name} has content of type {type(content).__name__}: expected a string or a list")
@@ -225,20 +253,15 @@ def _read_turn(message: Any, name: str, placeholders: tuple[str, ...]) -> _Turn:
     images = tuple(image for is_image, image in read if is_image)
     if images and role != "user":
         raise InvalidRequest(f"{name} ({role}) holds {len(images)} image(s): expected them in user messages only")
-    text = _place_images(read, placeholders)
-    found = text.count(IMAGE_PLACEHOLDER)
-    if found != len(images):
-        raise InvalidRequest(
-            f"{name} ({role}) has {found} placeholder(s) {' or '.join(placeholders)} in its text and {len(images)} "
-            "image(s): expected as many of one as of the other, or no placeholder"
-        )
-    return _Turn(role, text, images)
+    return _Turn(role, _place_images(read), images)
 
 
 def _read_part(part: Any, name: str) -> tuple[bool, Any]:
     """(False, text) or (True, picture)."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
+        if any("\ud800" <= letter <= "\udfff" for letter in part["text"]):
+            raise InvalidRequest(f"{name} has half of a surrogate pair in {part['text']!r:.80}: expected Unicode text")
         return False, part["text"]
     if kind == "image":
         for key in ("image", "path"):
@@ -249,19 +272,14 @@ def _read_part(part: Any, name: str) -> tuple[bool, Any]:
     )
 
 
-def _place_images(read: list[tuple[bool, Any]], placeholders: tuple[str, ...]) -> str:
-    """The text of a message with IMAGE_PLACEHOLDER for typed placeholders or, where there are none, for the images."""
-    texts = "".join(value for is_image, value in read if not is_image)
-    if any(placeholder in texts for placeholder in placeholders):
-        for placeholder in placeholders:
-            texts = texts.replace(placeholder, IMAGE_PLACEHOLDER)
-        return texts
-    placed = ""
+def _place_images(read: list[tuple[bool, Any]]) -> Content:
+    """The text of a message with Marker.IMAGE at the place of each picture."""
+    placed: Content = []
     for i, (is_image, value) in enumerate(read):
         if not is_image:
-            placed += value
+            placed.append(value)
             continue
         following = read[i + 1] if i + 1 < len(read) else (False, "")
         starts_with_space = not following[0] and following[1][:1].isspace()
-        placed += IMAGE_PLACEHOLDER if starts_with_space else IMAGE_PLACEHOLDER + "\n"
-    return placed
+        placed += [Marker.IMAGE, "" if starts_with_space else "\n"]
+    return join_text(placed)

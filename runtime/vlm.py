@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from fastmmoe.runtime.answers import FINAL
 from fastmmoe.runtime.bundle import TOKENIZER, Manifest, read_manifest
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.generation import RequestStats, Run, Token, since
@@ -25,29 +26,43 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Piece:
-    """One decoded token: the text it completes, and why generation ended ("stop", "length") or None."""
+    """One decoded token.
+
+    Attributes:
+        text: of the answer that it completes. finish_reason: why generation ended ("stop", "length") or None.
+        channel: of the token: "final" in the answer, and always with templates without channels.
+        aside: text that it completes in another channel, such as "analysis".
+    """
 
     text: str
     token_id: int
     finish_reason: str | None
     stats: RequestStats
+    channel: str = FINAL
+    aside: str = ""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer."""
+    """A whole answer: its text, and by channel what else the model wrote (analysis, tool calls)."""
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: str
     stats: RequestStats
+    channels: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
     def of(pieces: Sequence[Piece]) -> Answer:
         """The answer whose pieces these are, to the last."""
         reason = pieces[-1].finish_reason
         assert reason is not None
-        return Answer("".join(p.text for p in pieces), tuple(p.token_id for p in pieces), reason, pieces[-1].stats)
+        channels: dict[str, str] = {}
+        for piece in pieces:
+            if piece.aside:
+                channels[piece.channel] = channels.get(piece.channel, "") + piece.aside
+        text, ids = "".join(p.text for p in pieces), tuple(p.token_id for p in pieces)
+        return Answer(text, ids, reason, pieces[-1].stats, channels)
 
 
 class VLM:
@@ -112,15 +127,16 @@ class VLM:
     def pieces(self, run: Run) -> Iterator[tuple[int, Piece]]:
         """(row, piece) of every sequence of a run until each has ended."""
         streams = [self.processor.new_stream() for _ in run.stats]
-        stop = set(self.manifest.processor.stop_token_ids)
         for count, tokens in enumerate(run.tokens(), start=1):
             for token in tokens:
-                row, stopped = token.row, token.id in stop
-                reason = "stop" if stopped else "length" if count == run.max_new_tokens[row] else None
-                if stopped:
+                row, stream = token.row, streams[token.row]
+                text = stream.push(token.id)
+                reason = "stop" if stream.has_ended else "length" if count == run.max_new_tokens[row] else None
+                if reason == "stop":
                     run.finish(row)
-                text = "" if stopped else streams[row].push(token.id)
-                yield row, Piece(text, token.id, reason, run.stats[row])
+                elif reason == "length":
+                    text += stream.rest()
+                yield row, Piece(text, token.id, reason, run.stats[row], stream.channel, stream.aside)
 
     def run_tensors(self, tensors: Mapping[str, Array], **options: Any) -> dict[str, Array]:
         """Run ready-made tensors and decode exactly max_new_tokens tokens, stop tokens or not.

@@ -89,7 +89,7 @@ def build_report(bundle: Path, options: ReportOptions, say: Callable[[str], None
     jobs = usable_cores() if options.jobs is None else options.jobs
     vlm = VLM(bundle, threads=1)
     samples = load_samples(options.data, split=SPLIT, count=_count(options), seed=options.seed)
-    questions = Questions(bundle, vlm, samples)
+    questions = Questions(vlm, samples)
     planner = Planner(vlm.manifest, [question.prompt for question in questions.items])
     plan = plan_settings(planner, curve_settings(options.retentions))
     store = Store(options.out, bundle, questions)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +12,8 @@ import numpy.typing as npt
 
 from fastmmoe.calibration.data import Sample, identity_of
 from fastmmoe.calibration.report.settings import SPARSEVLM, Planner, Prompt, Setting
-from fastmmoe.runtime.bundle import TOKENIZER
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.feeds import NO_VISUAL_TOKENS, Chunk
-from fastmmoe.runtime.processor import load_tokenizer
 from fastmmoe.runtime.session import Graphs
 from fastmmoe.runtime.vlm import VLM
 
@@ -48,7 +45,7 @@ class Questions:
         InvalidRequest: no sample has an answer, or what the processor refuses.
     """
 
-    def __init__(self, bundle: Path, vlm: VLM, samples: Sequence[Sample]) -> None:
+    def __init__(self, vlm: VLM, samples: Sequence[Sample]) -> None:
         labelled = [sample for sample in samples if sample.answer is not None]
         if not labelled:
             raise InvalidRequest(f"none of the {len(samples)} questions has an answer: accuracy cannot be measured")
@@ -58,8 +55,7 @@ class Questions:
         self.items = [self._prepare(sample, pictures[sample.scene]) for sample in labelled]
         self.unlabelled = len(samples) - len(labelled)
         self.identity = identity_of(labelled)
-        tokenizer = load_tokenizer(bundle / TOKENIZER)
-        lengths = [len(tokenizer.encode(s.answer or "", add_special_tokens=False).ids) for s in labelled]
+        lengths = [len(vlm.processor.encode([s.answer or ""])) for s in labelled]
         self.max_tokens = max(lengths) + 1
 
     @property
@@ -130,5 +126,4 @@ class Questions:
 
     def _text(self, ids: Sequence[int]) -> str:
         """As the runtime writes it: an unfinished character at the end is not shown."""
-        stream = self._vlm.processor.new_stream()
-        return "".join(stream.push(token) for token in ids).strip()
+        return self._vlm.processor.decode(ids).strip()

@@ -314,7 +314,6 @@ def test_not_a_bundle(tmp_path: Path, refusal: Refusal) -> None:
         (("--prompt", "a", "--alpha", "2"), "alpha 2.0: expected a number in [0, 1]"),
         (("--prompt", "a", "--max-new-tokens", "0"), "max_new_tokens 0: expected at least 1"),
         (("--prompt", "a", "--threads", "-1"), "--threads -1: expected 0 or more"),
-        (("--prompt", "<image> a"), "1 placeholder(s) <image> in its text and 0 image(s)"),
         (("--prompt", "a", "--inputs", "in.npz", "--dump", "out.npz"), "--inputs takes the place of"),
         (("--inputs", "in.npz"), "--inputs and --dump go together"),
         (("--prompt", "a", "--nonsense"), "--nonsense"),

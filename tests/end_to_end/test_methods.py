@@ -94,7 +94,7 @@ def test_methods_swap_and_leave_the_unmodified_model_alone(
 @EVERY_MODEL
 def test_the_portable_graph_agrees_by_every_method(name: str, comparison: Callable[..., VLM], question: Any) -> None:
     """Two pictures with text before, between and after them."""
-    text = "First <image> then <image> which is brighter?"
+    text = "First {} then {} which is brighter?"
     messages = question(text, picture(200, 180, 1), picture(420, 200, 2))
     for method in PRUNING:
         native, portable = (
@@ -118,7 +118,7 @@ def test_a_batch_answers_as_its_rows_alone(name: str, comparison: Callable[..., 
     conversations = [
         question("What is this?", picture(200, 180, 3)),
         question("Say a word."),
-        question("Compare <image> with <image> now", picture(180, 180, 4), picture(260, 200, 5)),
+        question("Compare {} with {} now", picture(180, 180, 4), picture(260, 200, 5)),
     ]
     options = {"max_new_tokens": 4, "max_tiles": 1}
     for method in METHODS:

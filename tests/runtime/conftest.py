@@ -31,11 +31,15 @@ def processor(checkpoint: Callable[[str], Path]) -> Callable[[str], Processor]:
 
 @pytest.fixture(scope="session")
 def messages(golden: Path) -> Callable[..., list[dict[str, Any]]]:
-    """Function (names of golden pictures, text, system=None) -> a user's message with the pictures in front."""
+    """Function (names of golden pictures, text, system=None) -> a user's message with the pictures in front, or where
+    a text with pictures has <image>, as the golden prompts do."""
 
     def make(images: list[str], text: str, system: str | None = None) -> list[dict[str, Any]]:
-        parts = [{"type": "image", "image": golden / "dsvl2-inputs" / f"{name}.png"} for name in images]
-        asked: list[dict[str, Any]] = [{"role": "user", "content": [*parts, {"type": "text", "text": text}]}]
+        pictures = [{"type": "image", "image": golden / "dsvl2-inputs" / f"{name}.png"} for name in images]
+        texts = text.split("<image>") if images and "<image>" in text else [*[""] * len(images), text]
+        parts = [{"type": "text", "text": one} for one in texts]
+        content = [part for pair in zip(parts, pictures, strict=False) for part in pair if part.get("text") != ""]
+        asked: list[dict[str, Any]] = [{"role": "user", "content": [*content, parts[-1]]}]
         return asked if system is None else [{"role": "system", "content": system}, *asked]
 
     return make

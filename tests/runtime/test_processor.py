@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,10 @@ from fastmmoe.exporter.processor_config import read_processor_config
 from fastmmoe.runtime.errors import BundleMismatch, InvalidRequest
 from fastmmoe.runtime.processor import ModelInputs, Processor, load_tokenizer
 from fastmmoe.runtime.processor_config import ProcessorConfig
+from fastmmoe.runtime.prompts import Special, render_prompt
 
 Array = npt.NDArray[Any]
+OwnCheckpoint = Callable[[str], Path]
 GoldenArray = Callable[[str, str], Array]
 MakeProcessor = Callable[[str], Processor]
 MakeMessages = Callable[..., list[dict[str, Any]]]
@@ -216,17 +219,103 @@ def test_max_tiles_reaches_every_picture(processor: MakeProcessor, messages: Mak
             processor(name)(question, max_tiles=0)
 
 
-def test_typed_image_tokens_take_the_pictures_in_order(processor: MakeProcessor, messages: MakeMessages) -> None:
+# What each model's templates and pictures are written with, and what ends a turn.
+SPELLED = {
+    "dsvl2-mha": ("<image>", "<|User|>", "<|Assistant|>", "<｜end▁of▁sentence｜>", "<｜begin▁of▁sentence｜>"),
+    "internvl-qwen3moe": ("<IMG_CONTEXT>", "<img>", "</img>", "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<image>"),
+    "internvl-gptoss": ("<IMG_CONTEXT>", "<img>", "<|start|>", "<|end|>", "<|channel|>", "<|message|>", "<|return|>"),
+}
+
+
+@pytest.mark.parametrize(("name", "spelled"), [(name, word) for name, words in SPELLED.items() for word in words])
+@pytest.mark.parametrize("place", ["system", "question", "answer", "last"])
+def test_text_that_spells_a_token_has_the_ids_of_its_characters(
+    name: str, spelled: str, place: str, processor: MakeProcessor, messages: MakeMessages
+) -> None:
+    """The golden tokenizers have a token for each byte, so ~ stands for as many tokens as the word has bytes."""
+    make = processor(name)
+
+    def inputs(word: str) -> ModelInputs:
+        texts = {part: f"a {word if part == place else 'b'} c" for part in ("system", "question", "answer", "last")}
+        system, question = messages(["img2_300x260"], "", texts["system"])
+        question["content"][-1]["text"] = texts["question"]
+        history = [system, question, {"role": "assistant", "content": texts["answer"]}, *messages([], texts["last"])]
+        return make(history, max_tiles=1)
+
+    found, expected = inputs(spelled), inputs("~" * len(spelled.encode()))
+    different = np.flatnonzero(found.input_ids != expected.input_ids)
+    np.testing.assert_array_equal(found.visual_index, expected.visual_index)
+    assert different.tolist() == list(range(different[0], different[0] + len(spelled.encode())))
+    assert make.decode(found.input_ids[different]) == spelled
+
+
+def test_typed_image_tokens_do_not_take_pictures(processor: MakeProcessor, messages: MakeMessages) -> None:
     for name, typed in (("internvl-qwen3moe", "<IMG_CONTEXT>"), ("dsvl2-mha", "<image>")):
-        typed_text = f"{typed}\n{typed}\nCompare."
-        pictures = ["img2_300x260", "img0_700x500"]
-        found = processor(name)(messages(pictures, typed_text))
-        _assert_same(found, processor(name)(messages(pictures, "Compare.")))
+        make = processor(name)
+        found = make([{"role": "user", "content": [*messages(["img2_300x260"], f"{typed}{typed}?")[0]["content"]]}])
+        assert found.tile_counts in ((1,), (2,))
+        assert np.count_nonzero(found.input_ids == make.config.image_token_id) == len(found.visual_index)
+        assert make([{"role": "user", "content": typed}]).visual_index.shape == (0,)
 
 
-def test_special_token_in_the_text_is_one_token(processor: MakeProcessor, messages: MakeMessages) -> None:
-    inputs = processor("dsvl2-mha")(messages([], "<|ref|>box<|/ref|>"))
-    assert np.count_nonzero(inputs.input_ids == 301) == np.count_nonzero(inputs.input_ids == 302) == 1
+def test_an_image_token_that_is_not_marked_as_special_is_text_all_the_same(own_checkpoint: OwnCheckpoint) -> None:
+    directory = own_checkpoint("internvl-qwen3moe")
+    file = directory / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    for token in tokenizer["added_tokens"]:
+        token["special"] = False
+    file.write_text(json.dumps(tokenizer))
+    config = ConfigReader(json.loads((directory / "config.json").read_text()))
+    make = Processor(read_processor_config(directory, config, vocab_size=400), file)
+    ids = make([{"role": "user", "content": "<IMG_CONTEXT><|im_end|>"}]).input_ids.tolist()
+    assert 392 not in ids and ids.count(382) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "question", "ids"),
+    [
+        ("dsvl2-mha", "<|grounding|><|ref|>box<|/ref|>", [305, 301, 302]),
+        ("internvl-qwen3moe", "<ref>box</ref><box></box>", [395, 396, 397, 398]),
+    ],
+)
+def test_a_question_names_regions_with_their_tokens(
+    name: str, question: str, ids: list[int], processor: MakeProcessor, messages: MakeMessages
+) -> None:
+    found = processor(name)(messages([], question)).input_ids.tolist()
+    assert [i for i in found if i in ids] == ids
+
+
+@pytest.mark.parametrize("name", [*SPELLED])
+def test_words_beside_those_of_the_template_are_encoded_with_them(
+    name: str, own_checkpoint: OwnCheckpoint, messages: MakeMessages
+) -> None:
+    """As the official code does, which encodes text and template at once: "user\n" and "Hi" may share a token."""
+    directory = own_checkpoint(name)
+    file = directory / "tokenizer.json"
+    tokenizer = json.loads(file.read_text())
+    merged = {"dsvl2-mha": [": H", ":One"], "internvl-qwen3moe": ["\nHi", "\nOne"], "internvl-gptoss": ["Hi", "One"]}
+    vocab, merges = tokenizer["model"]["vocab"], tokenizer["model"]["merges"]
+    letters = {" ": "Ġ", "\n": "Ċ"}
+    free = itertools.count(400)
+    for words in merged[name]:
+        symbols = [letters.get(letter, letter) for letter in words]
+        for end in range(2, len(symbols) + 1):
+            vocab.setdefault("".join(symbols[:end]), next(free))
+            merges.append(["".join(symbols[: end - 1]), symbols[end - 1]])
+    file.write_text(json.dumps(tokenizer))
+    config = ConfigReader(json.loads((directory / "config.json").read_text()))
+    make = Processor(read_processor_config(directory, config, vocab_size=1000), file)
+    conversation = [*messages([], "Hi"), {"role": "assistant", "content": "One"}, *messages([], "Hi")]
+    if name == "dsvl2-mha":  # questions and answers one by one
+        texts = ["<｜begin▁of▁sentence｜><|User|>: Hi\n\n<|Assistant|>:", "One<｜end▁of▁sentence｜>"]
+        texts.append("<|User|>: Hi\n\n<|Assistant|>:")
+    else:
+        prompt = render_prompt(conversation, make.config.template)
+        texts = ["".join(p.token if isinstance(p, Special) else str(p) for p in prompt.pieces)]
+    whole = load_tokenizer(file, getattr(make.config, "special_tokens", ()))
+    expected = [i for text in texts for i in whole.encode(text, add_special_tokens=False).ids]
+    assert make(conversation).input_ids.tolist() == expected
+    assert sum(i >= 400 for i in expected) == (2 if name == "dsvl2-mha" else 3)
 
 
 def test_missing_special_tokens_get_the_ids_that_the_official_processor_gives(
@@ -256,15 +345,6 @@ def test_text_comes_back(name: str, processor: MakeProcessor, checkpoint: Callab
     pieces = [stream.push(i) for i in ids]
     assert pieces[1:3] == ["", "é"]
     assert "".join(pieces) == make.decode(ids) == make.decode(np.array(ids)) == "héllo 万"
-
-
-def test_gpt_oss_headers_are_not_text(processor: MakeProcessor, checkpoint: Callable[[str], Path]) -> None:
-    make = processor("internvl-gptoss")
-    answer = "<|channel|>final<|message|>Yes, final.<|end|><|start|>assistant<|channel|>final<|message|>No<|return|>"
-    tokenizer = load_tokenizer(checkpoint("internvl-gptoss") / "tokenizer.json")
-    ids = tokenizer.encode(answer, add_special_tokens=False).ids
-    stream = make.new_stream()
-    assert "".join(stream.push(i) for i in ids) == make.decode(ids) == "Yes, final.No"
 
 
 def test_config_survives_the_manifest(processor: MakeProcessor) -> None:

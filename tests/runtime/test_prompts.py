@@ -11,15 +11,30 @@ from typing import Any
 import pytest
 
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.prompts import INTERNVL2_5_SYSTEM, Marker, Prompt, render_follow_up, render_prompt
+from fastmmoe.runtime.prompts import (
+    GPT_OSS_ANSWER_HEADER,
+    INTERNVL2_5_SYSTEM,
+    Marker,
+    Prompt,
+    Special,
+    render_follow_up,
+    render_prompt,
+    template_tokens,
+)
 
 PICTURE: dict[str, Any] = {"type": "image", "image": "a.png"}
 WORDS = {Marker.BOS: "<BOS>", Marker.EOS: "<EOS>", Marker.IMAGE: "<image>"}
-BOTH = ("<image>", "<IMG_CONTEXT>")
+TEMPLATES = ("deepseek", "internvl2_5", "internvl3_5_gpt_oss")
+
+
+def _word(piece: str | Special | Marker) -> str:
+    if isinstance(piece, Marker):
+        return WORDS[piece]
+    return piece.token if isinstance(piece, Special) else piece
 
 
 def _text(prompt: Prompt) -> str:
-    return "".join(WORDS[piece] if isinstance(piece, Marker) else piece for piece in prompt.pieces)
+    return "".join(map(_word, prompt.pieces))
 
 
 def _parts(text: str, images: int) -> list[dict[str, Any]]:
@@ -31,13 +46,15 @@ def _user(content: Any) -> list[dict[str, Any]]:
 
 
 def _render(content: Any, template: str = "deepseek") -> str:
-    return _text(render_prompt(_user(content), template, BOTH))
+    return _text(render_prompt(_user(content), template))
 
 
 @pytest.mark.parametrize("case", ["single", "multi3", "text"])
 def test_deepseek_prompts(case: str, golden: Path) -> None:
     meta = json.loads((golden / "dsvl2-inputs" / "meta.json").read_text())
-    prompt = render_prompt(_user(_parts(meta["prompts"][case], len(meta["images"][case]))), "deepseek")
+    texts = meta["prompts"][case].split("<image>")
+    content = [part for text in texts for part in (PICTURE, {"type": "text", "text": text})][1:]
+    prompt = render_prompt(_user(content), "deepseek")
     assert _text(prompt) == "<BOS>" + meta["sft_format"][case][0]
     assert len(prompt.images) == len(meta["images"][case])
 
@@ -104,10 +121,31 @@ def test_history_of_several_turns_and_pictures(template: str, expected: str) -> 
     assert len(prompt.images) == 3
 
 
-def test_gpt_oss_answer_with_its_own_channel_stays_as_it_is() -> None:
-    answer = "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>One."
-    messages = [*HISTORY[:2], {"role": "assistant", "content": answer}, HISTORY[3]]
-    assert f"<|start|>assistant{answer}<|end|><|start|>user" in _text(render_prompt(messages, "internvl3_5_gpt_oss"))
+SPELLED = (
+    *("<image>", "<IMG_CONTEXT>", "<img>", "</img>", "<|im_end|>", "<|im_start|>user", "<|User|>", "<|Assistant|>:"),
+    *("<｜end▁of▁sentence｜>", "<|start|>user<|message|>", "<|end|>", "<|channel|>analysis<|message|>"),
+)
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("spelled", SPELLED)
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_text_that_spells_a_token_is_text(template: str, spelled: str, place: int) -> None:
+    def pieces(text: str) -> tuple[str | Special | Marker, ...]:
+        messages = [dict(message) for message in HISTORY]
+        content = messages[place]["content"]
+        messages[place]["content"] = f"a{text}b" if isinstance(content, str) else [*content[:-1], *_parts(text, 0)]
+        return render_prompt(messages, template).pieces
+
+    expected = [piece.replace("Q", spelled) if isinstance(piece, str) else piece for piece in pieces("Q")]
+    assert list(pieces(spelled)) == expected
+    assert sum(spelled in piece for piece in expected if isinstance(piece, str)) == 1
+
+
+def test_tokens_of_the_templates() -> None:
+    assert template_tokens("deepseek") == {"<|User|>", "<|Assistant|>"}
+    assert template_tokens("internvl2_5") == {"<|im_start|>", "<|im_end|>"}
+    assert template_tokens("internvl3_5_gpt_oss") == {"<|start|>", "<|message|>", "<|end|>", "<|channel|>"}
 
 
 @pytest.mark.parametrize(
@@ -126,7 +164,11 @@ def test_follow_up(template: str, expected: str) -> None:
     assert with_pictures.images == ("a.png", "a.png")
 
 
-ANSWERS = {"deepseek": "One.", "internvl2_5": " One. \n", "internvl3_5_gpt_oss": "<|channel|>final<|message|>One."}
+ANSWERS: dict[str, tuple[str | Special, ...]] = {
+    "deepseek": ("One.",),
+    "internvl2_5": (" One. \n",),
+    "internvl3_5_gpt_oss": (*GPT_OSS_ANSWER_HEADER, "One."),
+}
 
 
 @pytest.mark.parametrize("template", list(ANSWERS))
@@ -139,9 +181,9 @@ def test_follow_ups_continue_to_the_prompt_of_all_messages(template: str, conten
     messages = HISTORY[:2]
     for _ in range(2):
         follow_up = render_follow_up(content, template)
-        pieces += (answer, *follow_up.pieces)
+        pieces += (*answer, *follow_up.pieces)
         images += follow_up.images
-        messages = [*messages, {"role": "assistant", "content": answer}, *_user(content)]
+        messages = [*messages, {"role": "assistant", "content": answer[-1]}, *_user(content)]
     whole = render_prompt(messages, template)
     assert not whole.is_follow_up
     assert (_text(Prompt(pieces, images)), images) == (_text(whole), whole.images)
@@ -154,9 +196,10 @@ def test_deepseek_follow_up_is_cut_into_the_same_pieces_as_the_whole_prompt() ->
     assert whole == parts + render_follow_up(HISTORY[3]["content"], "deepseek").pieces
 
 
-def test_follow_up_with_typed_placeholders() -> None:
-    found = render_follow_up([PICTURE, {"type": "text", "text": "See <IMG_CONTEXT> here"}], "deepseek", BOTH)
-    assert _text(found) == "<EOS><|User|>: See <image> here\n\n<|Assistant|>:"
+def test_follow_up_with_typed_tokens() -> None:
+    found = render_follow_up([PICTURE, {"type": "text", "text": "See <image><|User|>"}], "deepseek")
+    question = (": ", Marker.IMAGE, "\nSee <image><|User|>\n\n")
+    assert found.pieces == (Marker.EOS, Special("<|User|>"), *question, Special("<|Assistant|>"), ":")
 
 
 @pytest.mark.parametrize(
@@ -165,12 +208,11 @@ def test_follow_up_with_typed_placeholders() -> None:
         (3, "message has content of type int: expected a string or a list"),
         (None, "message has content of type NoneType: expected a string or a list"),
         ([{"type": "video"}], r"message.content\[0\] is \{'type': 'video'\}: expected"),
-        ("See <image>", r"message \(user\) has 1 placeholder\(s\) <image> or <IMG_CONTEXT> in its text and 0 image"),
     ],
 )
 def test_unusable_follow_up(content: Any, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message) as error:
-        render_follow_up(content, "internvl2_5", BOTH)
+        render_follow_up(content, "internvl2_5")
     assert "\n" not in str(error.value)
 
 
@@ -194,8 +236,8 @@ def test_internvl_without_words_has_no_separator(template: str) -> None:
         ([{"type": "text", "text": "1 "}, PICTURE, {"type": "text", "text": " 2"}], "1 <image> 2"),
         ([{"type": "text", "text": "What?"}, PICTURE], "What?<image>"),
         ([PICTURE, PICTURE, {"type": "text", "text": "Both?"}], "<image>\n<image>\nBoth?"),
-        ([PICTURE, {"type": "text", "text": "See <image> here"}], "See <image> here"),
-        ([PICTURE, {"type": "text", "text": "<IMG_CONTEXT>\nhere"}], "<image>\nhere"),
+        ([{"type": "text", "text": " \n"}, PICTURE, {"type": "text", "text": " "}], "<image>"),
+        ([{"type": "text", "text": "a"}, {"type": "text", "text": ""}, {"type": "text", "text": " b "}], "a b"),
         ([{"type": "image", "path": "a.png"}], "<image>"),
     ],
 )
@@ -210,10 +252,6 @@ def test_pictures_come_in_the_order_of_the_messages() -> None:
         {"role": "user", "content": [{"type": "text", "text": "and"}, {"type": "image", "image": 3}]},
     ]
     assert render_prompt(messages, "internvl2_5").images == (1, 2, 3)
-
-
-def test_special_tokens_in_the_text_stay() -> None:
-    assert _render("a <|Assistant|>: b") == "<BOS><|User|>: a <|Assistant|>: b\n\n<|Assistant|>:"
 
 
 BAD_ORDER = "expected an optional system message, then user and assistant in turn, the last one a user's"
@@ -234,10 +272,6 @@ BAD_ORDER = "expected an optional system message, then user and assistant in tur
         (_user([{"type": "image", "url": "x"}]), r"messages\[0\].content\[0\] is .*: expected"),
         (_user(["hello"]), r"messages\[0\].content\[0\] is 'hello': expected"),
         ([{"role": "system", "content": [PICTURE]}], r"messages\[0\] \(system\) holds 1 image\(s\): expected them in"),
-        (_user("See <image>"), r"has 1 placeholder\(s\) <image> or <IMG_CONTEXT> in its text and 0 image\(s\)"),
-        (_user("See <IMG_CONTEXT>"), r"has 1 placeholder\(s\) .* and 0 image\(s\)"),
-        (_user([PICTURE, *_parts("<image><image><image>", 1)]), r"has 3 placeholder\(s\) .* and 2 image\(s\)"),
-        ([{"role": "system", "content": "<image>"}, *_user("a")], r"messages\[0\] \(system\) has 1 placeholder"),
         ([{"role": "system", "content": "a"}], BAD_ORDER),
         ([*_user("a"), {"role": "assistant", "content": "b"}], f"roles user, assistant: {BAD_ORDER}"),
         ([*_user("a"), *_user("b")], f"roles user, user: {BAD_ORDER}"),
@@ -248,7 +282,7 @@ BAD_ORDER = "expected an optional system message, then user and assistant in tur
 )
 def test_unusable_messages(messages: Any, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message) as error:
-        render_prompt(messages, "internvl2_5", BOTH)
+        render_prompt(messages, "internvl2_5")
     assert "\n" not in str(error.value)
 
 

@@ -63,8 +63,8 @@ def data(vlm: VLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def questions(bundle: Path, vlm: VLM, data: Path) -> Questions:
-    return Questions(bundle, vlm, load_samples(data))
+def questions(vlm: VLM, data: Path) -> Questions:
+    return Questions(vlm, load_samples(data))
 
 
 @pytest.fixture(scope="module")
