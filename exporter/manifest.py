@@ -11,6 +11,7 @@ from fastmmoe.exporter.families import Model, Precision
 from fastmmoe.exporter.graph_inputs import cache_shape
 from fastmmoe.exporter.ops import OPS
 from fastmmoe.runtime import bundle
+from fastmmoe.runtime.consistency import custom_operators
 from fastmmoe.runtime.processor_config import ProcessorConfig
 
 
@@ -26,9 +27,7 @@ def build_manifest(
     plugin: bundle.PluginInfo | None = None,
 ) -> bundle.Manifest:
     """The manifest for the files now in the directory."""
-    # sparsevlm alone prunes by standard operators.
-    has_token_prune = any(site.methods != ("sparsevlm",) for site in model.policy.sites)
-    used = {"FmmSparseMoE"} | ({"FmmTokenPrune"} if has_token_prune else set())
+    used = custom_operators(model.policy)
     return bundle.Manifest(
         format=bundle.FORMAT,
         fastmmoe_version=__version__,

@@ -4,15 +4,32 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 from fastmmoe import __version__
 from fastmmoe.runtime.errors import BundleMismatch
 from fastmmoe.runtime.policy import Policy
 from fastmmoe.runtime.processor_config import ProcessorConfig
+from fastmmoe.runtime.ranges import (
+    Count,
+    Experts,
+    HeadDim,
+    Heads,
+    LayerIndex,
+    Layers,
+    OptionalHeadDim,
+    OptionalWidth,
+    Positions,
+    Version,
+    VocabSize,
+    Width,
+)
+from fastmmoe.runtime.strict_json import describe_value, parse_strictly
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -20,25 +37,31 @@ TOKENIZER = "tokenizer.json"
 PLUGIN = "libfastmmoe_trt.so"
 ENGINES = "engines.json"
 GRAPHS = ("vision", "embedding", "language_model")
+LARGEST_MANIFEST = 1 << 20
+ENGINES_SCRATCH = ".engines."
+"""How the names of folders start that engines are built in."""
+EXPORT_AGAIN = "export again"
+
+LayerIndices: TypeAlias = Annotated[tuple[LayerIndex, ...], Meta(max_length=1024)]
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Size and SHA-256 (hexadecimal) of one file."""
 
-    bytes: int
-    sha256: str
+    bytes: Count
+    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 
 
 class VisionInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sizes of the vision graph that its FLOPs depend on. rows_per_tile counts the class token."""
 
-    layers: int
-    width: int
-    mlp_width: int
-    rows_per_tile: int
-    patch_inputs: int
-    tokens_per_tile: int
-    projector_inputs: int
+    layers: Layers
+    width: Width
+    mlp_width: Width
+    rows_per_tile: Positions
+    patch_inputs: Width
+    tokens_per_tile: Positions
+    projector_inputs: Width
 
 
 class LanguageModelInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -53,25 +76,25 @@ class LanguageModelInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
         sliding_layers, sliding_window: layers that look back over that many tokens only.
     """
 
-    hidden_size: int
-    vocab_size: int
-    layers: int
-    heads: int
-    kv_heads: int
-    query_key_dim: int
-    value_dim: int
-    kv_lora_rank: int
-    rope_dim: int
-    cache_parts: tuple[str, ...]
-    cache_shape: tuple[int, ...]
-    moe_layers: tuple[int, ...]
-    num_experts: int
-    top_k: int
-    moe_intermediate_size: int
-    shared_intermediate_size: int
-    dense_intermediate_size: int
-    sliding_layers: tuple[int, ...]
-    sliding_window: int | None
+    hidden_size: Width
+    vocab_size: VocabSize
+    layers: Layers
+    heads: Heads
+    kv_heads: Heads
+    query_key_dim: HeadDim
+    value_dim: HeadDim
+    kv_lora_rank: OptionalWidth
+    rope_dim: OptionalHeadDim
+    cache_parts: Annotated[tuple[Literal["key", "value", "latent"], ...], Meta(min_length=1, max_length=2)]
+    cache_shape: Annotated[tuple[Width, ...], Meta(min_length=1, max_length=2)]
+    moe_layers: Annotated[LayerIndices, Meta(min_length=1)]
+    num_experts: Experts
+    top_k: Experts
+    moe_intermediate_size: Width
+    shared_intermediate_size: OptionalWidth
+    dense_intermediate_size: OptionalWidth
+    sliding_layers: LayerIndices
+    sliding_window: Positions | None
 
 
 class PluginInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -85,7 +108,7 @@ class ExpertsInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """How the routed experts' weights are stored, as in FmmSparseMoE's contract; group_size 0 with float."""
 
     weight_format: Literal["float", "int8", "int4"]
-    group_size: int
+    group_size: OptionalWidth
     zero_points: bool
 
 
@@ -110,10 +133,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     family: Literal["deepseek_vl2", "internvl3_5"]
     checkpoint_identity: str
     target: str
-    dtype: str
-    activation_dtype: str
+    dtype: Literal["fp32", "fp16", "bf16"]
+    activation_dtype: Literal["float32", "float16", "bfloat16"]
     experts: ExpertsInfo
-    ops: dict[str, int]
+    ops: dict[str, Version]
     portable: bool
     plugin: PluginInfo | None = None
     policy: Policy
@@ -131,10 +154,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         max_cache: tokens a layer keeps: the prompt and the answer. max_tiles: of one request, all pictures together.
     """
 
-    max_tokens: int
-    max_visual: int
-    max_cache: int
-    max_tiles: int
+    max_tokens: Positions
+    max_visual: Positions
+    max_cache: Positions
+    max_tiles: Positions
 
 
 class Engines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -190,42 +213,91 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Read and check a bundle's manifest; file sizes are compared, hashes are not computed.
+    """Read and check a bundle's manifest, and compare the names and sizes of its files; hashes are not computed.
 
     Raises:
-        BundleMismatch: not a bundle, another format or version, or files missing or of another size.
+        BundleMismatch: not a bundle, another format or version, contradictions, or files missing, unknown or of
+            another size.
+    """
+    manifest = load_manifest(directory)
+    for damage in damaged_files(directory, manifest):
+        raise BundleMismatch(damage)
+    return manifest
+
+
+def load_manifest(directory: Path) -> Manifest:
+    """The same without a look at the files.
+
+    Raises:
+        BundleMismatch: see `read_manifest`.
     """
     path = directory / MANIFEST
     if not path.is_file():
         raise BundleMismatch(
             f"{directory}: no {MANIFEST}: not a bundle; make one with fastmmoe-export MODEL {directory}"
         )
-    data = path.read_bytes()
+    if path.stat().st_size > LARGEST_MANIFEST:
+        raise BundleMismatch(
+            f"{path}: {path.stat().st_size} bytes, expected at most {LARGEST_MANIFEST}; {EXPORT_AGAIN}"
+        )
+    return parse_manifest(path.read_bytes(), path)
+
+
+def parse_manifest(data: bytes, path: Path) -> Manifest:
+    """The manifest in these bytes, which a file of this path holds.
+
+    Raises:
+        BundleMismatch: see `read_manifest`.
+    """
+    # It reads the classes of this file.
+    from fastmmoe.runtime.consistency import contradictions
+
     try:
-        header = msgspec.json.decode(data, type=_Header)
-        if header.format != FORMAT:
-            raise BundleMismatch(
-                f"{path}: bundle format {header.format}, fastmmoe {__version__} reads format {FORMAT}; export again"
-            )
+        document = parse_strictly(data)
+    except ValueError as error:
+        raise BundleMismatch(f"{path}: damaged, or written by another version: {error}; {EXPORT_AGAIN}") from error
+    found = document.get("format") if isinstance(document, dict) else None
+    if isinstance(found, int) and found != FORMAT:
+        raise BundleMismatch(
+            f"{path}: bundle format {found}, fastmmoe {__version__} reads format {FORMAT}; export again"
+        )
+    try:
         manifest = msgspec.json.decode(data, type=Manifest)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise BundleMismatch(f"{path}: damaged, or written by another version: {error}; export again") from error
-    _check_files(directory, manifest)
+    except msgspec.DecodeError as error:
+        words, _, place = str(error).partition(" - at ")
+        value = describe_value(document, place.strip("`"))
+        where = f" at {place}" + (f", found {value}" if value else "") if place else ""
+        raise BundleMismatch(
+            f"{path}: damaged, or written by another version: {words}{where}; {EXPORT_AGAIN}"
+        ) from error
+    for contradiction in contradictions(manifest):
+        raise BundleMismatch(f"{path}: {contradiction}; {EXPORT_AGAIN}")
     return manifest
 
 
-class _Header(msgspec.Struct):
-    format: int
-
-
-def _check_files(directory: Path, manifest: Manifest) -> None:
+def damaged_files(directory: Path, manifest: Manifest) -> Iterator[str]:
+    """What is wrong with the names, kinds and sizes of a bundle's files, a line each."""
+    root = directory.resolve()
     for name, entry in manifest.files.items():
-        if "/" in name or name in {"", ".", ".."}:
-            raise BundleMismatch(f"{directory / MANIFEST}: file name {name!r}: expected a bare name")
         path = directory / name
-        if not path.is_file():
-            raise BundleMismatch(f"{path}: missing; copy the whole bundle or export again")
-        if path.stat().st_size != entry.bytes:
-            raise BundleMismatch(
-                f"{path}: {path.stat().st_size} bytes, expected {entry.bytes}; copy the bundle or export again"
+        if not is_bare_name(name):
+            yield f"{directory / MANIFEST}: file name {name!r}: expected a bare name"
+        elif not path.is_file():
+            kind = "no regular file" if path.exists() else "missing"
+            yield f"{path}: {kind}; copy the whole bundle or export again"
+        elif path.resolve().parent != root:
+            yield (
+                f"{path}: a symbolic link to {path.resolve()}, outside the bundle; expected the file itself: copy the "
+                f"bundle with cp -rL"
             )
+        elif path.stat().st_size != entry.bytes:
+            yield f"{path}: {path.stat().st_size} bytes, expected {entry.bytes}; copy the bundle or export again"
+    known = {MANIFEST, ENGINES, *map(engine_file, GRAPHS), *manifest.files}
+    for path in sorted(directory.iterdir()):
+        if path.name not in known and not (path.name.startswith(ENGINES_SCRATCH) and path.is_dir()):
+            yield f"{path}: not in {MANIFEST}; expected only the files that were exported: move it elsewhere"
+
+
+def is_bare_name(name: str) -> bool:
+    """Whether a file of this name is in the bundle's own directory, beside its manifest."""
+    return name.isprintable() and "/" not in name and name not in {"", ".", "..", MANIFEST, ENGINES}

@@ -21,6 +21,7 @@ from fastmmoe import __version__
 from fastmmoe.runtime import tensorrt_api
 from fastmmoe.runtime.bundle import (
     ENGINES,
+    ENGINES_SCRATCH,
     FORMAT,
     MANIFEST,
     PLUGIN,
@@ -89,7 +90,7 @@ def build_engines(directory: Path, options: BuildOptions | None = None, report: 
     capabilities = tensorrt.compute_capabilities if gpu is None else (gpu.sm,)
     _report_plan(tensorrt, version, gpu, limits, report)
     profiles = engine_profiles(manifest, limits)
-    with tempfile.TemporaryDirectory(prefix=".engines.", dir=directory) as scratch:
+    with tempfile.TemporaryDirectory(prefix=ENGINES_SCRATCH, dir=directory) as scratch:
         builder = _Builder(directory, Path(scratch), tensorrt, options.workspace_mib, report)
         files = {engine_file(graph): builder.build(graph, profiles[graph]) for graph in profiles}
         engines = Engines(

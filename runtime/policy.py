@@ -7,13 +7,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
 from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.ranges import Experts, LayerIndex, PatchCount, PositiveShare, Share
 
 Method: TypeAlias = Literal["none", "fastmmoe", "random", "fastv", "sparsevlm"]
+PruneLayers: TypeAlias = Annotated[tuple[LayerIndex, ...], Meta(min_length=1, max_length=1024)]
+Exponents: TypeAlias = Annotated[tuple[PositiveShare, ...], Meta(max_length=1024)]
+LayerExperts: TypeAlias = Annotated[tuple[Experts, ...], Meta(max_length=1024)]
 METHODS: tuple[Method, ...] = ("none", "fastmmoe", "random", "fastv", "sparsevlm")
 """Their places are the values of the graph's input `method`."""
 
@@ -63,14 +68,14 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """
 
     method: Literal["none", "fastmmoe", "random", "fastv", "sparsevlm", "all"]
-    prune_layers: dict[Method, tuple[int, ...]]
-    stage_exponents: tuple[float, ...]
-    retention: float
-    alpha: float
-    merge_ratio: float
-    window: int
+    prune_layers: dict[Method, PruneLayers]
+    stage_exponents: Exponents
+    retention: PositiveShare
+    alpha: Share
+    merge_ratio: Share
+    window: PatchCount
     merge: Literal["mlerp", "mean"]
-    visual_top_k: tuple[int, ...]
+    visual_top_k: LayerExperts
     reduction_weights: Literal["preserve_sum", "none"]
     sparsevlm_positions: Literal["compact", "original"]
 

@@ -3,11 +3,19 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
-Rgb: TypeAlias = tuple[float, float, float]
+from fastmmoe.runtime.ranges import Level, PatchCount, Pixels, Positions, Positive, Real, Tiles, TokenId, VocabSize
+
+Rgb: TypeAlias = tuple[Real, Real, Real]
+Deviations: TypeAlias = tuple[Positive, Positive, Positive]
+Text: TypeAlias = Annotated[str, Meta(min_length=1, max_length=1024)]
+Resolutions: TypeAlias = Annotated[tuple[tuple[Pixels, Pixels], ...], Meta(min_length=1, max_length=4096)]
+Texts: TypeAlias = Annotated[tuple[Text, ...], Meta(max_length=4096)]
+TokenIds: TypeAlias = Annotated[tuple[TokenId, ...], Meta(max_length=4096)]
 
 
 class DeepseekVl2ProcessorConfig(
@@ -31,23 +39,23 @@ class DeepseekVl2ProcessorConfig(
         max_position_embeddings: the most tokens of a sequence.
     """
 
-    candidate_resolutions: tuple[tuple[int, int], ...]
-    patch_size: int
-    downsample_ratio: int
+    candidate_resolutions: Resolutions
+    patch_size: Pixels
+    downsample_ratio: PatchCount
     image_mean: Rgb
-    image_std: Rgb
-    pad_color: tuple[int, int, int]
+    image_std: Deviations
+    pad_color: tuple[Level, Level, Level]
     global_view_first: bool
     template: Literal["deepseek"]
-    image_token: str
-    image_token_id: int | None
-    bos_token_id: int | None
-    eos_token_id: int | None
-    pad_token_id: int | None
-    special_tokens: tuple[str, ...]
-    stop_token_ids: tuple[int, ...]
-    vocab_size: int
-    max_position_embeddings: int
+    image_token: Text
+    image_token_id: TokenId | None
+    bos_token_id: TokenId | None
+    eos_token_id: TokenId | None
+    pad_token_id: TokenId | None
+    special_tokens: Texts
+    stop_token_ids: TokenIds
+    vocab_size: VocabSize
+    max_position_embeddings: Positions
 
     @property
     def tile_size(self) -> int:
@@ -77,23 +85,23 @@ class InternVlProcessorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_
         max_position_embeddings: the most tokens of a sequence.
     """
 
-    tile_size: int
-    tokens_per_tile: int
-    min_tiles: int
-    max_tiles: int
+    tile_size: Pixels
+    tokens_per_tile: Positions
+    min_tiles: Tiles
+    max_tiles: Tiles
     use_thumbnail: bool
     image_mean: Rgb
-    image_std: Rgb
+    image_std: Deviations
     template: Literal["internvl2_5", "internvl3_5_gpt_oss"]
-    image_token: str
-    image_start_token: str
-    image_end_token: str
-    image_token_id: int
-    bos_token_id: int | None
-    pad_token_id: int | None
-    stop_token_ids: tuple[int, ...]
-    vocab_size: int
-    max_position_embeddings: int
+    image_token: Text
+    image_start_token: Text
+    image_end_token: Text
+    image_token_id: TokenId
+    bos_token_id: TokenId | None
+    pad_token_id: TokenId | None
+    stop_token_ids: TokenIds
+    vocab_size: VocabSize
+    max_position_embeddings: Positions
 
 
 ProcessorConfig: TypeAlias = DeepseekVl2ProcessorConfig | InternVlProcessorConfig

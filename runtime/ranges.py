@@ -63,6 +63,24 @@ Tiles: TypeAlias = Annotated[int, Meta(ge=1, le=4096)]
 PatchCount: TypeAlias = Annotated[int, Meta(ge=1, le=64)]
 """Patches along one side that become one visual token, visual tokens along one side or in one window."""
 
+Level: TypeAlias = Annotated[int, Meta(ge=0, le=255)]
+"""Value of a colour channel."""
+
+Count: TypeAlias = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+"""Bytes of a file, and other counts that only a file system bounds."""
+
+Version: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 16)]
+"""Version of an operator."""
+
+Share: TypeAlias = Annotated[float, Meta(ge=0, le=1)]
+"""A weight or a part of a whole."""
+
+PositiveShare: TypeAlias = Annotated[float, Meta(gt=0, le=1)]
+"""A part of a whole that is not nothing."""
+
+Real: TypeAlias = Annotated[float, Meta(ge=-1e12, le=1e12)]
+"""Any finite number that a model may hold."""
+
 Positive: TypeAlias = Annotated[float, Meta(gt=0, le=1e12)]
 """A scale, an epsilon."""
 

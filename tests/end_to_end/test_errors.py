@@ -258,6 +258,11 @@ def edit_manifest(directory: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def files_of(directory: Path) -> dict[str, Any]:
+    files: dict[str, Any] = json.loads((directory / "manifest.json").read_text())["files"]
+    return files
+
+
 BUNDLE_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no manifest": (lambda d: (d / "manifest.json").unlink(), "no manifest.json: not a bundle"),
     "file missing": (lambda d: (d / "vision.data").unlink(), "vision.data: missing"),
@@ -276,7 +281,7 @@ BUNDLE_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "damaged, or written by another version",
     ),
     "path in manifest": (
-        lambda d: edit_manifest(d, files={"../x": {"bytes": 1, "sha256": "0"}}),
+        lambda d: edit_manifest(d, files=files_of(d) | {"../x": {"bytes": 1, "sha256": "0" * 64}}),
         "file name '../x': expected a bare name",
     ),
     "damaged tokenizer": (

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading manifests: every leaf with hostile values, contradictions, and files that are not those of the manifest."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastmmoe.runtime.bundle import LARGEST_MANIFEST, MANIFEST, parse_manifest, read_manifest
+from fastmmoe.runtime.errors import BundleMismatch
+
+Document = Callable[[str], dict[str, Any]]
+FAMILIES = ("deepseek_vl2", "internvl3_5")
+MARK = "@@"
+DEEP = "[" * 100_000 + "]" * 100_000
+HOSTILE = {
+    "0": "0",
+    "-1": "-1",
+    "2^31": str(2**31),
+    "1e400": "1e400",
+    "NaN": "NaN",
+    "list": "[1, 2]",
+    "deep": DEEP,
+    "string": '"x"',
+    "null": "null",
+    "many digits": "9" * 5000,
+}
+FREE_TEXT = {"fastmmoe_version", "model", "checkpoint_identity", "target", "image_token", "image_start_token"}
+FREE_TEXT |= {"image_end_token", "special_tokens.0"}
+LEGAL = {
+    # Leaf -> values it may have beside the one that it has.
+    **{name: {"string"} for name in FREE_TEXT},
+    **{f"{name}_token_id": {"0", "null"} for name in ("bos", "eos", "pad")},
+    **{f"{name}.{i}": {"0"} for name in ("image_mean", "pad_color") for i in range(3)},
+    **{f"image_mean.{i}": {"0", "-1", "2^31"} for i in range(3)},
+    **{f"image_std.{i}": {"2^31"} for i in range(3)},
+    **{name: {"0"} for name in ("image_token_id", "alpha", "merge_ratio", "stop_token_ids.0")},
+    **{name: {"0"} for name in ("shared_intermediate_size", "dense_intermediate_size", "rope_dim", "kv_lora_rank")},
+    "group_size": {"0"},
+    "plugin": {"null"},
+    "sliding_window": {"null"},
+    "bytes": {"0", "2^31"},
+}
+
+
+def leaves(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Paths of everything that is no object and no filled list."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    found = False
+    for key, child in items:
+        found = True
+        yield from leaves(child, (*path, key))
+    if not found:
+        yield path
+
+
+def with_leaf(document: dict[str, Any], path: tuple[Any, ...], text: str) -> bytes:
+    """The document with this JSON text at a path."""
+    place = document
+    for key in path[:-1]:
+        place = place[key]
+    old, place[path[-1]] = place[path[-1]], MARK
+    data = json.dumps(document).replace(f'"{MARK}"', text)
+    place[path[-1]] = old
+    return data.encode()
+
+
+def refusal(data: bytes) -> str:
+    """The line that a manifest is refused with, "" where it is accepted."""
+    try:
+        parse_manifest(data, Path("manifest.json"))
+    except BundleMismatch as error:
+        line = str(error)
+        assert "\n" not in line and len(line) < 400, line
+        assert line.startswith("manifest.json: "), line
+        return line
+    return ""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_manifest_is_read(family: str, document: Document) -> None:
+    assert refusal(json.dumps(document(family)).encode()) == ""
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_leaf_with_hostile_values(family: str, document: Document) -> None:
+    changed, wrong, slowest = document(family), [], 0.0
+    for path in leaves(changed):
+        name = ".".join(str(key) for key in path[-2:]) if isinstance(path[-1], int) else path[-1]
+        for value, text in HOSTILE.items():
+            start = time.perf_counter()
+            line = refusal(with_leaf(changed, path, text))
+            slowest = max(slowest, time.perf_counter() - start)
+            if not line and value not in LEGAL.get(name, set()):
+                wrong.append((path, value))
+    assert not wrong
+    assert slowest < 1
+
+
+CONTRADICTIONS: dict[str, tuple[str, Any, str]] = {
+    "MoE layer outside": ("language_model.moe_layers", [1, 2, 4], "moe_layers has layer 4: expected 0 to 3"),
+    "layers fall": ("language_model.moe_layers", [1, 3, 2], "moe_layers has 2 after 3"),
+    "experts a token": ("language_model.top_k", 17, "top_k is 17: expected at most num_experts, 16"),
+    "heads": ("language_model.kv_heads", 3, "kv_heads is 3: expected a divisor of heads, 4"),
+    "cache shape": ("language_model.cache_shape", [2, 7], "of [2, 7]: expected key, value of [2, 6]"),
+    "latent cache": ("language_model.cache_parts", ["latent"], "caches latent of"),
+    "rotary": ("language_model.rope_dim", 8, "rope_dim is 8: expected at most query_key_dim, 6"),
+    "window without layers": ("language_model.sliding_window", 5, "sliding_window is 5 with 0 sliding_layers"),
+    "prune layer outside": ("policy.prune_layers", {"fastmmoe": [1, 5]}, "has layer 5: expected 0 to 3"),
+    "prune layer without experts": ("policy.prune_layers", {"fastmmoe": [0, 1]}, "expected layers of moe_layers"),
+    "method": ("policy.prune_layers", {"random": [1, 2]}, "is for random: expected fastmmoe, as the method is"),
+    "exponents": ("policy.stage_exponents", [0.5], "expected 2, ascending, the last 1"),
+    "exponents fall": ("policy.stage_exponents", [1.0, 0.5], "expected 2, ascending, the last 1"),
+    "experts of visual tokens": ("policy.visual_top_k", [4, 2], "policy.visual_top_k is 4, 2: expected 3"),
+    "too many of them": ("policy.visual_top_k", [4, 5, 2], "at most top_k, 4"),
+    "vocabulary": ("processor.vocab_size", 11, "processor.vocab_size is 11: expected 10"),
+    "id": ("processor.pad_token_id", 10, "processor.pad_token_id has 10: expected at most 9"),
+    "stop id": ("processor.stop_token_ids", [1, 12], "processor.stop_token_ids has 12"),
+    "tokens of a tile": ("vision.tokens_per_tile", 5, "4 tokens a tile"),
+    "patch above the tile": ("processor.patch_size", 32, "gives 0 tokens a tile"),
+    "resolutions": ("processor.candidate_resolutions", [[16, 16], [16, 24]], "has 24: expected multiples"),
+    "family": ("family", "internvl3_5", "processor.type is deepseek_vl2: expected internvl"),
+    "groups of floats": ("experts.group_size", 32, "experts are float with group_size 32"),
+    "operators": ("ops", {"FmmSparseMoE": 1}, "ops has FmmSparseMoE: expected FmmSparseMoE, FmmTokenPrune"),
+    "portable graph": ("portable", False, "files has language_model.portable.onnx, which"),
+    "plugin": ("plugin", {"version": "0", "architecture": "x86_64"}, "does not have libfastmmoe_trt.so"),
+    "graph": ("files", {}, "does not have embedding.onnx, language_model.onnx, language_model.portable.onnx"),
+    "tokenizer": ("processor.image_token_id", None, "files has tokenizer.json, which"),
+    "layers": ("language_model.moe_layers", [1] * 1025, "Expected `array` of length <= 1024"),
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_contradictions(name: str, document: Document) -> None:
+    path, value, words = CONTRADICTIONS[name]
+    *parents, key = path.split(".")
+    changed = document("deepseek_vl2")
+    place = changed
+    for parent in parents:
+        place = place[parent]
+    place[key] = value
+    assert words in refusal(json.dumps(changed).encode())
+
+
+def test_a_number_out_of_range_is_named_with_its_value(document: Document) -> None:
+    changed = document("deepseek_vl2")
+    changed["language_model"]["heads"] = 0
+    line = refusal(json.dumps(changed).encode())
+    assert "Expected `int` >= 1 at `$.language_model.heads`, found 0" in line
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda text: text.replace('"dtype"', '"portable": false, "dtype"', 1), "key 'portable' is given twice"),
+        (lambda text: text.replace('"bytes"', '"bytes": 1, "bytes"', 1), "key 'bytes' is given twice"),
+        (lambda text: text.replace('"model"', '"files": {}, "model"', 1), "key 'files' is given twice"),
+        (lambda text: text + "{}", "Extra data"),
+        (lambda text: text[:-20], "no JSON from line"),
+        (lambda text: "\N{BYTE ORDER MARK}" + text, "no JSON from line 1"),
+        (lambda text: "", "no JSON from line 1"),
+        (lambda text: "[" + text + "]", "Expected `object`, got `array`"),
+    ],
+)
+def test_ambiguous_text(spoil: Callable[[str], str], words: str, document: Document) -> None:
+    assert words in refusal(spoil(json.dumps(document("deepseek_vl2"))).encode())
+
+
+def test_other_formats_are_told_apart_from_damage(document: Document) -> None:
+    changed = document("deepseek_vl2") | {"format": 3, "extra": 1}
+    assert "bundle format 3, fastmmoe" in refusal(json.dumps(changed).encode())
+
+
+def test_a_huge_manifest_is_not_read(toy_bundle: Path) -> None:
+    with (toy_bundle / MANIFEST).open("ab") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(BundleMismatch, match=f"expected at most {LARGEST_MANIFEST}"):
+        read_manifest(toy_bundle)
+
+
+def test_files_that_the_manifest_does_not_name_are_refused(toy_bundle: Path) -> None:
+    read_manifest(toy_bundle)
+    for name in ("engines.json", "vision.engine"):
+        (toy_bundle / name).touch()
+    (toy_bundle / ".engines.x").mkdir()
+    read_manifest(toy_bundle)
+    for name in ("extra.data", ".hidden", "language_model.data"):
+        (toy_bundle / name).touch()
+        with pytest.raises(BundleMismatch, match=f"{name}: not in manifest.json"):
+            read_manifest(toy_bundle)
+        (toy_bundle / name).unlink()
+
+
+def test_what_is_no_file_of_the_bundle_is_refused(toy_bundle: Path, tmp_path: Path) -> None:
+    path = toy_bundle / "vision.onnx"
+    path.rename(tmp_path / "elsewhere")
+    with pytest.raises(BundleMismatch, match=r"vision\.onnx: missing"):
+        read_manifest(toy_bundle)
+    path.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(BundleMismatch, match=r"vision\.onnx: a symbolic link to .*elsewhere, outside the bundle"):
+        read_manifest(toy_bundle)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(BundleMismatch, match=r"vision\.onnx: no regular file"):
+        read_manifest(toy_bundle)
