@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import onnxscript
 import onnxscript.optimizer
@@ -84,7 +85,7 @@ def trace(
     model = traced.model
     _attach_weights(model, module, load)
     with _quiet():
-        onnxscript.optimizer.optimize_ir(model)
+        onnxscript.optimizer.optimize_ir(model, should_fold=_transpose_when_written)
     _rename(model, [i.name for i in inputs], output_names)
     _clean(model, name)
     return model
@@ -165,6 +166,33 @@ def _attach_weights(model: ir.Model, module: torch.nn.Module, load: Callable[[st
     for name, value in model.graph.initializers.items():
         if name in parameters:
             value.const_value = lazily(name, value)
+
+
+def _transpose_when_written(node: ir.Node) -> bool | None:
+    """Asked by constant folding for each node whose inputs are constant: whether to compute it now; None = its rules.
+
+    Transposed weights of linear layers are almost all of a vision tower, and folding keeps what it computed. So a
+    parameter's transposition is left out of the graph here, as folding would, but computed when it is written.
+    """
+    (value, *others), (output,) = node.inputs, node.outputs
+    if node.op_type != "Transpose" or value is None or not isinstance(value.const_value, ir.LazyTensor):
+        return None
+    if len(value.consumers()) > 1 or value.shape is None:
+        return None
+    assert not others and node.graph is not None and value.dtype is not None
+    parameter, name, order = value.const_value, output.name, node.attributes["perm"].as_ints()
+
+    def transposed() -> ir.Tensor:
+        return ir.Tensor(np.ascontiguousarray(parameter.numpy().transpose(order)), name=name)
+
+    shape = ir.Shape([value.shape[axis] for axis in order])
+    tensor = ir.LazyTensor(transposed, dtype=value.dtype, shape=shape, name=name)
+    # The node is dead from here on and is removed with what else is; its output must not keep the name.
+    output.name = f"{name}.unused"
+    initializer = ir.Value(name=name, type=ir.TensorType(value.dtype), shape=shape, const_value=tensor)
+    node.graph.register_initializer(initializer)
+    output.replace_all_uses_with(initializer)
+    return False
 
 
 def as_ir_tensor(name: str, tensor: torch.Tensor) -> ir.Tensor:
