@@ -22,7 +22,6 @@ from safetensors.numpy import save_file
 
 from fastmmoe.calibration.torch_model import Decoder, TorchModel
 from fastmmoe.exporter.checkpoint import WeightRule
-from fastmmoe.exporter.families import FAMILY_BY_MODEL_TYPE
 from fastmmoe.exporter.models.layers import SparseMoe
 from fastmmoe.exporter.ops.sparse_moe import SPARSE_MOE, activate_reference
 from fastmmoe.exporter.torch_ops import route
@@ -108,7 +107,7 @@ class ActivationRecorder:
             *((f"vision.{name}", module) for name, module in model.model.graphs.vision.named_modules()),
             *((f"language_model.{name}", module) for name, module in decoder.module.named_modules()),
         ]
-        self._rules = FAMILY_BY_MODEL_TYPE[model.model.checkpoint.config["model_type"]].weight_map(model.config)
+        self._rules = model.model.rules
         self._ranges: dict[str, _Range] = {}
 
     @contextmanager

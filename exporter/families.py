@@ -13,6 +13,7 @@ from fastmmoe.exporter.checkpoint import Checkpoint, account, build
 from fastmmoe.exporter.config_reader import ConfigReader, shown
 from fastmmoe.exporter.fastmmoe.policy import Layers, PolicyOptions, resolve_policy
 from fastmmoe.exporter.models import deepseek_vl2, internvl3_5
+from fastmmoe.exporter.models.weight_rules import has_fused_experts
 from fastmmoe.exporter.ops.quantise import Packing
 from fastmmoe.exporter.pack_experts import round_experts
 from fastmmoe.runtime.errors import UnsupportedModel
@@ -60,6 +61,7 @@ class Model:
 
     Attributes:
         graphs: modules on the meta device with every parameter in its exported dtype.
+        rules: how each parameter is made from the checkpoint, by graph-qualified name.
         config_reader: of config.json; knows which keys have been read.
     Raises:
         UnsupportedModel: unknown family, unimplemented configuration, tensors that do not fit.
@@ -89,9 +91,10 @@ class Model:
             ),
         )
         _check_size(checkpoint, self.config)
-        self._rules, self._computed = family.weight_map(self.config), family.computed_weights(self.config)
         checkpoint.rename_prefixes(family.RENAMED_PREFIXES)
-        account(checkpoint, self._rules, family.DROPPED_TENSORS)
+        self.rules = family.weight_map(self.config, fused_experts=has_fused_experts(checkpoint.tensors))
+        self._computed = family.computed_weights(self.config)
+        account(checkpoint, self.rules, family.DROPPED_TENSORS)
         self.precision = precision
         with torch.device("meta"):
             self.graphs = family.build_graphs(self.config, self.policy)
@@ -110,7 +113,7 @@ class Model:
 
         Weights that are to be packed come as the checkpoint has them, in a float32 twin as what the integers stand for.
         """
-        value = self._computed[name] if name in self._computed else build(self.checkpoint, self._rules[name])
+        value = self._computed[name] if name in self._computed else build(self.checkpoint, self.rules[name])
         p = self.precision
         if p.packing is not None and name.endswith(EXPERT_WEIGHTS):
             return round_experts(value, p.packing) if p.is_twin else value
@@ -129,7 +132,7 @@ class Model:
         ours = {
             f"{graph}.{name}": tuple(p.shape) for graph, m in self.graphs.items() for name, p in m.named_parameters()
         }
-        mapped = self._rules.keys() | self._computed.keys()
+        mapped = self.rules.keys() | self._computed.keys()
         assert ours.keys() == mapped, f"weight map and modules differ: {sorted(ours.keys() ^ mapped)[:5]}"
 
 
@@ -139,7 +142,7 @@ def _check_size(checkpoint: Checkpoint, config: Any) -> None:
     `account` names every missing tensor, which takes minutes and gigabytes where a damaged file means millions.
     """
     layers, tower, experts = config.num_hidden_layers, config.vision.layers, config.moe.num_experts
-    is_fused = any(name.endswith("experts.gate_up_proj") for name in checkpoint.tensors)
+    is_fused = any("experts.gate_up_proj" in name for name in checkpoint.tensors)
     of_experts = 2 if is_fused else 3 * experts
     least = 6 * layers + 8 * tower + of_experts * len(config.moe_layers)
     if least > 2 * len(checkpoint.tensors) + 10_000:

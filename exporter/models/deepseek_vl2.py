@@ -29,12 +29,12 @@ from fastmmoe.exporter.models.layers import (
     rotate,
     watched_attention,
 )
-from fastmmoe.exporter.models.weight_rules import linear, norm, same, separate_experts
+from fastmmoe.exporter.models.weight_rules import BUFFERS, expert_weights, linear, norm, same
 from fastmmoe.runtime import abi
 from fastmmoe.runtime.policy import Policy
 
 FAMILY = "deepseek_vl2"
-DROPPED_TENSORS = ("vision.attn_pool.*",)
+DROPPED_TENSORS = ("vision.attn_pool.*", *BUFFERS)
 RENAMED_PREFIXES: dict[str, str] = {}
 LATENT_NORM_EPS = 1e-6
 VISION_NORM_EPS = 1e-6
@@ -162,8 +162,8 @@ def computed_weights(c: Config) -> dict[str, torch.Tensor]:
     return weights
 
 
-def weight_map(c: Config) -> dict[str, WeightRule]:
-    """How every parameter is made from the checkpoint, by graph-qualified name (spec models.md, 1.7)."""
+def weight_map(c: Config, *, fused_experts: bool = False) -> dict[str, WeightRule]:
+    """How every parameter is made from the checkpoint, by graph-qualified name; `expert_weights` says what is fused."""
     H, V = c.hidden_size, c.vocab_size
     rules = _vision_map(c.vision, H)
     rules["embedding.weight"] = same("language.model.embed_tokens.weight", V, H)
@@ -173,7 +173,10 @@ def weight_map(c: Config) -> dict[str, WeightRule]:
         ours, theirs = f"language_model.layers.{i}.", f"language.model.layers.{i}."
         layer = {f"{n}.weight": same(f"{theirs}{n}.weight", H) for n in ("input_layernorm", "post_attention_layernorm")}
         layer |= _attention_map(c, theirs) if c.mla is None else _latent_map(c, c.mla, theirs)
-        layer |= _moe_map(c, theirs) if i in c.moe_layers else _mlp_map("mlp.", theirs + "mlp.", H, c.intermediate_size)
+        if i in c.moe_layers:
+            layer |= _moe_map(c, theirs, fused_experts)
+        else:
+            layer |= _mlp_map("mlp.", f"{theirs}mlp.", H, c.intermediate_size)
         rules |= {ours + name: rule for name, rule in layer.items()}
     return rules
 
@@ -238,8 +241,8 @@ def _mlp_map(ours: str, theirs: str, hidden_size: int, width: int) -> dict[str, 
     return {f"{ours}{n}.weight": same(f"{theirs}{n}.weight", *s) for n, s in shapes.items()}
 
 
-def _moe_map(c: Config, theirs: str) -> dict[str, WeightRule]:
-    rules = separate_experts(f"{theirs}mlp.experts.", c.moe, c.hidden_size)
+def _moe_map(c: Config, theirs: str, is_fused: bool) -> dict[str, WeightRule]:
+    rules = expert_weights(f"{theirs}mlp.experts.", c.moe, c.hidden_size, is_fused=is_fused)
     rules["mlp.experts.router.weight"] = same(f"{theirs}mlp.gate.weight", c.moe.num_experts, c.hidden_size)
     if c.moe.topk_method == "noaux_tc":
         rules["mlp.experts.correction_bias"] = same(f"{theirs}mlp.gate.e_score_correction_bias", c.moe.num_experts)

@@ -25,12 +25,12 @@ from fastmmoe.exporter.models.layers import (
     VisionMlp,
     rotary_frequencies,
 )
-from fastmmoe.exporter.models.weight_rules import linear, norm, same, separate_experts
+from fastmmoe.exporter.models.weight_rules import BUFFERS, expert_weights, linear, norm, same
 from fastmmoe.runtime import abi
 from fastmmoe.runtime.policy import Policy
 
 FAMILY = "internvl3_5"
-DROPPED_TENSORS: tuple[str, ...] = ()
+DROPPED_TENSORS = BUFFERS
 # Names of the Hugging Face classes in memory, which some tools write -> those of their files.
 RENAMED_PREFIXES = {
     "model.language_model.": "language_model.model.",
@@ -126,8 +126,8 @@ def computed_weights(c: Config) -> dict[str, torch.Tensor]:
     return bias | {"language_model.inv_freq": rotary_frequencies(c.rope_theta, c.head_dim, c.yarn)}
 
 
-def weight_map(c: Config) -> dict[str, WeightRule]:
-    """How every parameter is made from the checkpoint, by graph-qualified name (spec models.md, 2.5)."""
+def weight_map(c: Config, *, fused_experts: bool = False) -> dict[str, WeightRule]:
+    """How every parameter is made from the checkpoint, by graph-qualified name; `expert_weights` says what is fused."""
     H, V = c.hidden_size, c.vocab_size
     vision = _hf_vision_map(c.vision, H) if c.is_hf_layout else _original_vision_map(c.vision, H)
     rules = {f"vision.{name}": rule for name, rule in vision.items()}
@@ -138,7 +138,8 @@ def weight_map(c: Config) -> dict[str, WeightRule]:
         ours, theirs = f"language_model.layers.{i}.", f"language_model.model.layers.{i}."
         layer = {f"{n}.weight": same(f"{theirs}{n}.weight", H) for n in ("input_layernorm", "post_attention_layernorm")}
         layer |= _attention_map(c, theirs)
-        layer |= _gpt_oss_moe_map(c, theirs + "mlp.") if c.is_gpt_oss else _qwen_moe_map(c, theirs + "mlp.")
+        mlp = theirs + "mlp."
+        layer |= _gpt_oss_moe_map(c, mlp) if c.is_gpt_oss else _qwen_moe_map(c, mlp, fused_experts)
         rules |= {ours + name: rule for name, rule in layer.items()}
     return rules
 
@@ -155,9 +156,9 @@ def _attention_map(c: Config, theirs: str) -> dict[str, WeightRule]:
     return rules
 
 
-def _qwen_moe_map(c: Config, theirs: str) -> dict[str, WeightRule]:
+def _qwen_moe_map(c: Config, theirs: str, is_fused: bool) -> dict[str, WeightRule]:
     router = {"mlp.experts.router.weight": same(f"{theirs}gate.weight", c.moe.num_experts, c.hidden_size)}
-    return router | separate_experts(f"{theirs}experts.", c.moe, c.hidden_size)
+    return router | expert_weights(f"{theirs}experts.", c.moe, c.hidden_size, is_fused=is_fused)
 
 
 def _gpt_oss_moe_map(c: Config, theirs: str) -> dict[str, WeightRule]:

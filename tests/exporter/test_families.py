@@ -48,6 +48,73 @@ def test_names_of_the_classes_in_memory(
             assert torch.equal(on_disk.load(f"{graph}.{name}"), in_memory.load(f"{graph}.{name}")), name
 
 
+def fuse_experts(tensors: dict[str, torch.Tensor], layers: int = 99) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint with the experts of its first layers as transformers 5 has them in memory."""
+    fused = dict(tensors)
+    for gate in [name for name in tensors if name.endswith(".mlp.experts.0.gate_proj.weight")]:
+        prefix = gate.removesuffix("0.gate_proj.weight")
+        if int(prefix.split(".")[-4]) >= layers:
+            continue
+        parts: dict[str, list[torch.Tensor]] = {"gate_up_proj": [], "down_proj": []}
+        for e in range(sum(name.startswith(prefix) for name in tensors) // 3):
+            gate_proj, up_proj, down_proj = (fused.pop(f"{prefix}{e}.{n}_proj.weight") for n in ("gate", "up", "down"))
+            parts["gate_up_proj"].append(torch.cat((gate_proj, up_proj)))
+            parts["down_proj"].append(down_proj)
+        fused |= {prefix + name: torch.stack(experts) for name, experts in parts.items()}
+    return fused
+
+
+@pytest.mark.parametrize("name", ["internvl-qwen3moe", "internvl-qwen3moe-original", "dsvl2-mha", "dsvl2-mla"])
+def test_fused_experts(name: str, checkpoint: Callable[[str], Path], own_checkpoint: Callable[[str], Path]) -> None:
+    """Every parameter is bit by bit that of the checkpoint with one tensor an expert."""
+    separate = Model(Checkpoint(checkpoint(name)), OPTIONS, FLOAT32)
+    directory = own_checkpoint(name)
+    tensors = fuse_experts(load_file(directory / "model.safetensors"))
+    assert any(name.endswith("mlp.experts.gate_up_proj") for name in tensors)
+    save_file(tensors, directory / "model.safetensors")
+    fused = Model(Checkpoint(directory), OPTIONS, FLOAT32)
+    for parameter in separate.rules:
+        assert torch.equal(separate.load(parameter), fused.load(parameter)), parameter
+
+
+def test_fused_and_separate_experts(own_checkpoint: Callable[[str], Path]) -> None:
+    directory = own_checkpoint("internvl-qwen3moe")
+    save_file(fuse_experts(load_file(directory / "model.safetensors"), layers=1), directory / "model.safetensors")
+    with pytest.raises(
+        UnsupportedModel, match=r"fused tensors \(.*\.0\.mlp\.experts\..*\) and one by one \(.*\.1\.mlp\."
+    ):
+        Model(Checkpoint(directory), OPTIONS, FLOAT32)
+
+
+@pytest.mark.parametrize(
+    ("name", "buffers"),
+    [
+        ("dsvl2-mha", ("language.model.layers.0.self_attn.rotary_emb.inv_freq", "vision.embeddings.position_ids")),
+        ("internvl-qwen3moe", ("language_model.model.rotary_emb.inv_freq", "vision_tower.embeddings.position_ids")),
+        ("internvl-gptoss-original", ("language_model.model.layers.2.self_attn.rotary_emb.inv_freq",)),
+    ],
+)
+def test_buffers_of_older_versions_are_dropped(
+    name: str, buffers: tuple[str, ...], own_checkpoint: Callable[[str], Path]
+) -> None:
+    directory = own_checkpoint(name)
+    tensors = load_file(directory / "model.safetensors") | {buffer: torch.arange(4) for buffer in buffers}
+    save_file(tensors, directory / "model.safetensors")
+    assert Model(Checkpoint(directory), PolicyOptions(), FLOAT32).checkpoint.tensors.keys() >= set(buffers)
+
+
+def test_one_tensor_under_two_names(own_checkpoint: Callable[[str], Path]) -> None:
+    """The names on disk and in memory may not both be there: one of two different tensors would be used."""
+    directory = own_checkpoint("internvl-qwen3moe")
+    tensors = load_file(directory / "model.safetensors")
+    tensors["lm_head.weight"] = torch.zeros_like(tensors["language_model.lm_head.weight"])
+    save_file(tensors, directory / "model.safetensors")
+    with pytest.raises(UnsupportedModel) as raised:
+        Model(Checkpoint(directory), OPTIONS, FLOAT32)
+    both = ("'lm_head.weight'", "'language_model.lm_head.weight'")
+    assert all(name in str(raised.value) for name in both) and "keep one of the two" in str(raised.value)
+
+
 def test_unknown_family(own_checkpoint: Callable[[str], Path]) -> None:
     directory = own_checkpoint("dsvl2-mha")
     config = json.loads((directory / "config.json").read_text())
