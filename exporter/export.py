@@ -34,6 +34,7 @@ from fastmmoe.exporter.targets import (
 )
 from fastmmoe.exporter.tracing import trace
 from fastmmoe.exporter.verify import CheckFailed, Difference, check_structure, compare
+from fastmmoe.exporter.weight_check import check_weights
 from fastmmoe.runtime.bundle import (
     MANIFEST,
     PLUGIN,
@@ -87,6 +88,7 @@ def export(config: ExportConfig, report: Report = print) -> Path:
         _report_model(model, name, processor, report)
         if config.policy.found_for is not None:
             _report_policy(model, config.policy.found_for, report)
+        check_weights(model, report)
         staged = scratch / "bundle"
         manifest = _write(staged, name, model, processor, target, dtype, plugin, report)
         _check(staged, scratch / "twin", manifest, model, config.policy, atol, report)

@@ -63,12 +63,9 @@ def quantise(weights: Array, weight_format: str, group_size: int, *, zero_points
     low, high = _LEVELS[weight_format]
     padding = [(0, 0)] * (weights.ndim - 1) + [(0, -n % group_size)]
     groups = np.pad(weights.astype(np.float32), padding).reshape(*weights.shape[:-1], -1, group_size)
+    middle = _ZEROS[weight_format]
     least, greatest = np.minimum(groups.min(-1), 0), np.maximum(groups.max(-1), 0)
-    if zero_points:
-        scale = ((greatest - least) / (high - low)).astype(np.float16)
-    else:
-        middle = _ZEROS[weight_format]
-        scale = (np.maximum(-least, greatest) / (high - middle)).astype(np.float16)
+    scale = _scales(least, greatest, weight_format, zero_points=zero_points)
     # A group of zeros, or one whose scale is below the range of float16, stands for zeros.
     safe = np.where(scale == 0, 1, scale.astype(np.float32))
     zero = np.clip(np.rint(low - least / safe), low, high) if zero_points else np.full_like(safe, middle)
@@ -76,6 +73,15 @@ def quantise(weights: Array, weight_format: str, group_size: int, *, zero_points
     q = q.reshape(*weights.shape[:-1], -1)[..., :n]
     values = pack_int4(q.astype(np.uint8)) if weight_format == "int4" else q.astype(np.int8)
     return QuantisedWeights(values, scale, zero.astype(np.int8) if zero_points else None)
+
+
+def _scales(least: Array, greatest: Array, weight_format: str, *, zero_points: bool) -> Array:
+    """Float16 scales of groups with these extremes, least <= 0 <= greatest; inf where float16 does not hold them."""
+    low, high = _LEVELS[weight_format]
+    with np.errstate(over="ignore"):
+        if zero_points:
+            return ((greatest - least) / np.float32(high - low)).astype(np.float16)
+        return (np.maximum(-least, greatest) / np.float32(high - _ZEROS[weight_format])).astype(np.float16)
 
 
 def dequantise(weights: QuantisedWeights, weight_format: str, group_size: int) -> Array:
@@ -106,6 +112,11 @@ class Packing:
     def quantise(self, weights: Array) -> QuantisedWeights:
         """`quantise` with these settings."""
         return quantise(weights, self.weight_format, self.group_size, zero_points=self.zero_points)
+
+    def fits(self, least: float, greatest: float) -> bool:
+        """Whether the scales of weights from `least` to `greatest` are finite, however they are grouped."""
+        low, high = np.minimum(np.float32(least), 0), np.maximum(np.float32(greatest), 0)
+        return bool(np.isfinite(_scales(low, high, self.weight_format, zero_points=self.zero_points)))
 
     def round(self, weights: Array) -> Array:
         """What the quantised weights stand for, float32."""
