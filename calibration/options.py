@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 from fastmmoe.exporter.config import DEMO
 from fastmmoe.runtime.errors import FastmmoeError, InvalidRequest
+from fastmmoe.runtime.threads import check_threads, usable_cores
 
 Backend: TypeAlias = Literal["loky", "dask", "ray"]
 BACKENDS: tuple[Backend, ...] = ("loky", "dask", "ray")
@@ -82,14 +82,16 @@ class CalibrationOptions:
     @property
     def worker_count(self) -> int:
         """Trials at a time on this machine."""
-        return self.jobs or len(os.sched_getaffinity(0))
+        return self.jobs or usable_cores()
 
     def validate(self) -> None:
         """Raise InvalidRequest for a value outside its range, or options that contradict each other."""
-        least = {"trials": 1, "search_questions": 1, "held_out_questions": 1, "seed": 0, "jobs": 0, "threads": 1}
+        least = {"trials": 1, "search_questions": 1, "held_out_questions": 1, "seed": 0}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise InvalidRequest(f"--{name.replace('_', '-')} {getattr(self, name)}: expected {low} or more")
+        check_threads("--jobs", self.jobs)
+        check_threads("--threads", self.threads, least=1)
         if self.questions is not None and self.questions < 1:
             raise InvalidRequest(f"--questions {self.questions}: expected 1 or more")
         given = [name for name in ("flops_reduction", "min_quality", "max_ttft_ms") if getattr(self, name) is not None]

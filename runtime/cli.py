@@ -17,6 +17,7 @@ from fastmmoe.runtime.command import ArgumentParser, run_command
 from fastmmoe.runtime.counting_cli import add_counting
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.policy import METHODS
+from fastmmoe.runtime.threads import check_threads
 
 if TYPE_CHECKING:
     from fastmmoe.runtime.generation import RequestStats
@@ -142,8 +143,7 @@ def _check_combination(a: argparse.Namespace) -> None:
         raise InvalidRequest("--inputs takes the place of --image, --prompt, --system and --max-tiles")
     if a.inputs is None and a.prompt is None:
         raise InvalidRequest("give --prompt (and --image), or --inputs and --dump")
-    if a.threads < 0:
-        raise InvalidRequest(f"--threads {a.threads}: expected 0 or more")
+    check_threads("--threads", a.threads)
 
 
 def _read_tensors(path: Path) -> dict[str, Any]:

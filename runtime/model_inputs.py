@@ -172,8 +172,12 @@ def _check(tensors: Tensors, name: str, shape: tuple[int | None, ...], kinds: st
     return tensor
 
 
-def _check_mask(mask: Array, ids: Ids, start: int, image_token_id: int, row: int) -> None:
+def _check_mask(mask: Array, ids: Ids, start: int, image_token_id: int | None, row: int) -> None:
     """Whether a row's images_seq_mask marks its image tokens and nothing else, padding included."""
+    if image_token_id is None:
+        # Exported without a tokenizer, which knows the id: it is the one that is marked.
+        marked = ids[mask[start:]]
+        image_token_id = int(marked[0]) if len(marked) else -1
     is_image = np.zeros(len(mask), bool)
     is_image[start:] = ids == image_token_id
     wrong = np.flatnonzero(mask != is_image)

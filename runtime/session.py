@@ -16,6 +16,7 @@ from fastmmoe.runtime.bundle import Manifest, graph_file
 from fastmmoe.runtime.errors import BundleMismatch
 from fastmmoe.runtime.feeds import Chunk, call_feeds
 from fastmmoe.runtime.native import register_native_ops
+from fastmmoe.runtime.threads import check_threads, usable_cores
 
 Array = npt.NDArray[Any]
 
@@ -27,12 +28,23 @@ class Graphs:
 
     Args:
         portable: run the variant whose operators have function bodies, without the native library.
-        threads: of ONNX Runtime's pool; 0 = one per core.
+        threads: of ONNX Runtime's pool; 0 = one for each core that this process may use.
+        spinning: idle threads ask for work without a pause. They find it sooner, and take the cores from whatever
+            else runs: on a busy machine requests take several times as long (docs/benchmark.md).
     Raises:
+        InvalidRequest: threads below 0 or more than four for each core.
         BundleMismatch: the bundle is for another target, has no portable variant, or the native library does not fit.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest, *, portable: bool = False, threads: int = 0) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        manifest: Manifest,
+        *,
+        portable: bool = False,
+        threads: int = 0,
+        spinning: bool = False,
+    ) -> None:
         if manifest.target != CPU_TARGET:
             raise BundleMismatch(
                 f"{directory}: exported for {manifest.target}, which needs TensorRT engines built on the device; "
@@ -42,7 +54,8 @@ class Graphs:
             raise BundleMismatch(f"{directory}: the bundle has no portable variant")
         self.manifest = manifest
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
+        options.intra_op_num_threads = check_threads("threads", threads) or usable_cores()
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
         options.log_severity_level = 3
         self._vision = _load(directory / graph_file("vision"), options)
         self._embedding = _load(directory / graph_file("embedding"), options)

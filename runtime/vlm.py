@@ -71,8 +71,9 @@ class VLM:
     Args:
         bundle: directory that fastmmoe-export wrote.
         portable: run without the native library, through the operators' ONNX function bodies (slow).
-        threads: of ONNX Runtime; 0 = one per core.
+        threads: of ONNX Runtime; 0 = one for each core that this process may use.
     Raises:
+        InvalidRequest: threads below 0 or more than four for each core.
         BundleMismatch: the directory is no bundle of this version, is damaged, or is for another target.
     """
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmark_tools.checkpoint import write_checkpoint
 from benchmark_tools.errors import BenchmarkError
-from benchmark_tools.machine import Machine, measure_machine, usable_cores
+from benchmark_tools.machine import Machine, measure_machine
 from benchmark_tools.prefill import UNMODIFIED, all_settings, make_prompt, measure_prefills, plan
 from benchmark_tools.probe import probe
 from benchmark_tools.roofline import balance_tokens, bound
@@ -27,6 +27,7 @@ from markers import write_part
 from fastmmoe.runtime.bundle import Manifest, read_manifest
 from fastmmoe.runtime.command import run_command
 from fastmmoe.runtime.session import Graphs
+from fastmmoe.runtime.threads import usable_cores
 
 MARKER = "benchmark"
 TIMES_CAPTION = (

@@ -18,7 +18,7 @@ from fastmmoe.calibration.report.analysis import (
     state_claims,
 )
 from fastmmoe.calibration.report.bootstrap import Bootstrap
-from fastmmoe.calibration.report.latency import Latency, measure_latency, usable_cores
+from fastmmoe.calibration.report.latency import Latency, measure_latency
 from fastmmoe.calibration.report.maps import draw_maps
 from fastmmoe.calibration.report.measure import Measurement, Store
 from fastmmoe.calibration.report.page import write_pages
@@ -27,6 +27,7 @@ from fastmmoe.calibration.report.results import Origin, Report
 from fastmmoe.calibration.report.settings import FULL, RETENTIONS, Planner, Setting, curve_settings
 from fastmmoe.calibration.scenes import Split
 from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.threads import check_threads, usable_cores
 from fastmmoe.runtime.vlm import VLM
 
 DEFAULT_QUESTIONS = 2000
@@ -61,11 +62,13 @@ class ReportOptions:
     def check(self) -> None:
         """Raise InvalidRequest for what is outside its range."""
         counts = {"--seeds": self.seeds, "--resamples": self.resamples, "--requests": self.requests}
-        optional = {"--questions": self.questions, "--jobs": self.jobs}
+        optional = {"--questions": self.questions}
         counts |= {name: value for name, value in optional.items() if value is not None}
         for name, value in counts.items():
             if value < 1:
                 raise InvalidRequest(f"{name} {value}: expected at least 1")
+        if self.jobs is not None:
+            check_threads("--jobs", self.jobs, least=1)
         for name, value in {"--maps": self.maps, "--seed": self.seed}.items():
             if value < 0:
                 raise InvalidRequest(f"{name} {value}: expected at least 0")

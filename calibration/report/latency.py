@@ -20,6 +20,7 @@ from fastmmoe.calibration.report.settings import Planner, Setting
 from fastmmoe.runtime.files import write_atomically
 from fastmmoe.runtime.generation import Run, since
 from fastmmoe.runtime.options import RequestOptions
+from fastmmoe.runtime.threads import usable_cores
 from fastmmoe.runtime.vlm import VLM
 
 FILE = "latency.json"
@@ -117,11 +118,6 @@ def describe_machine() -> Machine:
         date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         load=round(os.getloadavg()[0], 2),
     )
-
-
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0))
 
 
 def _request(vlm: VLM, planner: Planner, questions: Questions, setting: Setting, number: int) -> tuple[float, float]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import statistics
 import time
@@ -17,6 +16,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from fastmmoe.runtime.bundle import LanguageModelInfo
+from fastmmoe.runtime.threads import usable_cores
 
 REPEATS = 9
 # Several times what the last cache of any processor holds.
@@ -63,11 +63,6 @@ def measure_machine(info: LanguageModelInfo, tokens: int, threads: int) -> Machi
         products=tuple(_measure_product(*shape, threads) for shape in _layer_products(info, tokens)),
         bandwidth=_measure_bandwidth(threads),
     )
-
-
-def usable_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0))
 
 
 def _processor() -> str:

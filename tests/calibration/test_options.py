@@ -24,6 +24,8 @@ from fastmmoe.runtime.errors import InvalidRequest
         ({"questions": 0}, "--questions 0: expected 1 or more"),
         ({"threads": 0}, "--threads 0: expected 1 or more"),
         ({"jobs": -1}, "--jobs -1: expected 0 or more"),
+        ({"jobs": 999_999}, "--jobs 999999: expected at most"),
+        ({"threads": 999_999}, "--threads 999999: expected at most"),
         ({"flops_reduction": 1.0}, "--flops-reduction 1.0: expected a number between 0 and 1"),
         ({"min_quality": float("nan")}, "--min-quality nan: expected a number between 0 and 1"),
         ({"max_ttft_ms": 0.0}, "--max-ttft-ms 0.0: expected a positive number"),

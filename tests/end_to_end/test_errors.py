@@ -319,6 +319,7 @@ def test_not_a_bundle(tmp_path: Path, refusal: Refusal) -> None:
         (("--prompt", "a", "--alpha", "2"), "alpha 2.0: expected a number in [0, 1]"),
         (("--prompt", "a", "--max-new-tokens", "0"), "max_new_tokens 0: expected at least 1"),
         (("--prompt", "a", "--threads", "-1"), "--threads -1: expected 0 or more"),
+        (("--prompt", "a", "--threads", "999999"), "--threads 999999: expected at most"),
         (("--prompt", "a", "--inputs", "in.npz", "--dump", "out.npz"), "--inputs takes the place of"),
         (("--inputs", "in.npz"), "--inputs and --dump go together"),
         (("--prompt", "a", "--nonsense"), "--nonsense"),

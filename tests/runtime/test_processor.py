@@ -19,7 +19,7 @@ from fastmmoe.exporter.config_reader import ConfigReader
 from fastmmoe.exporter.processor_config import read_processor_config
 from fastmmoe.runtime.errors import BundleMismatch, InvalidRequest
 from fastmmoe.runtime.processor import ModelInputs, Processor, load_tokenizer
-from fastmmoe.runtime.processor_config import ProcessorConfig
+from fastmmoe.runtime.processor_config import DeepseekVl2ProcessorConfig, ProcessorConfig
 from fastmmoe.runtime.prompts import Special, render_prompt
 
 Array = npt.NDArray[Any]
@@ -528,6 +528,16 @@ def test_unusable_internvl_tensors(
     with pytest.raises(InvalidRequest, match=message) as error:
         make.from_tensors(tensors)
     assert "\n" not in str(error.value)
+
+
+def test_the_mask_of_a_bundle_without_tokenizer_marks_one_id(processor: MakeProcessor) -> None:
+    config = processor("dsvl2-mha").config
+    assert isinstance(config, DeepseekVl2ProcessorConfig)
+    make, tensors = Processor(msgspec.structs.replace(config, image_token_id=None), None), _deepseek_tensors()
+    assert [len(row.visual_index) for row in make.from_tensors(tensors)] == [421, 0]
+    tensors["input_ids"][0, 4] = 5
+    with pytest.raises(InvalidRequest, match="row 0: marks position 4, id 5, and 0 more like it"):
+        make.from_tensors(tensors)
 
 
 def test_image_tokens_without_pictures(processor: MakeProcessor) -> None:
