@@ -88,7 +88,10 @@ def _add_request_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-new-tokens", type=int, default=DEFAULT_MAX_NEW_TOKENS, metavar="N", help="default %(default)s"
     )
     parser.add_argument(
-        "--max-tiles", type=int, metavar="N", help="the most local tiles of an image: the strongest lever on the latency of large ones"
+        "--max-tiles",
+        type=int,
+        metavar="N",
+        help="the most local tiles of an image: the strongest lever on the latency of large ones",
     )
 
 

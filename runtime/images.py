@@ -46,7 +46,7 @@ def select_grid(size: tuple[int, int], min_tiles: int, max_tiles: int, tile_size
     Source: dynamic_preprocess and find_closest_aspect_ratio of InternVL.
     """
     sides = range(1, max_tiles + 1)
-    grids = [(columns, rows) for columns in sides for rows in sides if min_tiles <= columns * rows <= max_tiles]
+    grids = [(c, r) for c in sides for r in range(1, max_tiles // c + 1) if c * r >= min_tiles]
     grids.sort(key=lambda grid: grid[0] * grid[1])
     width, height = size
     best, best_difference = (1, 1), float("inf")
@@ -56,6 +56,24 @@ def select_grid(size: tuple[int, int], min_tiles: int, max_tiles: int, tile_size
         if difference < best_difference or (difference == best_difference and is_large):
             best, best_difference = (columns, rows), difference
     return best
+
+
+def deepseek_vl2_grid(
+    size: tuple[int, int], config: DeepseekVl2ProcessorConfig, *, tiled: bool, max_tiles: int | None = None
+) -> tuple[int, int]:
+    """(tiles_wide, tiles_high) of a picture of this size; arguments and errors: `deepseek_vl2_tiles`."""
+    side = config.tile_size
+    limit = _check_max_tiles(max_tiles, 1)
+    candidates = [c for c in config.candidate_resolutions if limit is None or c[0] * c[1] <= limit * side * side]
+    resolution = select_best_resolution(size, candidates) if tiled else (side, side)
+    width, height = size
+    for view in ((side, side), resolution):
+        # The shorter side rounds to 0 pixels, which Pillow cannot resize to.
+        if round(min(width / height * view[1], height / width * view[0])) < 1:
+            raise InvalidRequest(
+                f"image of {width}x{height} pixels: too thin to fit into {view[0]}x{view[1]} pixels; crop it"
+            )
+    return resolution[0] // side, resolution[1] // side
 
 
 def deepseek_vl2_tiles(
@@ -73,18 +91,25 @@ def deepseek_vl2_tiles(
     Source: tokenize_with_images of DeepSeek-VL2's processor.
     """
     side = config.tile_size
-    limit = _check_max_tiles(max_tiles, 1)
-    candidates = [c for c in config.candidate_resolutions if limit is None or c[0] * c[1] <= limit * side * side]
-    resolution = select_best_resolution(image.size, candidates) if tiled else (side, side)
-    wide, high = resolution[0] // side, resolution[1] // side
+    wide, high = deepseek_vl2_grid(image.size, config, tiled=tiled, max_tiles=max_tiles)
     pixels = np.empty((1 + wide * high, 3, side, side), np.float32)
     table = _normalisation_table(config.image_mean, config.image_std)
     _normalise(_padded(image, (side, side), config.pad_color), table, pixels[:1])
     if (wide, high) == (1, 1):
         pixels[1] = pixels[0]
     else:
-        _normalise(_padded(image, resolution, config.pad_color), table, pixels[1:])
+        _normalise(_padded(image, (wide * side, high * side), config.pad_color), table, pixels[1:])
     return pixels, (wide, high)
+
+
+def internvl_grid(
+    size: tuple[int, int], config: InternVlProcessorConfig, *, max_tiles: int | None = None
+) -> tuple[int, int, int]:
+    """(columns, rows, all tiles) of a picture of this size; arguments and errors: `internvl_tiles`."""
+    limit = _check_max_tiles(max_tiles, config.min_tiles) or config.max_tiles
+    columns, rows = select_grid(size, config.min_tiles, limit, config.tile_size)
+    local = columns * rows
+    return columns, rows, local + (config.use_thumbnail and local > 1)
 
 
 def internvl_tiles(image: Image, config: InternVlProcessorConfig, *, max_tiles: int | None = None) -> Pixels:
@@ -101,14 +126,12 @@ def internvl_tiles(image: Image, config: InternVlProcessorConfig, *, max_tiles: 
     from PIL.Image import Resampling
 
     side = config.tile_size
-    limit = _check_max_tiles(max_tiles, config.min_tiles) or config.max_tiles
-    columns, rows = select_grid(image.size, config.min_tiles, limit, side)
+    columns, rows, count = internvl_grid(image.size, config, max_tiles=max_tiles)
     local = columns * rows
-    has_thumbnail = config.use_thumbnail and local > 1
-    pixels = np.empty((local + has_thumbnail, 3, side, side), np.float32)
+    pixels = np.empty((count, 3, side, side), np.float32)
     table = _normalisation_table(config.image_mean, config.image_std)
     _normalise(image.resize((columns * side, rows * side), Resampling.BICUBIC), table, pixels[:local])
-    if has_thumbnail:
+    if count > local:
         _normalise(image.resize((side, side), Resampling.BICUBIC), table, pixels[local:])
     return pixels
 
@@ -152,12 +175,6 @@ def _check_max_tiles(max_tiles: int | None, minimum: int) -> int | None:
 def _padded(image: Image, size: tuple[int, int], color: tuple[int, int, int]) -> Image:
     from PIL import ImageOps
 
-    width, height = image.size
-    # The shorter side rounds to 0 pixels, which Pillow cannot resize to.
-    if round(min(width / height * size[1], height / width * size[0])) < 1:
-        raise InvalidRequest(
-            f"image of {width}x{height} pixels: too thin to fit into {size[0]}x{size[1]} pixels; crop it"
-        )
     return ImageOps.pad(image, size, color=color)
 
 

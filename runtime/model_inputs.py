@@ -43,17 +43,22 @@ class ModelInputs:
     image_sizes: tuple[tuple[int, int], ...] = ()
 
 
-def check_length(inputs: ModelInputs, config: ProcessorConfig, tokens_before: int = 0) -> ModelInputs:
-    """Return the inputs unchanged; InvalidRequest if they do not fit the model's positions after tokens_before."""
-    tokens, limit = tokens_before + len(inputs.input_ids), config.max_position_embeddings
+def check_length(inputs: ModelInputs, config: ProcessorConfig) -> ModelInputs:
+    """Return the inputs unchanged; InvalidRequest if they do not fit the model's positions."""
+    check_tokens(len(inputs.input_ids), len(inputs.visual_index), config)
+    return inputs
+
+
+def check_tokens(new: int, visual: int, config: ProcessorConfig, tokens_before: int = 0) -> None:
+    """InvalidRequest if so many new tokens, so many of them visual, do not fit the model's positions after others."""
+    tokens, limit = tokens_before + new, config.max_position_embeddings
     if tokens > limit:
-        visual, advice = len(inputs.visual_index), "give fewer tiles (--max-tiles), fewer images or a shorter text"
+        advice = "give fewer tiles (--max-tiles), fewer images or a shorter text"
         parts = f"{visual} of them visual"
         if tokens_before:
             parts = f"{tokens_before} of them of earlier turns and {visual} of the new ones visual"
             advice += ", or start a new conversation"
         raise InvalidRequest(f"the sequence has {tokens} tokens, {parts}: the model takes at most {limit}; {advice}")
-    return inputs
 
 
 def deepseek_vl2_vision_inputs(config: DeepseekVl2ProcessorConfig, pixels: Pixels, grids: Grids) -> dict[str, Array]:

@@ -14,6 +14,7 @@ import numpy as np
 from msgspec import Meta
 
 from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.ranges import Tiles
 
 Count: TypeAlias = Annotated[int, Meta(ge=1)]
 
@@ -41,7 +42,7 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     alpha: Annotated[float, Meta(ge=0, le=1)] | None = None
     seed: Annotated[int, Meta(ge=0)] = 0
     max_new_tokens: Count = 64
-    max_tiles: Count | None = None
+    max_tiles: Tiles | None = None
 
     def __post_init__(self) -> None:
         for name, kind in _kinds().items():
@@ -75,7 +76,7 @@ _EXPECTED = {
     "alpha": "a number in [0, 1]",
     "seed": "a whole number, 0 or more",
     "max_new_tokens": "at least 1, a whole number",
-    "max_tiles": "at least 1 local tile per image, a whole number",
+    "max_tiles": "at least 1 local tile per image and at most 4096, a whole number",
 }
 
 _GREEDY = "is unknown: answers are greedy, each token is the most probable one; leave it out"

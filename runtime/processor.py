@@ -5,18 +5,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from fastmmoe.runtime.answers import AnswerStream
 from fastmmoe.runtime.errors import BundleMismatch, InvalidRequest
-from fastmmoe.runtime.image_reader import open_image
-from fastmmoe.runtime.images import deepseek_vl2_tiles, internvl_tiles
+from fastmmoe.runtime.image_reader import Picture
+from fastmmoe.runtime.images import (
+    Pixels,
+    deepseek_vl2_grid,
+    deepseek_vl2_tiles,
+    internvl_grid,
+    internvl_tiles,
+)
 from fastmmoe.runtime.model_inputs import (
     ModelInputs,
-    check_length,
+    check_tokens,
     deepseek_vl2_tensor_inputs,
     deepseek_vl2_vision_inputs,
     internvl_tensor_inputs,
@@ -34,7 +40,6 @@ from fastmmoe.runtime.prompts import (
 from fastmmoe.runtime.tokens import Encoder, load_tokenizer
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
     from tokenizers import Tokenizer
 
 Array = npt.NDArray[Any]
@@ -72,7 +77,7 @@ class Processor:
         """Inputs of one conversation.
 
         Args:
-            messages: Hugging Face schema, see `render_prompt`; pictures as in `open_image`.
+            messages: Hugging Face schema, see `render_prompt`; pictures as in `image_reader.Picture`.
             max_tiles: the most local tiles of a picture; None = the checkpoint's.
         Raises:
             InvalidRequest: the messages, a picture or max_tiles are not legal, the sequence is too long, or there is
@@ -141,21 +146,27 @@ class Processor:
         self, prompt: Prompt, max_tiles: int | None, images_before: int = 0, tokens_before: int = 0
     ) -> ModelInputs:
         encoder, config = self._require_encoder(), self.config
-        images = [open_image(image) for image in prompt.images]
+        pictures = [Picture(image) for image in prompt.images]
+        cut: _Cut
         if isinstance(config, DeepseekVl2ProcessorConfig):
-            tiled = images_before + len(images) <= MAX_TILED_IMAGES
-            tiles, visual_counts, vision_inputs = _deepseek_vl2_tiles(config, images, max_tiles, tiled=tiled)
+            tiled = images_before + len(pictures) <= MAX_TILED_IMAGES
+            cut = _DeepseekVl2Cut(config, [p.size for p in pictures], max_tiles, tiled=tiled)
         else:
-            tiles, visual_counts, vision_inputs = _internvl_tiles(config, images, max_tiles)
-        input_ids, visual_index = _ids(config, encoder, prompt, visual_counts)
-        inputs = ModelInputs(
+            cut = _InternVlCut(config, [p.size for p in pictures], max_tiles)
+        visual = sum(cut.visual_counts)
+        if visual > config.max_position_embeddings:
+            # So many ids, and after them tiles, may not fit into memory.
+            text, _ = _ids(config, encoder, prompt, [0] * len(pictures))
+            check_tokens(len(text) + visual, visual, config, tokens_before)
+        input_ids, visual_index = _ids(config, encoder, prompt, cut.visual_counts)
+        check_tokens(len(input_ids), visual, config, tokens_before)
+        return ModelInputs(
             input_ids=input_ids,
             visual_index=visual_index,
-            vision_inputs=vision_inputs,
-            tile_counts=tuple(len(pixels) for pixels in tiles),
-            image_sizes=tuple(image.size for image in images),
+            vision_inputs=cut.vision_inputs(pictures),
+            tile_counts=cut.tile_counts,
+            image_sizes=tuple(picture.size for picture in pictures),
         )
-        return check_length(inputs, config, tokens_before)
 
     def _require_encoder(self) -> Encoder:
         if self._encoder is None:
@@ -206,20 +217,60 @@ def _around_image(config: ProcessorConfig, encoder: Encoder) -> tuple[list[int],
     return encoder.pieces([Special(config.image_start_token)]), encoder.pieces([Special(config.image_end_token)])
 
 
-def _deepseek_vl2_tiles(
-    config: DeepseekVl2ProcessorConfig, images: Sequence[Image], max_tiles: int | None, *, tiled: bool
-) -> tuple[list[Array], list[int], dict[str, Array]]:
-    """Tiles and number of visual tokens of each picture, and the vision graph's inputs."""
-    cut = [deepseek_vl2_tiles(image, config, tiled=tiled, max_tiles=max_tiles) for image in images]
-    tiles, grids, side = [pixels for pixels, _ in cut], [grid for _, grid in cut], config.grid_side
-    counts = [side * (side + 1) + 1 + high * side * (wide * side + 1) for wide, high in grids]
-    return tiles, counts, deepseek_vl2_vision_inputs(config, np.concatenate(tiles), grids) if tiles else {}
+class _Cut(Protocol):
+    """How pictures will be cut, known from their sizes alone.
+
+    Attributes:
+        tile_counts, visual_counts: tiles and visual tokens of each picture.
+    """
+
+    tile_counts: tuple[int, ...]
+    visual_counts: list[int]
+
+    def vision_inputs(self, pictures: Sequence[Picture]) -> dict[str, Array]:
+        """Inputs of the vision graph; one picture is decoded at a time."""
 
 
-def _internvl_tiles(
-    config: InternVlProcessorConfig, images: Sequence[Image], max_tiles: int | None
-) -> tuple[list[Array], list[int], dict[str, Array]]:
-    """As `_deepseek_vl2_tiles`."""
-    tiles = [internvl_tiles(image, config, max_tiles=max_tiles) for image in images]
-    counts = [len(pixels) * config.tokens_per_tile for pixels in tiles]
-    return tiles, counts, {"pixel_values": np.concatenate(tiles)} if tiles else {}
+class _DeepseekVl2Cut:
+    def __init__(
+        self,
+        config: DeepseekVl2ProcessorConfig,
+        sizes: Sequence[tuple[int, int]],
+        max_tiles: int | None,
+        *,
+        tiled: bool,
+    ) -> None:
+        self._config, self._options = config, {"tiled": tiled, "max_tiles": max_tiles}
+        self._grids = [deepseek_vl2_grid(size, config, tiled=tiled, max_tiles=max_tiles) for size in sizes]
+        side = config.grid_side
+        self.tile_counts = tuple(1 + wide * high for wide, high in self._grids)
+        self.visual_counts = [side * (side + 1) + 1 + high * side * (wide * side + 1) for wide, high in self._grids]
+
+    def vision_inputs(self, pictures: Sequence[Picture]) -> dict[str, Array]:
+        tiles = (deepseek_vl2_tiles(p.decode(), self._config, **self._options)[0] for p in pictures)
+        pixels = _stack(tiles, self.tile_counts, self._config.tile_size)
+        return deepseek_vl2_vision_inputs(self._config, pixels, self._grids) if pictures else {}
+
+
+class _InternVlCut:
+    def __init__(
+        self, config: InternVlProcessorConfig, sizes: Sequence[tuple[int, int]], max_tiles: int | None
+    ) -> None:
+        self._config, self._max_tiles = config, max_tiles
+        self.tile_counts = tuple(internvl_grid(size, config, max_tiles=max_tiles)[2] for size in sizes)
+        self.visual_counts = [count * config.tokens_per_tile for count in self.tile_counts]
+
+    def vision_inputs(self, pictures: Sequence[Picture]) -> dict[str, Array]:
+        tiles = (internvl_tiles(p.decode(), self._config, max_tiles=self._max_tiles) for p in pictures)
+        pixels = _stack(tiles, self.tile_counts, self._config.tile_size)
+        return {"pixel_values": pixels} if pictures else {}
+
+
+def _stack(tiles: Iterable[Pixels], counts: Sequence[int], side: int) -> Pixels:
+    """[sum of counts, 3, S, S] from the tiles of each picture, of which no two exist at a time."""
+    pixels = np.empty((sum(counts), 3, side, side), np.float32)
+    start = 0
+    for one, count in zip(tiles, counts, strict=True):
+        pixels[start : start + count] = one
+        start += count
+    return pixels

@@ -234,3 +234,8 @@ def test_unusable_requests(deepseek: DeepseekVl2ProcessorConfig, internvl: Inter
     for size in ((1, 1000), (1000, 1)):
         with pytest.raises(InvalidRequest, match=r"too thin to fit into 384x384 pixels; crop it"):
             deepseek_vl2_tiles(Image.new("RGB", size), deepseek, tiled=True)
+
+
+def test_grids_of_many_tiles_are_found_at_once() -> None:
+    assert select_grid((1000, 10), 1, 4096, 448) == (100, 1)
+    assert select_grid((123_450, 100_000), 4000, 4096, 448) == (71, 57)

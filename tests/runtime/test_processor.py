@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from PIL import Image
 from fastmmoe.exporter.config_reader import ConfigReader
 from fastmmoe.exporter.processor_config import read_processor_config
 from fastmmoe.runtime.errors import BundleMismatch, InvalidRequest
+from fastmmoe.runtime.image_reader import Picture
 from fastmmoe.runtime.processor import ModelInputs, Processor, load_tokenizer
 from fastmmoe.runtime.processor_config import DeepseekVl2ProcessorConfig, ProcessorConfig
 from fastmmoe.runtime.prompts import Special, render_prompt
@@ -543,3 +545,19 @@ def test_the_mask_of_a_bundle_without_tokenizer_marks_one_id(processor: MakeProc
 def test_image_tokens_without_pictures(processor: MakeProcessor) -> None:
     with pytest.raises(InvalidRequest, match="row 1: does not mark position 2, id 300"):
         processor("dsvl2-mha").from_tensors({"input_ids": np.array([[5, 5, 5], [5, 5, 300]])})
+
+
+@pytest.mark.parametrize("name", ["dsvl2-mha", "internvl-qwen3moe"])
+def test_too_many_pictures_are_refused_before_any_is_decoded(
+    name: str, processor: MakeProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (1344, 896)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Picture, "decode", lambda _: pytest.fail("decoded"))
+    content = [*[{"type": "image", "image": tmp_path / "a.png"}] * 60, {"type": "text", "text": "Compare."}]
+    with pytest.raises(
+        InvalidRequest, match=r"the sequence has \d+ tokens, \d+ of them visual: the model takes"
+    ) as error:
+        processor(name)([{"role": "user", "content": content}])
+    tokens, visual = (int(number) for number in re.findall(r"\d+", str(error.value))[:2])
+    assert visual == {"dsvl2-mha": 60 * 421, "internvl-qwen3moe": 60 * 7 * 256}[name]
+    assert visual < tokens < visual + 1000
