@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
@@ -14,12 +15,21 @@ from fastmmoe import __version__
 from fastmmoe.exporter.config import DEMO, ExportConfig
 from fastmmoe.exporter.fastmmoe.policy import EXPERT_FACTOR, FAMILY_ROWS, METHOD_OPTIONS, PolicyOptions
 from fastmmoe.exporter.fastmmoe.policy_file import read_policy
-from fastmmoe.exporter.targets import DEFAULT_ATOL, DTYPES, NEXT_STEP
-from fastmmoe.runtime.command import ArgumentParser, run_command
+from fastmmoe.exporter.targets import ATOL, DTYPES, NEXT_STEP
+from fastmmoe.runtime.command import (
+    ArgumentParser,
+    check_installed,
+    run_command,
+    saying_what_memory_lacks,
+    uninterrupted,
+)
 from fastmmoe.runtime.targets import TARGETS
 
 DESCRIPTION = """Export a DeepSeek-VL2 or InternVL3.5 (MoE) checkpoint to a bundle: ONNX graphs with FastMMoE inside,
 weights, tokenizer and manifest. The written graphs are checked against torch before OUT appears."""
+
+MODULES = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors")
+MEMORY_HINT = "end other programs, or export on a machine with more memory; --dtype fp16 stores experts in half of it"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -132,14 +142,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(config: ExportConfig) -> int:
-    from fastmmoe.exporter.export import CheckFailed, export
+    def report(line: str) -> None:
+        print(line, flush=True)
+
+    check_installed("fastmmoe-export", MODULES, "export")
+    from fastmmoe.exporter.plan import plan_export
+
+    plan = plan_export(config, report)
+    with uninterrupted():
+        from fastmmoe.exporter.export import CheckFailed, run_export
 
     try:
-        out = export(config, report=lambda line: print(line, flush=True))
+        with saying_what_memory_lacks(MEMORY_HINT):
+            run_export(plan, report)
     except CheckFailed as error:
         print(f"fastmmoe-export: check failed: {error}", file=sys.stderr)
         return 1
-    print(NEXT_STEP[config.target].format(out=out))
+    print(NEXT_STEP[config.target].format(out=shlex.quote(str(plan.out))))
     return 0
 
 
@@ -156,8 +175,7 @@ def _dtype_help() -> str:
 
 
 def _atol_help() -> str:
-    defaults = ", ".join(f"{atol:g} for {dtype}" for dtype, atol in DEFAULT_ATOL.items())
-    return f"greatest difference from torch that the check allows (default {defaults})"
+    return f"greatest difference from torch, in float32, that the check allows (default {ATOL:g})"
 
 
 if __name__ == "__main__":

@@ -5,98 +5,90 @@ from __future__ import annotations
 
 import functools
 import shutil
-import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import onnx_ir as ir
 import torch
 
-from fastmmoe.exporter.checkpoint import Checkpoint
-from fastmmoe.exporter.config import DEMO, ExportConfig, checkpoint_directory
+from fastmmoe.exporter.config import DEMO, ExportConfig
+from fastmmoe.exporter.disk_space import check_space, weights_bytes
 from fastmmoe.exporter.families import Model, Precision
-from fastmmoe.exporter.fastmmoe.policy import PolicyModel, PolicyOptions
+from fastmmoe.exporter.fastmmoe.policy import PolicyModel
 from fastmmoe.exporter.graph_inputs import graph_inputs
 from fastmmoe.exporter.manifest import build_manifest
 from fastmmoe.exporter.ops import OPS
 from fastmmoe.exporter.ops.functions import function_for
 from fastmmoe.exporter.ops.quantise import Packing
+from fastmmoe.exporter.output_directory import reserve_output
 from fastmmoe.exporter.pack_experts import pack_experts
+from fastmmoe.exporter.plan import ExportPlan, plan_export
 from fastmmoe.exporter.processor_config import read_processor_config
-from fastmmoe.exporter.targets import (
-    DEFAULT_ATOL,
-    DTYPES,
-    activation_dtype,
-    check_kernels,
-    choose_dtype,
-    choose_packing,
-)
+from fastmmoe.exporter.targets import DTYPES, activation_dtype, check_kernels
 from fastmmoe.exporter.tracing import trace
-from fastmmoe.exporter.verify import CheckFailed, Difference, check_structure, compare
+from fastmmoe.exporter.verify import CheckFailed, Difference, Written, check_structure, compare
 from fastmmoe.exporter.weight_check import check_weights
 from fastmmoe.runtime.bundle import (
     MANIFEST,
     PLUGIN,
     TOKENIZER,
     Manifest,
-    PluginInfo,
     graph_file,
     weights_file,
     write_manifest,
 )
 from fastmmoe.runtime.engines import build_engines
-from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.plugin_library import find_plugin
+from fastmmoe.runtime.files import Report, size_text, writing
 from fastmmoe.runtime.processor_config import ProcessorConfig
-from fastmmoe.runtime.session import Graphs
-from fastmmoe.runtime.targets import TARGETS, Target
-from fastmmoe.runtime.tensorrt_api import load_module
+from fastmmoe.runtime.targets import Target
 
-Report = Callable[[str], None]
+TWIN_NAME = "float32 twin"
+STAGED, TWIN = "bundle", "twin"
+"""In the scratch directory: the unfinished bundle, and the graphs that the check of a 16-bit one runs."""
 
 
 def export(config: ExportConfig, report: Report = print) -> Path:
     """Write a bundle. It appears complete or not at all.
 
     Args:
-        report: is called with a line for each step.
+        report: is called with a line before and after each step.
     Returns:
         The bundle's directory.
     Raises:
-        InvalidRequest, UnsupportedModel: see `ExportConfig`, `Checkpoint`, `Model`.
-        BundleMismatch, EngineBuildFailed: the target's plugin or TensorRT is not there or does not fit.
+        As `plan_export` and `run_export`.
+    """
+    return run_export(plan_export(config, report), report)
+
+
+def run_export(plan: ExportPlan, report: Report) -> Path:
+    """Write the bundle of a plan.
+
+    Raises:
+        InvalidRequest: the output directory is taken, its disk too small, or the policy does not fit the model.
+        UnsupportedModel: see `Model`.
+        WriteFailed: the disk is full, or the like.
         CheckFailed: the written graphs do not agree with torch; nothing is left behind.
     """
-    target = TARGETS[config.target]
-    dtype = choose_dtype(target, config.dtype)
-    packing = choose_packing(target, config)
-    atol = DEFAULT_ATOL[dtype] if config.atol is None else config.atol
-    if not atol > 0:
-        raise InvalidRequest(f"--atol {atol}: expected a positive number")
-    name = Path(config.model).resolve().name if config.model != DEMO else DEMO
-    out = Path(f"{name}-{target.name}") if config.out is None else config.out
-    _check_out(out, config.overwrite)
-    plugin = _find_plugin(target)
-    with _scratch_beside(out) as scratch:
-        checkpoint = Checkpoint(checkpoint_directory(config.model))
-        model = Model(checkpoint, config.policy, _precision(target, dtype, packing))
-        check_kernels(target, model.config, packing)
+    config, target, checkpoint = plan.config, plan.target, plan.checkpoint
+    with reserve_output(plan.out, checkpoint.path, overwrite=config.overwrite, report=report) as output:
+        model = Model(checkpoint, config.policy, _precision(target, plan.dtype, plan.packing))
+        check_kernels(target, model.config, plan.packing)
         processor = read_processor_config(checkpoint.path, model.config_reader, vocab_size=model.config.vocab_size)
         if config.model == DEMO:
             report("demo: a small model trained on drawn scenes; it knows nothing else")
-        _report_model(model, name, processor, report)
+        _report_model(model, plan.name, report)
         if config.policy.found_for is not None:
             _report_policy(model, config.policy.found_for, report)
+        check_space(plan.out, model)
         check_weights(model, report)
-        staged = scratch / "bundle"
-        manifest = _write(staged, name, model, processor, target, dtype, plugin, report)
-        _check(staged, scratch / "twin", manifest, model, config.policy, atol, report)
+        staged = output.scratch / STAGED
+        manifest = _write(staged, plan, model, processor, report)
+        _check(staged, output.scratch / TWIN, manifest, model, plan, report)
         if target.tensorrt is not None and target.tensorrt.is_ahead_of_time:
             build_engines(staged, report=report)
-        _publish(staged, out, scratch)
-    report(f"wrote {out}: {_megabytes(out)}")
-    return out
+        output.publish(staged)
+    report(f"wrote {plan.out}: {_contents(plan.out)}")
+    return plan.out
 
 
 def _precision(target: Target, dtype: str, packing: Packing | None) -> Precision:
@@ -104,37 +96,7 @@ def _precision(target: Target, dtype: str, packing: Packing | None) -> Precision
     return Precision(getattr(torch, DTYPES[dtype]), activations, packing=packing)
 
 
-def _check_out(out: Path, overwrite: bool) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    is_bundle = (out / MANIFEST).is_file()
-    if not is_bundle:
-        raise InvalidRequest(f"{out} exists and is not a bundle; give another output directory")
-    if not overwrite:
-        raise InvalidRequest(f"{out} exists; give another output directory, or --overwrite to replace it")
-
-
-def _find_plugin(target: Target) -> tuple[Path, PluginInfo] | None:
-    """The target's plugin library; what will be needed is looked for now, not after the long trace."""
-    if target.tensorrt is None:
-        return None
-    if target.tensorrt.is_ahead_of_time:
-        load_module(target.tensorrt.module, target.tensorrt.install)
-    return find_plugin(target, target.tensorrt)
-
-
-class _scratch_beside(tempfile.TemporaryDirectory):  # noqa: N801 - used like the function it wraps
-    """A hidden scratch directory on the output's file system, removed however the export ends."""
-
-    def __init__(self, out: Path) -> None:
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        super().__init__(prefix=f".{out.name}.", dir=out.absolute().parent)
-
-    def __enter__(self) -> Path:  # type: ignore[override]
-        return Path(super().__enter__())
-
-
-def _report_model(model: Model, name: str, processor: ProcessorConfig, report: Report) -> None:
+def _report_model(model: Model, name: str, report: Report) -> None:
     config, policy = model.config, model.policy
     report(
         f"{name}: {model.family}, {config.num_hidden_layers} layers, {config.moe.num_experts} experts, "
@@ -149,7 +111,7 @@ def _report_model(model: Model, name: str, processor: ProcessorConfig, report: R
     unread = model.config_reader.unread()
     if unread:
         report(f"config.json keys not read: {', '.join(unread)}")
-    if processor.image_token_id is None:
+    if not (model.checkpoint.path / TOKENIZER).is_file():
         report("no tokenizer.json: this bundle takes ready-made tensors (fastmmoe run --inputs) only")
 
 
@@ -166,48 +128,62 @@ def _report_policy(model: Model, found_for: PolicyModel, report: Report) -> None
         )
 
 
-def _write(
-    directory: Path,
-    name: str,
-    model: Model,
-    processor: ProcessorConfig,
-    target: Target,
-    dtype: str,
-    plugin: tuple[Path, PluginInfo] | None,
-    report: Report,
-) -> Manifest:
+def _write(directory: Path, plan: ExportPlan, model: Model, processor: ProcessorConfig, report: Report) -> Manifest:
     """Write graphs, weights, tokenizer, plugin and manifest."""
     directory.mkdir()
-    portable = target.tensorrt is None
-    write_graphs(directory, model, portable=portable, report=report)
+    portable = plan.target.tensorrt is None
+    write_graphs(directory, model, portable=portable, report=report, shown=plan.out)
     tokenizer = model.checkpoint.path / TOKENIZER
     if tokenizer.is_file():
-        shutil.copyfile(tokenizer, directory / TOKENIZER)
+        _copy(tokenizer, directory / TOKENIZER, plan.out)
     info = None
-    if plugin is not None:
-        library, info = plugin
-        shutil.copyfile(library, directory / PLUGIN)
+    if plan.plugin is not None:
+        library, info = plan.plugin
+        _copy(library, directory / PLUGIN, plan.out)
         report(f"copied the TensorRT plugin {info.version} for {info.architecture}")
     manifest = build_manifest(
-        directory, name, model, processor, target=target.name, dtype=dtype, portable=portable, plugin=info
+        directory,
+        plan.name,
+        model,
+        processor,
+        target=plan.target.name,
+        dtype=plan.dtype,
+        portable=portable,
+        plugin=info,
     )
-    write_manifest(directory, manifest)
+    with writing(directory / MANIFEST, 0, shown=plan.out / MANIFEST):
+        write_manifest(directory, manifest)
     return manifest
 
 
-def write_graphs(directory: Path, model: Model, *, portable: bool, report: Report) -> None:
-    """Trace and write the graphs; weights go to external data, one tensor in memory at a time."""
+def _copy(source: Path, file: Path, shown: Path) -> None:
+    with writing(file, source.stat().st_size, shown=shown / file.name):
+        shutil.copyfile(source, file)
+
+
+def write_graphs(directory: Path, model: Model, *, portable: bool, report: Report, shown: Path | None = None) -> None:
+    """Trace and write the graphs; weights go to external data, one tensor in memory at a time.
+
+    Args:
+        shown: what errors call the directory.
+    Raises:
+        WriteFailed: the disk is full, or the like.
+    """
+    sizes = weights_bytes(model)
     for graph, module in model.graphs.items():
+        depth = f" ({model.config.num_hidden_layers} layers)" if graph == "language_model" else ""
+        report(f"tracing {graph}{depth} ...")
         start = time.perf_counter()
         load = functools.partial(_load, model, graph)
         traced = trace(module, graph_inputs(model, graph), load, name=graph)
         if model.precision.packing is not None and not model.precision.is_twin and graph == "language_model":
             pack_experts(traced, load, model.precision.packing)
-        # One worker: tensors are read, written and dropped in turn.
-        ir.save(
-            traced, directory / graph_file(graph), external_data=weights_file(graph), alignment=64, align_threshold=0
-        )
-        report(f"traced {graph}: {len(traced.graph)} nodes ({time.perf_counter() - start:.1f} s)")
+        file, weights = graph_file(graph), weights_file(graph)
+        with writing(directory / weights, sizes[graph], shown=(shown or directory) / f"{file} with {weights}"):
+            # One worker: tensors are read, written and dropped in turn.
+            ir.save(traced, directory / file, external_data=weights, alignment=64, align_threshold=0)
+        size = size_text((directory / weights).stat().st_size) if (directory / weights).is_file() else "no weights"
+        report(f"traced {graph}: {len(traced.graph)} nodes, {size} ({time.perf_counter() - start:.1f} s)")
     if portable:
         _write_portable(directory)
 
@@ -228,24 +204,25 @@ def _write_portable(directory: Path) -> None:
     ir.save(model, directory / graph_file("language_model", portable=True))
 
 
-def _check(
-    staged: Path, twin: Path, manifest: Manifest, model: Model, options: PolicyOptions, atol: float, report: Report
-) -> None:
+def _check(staged: Path, twin: Path, manifest: Manifest, model: Model, plan: ExportPlan, report: Report) -> None:
     report(f"[✓] {check_structure(staged, model, portable=manifest.portable)}")
-    if model.precision.activations == torch.float32:
-        directory, reference = staged, model
-    else:
-        report("tracing the float32 twin that the check runs, as no CPU runtime computes these graphs")
-        directory, reference = twin, Model(model.checkpoint, options, model.precision.float32_twin())
+    written = Written(staged, manifest)
+    if model.precision.activations != torch.float32:
+        report("the check runs a float32 twin of these graphs, as no CPU runtime computes them")
+        model = Model(model.checkpoint, plan.config.policy, model.precision.float32_twin())
         twin.mkdir()
-        write_graphs(twin, reference, portable=False, report=lambda _: None)
-        manifest = build_manifest(
-            twin, manifest.model, reference, manifest.processor, target="cpu", dtype="fp32", portable=False
+        write_graphs(
+            twin,
+            model,
+            portable=False,
+            report=lambda line: report(f"{TWIN_NAME}: {line}"),
+            shown=plan.out / f"({TWIN_NAME})",
         )
-    variants = {"onnxruntime": Graphs(directory, manifest)}
-    if manifest.portable:
-        variants["onnxruntime, portable"] = Graphs(directory, manifest, portable=True)
-    differences = compare(reference, variants, manifest.processor, atol)
+        manifest = build_manifest(
+            twin, manifest.model, model, manifest.processor, target="cpu", dtype="fp32", portable=False
+        )
+        written = Written(twin, manifest, TWIN_NAME)
+    differences = compare(model, written, plan.atol, report)
     for difference in differences:
         report(_difference_line(difference))
     if not all(difference.is_ok for difference in differences):
@@ -257,14 +234,6 @@ def _difference_line(difference: Difference) -> str:
     return f"[{mark}] torch = {difference.what}: {difference.value:.1e} (atol {difference.tolerance:g})"
 
 
-def _publish(staged: Path, out: Path, scratch: Path) -> None:
-    """Move the finished bundle to its place; an old one is swapped out first."""
-    staged.chmod(0o755)
-    if out.exists():
-        out.rename(scratch / "replaced")
-    staged.rename(out)
-
-
-def _megabytes(directory: Path) -> str:
+def _contents(directory: Path) -> str:
     size = sum(path.stat().st_size for path in directory.iterdir())
     return f"{len(list(directory.iterdir()))} files, {size / 1e6:.1f} MB"

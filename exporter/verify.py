@@ -3,28 +3,31 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import torch
 
 from fastmmoe.exporter.families import Model
 from fastmmoe.exporter.fastmmoe.decoder import LanguageModel
 from fastmmoe.exporter.graph_inputs import cache_shape
 from fastmmoe.exporter.ops import SPARSE_MOE
-from fastmmoe.runtime import abi
-from fastmmoe.runtime.bundle import GRAPHS, graph_file
+from fastmmoe.runtime import abi, session
+from fastmmoe.runtime.bundle import GRAPHS, Manifest, graph_file
 from fastmmoe.runtime.feeds import Chunk, call_feeds
+from fastmmoe.runtime.files import Report
 from fastmmoe.runtime.images import deepseek_vl2_layout
 from fastmmoe.runtime.policy import Schedule, plan_request
 from fastmmoe.runtime.processor_config import DeepseekVl2ProcessorConfig, ProcessorConfig
-from fastmmoe.runtime.session import Graphs
+from fastmmoe.runtime.session import Batch, image_features, load_graph
 
 TEXT_BEFORE, TEXT_AFTER = 7, 24
 # Ten times what float32 rounding does, so that a choice that rounding can turn turns here too.
@@ -83,6 +86,28 @@ def check_structure(directory: Path, model: Model, *, portable: bool) -> str:
 
 
 @dataclass(frozen=True)
+class Written:
+    """The graphs that the check runs.
+
+    Attributes:
+        name: what their lines are called beside ONNX Runtime, such as "float32 twin"; "" = the bundle itself.
+    """
+
+    directory: Path
+    manifest: Manifest
+    name: str = ""
+
+    @property
+    def variants(self) -> dict[str, bool]:
+        """Label -> whether it is the portable one."""
+        label = f"onnxruntime, {self.name}" if self.name else "onnxruntime"
+        return {label: False} | ({f"{label}, portable": True} if self.manifest.portable else {})
+
+    def load(self, graph: str, *, portable: bool = False) -> ort.InferenceSession:
+        return load_graph(self.directory, self.manifest, graph, portable=portable)
+
+
+@dataclass(frozen=True)
 class Case:
     """One prompt of the language model, and what torch makes of it: prefill, then greedy decode steps."""
 
@@ -94,24 +119,25 @@ class Case:
     kept_index: list[np.ndarray]
 
 
-def compare(model: Model, variants: dict[str, Graphs], processor: ProcessorConfig, atol: float) -> list[Difference]:
-    """Run torch and each of the loaded graphs on one picture, unmodified and by every method in the graph.
+def compare(model: Model, written: Written, atol: float, report: Report) -> list[Difference]:
+    """Run torch and the written graphs on one picture, unmodified and by every method in the graph.
+
+    One language model is loaded at a time, so that no more memory is needed than to run the bundle.
 
     Args:
-        model: with float32 activations and exactly the values the bundle holds.
-        variants: label -> graphs.
+        model: with float32 activations and exactly the values the graphs hold.
+        report: is called with a line before each step that takes long.
     Raises:
         CheckFailed: other tokens survive, or no prompt of several seeds makes the choices clear.
     """
-    vision_inputs = _picture(processor)
+    label = next(iter(written.variants))
+    vision_inputs = _picture(written.manifest.processor)
+    report("checking vision: in torch, then in ONNX Runtime ...")
     features = _run_vision(model, vision_inputs)
-    differences = [
-        Difference(f"{label}: vision", _distance(graphs.image_features(vision_inputs), features), atol)
-        for label, graphs in variants.items()
-    ]
-    for schedule in _schedules(model, len(features)):
-        differences += _compare_language_model(model, variants, features, schedule, atol)
-    return differences
+    distance = _distance(image_features(written.load("vision"), vision_inputs), features)
+    embed = functools.partial(session.embed, written.load("embedding"))
+    check = _LanguageModelCheck(model, written, features, embed, atol, report)
+    return [Difference(f"{label}: vision", distance, atol), *check.run(_schedules(model, len(features)))]
 
 
 def _schedules(model: Model, visual_tokens: int) -> list[Schedule]:
@@ -131,58 +157,95 @@ def _schedules(model: Model, visual_tokens: int) -> list[Schedule]:
     ]
 
 
-def _compare_language_model(
-    model: Model, variants: dict[str, Graphs], features: np.ndarray, schedule: Schedule, atol: float
-) -> list[Difference]:
-    """Differences on the first prompt that all variants agree on with torch, or that is clear enough to fail on.
+@dataclass(frozen=True)
+class _LanguageModelCheck:
+    """Compares the language model's variants with torch. embed: token ids -> embeddings, for all of them."""
 
-    Where two scores nearly tie, two correct implementations may keep different tokens or take different experts: a
-    prompt that differs is a failure only if noise does not change what torch itself makes of it.
-    """
-    embed = next(iter(variants.values())).embed
-    for seed in range(SEEDS):
-        case = _torch_case(model, features, schedule, embed, seed)
-        found = {label: _differences(graphs, case, model.policy.alpha, atol) for label, graphs in variants.items()}
+    model: Model
+    written: Written
+    features: np.ndarray
+    embed: Embed
+    atol: float
+    report: Report
+
+    def run(self, schedules: list[Schedule]) -> list[Difference]:
+        """Differences by schedule, on the first prompt that all variants agree on with torch or that is clear.
+
+        Each round runs the schedules that are still open: in torch, then in one variant after another.
+        """
+        done: dict[int, list[Difference]] = {}
+        for seed in range(SEEDS):
+            open_ones = [number for number in range(len(schedules)) if number not in done]
+            cases = {number: self._torch_case(schedules[number], seed) for number in open_ones}
+            found = {label: self._run_variant(label, portable, cases) for label, portable in self._variants.items()}
+            for number in open_ones:
+                settled = self._settle(cases[number], {label: found[label][number] for label in found}, seed)
+                if settled is not None:
+                    done[number] = settled
+            if len(done) == len(schedules):
+                return [difference for number in sorted(done) for difference in done[number]]
+        ties = next(schedule for number, schedule in enumerate(schedules) if number not in done)
+        raise CheckFailed(f"{_label(ties)}: near ties decide about the tokens of {SEEDS} random prompts")
+
+    @property
+    def _variants(self) -> dict[str, bool]:
+        return self.written.variants
+
+    def _torch_case(self, schedule: Schedule, seed: int) -> Case:
+        """A random prompt around the picture, and what torch makes of it."""
+        again = f", prompt {seed + 1}, as near ties decided about the one before" if seed else ""
+        self.report(f"checking {_label(schedule)}: in torch{again} ...")
+        visual_index = np.arange(TEXT_BEFORE, TEXT_BEFORE + len(self.features), dtype=np.int32)
+        rng = np.random.default_rng(seed)
+        ids = rng.integers(0, self.model.config.vocab_size, TEXT_BEFORE + len(self.features) + TEXT_AFTER)
+        embeds = self.embed(ids)
+        embeds[visual_index] = self.features
+        return _run_language_model(self.model, embeds, visual_index, schedule, self.embed)
+
+    def _run_variant(self, label: str, portable: bool, cases: dict[int, Case]) -> dict[int, list[Difference] | None]:
+        """Load a variant, run every case, and let it go."""
+        self.report(f"checking {', then '.join(_label(case.schedule) for case in cases.values())}: in {label} ...")
+        language_model = self.written.load("language_model", portable=portable)
+        return {number: self._differences(label, language_model, case) for number, case in cases.items()}
+
+    def _differences(self, label: str, language_model: ort.InferenceSession, case: Case) -> list[Difference] | None:
+        """Differences of logits, or None where other tokens survive."""
+        alpha, schedule = self.model.policy.alpha, case.schedule
+        batch = Batch(self.written.manifest, language_model, 1)
+        logits = [batch.extend([Chunk(0, case.embeds, case.visual_index, schedule)], alpha=alpha, seed=SEED)[0]]
+        if not _all_equal(batch.kept_index, case.kept_index):
+            return None
+        text, nothing = schedule.for_text(), case.visual_index[:0]
+        for token in case.tokens:
+            chunk = Chunk(0, self.embed(np.array([token])), nothing, text)
+            logits.append(batch.extend([chunk], alpha=alpha, seed=SEED)[0])
+        worst = max(_distance(a, b) for a, b in zip(logits[1:], case.logits[1:], strict=True))
+        what = f"{label}: {_label(schedule)}"
+        return [
+            Difference(f"{what}, prefill", _distance(logits[0], case.logits[0]), self.atol),
+            Difference(f"{what}, {DECODE_STEPS} decode steps", worst, self.atol),
+        ]
+
+    def _settle(self, case: Case, found: dict[str, list[Difference] | None], seed: int) -> list[Difference] | None:
+        """The differences that count, or None where another prompt must decide.
+
+        Where two scores nearly tie, two correct implementations may keep different tokens or take different experts:
+        a prompt that differs is a failure only if noise does not change what torch itself makes of it.
+        """
         results = [d for differences in found.values() for d in differences or ()]
         if all(d is not None for d in found.values()) and all(d.is_ok for d in results):
-            return [replace(d, what=f"{label}: {d.what}") for label, ds in found.items() for d in ds or ()]
+            return results
         worst = max((d.value for d in results if not d.is_ok), default=0.0)
-        if _is_clear(model, case, worst, seed):
-            survivors = [label for label, differences in found.items() if differences is None]
-            if survivors:
-                raise CheckFailed(f"{_label(schedule)}: {survivors[0]} and torch keep different tokens")
-            return [replace(d, what=f"{label}: {d.what}") for label, ds in found.items() for d in ds or ()]
-    raise CheckFailed(f"{_label(schedule)}: near ties decide about the tokens of {SEEDS} random prompts")
+        if not _is_clear(self.model, case, worst, seed):
+            return None
+        survivors = [label for label, differences in found.items() if differences is None]
+        if survivors:
+            raise CheckFailed(f"{_label(case.schedule)}: {survivors[0]} and torch keep different tokens")
+        return results
 
 
 def _label(schedule: Schedule) -> str:
     return f"{schedule.method}, retention {schedule.retention:g}" if schedule.stages else "unmodified model"
-
-
-def _differences(graphs: Graphs, case: Case, alpha: float, atol: float) -> list[Difference] | None:
-    """Differences of logits, or None where other tokens survive."""
-    batch, schedule = graphs.new_batch(1), case.schedule
-    logits = [batch.extend([Chunk(0, case.embeds, case.visual_index, schedule)], alpha=alpha, seed=SEED)[0]]
-    if not _all_equal(batch.kept_index, case.kept_index):
-        return None
-    text, nothing = schedule.for_text(), case.visual_index[:0]
-    for token in case.tokens:
-        chunk = Chunk(0, graphs.embed(np.array([token])), nothing, text)
-        logits.append(batch.extend([chunk], alpha=alpha, seed=SEED)[0])
-    worst = max(_distance(a, b) for a, b in zip(logits[1:], case.logits[1:], strict=True))
-    return [
-        Difference(f"{_label(schedule)}, prefill", _distance(logits[0], case.logits[0]), atol),
-        Difference(f"{_label(schedule)}, {DECODE_STEPS} decode steps", worst, atol),
-    ]
-
-
-def _torch_case(model: Model, features: np.ndarray, schedule: Schedule, embed: Embed, seed: int) -> Case:
-    """A random prompt around the picture, and what torch makes of it."""
-    visual_index = np.arange(TEXT_BEFORE, TEXT_BEFORE + len(features), dtype=np.int32)
-    rng = np.random.default_rng(seed)
-    embeds = embed(rng.integers(0, model.config.vocab_size, TEXT_BEFORE + len(features) + TEXT_AFTER))
-    embeds[visual_index] = features
-    return _run_language_model(model, embeds, visual_index, schedule, embed)
 
 
 def _is_clear(model: Model, case: Case, difference: float, seed: int) -> bool:

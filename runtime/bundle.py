@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from fastmmoe import __version__
 from fastmmoe.runtime.errors import BundleMismatch
+from fastmmoe.runtime.files import scratch_name
 from fastmmoe.runtime.policy import Policy
 from fastmmoe.runtime.processor_config import ProcessorConfig
 from fastmmoe.runtime.ranges import (
@@ -38,8 +39,8 @@ PLUGIN = "libfastmmoe_trt.so"
 ENGINES = "engines.json"
 GRAPHS = ("vision", "embedding", "language_model")
 LARGEST_MANIFEST = 1 << 20
-ENGINES_SCRATCH = ".engines."
-"""How the names of folders start that engines are built in."""
+ENGINES_SCRATCH = scratch_name("engines")
+"""Name of the folder that engines are built in."""
 EXPORT_AGAIN = "export again"
 
 LayerIndices: TypeAlias = Annotated[tuple[LayerIndex, ...], Meta(max_length=1024)]
@@ -294,7 +295,7 @@ def damaged_files(directory: Path, manifest: Manifest) -> Iterator[str]:
             yield f"{path}: {path.stat().st_size} bytes, expected {entry.bytes}; copy the bundle or export again"
     known = {MANIFEST, ENGINES, *map(engine_file, GRAPHS), *manifest.files}
     for path in sorted(directory.iterdir()):
-        if path.name not in known and not (path.name.startswith(ENGINES_SCRATCH) and path.is_dir()):
+        if path.name not in known and not (path.name == ENGINES_SCRATCH and path.is_dir()):
             yield f"{path}: not in {MANIFEST}; expected only the files that were exported: move it elsewhere"
 
 

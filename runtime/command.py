@@ -1,53 +1,172 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands share: one-line errors with exit code 2, clean ends on signals."""
+"""What the commands share: arguments, one-line errors with exit code 2, clean ends on signals, pipes and memory."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
+import importlib.util
+import io
+import os
+import re
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from fastmmoe.runtime.errors import FastmmoeError
+from fastmmoe.runtime.errors import FastmmoeError, InvalidRequest
 
 USER_ERROR = 2
 INTERRUPTED = 130
+BROKEN_PIPE = 128 + signal.SIGPIPE
+"""What a shell says of a process that the signal ended."""
 REPEAT_SECONDS = 0.05
+
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|bad_alloc|Failed to allocate memory|Unable to allocate", re.IGNORECASE
+)
+_NEEDED_BYTES = re.compile(r"allocate (\d+) bytes|of size (\d+)")
+_NEEDED_TEXT = re.compile(r"allocate ([\d.]+ \w*B)\b")
+
+
+class OutOfMemory(FastmmoeError):
+    """Memory that the work needs is not there."""
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """Argument errors are one line that names the help, without the usage block."""
+    """Argument errors are one line that names the help, without the usage block, and what may have been meant."""
 
     def error(self, message: str) -> NoReturn:
         # A subcommand's parser is called "fastmmoe run"; every error line starts with the command alone.
         command = self.prog.split()[0]
         self.exit(USER_ERROR, f"{command}: error: {message} (see {self.prog} --help)\n")
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse unknown arguments here already: a subcommand's parser alone knows what is close to them."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            hints = dict.fromkeys(filter(None, map(self._hint, unknown)))
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{''.join(hints)}")
+        return found, unknown
+
+    def _hint(self, unknown: str) -> str:
+        option = unknown.partition("=")[0]
+        if not option.startswith("-"):
+            return ""
+        names = [_shown(action) for action in self._get_positional_actions()]
+        if option.lstrip("-").upper().startswith(tuple(names)):
+            return f"; what has no name comes in this order: {self.prog} {' '.join(names)}"
+        return _did_you_mean(option, self._option_string_actions)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += _did_you_mean(str(value), map(str, action.choices or ()))
+            raise
+
+
+def _shown(positional: argparse.Action) -> str:
+    return str(positional.metavar or positional.dest).upper()
+
+
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
 
 def run_command(name: str, command: Callable[[], int]) -> int:
     """Run a command and return its exit code; what the user can mend is printed as one line."""
-    # A termination unwinds like an interrupt, so that scratch directories are removed.
-    signal.signal(signal.SIGTERM, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        # What a terminal cannot show, a path that is no text included, is no reason to end.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    came = _take_signals()
     sys.unraisablehook = _interrupt_again
     # What Pillow warns of is either an error here or changes nothing; its lines would stand among the command's own.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        return command()
-    except FastmmoeError as error:
-        print(f"{name}: error: {error}", file=sys.stderr)
-        return USER_ERROR
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"{name}: error: {where}{error.strerror or error}", file=sys.stderr)
-        return USER_ERROR
+        with _flushed_output(), saying_what_memory_lacks("end other programs, or use a machine with more memory"):
+            return command()
+    except BrokenPipeError:
+        # Nobody reads any more.
+        return BROKEN_PIPE
     except KeyboardInterrupt as interrupt:
-        print(f"{name}: interrupted; {str(interrupt) or 'nothing was written'}", file=sys.stderr)
-        return INTERRUPTED
+        return _interrupted(name, str(interrupt))
+    except Exception as error:
+        # An interrupt that lands in compiled code, as in torch's import, may come out as any error.
+        if came:
+            return _interrupted(name, "")
+        if not isinstance(error, FastmmoeError | OSError):
+            raise
+        print(f"{name}: error: {_one_line(error)}", file=sys.stderr)
+        return USER_ERROR
+
+
+@contextmanager
+def _flushed_output() -> Iterator[None]:
+    """Have what cannot be printed end the command here, not as a remark of Python's at its end."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            # What is still in the buffer goes nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise
+
+
+def _one_line(error: FastmmoeError | OSError) -> str:
+    if isinstance(error, FastmmoeError):
+        return str(error)
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror or error}"
+
+
+def _interrupted(name: str, left: str) -> int:
+    print(f"{name}: interrupted; {left or 'nothing was written'}", file=sys.stderr)
+    return INTERRUPTED
+
+
+@contextmanager
+def saying_what_memory_lacks(hint: str) -> Iterator[None]:
+    """Have memory that does not suffice end the command with one line: what was needed, and the hint.
+
+    Raises:
+        OutOfMemory: instead of MemoryError, and of what torch and ONNX Runtime raise.
+    """
+    try:
+        yield
+    except OutOfMemory:
+        raise
+    except Exception as error:
+        # Neither library has a class of its own for it.
+        text = str(error)
+        if not isinstance(error, MemoryError) and not _NO_MEMORY.search(text):
+            raise
+        raise OutOfMemory(f"not enough memory{_needed(text)}: {hint}") from error
+
+
+def _needed(text: str) -> str:
+    by_bytes, by_text = _NEEDED_BYTES.search(text), _NEEDED_TEXT.search(text)
+    if by_bytes:
+        return f" for {int(by_bytes[by_bytes.lastindex or 0]) / 1e6:,.1f} MB more"
+    return f" for {by_text[1]} more" if by_text else ""
+
+
+def check_installed(work: str, modules: Sequence[str], extra: str) -> None:
+    """Raise InvalidRequest where modules that the work needs besides the runtime are not installed."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InvalidRequest(f"{work} needs {', '.join(missing)}: pip install 'fastmmoe[{extra}]'")
 
 
 @contextmanager
@@ -59,8 +178,35 @@ def resumable(directory: Path) -> Iterator[None]:
         raise KeyboardInterrupt(f"the same command goes on with what is in {directory}") from None
 
 
-def _interrupt(*_: object) -> NoReturn:
-    raise KeyboardInterrupt
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Put off interrupts and terminations to the end of what is done inside."""
+    # Handlers run in the main thread only; a mask would not help, as the system may take another thread for the signal.
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    came: list[int] = []
+    handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
+
+
+def _take_signals() -> list[int]:
+    """Have interrupts and terminations unwind, so that scratch directories are removed; those that came, as they do."""
+    came: list[int] = []
+
+    def interrupt(number: int, _: object) -> NoReturn:
+        came.append(number)
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # What a shell starts in the background ignores interrupts.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
+    return came
 
 
 def _interrupt_again(lost: sys.UnraisableHookArgs) -> None:

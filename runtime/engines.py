@@ -9,7 +9,6 @@ import platform
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from fastmmoe import __version__
 from fastmmoe.runtime import tensorrt_api
 from fastmmoe.runtime.bundle import (
     ENGINES,
-    ENGINES_SCRATCH,
     FORMAT,
     MANIFEST,
     PLUGIN,
@@ -36,6 +34,7 @@ from fastmmoe.runtime.bundle import (
 )
 from fastmmoe.runtime.devices import DEVICES
 from fastmmoe.runtime.errors import BundleMismatch, InvalidRequest
+from fastmmoe.runtime.files import scratch_directory, sync
 from fastmmoe.runtime.gpu import Gpu, find_gpu
 from fastmmoe.runtime.plugin_library import check_bundled_plugin
 from fastmmoe.runtime.profiles import Profile, engine_profiles, resolve_limits
@@ -90,8 +89,8 @@ def build_engines(directory: Path, options: BuildOptions | None = None, report: 
     capabilities = tensorrt.compute_capabilities if gpu is None else (gpu.sm,)
     _report_plan(tensorrt, version, gpu, limits, report)
     profiles = engine_profiles(manifest, limits)
-    with tempfile.TemporaryDirectory(prefix=ENGINES_SCRATCH, dir=directory) as scratch:
-        builder = _Builder(directory, Path(scratch), tensorrt, options.workspace_mib, report)
+    with scratch_directory(directory, "engines", report) as scratch:
+        builder = _Builder(directory, scratch, tensorrt, options.workspace_mib, report)
         files = {engine_file(graph): builder.build(graph, profiles[graph]) for graph in profiles}
         engines = Engines(
             format=FORMAT,
@@ -105,7 +104,7 @@ def build_engines(directory: Path, options: BuildOptions | None = None, report: 
             limits=limits,
             files=files,
         )
-        _publish(directory, Path(scratch), engines)
+        _publish(directory, scratch, engines)
     return engines
 
 
@@ -163,11 +162,13 @@ def _report_plan(tensorrt: TensorRT, version: str, gpu: Gpu | None, limits: Limi
 
 def _publish(directory: Path, scratch: Path, engines: Engines) -> None:
     """Move the engines to their places. engines.json is there only while it and all engines belong together."""
-    written = scratch / ENGINES
-    written.write_bytes(msgspec.json.format(msgspec.json.encode(engines), indent=2) + b"\n")
+    (scratch / ENGINES).write_bytes(msgspec.json.format(msgspec.json.encode(engines), indent=2) + b"\n")
+    for name in (*engines.files, ENGINES):
+        sync(scratch / name)
     (directory / ENGINES).unlink(missing_ok=True)
     for name in (*engines.files, ENGINES):
         (scratch / name).replace(directory / name)
+    sync(directory)
 
 
 @dataclass(frozen=True)

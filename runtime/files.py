@@ -1,18 +1,207 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files that appear complete or not at all."""
+"""Files that appear complete or not at all, and scratch directories that a killed process does not leave for good."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
+import resource
+import shutil
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from fastmmoe.runtime.errors import FastmmoeError, InvalidRequest
+
+SCRATCH_SUFFIX = ".fastmmoe-unfinished"
+LOCK = "lock"
+# Whoever removes what a killed process left holds the lock for a moment; a running one holds it to its end.
+LOCK_SECONDS = 1.0
+
+_OF_SIZE = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+Report = Callable[[str], None]
+
+
+class WriteFailed(FastmmoeError, OSError):
+    """A file could not be written: a full disk, a quota, a limit of file sizes, a failing or read-only file system."""
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file, whole or not at all; an old one is replaced, its folder is made."""
-    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    """Write a file, whole or not at all; an old one is replaced, its folder is made.
+
+    Raises:
+        WriteFailed: see there. OSError: its folder cannot be made.
+    """
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    path.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with writing(path, len(data)):
+        try:
+            scratch.write_bytes(data)
+            sync(scratch)
+            scratch.replace(path)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path, expected: int, *, shown: Path | None = None) -> Iterator[None]:
+    """Have an error of the system while a file is written say which file, and what there is no room for.
+
+    Args:
+        path: where it is written. expected: its bytes in the end, or the fewest known. shown: what the user calls it.
+    Raises:
+        WriteFailed: instead of OSError.
+    """
     try:
-        scratch.write_bytes(data)
-        scratch.replace(path)
+        yield
+    except WriteFailed:
+        raise
+    except OSError as error:
+        raise WriteFailed(f"{shown or path}: cannot be written: {_reason(path, expected, error)}") from error
+
+
+def _reason(path: Path, expected: int, error: OSError) -> str:
+    """What the system says. NumPy says how short a write was cut, and not why."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # Part of the file may be there, or be gone by now.
+    room = (path.stat().st_size if path.is_file() else 0) + free_bytes(path)
+    if error.errno in (None, errno.ENOSPC) and room < expected:
+        missing = size_text(expected - room)
+        return f"{os.strerror(errno.ENOSPC)}: it takes {size_text(expected)}, {missing} more than there is room for"
+    if error.errno in (None, errno.EFBIG) and 0 <= limit < expected:
+        return f"it takes {size_text(expected)}, and files may have {size_text(limit)} here (ulimit -f)"
+    of_size = f": it takes {size_text(expected)}" if error.errno in _OF_SIZE else ""
+    return f"{error.strerror or error}{of_size}"
+
+
+def free_bytes(path: Path) -> int:
+    """Room on the disk of a path that may not be there yet."""
+    there = next((place for place in (path, *path.absolute().parents) if place.is_dir()), Path("/"))
+    return shutil.disk_usage(there).free
+
+
+def size_text(count: int) -> str:
+    """A number of bytes for people."""
+    if count < 100_000:
+        return f"{count} bytes"
+    return f"{count / 1e9:.1f} GB" if count >= 1e10 else f"{count / 1e6:.1f} MB"
+
+
+def sync(path: Path) -> None:
+    """Have a file's contents, or a directory's entries, on the disk before this returns."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
-        scratch.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def scratch_name(name: str) -> str:
+    """Name of the scratch directory for what becomes `name`."""
+    return f".{name}{SCRATCH_SUFFIX}"
+
+
+@contextmanager
+def scratch_directory(directory: Path, name: str, report: Report) -> Iterator[Path]:
+    """A hidden directory for what becomes `name` in the directory: one at a time, removed however the work ends.
+
+    A lock in it tells a running process from a killed one, whose directory is emptied, with a word, and used.
+
+    Args:
+        report: is called with a line where something was removed.
+    Raises:
+        InvalidRequest: another process works on it.
+    """
+    path = directory / scratch_name(name)
+    lock = _wait_for_lock(path)
+    if lock is None:
+        raise InvalidRequest(
+            f"{directory / name}: another process is writing it: wait for that one, or give another place"
+        )
+    try:
+        if _empty(path):
+            report(_removed(path))
+        yield path
+    finally:
+        _remove(path, lock)
+
+
+def remove_left_scratch(directory: Path, report: Report) -> None:
+    """Remove scratch directories of killed processes, with a word for each; those of running ones stay."""
+    for path in sorted(directory.glob(f".*{SCRATCH_SUFFIX}")):
+        lock = _try_lock(path, 0) if _is_ours(path) else None
+        if lock is not None:
+            _remove(path, lock)
+            report(_removed(path))
+
+
+def _removed(path: Path) -> str:
+    return f"removed {path}, which a killed process left"
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether it is a directory of this user: others may have put a link or a folder in its place."""
+    with suppress(FileNotFoundError):
+        found = path.lstat()
+        return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid()
+    return False
+
+
+def _wait_for_lock(path: Path) -> int | None:
+    """Make the scratch directory, or take one that is left, and lock it; None where it stays locked."""
+    end = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            path.mkdir(mode=0o700)
+        except FileExistsError:
+            if path.exists() and not _is_ours(path):
+                raise InvalidRequest(f"{path}: needed for unfinished files, and not this user's: remove it") from None
+        lock = _try_lock(path, os.O_CREAT)
+        if lock is not None or time.monotonic() > end:
+            return lock
+        time.sleep(0.05)
+
+
+def _try_lock(path: Path, flags: int) -> int | None:
+    """The locked descriptor of a scratch directory's lock, None where another process has it or has just removed it."""
+    try:
+        lock = os.open(path / LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | flags, 0o600)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(lock), (path / LOCK).stat()):
+            return lock
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
+        os.close(lock)
+        raise
+    os.close(lock)
+    return None
+
+
+def _empty(path: Path) -> bool:
+    """Remove everything but the lock; whether there was anything."""
+    entries = [entry for entry in path.iterdir() if entry.name != LOCK]
+    for entry in entries:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    return bool(entries)
+
+
+def _remove(path: Path, lock: int) -> None:
+    """Remove a scratch directory, its lock last, so that what an interrupt leaves is found again."""
+    try:
+        with suppress(FileNotFoundError):
+            _empty(path)
+            (path / LOCK).unlink()
+            path.rmdir()
+    finally:
+        os.close(lock)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from fastmmoe.runtime import abi
-from fastmmoe.runtime.bundle import Manifest, graph_file
+from fastmmoe.runtime.bundle import GRAPHS, Manifest, graph_file
 from fastmmoe.runtime.errors import BundleMismatch
 from fastmmoe.runtime.feeds import Chunk, call_feeds
 from fastmmoe.runtime.native import register_native_ops
@@ -53,27 +54,30 @@ class Graphs:
         if portable and not manifest.portable:
             raise BundleMismatch(f"{directory}: the bundle has no portable variant")
         self.manifest = manifest
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = check_threads("threads", threads) or usable_cores()
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-        options.log_severity_level = 3
-        self._vision = _load(directory / graph_file("vision"), options)
-        self._embedding = _load(directory / graph_file("embedding"), options)
-        if not portable:
-            register_native_ops(options, manifest.ops)
-        self._language_model = _load(directory / graph_file("language_model", portable=portable), options)
+        load = functools.partial(load_graph, directory, manifest, portable=portable, threads=threads, spinning=spinning)
+        self._vision, self._embedding, self._language_model = (load(graph) for graph in GRAPHS)
 
     def image_features(self, vision_inputs: dict[str, Array]) -> Array:
         """Features [V, H] of every visual position."""
-        return self._vision.run([abi.IMAGE_FEATURES], vision_inputs)[0]
+        return image_features(self._vision, vision_inputs)
 
     def embed(self, input_ids: Array) -> Array:
         """Token embeddings [T, H] of input_ids [T]."""
-        return self._embedding.run([abi.INPUTS_EMBEDS], {abi.INPUT_IDS: input_ids.astype(np.int32)})[0]
+        return embed(self._embedding, input_ids)
 
     def new_batch(self, size: int = 1) -> Batch:
         """So many empty sequences."""
         return Batch(self.manifest, self._language_model, size)
+
+
+def image_features(vision: ort.InferenceSession, vision_inputs: dict[str, Array]) -> Array:
+    """Features [V, H] of every visual position."""
+    return vision.run([abi.IMAGE_FEATURES], vision_inputs)[0]
+
+
+def embed(embedding: ort.InferenceSession, input_ids: Array) -> Array:
+    """Token embeddings [T, H] of input_ids [T]."""
+    return embedding.run([abi.INPUTS_EMBEDS], {abi.INPUT_IDS: input_ids.astype(np.int32)})[0]
 
 
 class Batch:
@@ -137,7 +141,29 @@ def _ort_value(value: Array) -> ort.OrtValue:
     return ort.OrtValue.ortvalue_from_numpy(value)
 
 
-def _load(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+def load_graph(
+    directory: Path,
+    manifest: Manifest,
+    graph: str,
+    *,
+    portable: bool = False,
+    threads: int = 0,
+    spinning: bool = False,
+) -> ort.InferenceSession:
+    """One of GRAPHS as a session.
+
+    Args:
+        portable, threads, spinning: as of `Graphs`.
+    Raises:
+        BundleMismatch: ONNX Runtime cannot load it, or the native library does not fit.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = check_threads("threads", threads) or usable_cores()
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
+    options.log_severity_level = 3
+    if graph == "language_model" and not portable:
+        register_native_ops(options, manifest.ops)
+    path = directory / graph_file(graph, portable=portable)
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:

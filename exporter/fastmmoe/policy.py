@@ -136,16 +136,16 @@ def resolve_policy(options: PolicyOptions, *, family: str, layers: Layers) -> Po
             that were found for a model of another shape.
     """
     row = FAMILY_ROWS[family]
-    _check_method(options)
+    check_options(options)
     if options.found_for is not None:
         _check_shape(options.found_for, family, layers)
     prune_layers = _prune_layers(options, row, layers)
     stages = len(prune_layers.get("fastmmoe", prune_layers.get("random", ())))
-    policy = Policy(
+    return Policy(
         method=options.method,
         prune_layers=prune_layers,
         stage_exponents=_stage_exponents(options, stages),
-        retention=1.0 if options.method == "none" else check_retention(options.retention),
+        retention=1.0 if options.method == "none" else float(options.retention),
         alpha=row.alpha if options.alpha is None else options.alpha,
         merge_ratio=row.merge_ratio if options.merge_ratio is None else options.merge_ratio,
         window=options.window,
@@ -154,9 +154,23 @@ def resolve_policy(options: PolicyOptions, *, family: str, layers: Layers) -> Po
         reduction_weights=options.reduction_weights,
         sparsevlm_positions=options.sparsevlm_positions,
     )
+
+
+def check_options(options: PolicyOptions) -> None:
+    """Raise InvalidRequest where an option is wrong for every model."""
+    _check_method(options)
+    check_retention(options.retention)
     for name in RANGES:
-        check_range(name, getattr(policy, name), shown=f"--{name.replace('_', '-')}")
-    return policy
+        value = getattr(options, name)
+        if value is not None:
+            check_range(name, value, shown=f"--{name.replace('_', '-')}")
+    factor = options.expert_factor
+    if factor is not None and not 0 < factor <= 1:
+        raise InvalidRequest(f"--expert-factor {factor}: expected a number in (0, 1]")
+    if factor is not None and options.visual_top_k is not None:
+        raise InvalidRequest("give expert_factor or visual_top_k, not both")
+    if options.prune_layers is not None:
+        _check_order(options.prune_layers)
 
 
 def _check_method(options: PolicyOptions) -> None:
@@ -195,11 +209,7 @@ def _visual_top_k(options: PolicyOptions, layers: Layers) -> tuple[int, ...]:
     """The given experts of every MoE layer, checked, or those of the share."""
     factor = EXPERT_FACTOR if options.expert_factor is None else options.expert_factor
     if options.visual_top_k is None:
-        if not 0 < factor <= 1:
-            raise InvalidRequest(f"--expert-factor {factor}: expected a number in (0, 1]")
         return reduce_experts(layers.moe, layers.top_k, reduced_top_k(layers.top_k, factor))
-    if options.expert_factor is not None:
-        raise InvalidRequest("give expert_factor or visual_top_k, not both")
     check_visual_top_k(options.visual_top_k, len(layers.moe), layers.top_k)
     return options.visual_top_k
 
@@ -239,12 +249,15 @@ def _layers_of(method: Method, given: tuple[int, ...] | None, row: FamilyRow, la
     return chosen
 
 
-def _checked_layers(method: Method, given: tuple[int, ...], layers: Layers) -> tuple[int, ...]:
-    shown = ",".join(map(str, given))
+def _check_order(given: tuple[int, ...]) -> None:
     if not given:
         raise InvalidRequest("--prune-layers is empty: give layers such as 2,5,8, or --method none")
     if list(given) != sorted(set(given)):
-        raise InvalidRequest(f"--prune-layers {shown}: expected ascending layers without repetition")
+        raise InvalidRequest(f"--prune-layers {_shown(given)}: expected ascending layers without repetition")
+
+
+def _checked_layers(method: Method, given: tuple[int, ...], layers: Layers) -> tuple[int, ...]:
+    shown = _shown(given)
     if given[0] < 0 or given[-1] >= layers.count:
         raise InvalidRequest(f"--prune-layers {shown}: the model has layers 0 to {layers.count - 1}")
     most = {"fastv": 1, "sparsevlm": len(SPARSEVLM_COUNTS)}.get(method, layers.count)

@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import json
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,14 @@ def command():
 
 sys.exit(run_command("trap", command))
 """
+
+
+@pytest.fixture
+def limited_files() -> Iterator[Callable[[int], None]]:
+    """Function limit -> None: files of this process have so many bytes at most, to the end of the test."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def edit_tensors(directory: Path, edit: Callable[[Tensors], object]) -> None:
@@ -177,16 +186,36 @@ def test_bad_export_option(
 
 
 def test_output_exists(small_dir: Path, tmp_path: Path, refusal: Refusal) -> None:
-    other, old, file = tmp_path / "other", tmp_path / "old", tmp_path / "file"
-    for directory, name in ((other, "thesis.txt"), (old, "manifest.json")):
+    other, named_alike, file = tmp_path / "other", tmp_path / "alike", tmp_path / "file"
+    for directory, name in ((other, "thesis.txt"), (named_alike, "manifest.json")):
         directory.mkdir()
         (directory / name).write_text("mine")
     file.write_text("mine")
-    for out, flags in ((other, []), (other, ["--overwrite"]), (file, ["--overwrite"])):
-        assert "exists and is not a bundle" in refusal(export_main, [str(small_dir), str(out), *flags])
-    assert "--overwrite to replace it" in refusal(export_main, [str(small_dir), str(old)])
-    assert (other / "thesis.txt").read_text() == (old / "manifest.json").read_text() == file.read_text() == "mine"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "old", "other"]
+    for out in (other, named_alike, file):
+        for flags in ([], ["--overwrite"]):
+            assert "exists and is not a bundle" in refusal(export_main, [str(small_dir), str(out), *flags])
+    assert [path.read_text() for path in (other / "thesis.txt", named_alike / "manifest.json", file)] == ["mine"] * 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["alike", "file", "other"]
+
+
+def test_disk_without_room(small_dir: Path, tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=123_000))
+    line = refusal(export_main, [str(small_dir), str(tmp_path / "out"), "--prune-layers", "1,2"])
+    assert re.search(r"out: the export takes at least [1-9]\.[0-9] MB, and its disk has 0\.1 MB left: free some", line)
+    assert not list(tmp_path.iterdir())
+
+
+def test_file_that_cannot_be_written(
+    small_dir: Path, tmp_path: Path, refusal: Refusal, limited_files: Callable[[int], None]
+) -> None:
+    # NumPy, which writes the weights, says "10240 requested and 7168 written" alone.
+    limited_files(10_000)
+    line = refusal(export_main, [str(small_dir), str(tmp_path / "out"), "--prune-layers", "1,2"])
+    assert re.search(
+        r"out/vision\.onnx with vision\.data: cannot be written: it takes 0\.[1-9] MB, and files may", line
+    )
+    assert not list(tmp_path.iterdir())
 
 
 def test_symlinked_shards(own_small_dir: Path, bundle: Callable[..., Path], tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much room an export needs, so that a disk that is too small is refused before the work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from fastmmoe.exporter.families import EXPERT_WEIGHTS, Model
+from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.files import free_bytes, size_text
+
+
+def weights_bytes(model: Model) -> dict[str, int]:
+    """Bytes of each graph's parameters as the export stores them; the files are little larger."""
+    return {
+        graph: sum(_stored_bytes(model, name, parameter) for name, parameter in module.named_parameters())
+        for graph, module in model.graphs.items()
+    }
+
+
+def _stored_bytes(model: Model, name: str, parameter: torch.nn.Parameter) -> int:
+    packing = None if model.precision.is_twin else model.precision.packing
+    if packing is None or not name.endswith(EXPERT_WEIGHTS):
+        return parameter.nbytes
+    # Scales and zeros come on top.
+    return parameter.numel() // (2 if packing.weight_format == "int4" else 1)
+
+
+def check_space(out: Path, model: Model) -> None:
+    """Refuse an export that the disk of `out` has no room for: its weights, and those of the float32 twin if one runs.
+
+    Raises:
+        InvalidRequest: with both numbers.
+    """
+    needed = sum(weights_bytes(model).values())
+    twin = 0
+    if model.precision.activations != torch.float32:
+        twin = 4 * sum(p.numel() for _, module in model.graphs.items() for p in module.parameters())
+    free = free_bytes(out)
+    if free < needed + twin:
+        of_it = f", {size_text(twin)} of it for the check" if twin else ""
+        raise InvalidRequest(
+            f"{out}: the export takes at least {size_text(needed + twin)}{of_it}, and its disk has {size_text(free)} "
+            f"left: free some, or give another output directory"
+        )

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""OUT of an export: looked at and reserved before the work, replaced after it only if it is what was seen.
+
+Nothing that is not a bundle, and nothing that appeared or changed during the export, is ever removed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from fastmmoe.runtime.bundle import ENGINES, GRAPHS, MANIFEST, FileEntry, engine_file
+from fastmmoe.runtime.command import uninterrupted
+from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.files import Report, remove_left_scratch, scratch_directory, sync
+
+_MOUNTS = Path("/proc/self/mountinfo")
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+_CANNOT_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+_OCCUPIED = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
+
+
+class _FileList(msgspec.Struct):
+    """What every version of a manifest says: enough to know a bundle of another version."""
+
+    format: int
+    fastmmoe_version: str
+    files: dict[str, FileEntry]
+
+
+@dataclass(frozen=True)
+class _Bundle:
+    """What tells the bundle that was seen from one that came later or was changed."""
+
+    device: int
+    inode: int
+    changed_ns: int
+    manifest_sha256: str
+
+
+@dataclass
+class Output:
+    """A reserved output directory.
+
+    Attributes:
+        path: absolute, links followed. scratch: beside it, for the unfinished bundle.
+        replaced: the bundle to replace; None = nothing, or an empty directory, was there.
+        is_published: whether the bundle is at its path.
+    """
+
+    path: Path
+    scratch: Path
+    replaced: _Bundle | None
+    is_published: bool = False
+
+    def publish(self, staged: Path) -> None:
+        """Move the finished bundle to its place, once it is on the disk.
+
+        Raises:
+            InvalidRequest: something else is there now; it stays, and the error names where the bundle is instead.
+        """
+        for path in (*staged.iterdir(), staged):
+            sync(path)
+        with uninterrupted():
+            self.is_published = self._place(staged) if self.replaced is None else self._replace(staged)
+            if not self.is_published:
+                beside = _free_name(self.path)
+                staged.rename(beside)
+                raise InvalidRequest(
+                    f"{self.path}: appeared or changed during the export, so it was left as it is; the finished "
+                    f"bundle is {beside}"
+                )
+            sync(self.path.parent)
+
+    def _place(self, staged: Path) -> bool:
+        """Whether the path was free: the system renames a directory onto nothing or an empty directory only."""
+        try:
+            staged.rename(self.path)
+        except OSError as error:
+            if error.errno not in _OCCUPIED:
+                raise
+            return False
+        return True
+
+    def _replace(self, staged: Path) -> bool:
+        """Whether the bundle that was seen was still there, and gave way."""
+        if not os.path.lexists(self.path):
+            return self._place(staged)
+        if _identity(self.path) != self.replaced:
+            return False
+        if _exchange(staged, self.path):
+            if _identity(staged) == self.replaced:
+                return True
+            _exchange(staged, self.path)
+            return False
+        # Outside the scratch directory, so that not even a kill between the two steps loses the old bundle.
+        aside = _free_name(self.path)
+        self.path.rename(aside)
+        if _identity(aside) != self.replaced or not self._place(staged):
+            aside.rename(self.path)
+            return False
+        shutil.rmtree(aside)
+        return True
+
+
+def check_output(given: Path, model: Path, *, overwrite: bool, report: Report) -> Path:
+    """Whether a bundle may be written there, as things are now; what killed processes left there is removed.
+
+    Args:
+        given: as the user says it. model: the checkpoint's directory. overwrite: a bundle there may be replaced.
+        report: is called with a line where something was removed.
+    Returns:
+        The absolute path, links followed.
+    Raises:
+        InvalidRequest: it cannot be the output, or is not to be replaced.
+    """
+    path = _resolve(given, model)
+    remove_left_scratch(path.parent, report)
+    if overwrite:
+        # Of a build of engines.
+        remove_left_scratch(path, report)
+    _look(path, overwrite)
+    return path
+
+
+@contextmanager
+def reserve_output(given: Path, model: Path, *, overwrite: bool, report: Report) -> Iterator[Output]:
+    """Keep the output directory for this export alone.
+
+    Args:
+        given, model, overwrite, report: as in `check_output`.
+    Raises:
+        InvalidRequest: as `check_output`, or another export is writing it.
+    """
+    path = check_output(given, model, overwrite=overwrite, report=report)
+    output = None
+    try:
+        with scratch_directory(path.parent, path.name, report) as scratch:
+            output = Output(path, scratch, _look(path, overwrite))
+            yield output
+    except KeyboardInterrupt:
+        if output is not None and output.is_published:
+            raise KeyboardInterrupt(f"{path} was written") from None
+        raise
+
+
+def _resolve(given: Path, model: Path) -> Path:
+    """The absolute path without links, refused where no bundle can be."""
+    if given.is_symlink() and not given.exists():
+        raise InvalidRequest(f"{given}: a symbolic link to {given.readlink()}, which is not there")
+    path = Path(os.path.realpath(given))
+    if not path.parent.is_dir():
+        missing = next(p for p in reversed(path.parents) if not p.is_dir())
+        raise InvalidRequest(f"{given}: {missing} is not a directory: make it first, or correct the path")
+    if path in (Path.cwd(), Path.home(), Path(path.anchor)):
+        raise InvalidRequest(f"{given}: is {path}, where you work or live: give the name of a new directory")
+    if path == Path(os.path.realpath(model)):
+        raise InvalidRequest(f"{given}: is the checkpoint itself; give another output directory")
+    if _is_mount_point(path):
+        raise InvalidRequest(f"{given}: a mount point, which cannot be replaced; give a directory inside it")
+    return path
+
+
+def _is_mount_point(path: Path) -> bool:
+    """Also of a bind mount within one file system, which os.path.ismount does not see."""
+    if os.path.ismount(path) or not _MOUNTS.is_file():
+        return os.path.ismount(path)
+    lines = _MOUNTS.read_bytes().splitlines()
+    places = (re.sub(rb"\\(\d{3})", lambda m: bytes([int(m[1], 8)]), line.split(b" ")[4]) for line in lines)
+    return os.fsencode(path) in places
+
+
+def _look(path: Path, overwrite: bool) -> _Bundle | None:
+    """The bundle that is there and may be replaced, None for nothing or an empty directory."""
+    if not os.path.lexists(path) or (path.is_dir() and not any(path.iterdir())):
+        return None
+    problem = _why_no_bundle(path)
+    if problem:
+        raise InvalidRequest(f"{path} exists and is not a bundle ({problem}); give another output directory")
+    if not overwrite:
+        raise InvalidRequest(f"{path} exists; give another output directory, or --overwrite to replace it")
+    return _identity(path)
+
+
+def _why_no_bundle(path: Path) -> str:
+    """Empty for a bundle of any version: a manifest, the files it names, and engines, each of which may be missing."""
+    if not path.is_dir():
+        return "it is a file"
+    try:
+        listed = msgspec.json.decode((path / MANIFEST).read_bytes(), type=_FileList)
+    except FileNotFoundError:
+        return f"no {MANIFEST}"
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return f"its {MANIFEST} is not a bundle's"
+    names = {MANIFEST, ENGINES, *listed.files, *(engine_file(graph) for graph in GRAPHS)}
+    others = sorted(entry.name for entry in path.iterdir() if entry.name not in names or entry.is_dir())
+    return f"it holds {others[0]}, which its {MANIFEST} does not name" if others else ""
+
+
+def _identity(path: Path) -> _Bundle | None:
+    try:
+        found, manifest = path.lstat(), (path / MANIFEST).read_bytes()
+    except OSError:
+        return None
+    return _Bundle(found.st_dev, found.st_ino, found.st_mtime_ns, hashlib.sha256(manifest).hexdigest())
+
+
+def _free_name(path: Path) -> Path:
+    """A name beside the path that nothing has."""
+    names = (path.with_name(f"{path.name}-{number}") for number in range(2, 1 << 20))
+    return next(name for name in names if not os.path.lexists(name))
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two paths in one step; False where the system or the file system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    if libc.renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in _CANNOT_EXCHANGE:
+        return False
+    raise OSError(code, os.strerror(code), str(b))

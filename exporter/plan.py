@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an export will do, with everything checked that needs no torch, so that most mistakes are told at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastmmoe.exporter.checkpoint import Checkpoint
+from fastmmoe.exporter.config import DEMO, ExportConfig, checkpoint_directory
+from fastmmoe.exporter.fastmmoe.policy import check_options
+from fastmmoe.exporter.output_directory import check_output
+from fastmmoe.exporter.targets import ATOL, choose_dtype, choose_packing
+from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.files import Report
+from fastmmoe.runtime.plugin_library import find_plugin
+from fastmmoe.runtime.targets import TARGETS, Target
+from fastmmoe.runtime.tensorrt_api import load_module
+
+if TYPE_CHECKING:
+    from fastmmoe.exporter.ops.quantise import Packing
+    from fastmmoe.runtime.bundle import PluginInfo
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """An export that may begin.
+
+    Attributes:
+        name: of the model. out: as the user says it. dtype, packing, atol: chosen.
+        plugin: the target's TensorRT plugin library; None = the target has none.
+    """
+
+    config: ExportConfig
+    checkpoint: Checkpoint
+    name: str
+    out: Path
+    target: Target
+    dtype: str
+    packing: Packing | None
+    atol: float
+    plugin: tuple[Path, PluginInfo] | None
+
+
+def plan_export(config: ExportConfig, report: Report = print) -> ExportPlan:
+    """Check an export's options, output directory, plugin and checkpoint; nothing is written, torch is not imported.
+
+    Args:
+        report: is called with a line where something that a killed process left was removed.
+    Raises:
+        InvalidRequest, UnsupportedModel: see `ExportConfig`, `check_output`, `Checkpoint`.
+        BundleMismatch, EngineBuildFailed: the target's plugin or TensorRT is not there or does not fit.
+    """
+    target = TARGETS[config.target]
+    dtype = choose_dtype(target, config.dtype)
+    packing = choose_packing(target, config)
+    atol = ATOL if config.atol is None else config.atol
+    if not atol > 0:
+        raise InvalidRequest(f"--atol {atol}: expected a positive number")
+    check_options(config.policy)
+    directory = checkpoint_directory(config.model)
+    name = directory.resolve().name if config.model != DEMO else DEMO
+    out = Path(f"{name}-{target.name}") if config.out is None else config.out
+    check_output(out, directory, overwrite=config.overwrite, report=report)
+    checkpoint = Checkpoint(directory)
+    return ExportPlan(config, checkpoint, name, out, target, dtype, packing, atol, _find_plugin(target))
+
+
+def _find_plugin(target: Target) -> tuple[Path, PluginInfo] | None:
+    """The target's plugin library; what will be needed is looked for now, not after the long trace."""
+    if target.tensorrt is None:
+        return None
+    if target.tensorrt.is_ahead_of_time:
+        load_module(target.tensorrt.module, target.tensorrt.install)
+    return find_plugin(target, target.tensorrt)

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an export refuses before torch is imported, and how soon."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastmmoe.exporter.cli import read_arguments
+from fastmmoe.exporter.config import ExportConfig
+from fastmmoe.exporter.plan import plan_export
+from fastmmoe.exporter.targets import ATOL
+from fastmmoe.runtime import command
+from fastmmoe.runtime.errors import InvalidRequest
+
+PROGRAM = """
+import sys
+from fastmmoe.exporter.cli import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as end:
+    code = end.code
+print(code, *(name for name in ("torch", "onnx", "onnx_ir", "onnxscript") if name in sys.modules))
+"""
+
+REFUSALS = {
+    "retention": (["--retention", "50"], "retention 50.0: expected a number in (0, 1]"),
+    "alpha": (["--alpha", "2"], "--alpha 2.0: expected 0 to 1"),
+    "merge ratio": (["--merge-ratio", "nan"], "--merge-ratio nan: expected 0 to 1"),
+    "window": (["--window", "0"], "--window 0: expected 1 to 64"),
+    "expert factor": (["--expert-factor", "0"], "--expert-factor 0.0: expected a number in (0, 1]"),
+    "no layers": (["--prune-layers", ","], "--prune-layers is empty"),
+    "layers": (["--prune-layers", "2,1"], "--prune-layers 2,1: expected ascending layers"),
+    "method none": (["--method", "none", "--retention", "7"], "retention 7.0: expected a number in (0, 1]"),
+    "layers of none": (["--method", "none", "--prune-layers", "1"], "--method none prunes nothing"),
+    "tolerance": (["--atol", "0"], "--atol 0.0: expected a positive number"),
+    "type": (["--target", "rtx", "--dtype", "fp32"], "--dtype fp32: target rtx takes"),
+    "experts": (["--experts", "int4"], "--experts int4: target cpu runs floating-point experts only"),
+    "zeros": (["--zero-points"], "--zero-points: needs --experts int8 or int4"),
+    "policy": (["--policy", "nowhere.json"], "nowhere.json"),
+}
+
+
+def run(cwd: Path, *arguments: str) -> tuple[str, str]:
+    """Last line of stdout (exit code, heavy modules that were loaded) and stderr of a process."""
+    result = subprocess.run(
+        [sys.executable, "-c", PROGRAM, *arguments], capture_output=True, text=True, check=False, cwd=cwd
+    )
+    return result.stdout.splitlines()[-1], result.stderr
+
+
+@pytest.mark.parametrize("kind", ["retention", "experts", "out", "parent", "model", "config"])
+def test_no_torch_before_a_refusal(kind: str, own_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    flags, words = REFUSALS.get(kind, ([], ""))
+    model, out = "demo", "out"
+    if kind == "out":
+        (tmp_path / "out").write_text("mine")
+        words = "exists and is not a bundle"
+    elif kind == "parent":
+        out, words = "a/b/c", "a is not a directory: make it first"
+    elif kind == "model":
+        model, words = "nowhere", "nowhere: no such directory"
+    elif kind == "config":
+        model, words = "dsvl2-mha", "config.json"
+        (own_checkpoint("dsvl2-mha") / "config.json").write_text("{")
+    code, line = run(tmp_path, model, out, *flags)
+    assert code == "2"
+    assert line.startswith("fastmmoe-export: error: ") and line.count("\n") == 1 and words in line, line
+
+
+@pytest.mark.parametrize("kind", REFUSALS)
+def test_refusals_of_a_plan(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    flags, words = REFUSALS[kind]
+    with pytest.raises(InvalidRequest) as refusal:
+        plan_export(read_arguments(["demo", "out", *flags]))
+    assert words in str(refusal.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = plan_export(ExportConfig())
+    assert (plan.name, plan.out, plan.dtype, plan.atol, plan.packing) == ("demo", Path("demo-cpu"), "fp32", ATOL, None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_sixteen_bit_exports_are_held_to_the_same_tolerance(tmp_path: Path) -> None:
+    for dtype in ("fp16", "bf16"):
+        plan = plan_export(ExportConfig(out=tmp_path / "out", dtype=dtype))
+        assert (plan.dtype, plan.atol) == (dtype, 1e-4)
+    assert plan_export(ExportConfig(out=tmp_path / "out", dtype="fp16", atol=0.5)).atol == 0.5
+
+
+def test_a_base_installation_is_told_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fastmmoe.exporter.cli import main
+
+    find = command.importlib.util.find_spec
+    missing = ("torch", "onnx_ir")
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None if name in missing else find(name))
+    assert main(["demo", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == (
+        "fastmmoe-export: error: fastmmoe-export needs torch, onnx_ir: pip install 'fastmmoe[export]'\n"
+    )
+
+
+def test_printed_commands_can_be_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fastmmoe.exporter import export
+    from fastmmoe.exporter.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(export, "run_export", lambda plan, report: plan.out)
+    assert main(["demo", "my bundle"]) == 0
+    assert capsys.readouterr().out.startswith("run it: fastmmoe run 'my bundle' --image")

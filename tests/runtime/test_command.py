@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How commands end where output, memory or a signal stops them; what wrong arguments are answered with."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from fastmmoe.runtime.command import ArgumentParser, OutOfMemory, saying_what_memory_lacks
+
+SECONDS = 30
+
+
+def run(body: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """A process whose command has this body."""
+    lines = "\n".join(f"    {line}" for line in body.splitlines())
+    program = (
+        f"import os, signal, sys, time\nfrom fastmmoe.runtime.command import *\ndef command():\n{lines}\n    return 0\n"
+    )
+    program += "sys.exit(run_command('name', command))"
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        check=False,
+        timeout=SECONDS,
+        env=os.environ | environment,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_any_terminal_shows_every_character(encoding: str) -> None:
+    result = run("print('[✓] 你好', sys.argv[1])", "\udcff.png", PYTHONIOENCODING=encoding)
+    shown = "[✓] 你好".encode(encoding, "backslashreplace")
+    assert (result.returncode, result.stderr, result.stdout) == (0, b"", shown + b" \\udcff.png\n")
+
+
+def test_errors_of_paths_that_are_no_text() -> None:
+    result = run("open(sys.argv[1])", "no\udcff\udcfe")
+    assert result.returncode == 2
+    assert result.stderr == b"name: error: no\\udcff\\udcfe: No such file or directory\n"
+
+
+@pytest.mark.parametrize("body", ["print('a\\n' * 200_000)", "print('a')", "print('a' * 9000); sys.exit(0)"])
+def test_a_pipe_that_nobody_reads_ends_in_silence(body: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = f"from fastmmoe.runtime.command import *\ndef command():\n    {body}\n    return 0\n"
+    program += "sys.exit(run_command('name', command))"
+    with os.fdopen(writer, "wb") as pipe:
+        result = subprocess.run(
+            [sys.executable, "-c", f"import sys\n{program}"], stdout=pipe, stderr=subprocess.PIPE, check=False
+        )
+    assert (result.returncode, result.stderr) == (141, b"")
+
+
+def test_a_full_disk_under_the_output() -> None:
+    program = "import sys\nfrom fastmmoe.runtime.command import *\ndef command():\n    print('a')\n    return 0\n"
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        result = subprocess.run(
+            [sys.executable, "-c", program + "sys.exit(run_command('name', command))"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+    assert (result.returncode, result.stderr) == (2, b"name: error: No space left on device\n")
+
+
+MEMORY = {
+    "Python": (MemoryError(), "not enough memory: lower --jobs"),
+    "NumPy": (
+        MemoryError("Unable to allocate 7.45 GiB for an array with shape (1000000000,) and data type float64"),
+        "not enough memory for 7.45 GiB more: lower --jobs",
+    ),
+    "torch": (
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+            "allocate 4000000000000 bytes. Error code 12 (Cannot allocate memory)"
+        ),
+        "not enough memory for 4,000,000.0 MB more: lower --jobs",
+    ),
+    "ONNX Runtime": (
+        Exception("[ONNXRuntimeError] : 6 : RUNTIME_EXCEPTION : std::bad_alloc"),
+        "not enough memory: lower --jobs",
+    ),
+    "ONNX Runtime's arena": (
+        Exception("bfc_arena.cc:376 Failed to allocate memory for requested buffer of size 123456789"),
+        "not enough memory for 123.5 MB more: lower --jobs",
+    ),
+}
+
+
+@pytest.mark.parametrize("source", MEMORY)
+def test_memory_that_does_not_suffice(source: str) -> None:
+    error, words = MEMORY[source]
+    with pytest.raises(OutOfMemory) as failure, saying_what_memory_lacks("lower --jobs"):
+        raise error
+    assert str(failure.value) == words
+
+
+def test_other_errors_are_not_of_memory() -> None:
+    with pytest.raises(RuntimeError, match="shape"), saying_what_memory_lacks("lower --jobs"):
+        raise RuntimeError("shape [2] is invalid")
+
+
+def test_memory_of_a_process() -> None:
+    body = "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30)); bytearray(1 << 31)"
+    result = run(body)
+    assert result.returncode == 2
+    assert (
+        result.stderr.startswith(b"name: error: not enough memory: end other programs")
+        and result.stderr.count(b"\n") == 1
+    )
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    "error", ["ImportError('numpy.core failed')", "SystemError('returned a result')", "KeyError(1)"]
+)
+def test_an_interrupt_that_comes_out_as_another_error(number: str, error: str) -> None:
+    # Compiled modules turn an interrupt during their import into errors of their own.
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # or a child of a test run in the background ignores it
+    body = f"""
+try:
+    os.kill(os.getpid(), signal.{number})
+    time.sleep(10)
+except KeyboardInterrupt:
+    raise {error} from None"""
+    result = run(body.strip())
+    assert (result.returncode, result.stderr) == (130, b"name: interrupted; nothing was written\n")
+
+
+def test_an_error_without_an_interrupt_keeps_its_traceback() -> None:
+    result = run("raise SystemError('mine')")
+    assert result.returncode == 1 and result.stderr.rstrip().endswith(b"SystemError: mine")
+
+
+def test_an_interrupt_during_an_import_waits_for_its_end() -> None:
+    body = """
+with uninterrupted():
+    os.kill(os.getpid(), signal.SIGTERM)
+    print('imported')
+print('not reached')"""
+    result = run(body.strip())
+    assert (result.returncode, result.stdout) == (130, b"imported\n")
+    assert result.stderr == b"name: interrupted; nothing was written\n"
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    parser = ArgumentParser(prog="name")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    run = commands.add_parser("run")
+    run.add_argument("bundle", metavar="OUT")
+    run.add_argument("--max-new-tokens", type=int)
+    run.add_argument("--max-tiles", type=int)
+    run.add_argument("--target", choices=("cpu", "jetson-orin", "rtx"))
+    with pytest.raises(SystemExit) as end:
+        parser.parse_args(arguments)
+    assert end.value.code == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("rnu", "out"), "invalid choice: 'rnu' (choose from 'run'); did you mean run? (see name --help)"),
+        (("run", "o", "--target", "jetson"), "did you mean jetson-orin? (see name run --help)"),
+        (("run", "o", "--target", "h100"), "invalid choice: 'h100' (choose from 'cpu', 'jetson-orin', 'rtx') (see"),
+        (("run", "o", "--tagret=rtx"), "unrecognized arguments: --tagret=rtx; did you mean --target? (see name run"),
+        (("run", "o", "--max-tokens", "4"), "did you mean --max-new-tokens?"),
+        (("run", "--out", "o"), "unrecognized arguments: --out; what has no name comes in this order: name run OUT"),
+        (("run", "o", "--output", "p"), "what has no name comes in this order: name run OUT"),
+        (("run", "o", "picture.png"), "unrecognized arguments: picture.png (see name run --help)"),
+        (("run", "o", "--zzz"), "unrecognized arguments: --zzz (see name run --help)"),
+    ],
+)
+def test_what_was_meant(arguments: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert words in refused(capsys, *arguments)
