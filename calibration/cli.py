@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from fastmmoe.calibration.options import BACKENDS, FLOPS_REDUCTION, QUALITY_OPTIONS, CalibrationOptions
 from fastmmoe.exporter.config import DEMO
-from fastmmoe.runtime.command import resumable
-from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.command import check_installed, resumable, saying_what_memory_lacks, uninterrupted
 from fastmmoe.runtime.targets import TARGETS
 
 DESCRIPTION = """Find the pruning settings of a model on questions about pictures: quality against counted FLOPs of the
@@ -105,19 +103,14 @@ def read_arguments(arguments: argparse.Namespace) -> CalibrationOptions:
     return options
 
 
-def check_installed() -> None:
-    """Raise InvalidRequest where what calibration needs besides the runtime is not installed."""
-    missing = [name for name in MODULES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InvalidRequest(f"calibration needs {', '.join(missing)}: pip install 'fastmmoe[calibrate]'")
-
-
 def _calibrate(arguments: argparse.Namespace) -> int:
     options = read_arguments(arguments)
-    check_installed()
-    from fastmmoe.calibration.calibrate import calibrate
+    check_installed("calibration", MODULES, "calibrate")
+    with uninterrupted():
+        from fastmmoe.calibration.calibrate import calibrate
 
     # Ranges are written at the end only.
-    with nullcontext() if options.activations else resumable(options.directory):
+    goes_on = nullcontext() if options.activations else resumable(options.directory)
+    with goes_on, saying_what_memory_lacks("lower --jobs, end other programs, or use a machine with more memory"):
         calibrate(options, report=lambda line: print(line, flush=True))
     return 0

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastmmoe import __version__
-from fastmmoe.runtime.command import ArgumentParser, run_command
+from fastmmoe.runtime.command import ArgumentParser, run_command, saying_what_memory_lacks
 from fastmmoe.runtime.counting_cli import add_counting
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.policy import METHODS
@@ -29,6 +29,7 @@ BUILD_DESCRIPTION = """Build the TensorRT engines of a bundle, on the device the
 with engines; they may be built again, with other limits, on any x86-64 machine. The limits cost memory on the device.
 Without options there is room for one picture of the most tiles, 512 tokens of text and an answer of 512 tokens."""
 DEFAULT_MAX_NEW_TOKENS = 64
+MEMORY_HINT = "lower --max-tiles, give fewer or smaller pictures, or end other programs"
 COMMANDS = "fastmmoe.commands"
 """Entry points: functions that add a subcommand which needs more than the runtime does (pyproject.toml)."""
 
@@ -122,6 +123,11 @@ def _build(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     _check_combination(arguments)
+    with saying_what_memory_lacks(MEMORY_HINT):
+        return _load_and_run(arguments)
+
+
+def _load_and_run(arguments: argparse.Namespace) -> int:
     from fastmmoe.runtime.vlm import VLM
 
     vlm = VLM(arguments.bundle, portable=arguments.portable, threads=arguments.threads)
@@ -201,7 +207,9 @@ def _answer(vlm: VLM, arguments: argparse.Namespace, options: dict[str, Any]) ->
         answer = vlm.generate(messages, **options)
         result: dict[str, Any] = {"text": answer.text, "channels": answer.channels, "token_ids": answer.token_ids}
         result["finish_reason"] = answer.finish_reason
-        print(json.dumps(result | stats_dict(answer.stats), ensure_ascii=False))
+        # Other encodings' escapes of what they lack are not JSON's.
+        is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+        print(json.dumps(result | stats_dict(answer.stats), ensure_ascii=not is_utf8))
         return 0
     piece = None
     for piece in vlm.generate_stream(messages, **options):

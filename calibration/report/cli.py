@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
-from fastmmoe.runtime.command import resumable
+from fastmmoe.runtime.command import check_installed, resumable, saying_what_memory_lacks, uninterrupted
 from fastmmoe.runtime.errors import InvalidRequest
 
 DESCRIPTION = """Measure accuracy, counted FLOPs and latency of every pruning method of a comparison bundle
@@ -48,12 +47,11 @@ _MIN_QUALITY = "accuracy over the full model's that the recommended setting is s
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    missing = [name for name in MODULES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InvalidRequest(f"the report needs {', '.join(missing)}: pip install 'fastmmoe[report]'")
+    check_installed("the report", MODULES, "report")
     retentions = _numbers(arguments.retentions)
-    from fastmmoe.calibration.report.build import ReportOptions, build_report
-    from fastmmoe.calibration.report.page import HTML
+    with uninterrupted():
+        from fastmmoe.calibration.report.build import ReportOptions, build_report
+        from fastmmoe.calibration.report.page import HTML
 
     options = ReportOptions(
         data=arguments.data,
@@ -69,7 +67,8 @@ def _report(arguments: argparse.Namespace) -> int:
         min_quality=arguments.min_quality,
         command=f"fastmmoe {shlex.join(sys.argv[1:])}",
     )
-    with resumable(arguments.out):
+    hint = "lower --jobs, end other programs, or use a machine with more memory"
+    with resumable(arguments.out), saying_what_memory_lacks(hint):
         report = build_report(arguments.bundle, options, say=lambda line: print(line, flush=True))
     for claim in report.claims:
         print(f"{'holds' if claim.holds else 'does not hold'}: {claim.found}")

@@ -16,7 +16,6 @@ import numpy.typing as npt
 import onnx
 import pytest
 
-from fastmmoe.exporter.targets import DEFAULT_ATOL
 from fastmmoe.runtime.cli import main as run_main
 from fastmmoe.runtime.vlm import VLM
 
@@ -25,6 +24,7 @@ Tensors = dict[str, Array]
 
 SMALL = "dsvl2-small"
 ATOL = 2e-5  # float32, the same arithmetic in another order
+ROUNDED = {"fp16": 2e-2, "bf16": 1e-1}  # of logits, where experts are stored in 16 bits
 STEPS = ("--max-new-tokens", "4")
 ONNX_TYPE = {"fp32": onnx.TensorProto.FLOAT, "fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}
 ALIGNMENT = 64
@@ -170,7 +170,7 @@ def test_16_bit_experts_on_cpu(
     expected = run_tensors(full, tensors, "--retention", "1.0", "--max-new-tokens", "1")["logits"]
     found = run_tensors(half, tensors, "--retention", "1.0", "--max-new-tokens", "1")["logits"]
     assert found.dtype == np.float32
-    assert 0 < np.abs(found - expected).max() < DEFAULT_ATOL[dtype]
+    assert 0 < np.abs(found - expected).max() < ROUNDED[dtype]
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])

@@ -188,7 +188,7 @@ def test_files_that_the_manifest_does_not_name_are_refused(toy_bundle: Path) -> 
     read_manifest(toy_bundle)
     for name in ("engines.json", "vision.engine"):
         (toy_bundle / name).touch()
-    (toy_bundle / ".engines.x").mkdir()
+    (toy_bundle / ".engines.fastmmoe-unfinished").mkdir()
     read_manifest(toy_bundle)
     for name in ("extra.data", ".hidden", "language_model.data"):
         (toy_bundle / name).touch()

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -207,9 +207,6 @@ def test_options_outside_their_range(
 def test_missing_packages_are_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "fastmmoe.calibration.report.cli.importlib",
-        SimpleNamespace(util=SimpleNamespace(find_spec=lambda name: None if name == "jinja2" else object())),
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jinja2" else object())
     assert fastmmoe(["report", "nowhere", "--out", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err == "fastmmoe: error: the report needs jinja2: pip install 'fastmmoe[report]'\n"
