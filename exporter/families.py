@@ -90,9 +90,10 @@ class Model:
                 self.config.moe.top_k,
             ),
         )
-        _check_size(checkpoint, self.config)
         checkpoint.rename_prefixes(family.RENAMED_PREFIXES)
-        self.rules = family.weight_map(self.config, fused_experts=has_fused_experts(checkpoint.tensors))
+        is_fused = has_fused_experts(checkpoint.tensors)
+        _check_size(checkpoint, self.config, is_fused)
+        self.rules = family.weight_map(self.config, fused_experts=is_fused)
         self._computed = family.computed_weights(self.config)
         account(checkpoint, self.rules, family.DROPPED_TENSORS)
         self.precision = precision
@@ -136,14 +137,14 @@ class Model:
         assert ours.keys() == mapped, f"weight map and modules differ: {sorted(ours.keys() ^ mapped)[:5]}"
 
 
-def _check_size(checkpoint: Checkpoint, config: Any) -> None:
+def _check_size(checkpoint: Checkpoint, config: Any, is_fused: bool) -> None:
     """Raise UnsupportedModel where the weights are far fewer than the configuration needs.
 
     `account` names every missing tensor, which takes minutes and gigabytes where a damaged file means millions.
     """
     layers, tower, experts = config.num_hidden_layers, config.vision.layers, config.moe.num_experts
     is_fused = any("experts.gate_up_proj" in name for name in checkpoint.tensors)
-    of_experts = 2 if is_fused else 3 * experts
+    of_experts = 2 if is_fused or config.moe.expert_bias else 3 * experts
     least = 6 * layers + 8 * tower + of_experts * len(config.moe_layers)
     if least > 2 * len(checkpoint.tensors) + 10_000:
         raise UnsupportedModel(

@@ -62,14 +62,15 @@ def _vision_info(model: Model) -> bundle.VisionInfo:
     vision, module = model.config.vision, model.graphs.vision
     rows = vision.grid**2
     has_class_token = hasattr(module, "class_embedding")
-    # Both families join 2 x 2 patches to one token, after padding the grid to an even side.
+    # InternVL joins 2 x 2 patches to one token; DeepSeek-VL2 pads the grid to a multiple of its ratio first.
+    joined = getattr(vision, "downsample_ratio", 2)
     return bundle.VisionInfo(
         layers=vision.layers,
         width=vision.width,
         mlp_width=vision.mlp_width,
         rows_per_tile=rows + has_class_token,
         patch_inputs=3 * vision.patch_size**2,
-        tokens_per_tile=(-(-vision.grid // 2)) ** 2,
+        tokens_per_tile=(-(-vision.grid // joined)) ** 2,
         projector_inputs=module.projector_in.in_features,
     )
 

@@ -308,7 +308,7 @@ def _read_file(model_dir: Path, name: str) -> ConfigReader:
         return ConfigReader({}, name)
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UnsupportedModel(f"{file}: cannot be read as JSON ({error})") from error
     if not isinstance(values, dict):
         raise UnsupportedModel(f"{file}: holds {type(values).__name__}, expected a JSON object")

@@ -82,13 +82,19 @@ Real: TypeAlias = Annotated[float, Meta(ge=-1e12, le=1e12)]
 """Any finite number that a model may hold."""
 
 Positive: TypeAlias = Annotated[float, Meta(gt=0, le=1e12)]
-"""A scale, an epsilon."""
+"""A scale, a limit."""
+
+Epsilon: TypeAlias = Annotated[float, Meta(gt=0, le=1)]
+"""What keeps a norm from dividing by zero."""
 
 RotaryBase: TypeAlias = Annotated[float, Meta(gt=1, le=1e12)]
 """The base of rotary frequencies."""
 
 RotaryScale: TypeAlias = Annotated[float, Meta(ge=1, le=1e6)]
 """By how much rotary positions are stretched."""
+
+Turns: TypeAlias = Annotated[float, Meta(gt=0, le=1e6)]
+"""Turns of a rotary pair over a sequence."""
 
 WidthRatio: TypeAlias = Annotated[float, Meta(gt=0, le=1024)]
 """Features of an MLP to those of what it takes."""

@@ -14,6 +14,7 @@ from fastmmoe.exporter.models.config_checks import check_heads, check_moe, check
 from fastmmoe.exporter.models.layers import MoeConfig
 from fastmmoe.exporter.models.rope import read_rope
 from fastmmoe.runtime.ranges import (
+    Epsilon,
     ExpertGroups,
     Experts,
     ExpertsPerToken,
@@ -131,7 +132,7 @@ def read_config(reader: ConfigReader) -> Config:
         n_shared_experts=language.require("n_shared_experts", Experts),
         first_k_dense_replace=language.get("first_k_dense_replace", 0, LayerIndex),
         moe_layer_freq=language.get("moe_layer_freq", 1, Layers),
-        rms_norm_eps=language.get("rms_norm_eps", 1e-6, Positive),
+        rms_norm_eps=language.get("rms_norm_eps", 1e-6, Epsilon),
         rope_theta=read_rope(language, default_theta=10000.0).theta,
         max_position_embeddings=language.get("max_position_embeddings", 2048, Positions),
     )

@@ -16,6 +16,7 @@ from fastmmoe.exporter.models.layers import MoeConfig, YarnConfig
 from fastmmoe.exporter.models.rope import Rope, read_rope, read_yarn_rope
 from fastmmoe.runtime.errors import UnsupportedModel
 from fastmmoe.runtime.ranges import (
+    Epsilon,
     Experts,
     ExpertsPerToken,
     HeadDim,
@@ -114,7 +115,7 @@ def read_config(reader: ConfigReader) -> Config:
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
         moe=moe,
-        rms_norm_eps=language.get("rms_norm_eps", 1e-5 if kind == "gpt_oss" else 1e-6, Positive),
+        rms_norm_eps=language.get("rms_norm_eps", 1e-5 if kind == "gpt_oss" else 1e-6, Epsilon),
         rope_theta=rope.theta,
         yarn=rope.yarn,
         sliding_window=language.require("sliding_window", Positions) if sliding else None,
@@ -235,7 +236,7 @@ def _read_vision(vision: ConfigReader, is_hf_layout: bool) -> VisionConfig:
         qkv_bias=vision.require("attention_bias" if is_hf_layout else "qkv_bias", bool),
         qk_norm=vision.require("use_qk_norm" if is_hf_layout else "qk_normalization", bool),
         norm_type=vision.choice("norm_type", ("layer_norm", "rms_norm"), "layer_norm" if is_hf_layout else "rms_norm"),
-        norm_eps=vision.get("layer_norm_eps", 1e-6, Positive),
+        norm_eps=vision.get("layer_norm_eps", 1e-6, Epsilon),
     )
     check_tower(
         vision,

@@ -15,7 +15,7 @@ from typing import Any
 from fastmmoe.exporter.config_reader import ConfigReader, is_same, shown
 from fastmmoe.exporter.models.layers import YarnConfig
 from fastmmoe.runtime.errors import UnsupportedModel
-from fastmmoe.runtime.ranges import Positions, Positive, RotaryBase, RotaryScale
+from fastmmoe.runtime.ranges import Positions, Positive, RotaryBase, RotaryScale, Turns
 
 BLOCKS = ("rope_parameters", "rope_scaling")
 
@@ -66,8 +66,8 @@ def read_yarn_rope(language: ConfigReader, *, max_position_embeddings: int) -> R
     yarn = YarnConfig(
         factor=factor,
         original_max_position_embeddings=original,
-        beta_fast=block.get("beta_fast", None, Positive | None) or 32.0,
-        beta_slow=block.get("beta_slow", None, Positive | None) or 1.0,
+        beta_fast=block.get("beta_fast", None, Turns | None) or 32.0,
+        beta_slow=block.get("beta_slow", None, Turns | None) or 1.0,
         attention_factor=_read_attention_factor(block, factor),
     )
     rope = Rope(_read_theta(language, block, None), yarn)
@@ -94,8 +94,8 @@ def _read_block(language: ConfigReader) -> ConfigReader | None:
     """The object that describes RoPE; where there are two, they must say the same."""
     given = [key for key in BLOCKS if language.get(key, None, dict | None)]
     if len(given) == 2 and not is_same(*(_comparable(language.values[key]) for key in given)):
-        found = " and ".join(f"{key} {shown(language.values[key])}" for key in given)
-        raise UnsupportedModel(f"{language.name(found)}: expected one of the two, or the same in both")
+        found = " and ".join(f"{language.name(key)} is {shown(language.values[key])}" for key in given)
+        raise UnsupportedModel(f"{found}: expected one of the two, or the same in both")
     for key in given:
         language.section(key).choice("partial_rotary_factor", (1, None), None)
     language.choice("partial_rotary_factor", (1, None), None)

@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every field of config.json with every kind of wrong value: one line before anything is allocated, or no effect."""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastmmoe.exporter.checkpoint import Checkpoint
+from fastmmoe.exporter.config_reader import ConfigReader
+from fastmmoe.exporter.families import Model, Precision
+from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
+from fastmmoe.exporter.models import deepseek_vl2_config, internvl3_5_config
+from fastmmoe.exporter.processor_config import read_processor_config
+from fastmmoe.runtime.errors import FastmmoeError, UnsupportedModel
+
+Json = dict[str, Any]
+NAMES = (
+    "dsvl2-mha",
+    "dsvl2-mla",
+    "internvl-qwen3moe",
+    "internvl-gptoss",
+    "internvl-qwen3moe-original",
+    "internvl-gptoss-original",
+)
+every_model = pytest.mark.parametrize("name", NAMES)
+
+
+def nested(depth: int, inner: Any = 0) -> Any:
+    for _ in range(depth):
+        inner = [{"a": inner}]
+    return inner
+
+
+VALUES: dict[str, Any] = {
+    "0": 0,
+    "-1": -1,
+    "1": 1,
+    "2^31": 2**31,
+    "2^63": 2**63,
+    "10^400": 10**400,
+    "half": 0.5,
+    "1e6": 1_000_000,
+    "1e400": float("inf"),
+    "-Infinity": float("-inf"),
+    "NaN": float("nan"),
+    "list": [1, 2, 3],
+    "empty list": [],
+    "long list": list(range(10_000)),
+    "deep": nested(300),
+    "object": {"a": 1},
+    "empty object": {},
+    "string": "x" * 10_000,
+    "null": None,
+    "true": True,
+    "false": False,
+}
+# Values of the table that mean another, legal model: key -> names in VALUES.
+SMALL = {"1"}
+LEGAL: dict[str, set[str]] = {
+    "vocab_size": {"1", "1e6"},
+    "hidden_size": {"1", "1e6"},
+    "num_hidden_layers": SMALL,
+    "num_attention_heads": SMALL,
+    "num_key_value_heads": {"1", "null"},
+    "intermediate_size": {"1", "1e6"},
+    "moe_intermediate_size": {"1", "1e6"},
+    "num_experts_per_tok": SMALL,
+    "n_shared_experts": SMALL,
+    "first_k_dense_replace": {"0", "1"},
+    "moe_layer_freq": SMALL,
+    "max_position_embeddings": {"1", "1e6"},
+    "kv_lora_rank": {"1", "1e6"},
+    "qk_nope_head_dim": SMALL,
+    "v_head_dim": SMALL,
+    "patch_size": SMALL,
+    "width": {"1e6"},
+    "layers": SMALL,
+    "heads": SMALL,
+    "mlp_ratio": {"1", "half"},
+    "layer_norm_eps": {"1", "half"},
+    "rms_norm_eps": {"1", "half"},
+    "rope_theta": {"1e6", "2^31"},
+    "factor": {"1", "1e6"},
+    "original_max_position_embeddings": {"1", "1e6", "null"},
+    "beta_fast": {"1", "half", "1e6"},
+    "beta_slow": {"half", "1e6"},
+    "swiglu_limit": {"1", "half", "1e6", "2^31"},
+    "sliding_window": {"1", "1e6"},
+    "norm_topk_prob": {"true", "false"},
+    "attention_bias": {"true", "false"},
+    "use_qk_norm": {"true", "false"},
+    "qk_normalization": {"true", "false"},
+    "qkv_bias": {"true", "false"},
+    "use_mla": {"true", "false"},
+    "image_size": {"1e6"},
+}
+
+
+def read(config: Json) -> Any:
+    family: Any = deepseek_vl2_config if config["model_type"] == "deepseek_vl_v2" else internvl3_5_config
+    return family.read_config(ConfigReader(config))
+
+
+def load(golden: Path, name: str) -> Json:
+    config: Json = json.loads((golden / name / "config.json").read_text())
+    return config
+
+
+def fields(config: Json, *before: str) -> Iterator[tuple[str, ...]]:
+    """Every key of a file but the model_type that chooses the family, sections and their keys included."""
+    for key, value in config.items():
+        if (*before, key) != ("model_type",):
+            yield (*before, key)
+        if isinstance(value, dict):
+            yield from fields(value, *before, key)
+
+
+def changed(config: Json, path: tuple[str, ...], value: Any) -> Json:
+    """A file with another value."""
+    key, *rest = path
+    return config | {key: changed(config[key], tuple(rest), value) if rest else value}
+
+
+@every_model
+def test_every_field_with_every_wrong_value(golden: Path, name: str) -> None:
+    """Refused in one line, or without effect, or one of the values that mean another model."""
+    config = load(golden, name)
+    whole = read(config)
+    start, memory = time.perf_counter(), peak_bytes()
+    outcomes = {"refused": 0, "read": 0, "without effect": 0}
+    for path in fields(config):
+        for value in VALUES:
+            try:
+                found = read(changed(config, path, VALUES[value]))
+            except UnsupportedModel as error:
+                check_line(error)
+                outcomes["refused"] += 1
+                continue
+            outcomes["without effect" if found == whole else "read"] += 1
+            assert found == whole or value in LEGAL.get(path[-1], ()), (path, value)
+    count = sum(outcomes.values())
+    assert len(list(fields(config))) >= 44 and outcomes["refused"] > count / 3
+    assert time.perf_counter() - start < count * 0.02, f"{count} values"
+    assert peak_bytes() - memory < 50e6
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def check_line(error: FastmmoeError) -> None:
+    text = str(error)
+    assert text.isprintable() and len(text) < 900, text
+
+
+@pytest.mark.parametrize("name", ["dsvl2-mla", "internvl-gptoss", "internvl-gptoss-original"])
+def test_checkpoints_up_to_tracing(golden: Path, own_checkpoint: Callable[[str], Path], name: str) -> None:
+    """What read_config takes of the table, through all of an export's front, from the bytes of the file."""
+    directory = own_checkpoint(name)
+    config = load(golden, name)
+    whole, memory = read(config), peak_bytes()
+    refused = 0
+    for path in [("model_type",), *fields(config)]:
+        for value in ("0", "-1", "2^31", "NaN", "list", "deep"):
+            if not reaches_others(changed(config, path, VALUES[value]), path, whole):
+                continue
+            (directory / "config.json").write_text(json.dumps(changed(config, path, VALUES[value])))
+            start = time.perf_counter()
+            try:
+                open_checkpoint(directory)
+            except FastmmoeError as error:
+                check_line(error)
+                refused += 1
+            assert time.perf_counter() - start < 5, path
+    assert refused > 10
+    assert peak_bytes() - memory < 200e6
+
+
+def reaches_others(config: Json, path: tuple[str, ...], whole: Any) -> bool:
+    """Whether read_config takes a file, and the changed key reaches something else."""
+    if path == ("model_type",):
+        return True
+    try:
+        reader = ConfigReader(config)
+        family: Any = deepseek_vl2_config if config["model_type"] == "deepseek_vl_v2" else internvl3_5_config
+        return family.read_config(reader) != whole or path[0] in reader.unread() or path[-1].endswith("s_token_id")
+    except UnsupportedModel:
+        return False
+
+
+def open_checkpoint(directory: Path) -> None:
+    """What `export` does before it traces."""
+    checkpoint = Checkpoint(directory)
+    model = Model(checkpoint, PolicyOptions(), Precision(torch.float32, torch.float32))
+    read_processor_config(checkpoint.path, model.config_reader, vocab_size=model.config.vocab_size)
+
+
+FILES = {
+    "dsvl2-mha": ("config.json", "processor_config.json", "tokenizer_config.json"),
+    "internvl-qwen3moe": ("config.json", "preprocessor_config.json", "generation_config.json"),
+}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"a":' * 100_000,
+        "[" * 100_000,
+        '{"a": ' + "9" * 5000 + "}",
+        "NaN",
+    ],
+    ids=["deep objects", "deep lists", "long integer", "no object"],
+)
+def test_files_that_json_parsers_stumble_over(own_checkpoint: Callable[[str], Path], text: str) -> None:
+    for name, files in FILES.items():
+        directory = own_checkpoint(name)
+        for file in files:
+            before = (directory / file).read_text()
+            (directory / file).write_text(text)
+            with pytest.raises(UnsupportedModel) as caught:
+                open_checkpoint(directory)
+            check_line(caught.value)
+            (directory / file).write_text(before)
+
+
+# model, key, value, what the message must say
+TOGETHER: list[tuple[str, str, Any, str]] = [
+    ("dsvl2-mha", "language_config.num_experts_per_tok", 13, "is 13, expected at most the 12 experts of a layer"),
+    ("dsvl2-mha", "language_config.num_experts_per_tok", 17, "is 17, expected 1 to 16"),
+    ("dsvl2-mha", "language_config.num_key_value_heads", 3, "is 3, expected a divisor of num_attention_heads = 4"),
+    ("dsvl2-mha", "language_config.hidden_size", 65, "is 65, expected a multiple of 8: 4 heads of an even width"),
+    ("dsvl2-mha", "language_config.first_k_dense_replace", 6, "is 6, expected a MoE layer among 6 layers"),
+    ("dsvl2-mha", "language_config.moe_layer_freq", 0, "is 0, expected 1 to 1,024"),
+    ("dsvl2-mha", "language_config.num_hidden_layers", 1_000_000, "is 1000000, expected 1 to 1,024"),
+    ("dsvl2-mha", "language_config.head_dim", 32, "is 32; supported: 16, None"),
+    ("dsvl2-mha", "vision_config.width", 74, "is 74, expected a multiple of the 4 attention heads"),
+    ("dsvl2-mha", "vision_config.heads", 0, "is 0, expected 1 to 1,024"),
+    ("dsvl2-mha", "vision_config.patch_size", 385, "is 385, expected at most image_size = 384"),
+    ("dsvl2-mha", "vision_config.patch_size", 0, "is 0, expected 1 to 16,384"),
+    ("dsvl2-mha", "vision_config.mlp_ratio", 1e-9, "is 1e-09, expected at least one of 72 features"),
+    ("dsvl2-mha", "projector_config.n_embed", 65, "is 65, expected language_config.hidden_size = 64"),
+    ("dsvl2-mha", "projector_config.input_dim", 73, "is 73, expected vision_config.width = 72"),
+    ("dsvl2-mha", "projector_config.downsample_ratio", 0, "is 0, expected 1 to 64"),
+    ("dsvl2-mla", "language_config.qk_rope_head_dim", 7, "is 7, expected an even number"),
+    ("dsvl2-mla", "language_config.qk_rope_head_dim", 2**31, "is 2147483648, expected 1 to 8,192"),
+    ("grouped", "language_config.n_group", 5, "is 5, expected a divisor of the 12 experts of a layer"),
+    ("grouped", "language_config.n_group", 12, "is 12, expected at most half of the 12 experts"),
+    ("grouped", "language_config.topk_group", 4, "is 4, expected at most n_group = 3"),
+    ("grouped", "language_config.n_group", 0, "is 0, expected 1 to 64 or null"),
+    ("internvl-qwen3moe", "text_config.num_experts_per_tok", 13, "is 13, expected at most the 12 experts of a layer"),
+    ("internvl-qwen3moe", "text_config.num_key_value_heads", 3, "is 3, expected a divisor of num_attention_heads = 8"),
+    ("internvl-qwen3moe", "text_config.head_dim", 2**31, "is 2147483648, expected 1 to 8,192"),
+    ("internvl-qwen3moe", "text_config.head_dim", 15, "is 15, expected an even number"),
+    ("internvl-qwen3moe", "text_config.layer_types", ["sliding_attention"] * 6, "expected 6 of full_attention"),
+    ("internvl-qwen3moe", "text_config.num_local_experts", 4097, "is 4097, expected 1 to 4,096"),
+    ("internvl-qwen3moe", "vision_config.hidden_size", 49, "is 49, expected a multiple of the 4 attention heads"),
+    ("internvl-qwen3moe", "vision_config.image_size", [434, 434], "is 434, expected an even number of patches"),
+    ("internvl-qwen3moe", "vision_config.image_size", [0, 0], "is [0, 0], expected 1 to 16,384 or a list of 1 to"),
+    ("internvl-qwen3moe", "vision_config.num_channels", 1, "is 1; supported: 3"),
+    ("internvl-gptoss", "text_config.layer_types", ["full_attention"] * 5, "has 5 entries"),
+    ("internvl-gptoss", "text_config.sliding_window", 0, "is 0, expected 1 to 16,777,216"),
+    ("internvl-gptoss", "text_config.experts_per_token", 2, "is 2; supported: 3"),
+    ("internvl-gptoss", "text_config.swiglu_limit", -7.0, "is -7.0, expected more than 0, up to 1e+12"),
+]
+
+
+@pytest.mark.parametrize(("model", "key", "value", "message"), TOGETHER)
+def test_numbers_out_of_range_or_against_others(golden: Path, model: str, key: str, value: Any, message: str) -> None:
+    config = load(golden, "dsvl2-mha" if model == "grouped" else model)
+    if model == "grouped":
+        config["language_config"] |= {"topk_method": "noaux_tc", "n_group": 3, "topk_group": 2}
+    read(config)
+    with pytest.raises(UnsupportedModel) as caught:
+        read(changed(config, tuple(key.split(".")), value))
+    assert f"config.json: {key}" in str(caught.value) and message in str(caught.value), str(caught.value)
+
+
+def test_more_tensors_than_the_weights_could_hold_are_not_listed(own_checkpoint: Callable[[str], Path]) -> None:
+    """1,024 layers of 4,096 experts mean twelve million tensors, whose rules would take minutes."""
+    directory = own_checkpoint("dsvl2-mha")
+    config = json.loads((directory / "config.json").read_text())
+    config["language_config"] |= {"num_hidden_layers": 1024, "n_routed_experts": 4096}
+    (directory / "config.json").write_text(json.dumps(config))
+    start = time.perf_counter()
+    with pytest.raises(UnsupportedModel, match=r"1,024 layers, 4,096 experts in each of 1,023 .* the weights hold 302"):
+        open_checkpoint(directory)
+    assert time.perf_counter() - start < 5
