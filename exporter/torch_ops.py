@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fastmmoe.exporter.ops.sparse_moe import SPARSE_MOE, SWIGLU_OAI_ALPHA
-from fastmmoe.exporter.ops.token_prune import NORM_FLOOR, TOKEN_PRUNE, check_offsets, choose_packed_reference
+from fastmmoe.exporter.ops.sparse_moe import SPARSE_MOE, SWIGLU_OAI_ALPHA, check_moe_inputs
+from fastmmoe.exporter.ops.token_prune import NORM_FLOOR, TOKEN_PRUNE, check_prune_inputs, choose_packed_reference
 
 
 def _best(scores: torch.Tensor, count: int) -> torch.Tensor:
@@ -78,8 +78,11 @@ def sparse_moe(
     """FmmSparseMoE in torch, experts in float32.
 
     `biases` is empty or [gate_up_bias, down_bias], `attributes` is `SPARSE_MOE.encode`; the rest as in the contract.
+    Raises ValueError for inputs outside of it.
     """
     a = SPARSE_MOE.decode(attributes)
+    tensors = (hidden_states, router_logits, visual_index, visual_top_k, correction_bias, gate_up, down, *biases)
+    check_moe_inputs(a, dict(zip((t.name for t in SPARSE_MOE.inputs), tensors, strict=False)))
     is_visual = torch.zeros(hidden_states.shape[0], dtype=torch.bool)
     is_visual[visual_index.long()] = True
     selected, weights = route(router_logits, is_visual, int(visual_top_k), correction_bias, a)
@@ -117,12 +120,14 @@ def token_prune(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """FmmTokenPrune in torch; the choice is the NumPy reference's, so that both choose alike.
 
-    `attributes` is `TOKEN_PRUNE.encode`; the rest as in the contract. Raises ValueError as `check_offsets`.
+    `attributes` is `TOKEN_PRUNE.encode`; the rest as in the contract. Raises ValueError for inputs outside of it.
     """
     a: dict[str, Any] = dict(TOKEN_PRUNE.decode(attributes))
+    states, visual = (hidden_states, residual, routing_probs, attention), (visual_index, visual_offsets)
+    tensors = (*states, *visual, keep_slots, keep_offsets, merge_slots, merge_offsets, alpha)
+    check_prune_inputs(a, dict(zip((t.name for t in TOKEN_PRUNE.inputs), tensors, strict=True)))
     T, V, K = hidden_states.shape[0], visual_index.shape[0], keep_slots.shape[0]
     offsets = (visual_offsets.numpy(), keep_offsets.numpy(), merge_offsets.numpy())
-    check_offsets(*offsets, V, K, merge_slots.shape[0], a["window"])
     if K == V:
         everything = torch.arange(T, dtype=torch.int32)
         return hidden_states.clone(), residual.clone(), everything, visual_index.clone()

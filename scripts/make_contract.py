@@ -18,6 +18,7 @@ from pathlib import Path
 from markers import MissingMarkers, replace_part
 
 from fastmmoe.exporter.ops import DOMAIN, OPS, Attribute, OpSpec, Tensor
+from fastmmoe.exporter.ops.contract import Dimension, Size
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENT = REPOSITORY / "docs" / "operators.md"
@@ -56,6 +57,7 @@ def contract(spec: OpSpec) -> str:
     variables = "; ".join(f"{name} is one of {', '.join(types)}" for name, types in spec.type_variables.items())
     columns = ("name", "shape", "type", "meaning")
     attributes = ((f"`{a.name}`", a.kind, legal_values(a), a.doc) for a in spec.attributes)
+    sizes = ((s.letter, f"{s.least} to {s.greatest}", s.doc) for s in spec.sizes)
     parts = [
         spec.doc,
         f"Domain `{DOMAIN}`, version {spec.version}. Types: {variables}.",
@@ -65,6 +67,8 @@ def contract(spec: OpSpec) -> str:
         table(columns, map(tensor_row, spec.outputs)),
         "Attributes, all required:",
         table(("name", "kind", "legal values", "meaning"), attributes),
+        "Sizes of the dimensions:",
+        table(("dimension", "legal sizes", "meaning"), sizes),
     ]
     return "\n\n".join(parts)
 
@@ -92,8 +96,15 @@ def enumeration(name: str, items: Iterable[Tensor | Attribute]) -> str:
     return f"enum {name} : size_t {{ {', '.join(constant(item.name) for item in items)} }};"
 
 
+def greatest_values(spec: OpSpec) -> str:
+    """C++ constants, by which kernels prove that nothing they compute of sizes overflows."""
+    values = {size.letter: size.greatest for size in spec.sizes}
+    values |= {constant(a.name)[1:]: a.limits[1] for a in spec.attributes if a.limits is not None}
+    return f"constexpr int64_t {', '.join(f'kMost{name} = {value}' for name, value in values.items())};"
+
+
 def header() -> str:
-    """The C++ header: enumerations and access to the tables."""
+    """The C++ header: enumerations, limits and access to the tables."""
     parts = [
         f'{NOTICE}\n#pragma once\n\n#include "contract/contract.h"\n\n// clang-format off\nnamespace fastmmoe {{\n'
     ]
@@ -103,6 +114,7 @@ def header() -> str:
             enumeration("Input", spec.inputs),
             enumeration("Output", spec.outputs),
             enumeration("Attribute", spec.attributes),
+            greatest_values(spec),
             "const OpContract& contract();",
             f"}}  // namespace {namespace(spec)}\n",
         ]
@@ -120,17 +132,12 @@ def quoted(text: object) -> str:
     return f'"{text}"'
 
 
-def dimension(text: str) -> str:
-    """A Dimension of contract.h from an expression such as "T", "1", "2I", "H/p" or "T-V+K"."""
-    sum_, _, divisor = text.partition("/")
-    terms, number = [], 0
-    for sign, factor, letter in re.findall(r"([+-]?)(\d*)([A-Za-z]?)", sum_):
-        value = int(f"{sign}{factor or 1}")
-        if letter:
-            terms.append(f"{{{value}, '{letter}'}}")
-        elif factor:
-            number += value
-    return braces([quoted(text), str(number), braces(terms), f"'{divisor}'" if divisor else "0"])
+def cpp_dimension(text: str) -> str:
+    """A Dimension of contract.h."""
+    dimension = Dimension.parse(text)
+    terms = (f"{{{factor}, '{letter}'}}" for factor, letter in dimension.terms)
+    divisor = f"'{dimension.divisor}'" if dimension.divisor else "0"
+    return braces([quoted(text), str(dimension.number), braces(terms), divisor])
 
 
 def cpp_types(spec: OpSpec, tensor: Tensor) -> str:
@@ -147,7 +154,7 @@ def cpp_tensor(spec: OpSpec, tensor: Tensor) -> str:
         attribute = next(a for a in spec.attributes if a.name == tensor.only_if[0])
         values = (str(attribute.choices.index(v) if attribute.kind == "string" else v) for v in tensor.only_if[1])
         condition = [str(spec.attributes.index(attribute)), braces(values)]
-    shape = braces(dimension(d) for d in tensor.shape)
+    shape = braces(map(cpp_dimension, tensor.shape))
     return braces([quoted(tensor.name), shape, cpp_types(spec, tensor), variable, *condition])
 
 
@@ -162,6 +169,11 @@ def cpp_attribute(attribute: Attribute) -> str:
     return braces([quoted(attribute.name), kind, texts, numbers, has_limits, *map(str, limits)])
 
 
+def cpp_size(size: Size) -> str:
+    """A SizeContract of contract.h."""
+    return braces([f"'{size.letter}'", str(size.least), str(size.greatest)])
+
+
 def source() -> str:
     """The C++ source with the tables."""
     parts = [f'{NOTICE}\n#include "contract/tables.h"\n\n// clang-format off\nnamespace fastmmoe {{\n']
@@ -171,7 +183,8 @@ def source() -> str:
             f'  static const OpContract contract{{"{spec.name}", {spec.version},',
             *(f"    {text}" for text in block(cpp_tensor(spec, t) for t in spec.inputs)),
             *(f"    {text}" for text in block(cpp_tensor(spec, t) for t in spec.outputs)),
-            *(f"    {text}" for text in block(map(cpp_attribute, spec.attributes), end="}};")),
+            *(f"    {text}" for text in block(map(cpp_attribute, spec.attributes))),
+            *(f"    {text}" for text in block(map(cpp_size, spec.sizes), end="}};")),
             "  return contract;\n}\n",
         ]
     functions = ", ".join(f"&{namespace(spec)}::contract()" for spec in OPS)

@@ -4,13 +4,64 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 DOMAIN = "fastmmoe"
 
 AttributeValue = int | float | str
+Attributes = dict[str, AttributeValue]
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """(number + sum of factor * letter) / divisor, rounded up: "T", "1", "2I", "H/p" or "T-V+K"."""
+
+    text: str
+    number: int
+    terms: tuple[tuple[int, str], ...]
+    divisor: str
+
+    @classmethod
+    def parse(cls, text: str) -> Dimension:
+        sum_, _, divisor = text.partition("/")
+        terms, number = [], 0
+        for sign, factor, letter in re.findall(r"([+-]?)(\d*)([A-Za-z]?)", sum_):
+            value = int(f"{sign}{factor or 1}")
+            if letter:
+                terms.append((value, letter))
+            elif factor:
+                number += value
+        return cls(text, number, tuple(terms), divisor)
+
+    def evaluate(self, sizes: Mapping[str, int]) -> int | None:
+        """Its size, None where a letter is not known."""
+        if any(letter not in sizes for _, letter in self.terms):
+            return None
+        value = self.number + sum(factor * sizes[letter] for factor, letter in self.terms)
+        return -(-value // sizes[self.divisor]) if self.divisor else value
+
+    def solve(self, size: int) -> tuple[str, int, bool] | None:
+        """Letter, its size and whether that is exact, where the dimension has one letter and no divisor."""
+        if self.divisor or len(self.terms) != 1:
+            return None
+        factor, letter = self.terms[0]
+        return letter, (size - self.number) // factor, (size - self.number) % factor == 0
+
+
+@dataclass(frozen=True)
+class Size:
+    """The legal sizes of a dimension letter. All that a kernel computes of them must fit into 64 bits."""
+
+    letter: str
+    least: int
+    greatest: int
+    doc: str
 
 
 @dataclass(frozen=True)
@@ -62,10 +113,22 @@ class Attribute:
 
 
 @dataclass(frozen=True)
+class Binding:
+    """What inputs that the contract allows have in common: types by type variable, sizes by dimension letter."""
+
+    types: dict[str, str]
+    sizes: dict[str, int]
+
+
+@dataclass(frozen=True)
 class OpSpec:
     """The contract of one operator of the domain `fastmmoe`.
 
-    `rule` gives what is wrong with attributes that are legal one by one, or None.
+    Args:
+        sizes: limits of every letter that an input can tell.
+        rule: what is wrong with attributes that are legal one by one, or None.
+        input_rule: what is wrong with inputs that are legal one by one, or None.
+        known_sizes: the letters that attributes alone give.
     """
 
     name: str
@@ -75,13 +138,16 @@ class OpSpec:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     attributes: tuple[Attribute, ...]
-    rule: Callable[[dict[str, AttributeValue]], str | None] = lambda attributes: None
+    sizes: tuple[Size, ...]
+    rule: Callable[[Attributes], str | None] = lambda attributes: None
+    input_rule: Callable[[Attributes, Binding], str | None] = lambda attributes, binding: None
+    known_sizes: Callable[[Attributes], dict[str, int]] = lambda attributes: {}
 
-    def inputs_for(self, attributes: dict[str, AttributeValue]) -> tuple[Tensor, ...]:
+    def inputs_for(self, attributes: Attributes) -> tuple[Tensor, ...]:
         """The inputs a node with these attributes has, in order."""
         return tuple(t for t in self.inputs if t.only_if is None or attributes[t.only_if[0]] in t.only_if[1])
 
-    def check_attributes(self, attributes: dict[str, AttributeValue]) -> None:
+    def check_attributes(self, attributes: Attributes) -> None:
         """Raise ValueError unless exactly the contract's attributes are given, with legal values."""
         names = [a.name for a in self.attributes]
         if sorted(attributes) != sorted(names):
@@ -92,13 +158,91 @@ class OpSpec:
         if wrong:
             raise ValueError(f"{self.name}: {wrong}")
 
-    def encode(self, attributes: dict[str, AttributeValue]) -> str:
+    def wrong_size(self, letter: str, size: int) -> str | None:
+        """What is wrong with the size of a dimension, or None."""
+        limits = next(limits for limits in self.sizes if limits.letter == letter)
+        if limits.least <= size <= limits.greatest:
+            return None
+        return f"{letter} is {size}, expected {limits.least} to {limits.greatest}"
+
+    def check_inputs(self, attributes: Attributes, inputs: Mapping[str, Any]) -> Binding:
+        """Bind the element types and shapes of a node's inputs, arrays or torch tensors by name.
+
+        Raises:
+            ValueError: the message says which type, rank or size the contract does not allow, as the native libraries
+                say it.
+        """
+        expected = self.inputs_for(attributes)
+        if list(inputs) != [t.name for t in expected]:
+            names = ", ".join(t.name for t in expected)
+            raise ValueError(
+                f"{self.name}: {len(inputs)} inputs, expected with these attributes are {len(expected)}: {names}"
+            )
+        binding = Binding({}, dict(self.known_sizes(attributes)))
+        for tensor in expected:
+            wrong = self._bind_type(tensor, inputs[tensor.name], binding) or self._bind_shape(
+                tensor, list(inputs[tensor.name].shape), binding
+            )
+            if wrong:
+                raise ValueError(f"{self.name}: {wrong}")
+        wrong = self.input_rule(attributes, binding)
+        if wrong:
+            raise ValueError(f"{self.name}: {wrong}")
+        return binding
+
+    def _bind_type(self, tensor: Tensor, value: Any, binding: Binding) -> str | None:
+        element_type = str(value.dtype).removeprefix("torch.").replace("float32", "float")
+        (variable,) = tensor.types
+        allowed = self.type_variables.get(variable, tensor.types)
+        if element_type not in allowed:
+            return f"{tensor.name} is {element_type}, expected {' or '.join(allowed)}"
+        bound = binding.types.setdefault(variable, element_type)
+        if element_type != bound:
+            return f"{tensor.name} is {element_type}, expected {bound} as the other tensors of type {variable}"
+        return None
+
+    def _bind_shape(self, tensor: Tensor, shape: list[int], binding: Binding) -> str | None:
+        if len(shape) != len(tensor.shape):
+            return f"{tensor.name} is {shape}, expected rank {len(tensor.shape)}: [{', '.join(tensor.shape)}]"
+        for dimension, size in zip(map(Dimension.parse, tensor.shape), shape, strict=True):
+            solved = dimension.solve(size)
+            if solved is not None and solved[0] not in binding.sizes:
+                letter, value, fits = solved
+                wrong = self.wrong_size(letter, value)
+                if fits and wrong:
+                    return f"{wrong} ({tensor.name} is {shape})"
+                if fits:
+                    binding.sizes[letter] = value
+            else:
+                fits = dimension.evaluate(binding.sizes) == size
+            if not fits:
+                return f"{tensor.name} is {shape}, expected {_expected_shape(tensor, binding.sizes)}"
+        return None
+
+    def encode(self, attributes: Attributes) -> str:
         """The checked attributes as one string: torch operators carry them so, and need not list them again."""
         self.check_attributes(attributes)
         return json.dumps(attributes, sort_keys=True)
 
-    def decode(self, text: str) -> dict[str, AttributeValue]:
+    def decode(self, text: str) -> Attributes:
         """The attributes of `encode`, checked again."""
-        attributes = json.loads(text)
+        attributes: Attributes = json.loads(text)
         self.check_attributes(attributes)
         return attributes
+
+
+def _expected_shape(tensor: Tensor, sizes: dict[str, int]) -> str:
+    """ "[E, 2I, H] = [16, 2I, 24]" where I is not known yet."""
+    known = ((dimension.text, dimension.evaluate(sizes)) for dimension in map(Dimension.parse, tensor.shape))
+    return f"[{', '.join(tensor.shape)}] = [{', '.join(text if n is None else str(n) for text, n in known)}]"
+
+
+def check_rows(op: str, name: str, rows: npt.NDArray[Any], T: int) -> None:
+    """Raise ValueError unless the values of an index into T rows ascend and are rows."""
+    outside = np.flatnonzero((rows < 0) | (rows >= T))
+    falling = 1 + np.flatnonzero(rows[1:] <= rows[:-1])
+    if outside.size and not (falling.size and falling[0] < outside[0]):
+        raise ValueError(f"{op}: {name}[{outside[0]}] is {rows[outside[0]]}, expected 0 to {T - 1}")
+    if falling.size:
+        i = falling[0]
+        raise ValueError(f"{op}: {name}[{i}] is {rows[i]} after {rows[i - 1]}, expected ascending rows")

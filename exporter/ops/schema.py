@@ -11,7 +11,7 @@ from onnx.defs import OpSchema
 from onnx.shape_inference import InferenceContext, InferenceError
 
 from fastmmoe.exporter.ops import OPS
-from fastmmoe.exporter.ops.contract import DOMAIN, Attribute, OpSpec, Tensor
+from fastmmoe.exporter.ops.contract import DOMAIN, Attribute, Dimension, OpSpec, Tensor
 
 _ATTRIBUTE_TYPES = {
     "int": OpSchema.AttrType.INT,
@@ -164,12 +164,21 @@ def _bind(
         known = dimensions.setdefault(letter, dimension)
         if not dimension.HasField("dim_value"):
             continue
+        _check_size(spec, tensor, letter, dimension.dim_value)
         if known.HasField("dim_value") and known.dim_value != dimension.dim_value:
             raise InferenceError(
                 f"{spec.name}: input {tensor.name} has {letter} = {dimension.dim_value}, an input before it has "
                 f"{letter} = {known.dim_value}; they must agree"
             )
         dimensions[letter] = dimension
+
+
+def _check_size(spec: OpSpec, tensor: Tensor, dimension: str, size: int) -> None:
+    """Refuse a static size that no letter of the contract can have."""
+    solved = Dimension.parse(dimension).solve(size)
+    wrong = None if solved is None else spec.wrong_size(*solved[:2])
+    if wrong:
+        raise InferenceError(f"{spec.name}: {wrong} (input {tensor.name})")
 
 
 def _output_type(

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastmmoe.exporter.ops.contract import Attribute, AttributeValue, OpSpec, Tensor
+from fastmmoe.exporter.ops.contract import Attribute, Attributes, Binding, OpSpec, Size, Tensor, check_rows
 from fastmmoe.exporter.ops.quantise import QuantisedWeights, dequantise
 
 Array = npt.NDArray[Any]
@@ -17,7 +18,7 @@ INTEGER_WEIGHTS = ("weight_format", ("int8", "int4"))
 GROUPED_METHODS = ("group_limited_greedy", "noaux_tc")
 
 
-def _rule(attributes: dict[str, AttributeValue]) -> str | None:
+def _rule(attributes: Attributes) -> str | None:
     """What is wrong with attributes that do not go together, or None."""
     weight_format, group_size = attributes["weight_format"], attributes["group_size"]
     n_group, topk_group = attributes["n_group"], attributes["topk_group"]
@@ -28,6 +29,27 @@ def _rule(attributes: dict[str, AttributeValue]) -> str | None:
     if weight_format == "float" and attributes["zero_points"]:
         return "attribute zero_points is 1 with weight_format float, expected 0"
     return None
+
+
+def _input_rule(attributes: Attributes, binding: Binding) -> str | None:
+    """What is wrong with inputs that do not go together, or with the attributes, or None."""
+    sizes, weights, weight_format = binding.sizes, binding.types["W"], attributes["weight_format"]
+    is_float = weight_format == "float"
+    if is_float != (weights != "int8"):
+        expected = "float, float16 or bfloat16" if is_float else "int8"
+        return f"gate_up is {weights}, expected {expected} with weight_format {weight_format}"
+    if attributes["top_k"] > sizes["E"]:  # type: ignore[operator]
+        return f"top_k is {attributes['top_k']}, expected at most E = {sizes['E']}"
+    if attributes["topk_method"] in GROUPED_METHODS and sizes["E"] % attributes["n_group"]:  # type: ignore[operator]
+        return f"n_group is {attributes['n_group']}, expected a divisor of E = {sizes['E']}"
+    if sizes["V"] > sizes["T"]:
+        return f"V is {sizes['V']}, expected at most T = {sizes['T']}"
+    return None
+
+
+def _known_sizes(attributes: Attributes) -> dict[str, int]:
+    """p and g of the weights."""
+    return {"p": 2 if attributes["weight_format"] == "int4" else 1, "g": int(attributes["group_size"])}
 
 
 SPARSE_MOE = OpSpec(
@@ -115,7 +137,16 @@ SPARSE_MOE = OpSpec(
             choices=(0, 1),
         ),
     ),
+    sizes=(
+        Size("T", 0, 1 << 24, "Tokens."),
+        Size("V", 0, 1 << 24, "Visual tokens, at most T."),
+        Size("H", 1, 1 << 18, "Hidden size."),
+        Size("I", 1, 1 << 18, "Hidden size of an expert."),
+        Size("E", 1, 1 << 12, "Experts, at least top_k; with groups a multiple of n_group."),
+    ),
     rule=_rule,
+    input_rule=_input_rule,
+    known_sizes=_known_sizes,
 )
 
 SWIGLU_OAI_ALPHA = 1.702
@@ -203,6 +234,15 @@ def activate_reference(gate: Array, up: Array, attributes: dict[str, Any]) -> Ar
     return (up + 1) * gate / (1 + np.exp(-SWIGLU_OAI_ALPHA * gate))
 
 
+def check_moe_inputs(attributes: Attributes, inputs: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the contract allows the inputs, arrays or CPU tensors by name, and what is in them."""
+    SPARSE_MOE.check_inputs(attributes, inputs)
+    check_rows(SPARSE_MOE.name, "visual_index", np.asarray(inputs["visual_index"]), len(inputs["hidden_states"]))
+    used, top_k = int(inputs["visual_top_k"][0]), attributes["top_k"]
+    if not 1 <= used <= top_k:  # type: ignore[operator]
+        raise ValueError(f"{SPARSE_MOE.name}: visual_top_k is {used}, expected 1 to top_k = {top_k}")
+
+
 def sparse_moe_reference(
     hidden_states: Array,
     router_logits: Array,
@@ -219,8 +259,16 @@ def sparse_moe_reference(
     down_zero: Array | None = None,
     **attributes: Any,
 ) -> Array:
-    """FmmSparseMoE in NumPy, computed in float32; arguments and result as in `SPARSE_MOE`."""
+    """FmmSparseMoE in NumPy, computed in float32; arguments and result as in `SPARSE_MOE`.
+
+    Raises:
+        ValueError: attributes or inputs outside the contract.
+    """
     SPARSE_MOE.check_attributes(attributes)
+    tensors = (hidden_states, router_logits, visual_index, visual_top_k, correction_bias, gate_up, down)
+    only_some = (gate_up_bias, down_bias, gate_up_scale, down_scale, gate_up_zero, down_zero)
+    named = zip((t.name for t in SPARSE_MOE.inputs), (*tensors, *only_some), strict=True)
+    check_moe_inputs(attributes, {name: array for name, array in named if array is not None})
     if attributes["weight_format"] != "float":
         assert gate_up_scale is not None and down_scale is not None
         packing = attributes["weight_format"], attributes["group_size"]

@@ -4,14 +4,26 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fastmmoe.exporter.ops.contract import Attribute, OpSpec, Tensor
+from fastmmoe.exporter.ops.contract import Attribute, Attributes, Binding, OpSpec, Size, Tensor, check_rows
 
 Array = npt.NDArray[Any]
+
+
+def _input_rule(attributes: Attributes, binding: Binding) -> str | None:
+    """What is wrong with inputs that do not go together, or None."""
+    T, V, K = (binding.sizes[letter] for letter in "TVK")
+    if V > T:
+        return f"V is {V}, expected at most T = {T}"
+    if K > V:
+        return f"{K} keep slots for {V} visual tokens; at most {V} can be kept"
+    return None
+
 
 TOKEN_PRUNE = OpSpec(
     name="FmmTokenPrune",
@@ -54,6 +66,16 @@ TOKEN_PRUNE = OpSpec(
             "merge", "string", "Merged vector: mean, or mlerp (mean at the greatest norm).", choices=("mlerp", "mean")
         ),
     ),
+    sizes=(
+        Size("B", 1, 1 << 16, "Sequences."),
+        Size("T", 0, 1 << 24, "Tokens."),
+        Size("V", 0, 1 << 24, "Visual tokens, at most T."),
+        Size("K", 0, 1 << 24, "Visual tokens that survive, at most V."),
+        Size("M", 0, 1 << 24, "Windows that are merged."),
+        Size("H", 1, 1 << 18, "Hidden size."),
+        Size("E", 1, 1 << 12, "Experts."),
+    ),
+    input_rule=_input_rule,
 )
 
 COSINE_FLOOR = 1e-8
@@ -128,18 +150,15 @@ def check_offsets(
         ValueError: they do not lead from 0 to V, K and M without descending, or a sequence has more slots than the
             method allows. Where K = V merge slots are not counted.
     """
-    if K > V:
-        raise ValueError(f"FmmTokenPrune: {K} keep slots for {V} visual tokens; at most {V} can be kept")
     for name, offsets, letter, end in (
         ("visual_offsets", visual_offsets, "V", V),
         ("keep_offsets", keep_offsets, "K", K),
         ("merge_offsets", merge_offsets, "M", M),
     ):
-        found = f"FmmTokenPrune: {name} is {offsets.tolist()}, expected"
-        if len(offsets) < 2 or len(offsets) != len(visual_offsets):
-            raise ValueError(f"{found} B + 1 values for B sequences, at least 2 and as many as visual_offsets")
         if offsets[0] != 0 or offsets[-1] != end or (np.diff(offsets) < 0).any():
-            raise ValueError(f"{found} 0 to {letter} = {end}, not descending")
+            raise ValueError(
+                f"FmmTokenPrune: {name} is {offsets.tolist()}, expected 0 to {letter} = {end}, not descending"
+            )
     counts = zip(*(np.diff(o).tolist() for o in (visual_offsets, keep_offsets, merge_offsets)), strict=True)
     for b, (v, k, m) in enumerate(counts):
         if k > v:
@@ -149,6 +168,17 @@ def check_offsets(
         most = min(k, merge_capacity(v, k, window))
         if K < V and m > most:
             raise ValueError(f"FmmTokenPrune: sequence {b}: {m} merge slots, at most {most}")
+
+
+def check_prune_inputs(attributes: Attributes, inputs: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the contract allows the inputs, arrays or CPU tensors by name, and what is in them."""
+    sizes = TOKEN_PRUNE.check_inputs(attributes, inputs).sizes
+    check_rows(TOKEN_PRUNE.name, "visual_index", np.asarray(inputs["visual_index"]), sizes["T"])
+    visual, keep, merge = (np.asarray(inputs[f"{name}_offsets"]) for name in ("visual", "keep", "merge"))
+    check_offsets(visual, keep, merge, sizes["V"], sizes["K"], sizes["M"], int(attributes["window"]))
+    alpha = float(inputs["alpha"][0])
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"{TOKEN_PRUNE.name}: alpha is {alpha:g}, expected 0 to 1")
 
 
 def choose_packed_reference(
@@ -201,12 +231,15 @@ def token_prune_reference(
     """FmmTokenPrune in NumPy; arguments and results as in `TOKEN_PRUNE`.
 
     Raises:
-        ValueError: attributes outside the contract, or what `check_offsets` refuses.
+        ValueError: attributes or inputs outside the contract.
     """
     TOKEN_PRUNE.check_attributes(attributes)
+    states = (hidden_states, residual, routing_probs, attention)
+    slots = (visual_offsets, keep_slots, keep_offsets, merge_slots, merge_offsets)
+    names = (t.name for t in TOKEN_PRUNE.inputs)
+    check_prune_inputs(attributes, dict(zip(names, (*states, visual_index, *slots, alpha), strict=True)))
     T, V, K, window = len(hidden_states), len(visual_index), len(keep_slots), attributes["window"]
     offsets = (visual_offsets, keep_offsets, merge_offsets)
-    check_offsets(*offsets, V, K, len(merge_slots), window)
     if K == V:
         return hidden_states, residual, np.arange(T, dtype=np.int32), visual_index.astype(np.int32)
     source, merged_length = choose_packed_reference(

@@ -40,14 +40,18 @@ void check_integer(const OpContract& contract, const AttributeContract& attribut
 }
 
 // Gives a letter its size where the dimension has one letter not known yet; false where it does not fit.
-bool bind(const Dimension& dimension, int64_t value, Sizes& sizes) {
-  if (dimension.divisor == 0 && dimension.terms.size() == 1 && !sizes.has(dimension.terms[0].letter)) {
-    const int64_t rest = value - dimension.number, factor = dimension.terms[0].factor;
-    if (rest % factor != 0) return false;
-    sizes.set(dimension.terms[0].letter, rest / factor);
-    return true;
+bool bind(const OpContract& contract, const TensorContract& tensor, const std::vector<int64_t>& shape,
+          size_t d, Sizes& sizes) {
+  const Dimension& dimension = tensor.shape[d];
+  if (dimension.divisor != 0 || dimension.terms.size() != 1 || sizes.has(dimension.terms[0].letter)) {
+    return sizes.evaluate(dimension) == shape[d];
   }
-  return sizes.evaluate(dimension) == value;
+  const auto [factor, letter] = dimension.terms[0];
+  const int64_t rest = shape[d] - dimension.number;
+  if (rest % factor != 0) return false;
+  check_size(contract, letter, rest / factor, tensor, shape);
+  sizes.set(letter, rest / factor);
+  return true;
 }
 
 // "[E, 2I, H] = [16, 2I, 24]" where I is not known yet.
@@ -157,6 +161,16 @@ void TypeChecker::check(const TensorContract& tensor, ElementType type) {
         tensor.variable);
 }
 
+void check_size(const OpContract& contract, char letter, int64_t size, const TensorContract& tensor,
+                const std::vector<int64_t>& shape) {
+  const auto limits = std::find_if(contract.sizes.begin(), contract.sizes.end(),
+                                   [letter](const SizeContract& entry) { return entry.letter == letter; });
+  CHECK(limits != contract.sizes.end(), contract.name, ": no limits of ", letter);
+  CHECK(limits->least <= size && size <= limits->greatest, contract.name, ": ", letter, " is ", size,
+        ", expected ", limits->least, " to ", limits->greatest, " (", tensor.name, " is ", as_text(shape),
+        ")");
+}
+
 Sizes bind_inputs(const NodeAttributes& attributes, const std::vector<TensorInfo>& inputs,
                   const Sizes& known) {
   const OpContract& contract = attributes.contract();
@@ -173,8 +187,8 @@ Sizes bind_inputs(const NodeAttributes& attributes, const std::vector<TensorInfo
     CHECK(shape.size() == tensor.shape.size(), contract.name, ": ", tensor.name, " is ", as_text(shape),
           ", expected rank ", tensor.shape.size(), ": ", as_text(tensor.shape));
     for (size_t d = 0; d < shape.size(); ++d) {
-      CHECK(bind(tensor.shape[d], shape[d], sizes), contract.name, ": ", tensor.name, " is ", as_text(shape),
-            ", expected ", expected_shape(tensor, sizes));
+      CHECK(shape[d] >= 0 && bind(contract, tensor, shape, d, sizes), contract.name, ": ", tensor.name,
+            " is ", as_text(shape), ", expected ", expected_shape(tensor, sizes));
     }
   }
   return sizes;

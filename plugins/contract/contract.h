@@ -51,12 +51,19 @@ struct AttributeContract {
   int64_t low, high;
 };
 
+/// The legal sizes of a dimension letter.
+struct SizeContract {
+  char letter;
+  int64_t least, greatest;
+};
+
 struct OpContract {
   const char* name;
   int version;
   std::vector<TensorContract> inputs;  // those that not all nodes have come last
   std::vector<TensorContract> outputs;
   std::vector<AttributeContract> attributes;
+  std::vector<SizeContract> sizes;  // of every letter that an input can tell
 };
 
 std::vector<const OpContract*> all_contracts();
@@ -137,8 +144,14 @@ class TypeChecker {
   std::array<int, 128> bound_ = {};  // type + 1; 0: none yet
 };
 
+/// Throws CheckError unless the letter may have this size, which an input of this shape gives it.
+void check_size(const OpContract& contract, char letter, int64_t size, const TensorContract& tensor,
+                const std::vector<int64_t>& shape);
+
 /// Checks the inputs of a node, in its order, and gives the sizes. `known` holds letters that only attributes
-/// give. Throws CheckError for a wrong number of inputs, type, rank or size.
+/// give. Throws CheckError for a wrong number of inputs, type, rank or size. Whoever computes with the sizes
+/// relies on their limits: a product of any of them that a kernel forms fits into 64 bits (static_assert
+/// there).
 Sizes bind_inputs(const NodeAttributes& attributes, const std::vector<TensorInfo>& inputs,
                   const Sizes& known = {});
 

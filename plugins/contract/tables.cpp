@@ -34,7 +34,12 @@ const OpContract& sparse_moe::contract() {
      {"expert_bias", AttributeKind::kInt, {}, {0, 1}, false, 0, 0},
      {"weight_format", AttributeKind::kString, {"float", "int8", "int4"}, {}, false, 0, 0},
      {"group_size", AttributeKind::kInt, {}, {0, 32, 64, 128}, false, 0, 0},
-     {"zero_points", AttributeKind::kInt, {}, {0, 1}, false, 0, 0}}};
+     {"zero_points", AttributeKind::kInt, {}, {0, 1}, false, 0, 0}},
+    {{'T', 0, 16777216},
+     {'V', 0, 16777216},
+     {'H', 1, 262144},
+     {'I', 1, 262144},
+     {'E', 1, 4096}}};
   return contract;
 }
 
@@ -56,7 +61,14 @@ const OpContract& token_prune::contract() {
      {"kept_index", {{"T-V+K", 0, {{1, 'T'}, {-1, 'V'}, {1, 'K'}}, 0}}, {ElementType::kInt32}, 0, kAlways, {}},
      {"visual_index_out", {{"K", 0, {{1, 'K'}}, 0}}, {ElementType::kInt32}, 0, kAlways, {}}},
     {{"window", AttributeKind::kInt, {}, {}, true, 1, 64},
-     {"merge", AttributeKind::kString, {"mlerp", "mean"}, {}, false, 0, 0}}};
+     {"merge", AttributeKind::kString, {"mlerp", "mean"}, {}, false, 0, 0}},
+    {{'B', 1, 65536},
+     {'T', 0, 16777216},
+     {'V', 0, 16777216},
+     {'K', 0, 16777216},
+     {'M', 0, 16777216},
+     {'H', 1, 262144},
+     {'E', 1, 4096}}};
   return contract;
 }
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "onnxruntime/glue.h"
 
+#include <array>
+#include <cstdio>
 #include <exception>
 #include <iterator>
 #include <mutex>
@@ -44,6 +46,12 @@ constexpr OnnxType kOnnxTypes[] = {{ElementType::kFloat, ONNX_TENSOR_ELEMENT_DAT
 
 }  // namespace
 
+OrtStatus* out_of_memory(const char* what) noexcept {
+  std::array<char, 128> message;
+  std::snprintf(message.data(), message.size(), "%s: memory does not suffice", what);
+  return Ort::GetApi().CreateStatus(ORT_FAIL, message.data());
+}
+
 NodeAttributes read_node(const OpContract& contract, const OrtKernelInfo* info) {
   return NodeAttributes(contract, OrtAttributes(contract, info));
 }
@@ -61,6 +69,8 @@ std::vector<TensorInfo> Inputs::infos() const {
   for (size_t i = 0; i < context_.GetInputCount(); ++i) {
     const Ort::ConstValue value = context_.GetInput(i);
     if (value == nullptr) continue;  // left out: check_inputs counts
+    CHECK(infos.size() == i, contract.name, ": input ", infos.size(),
+          " is left out before others, expected no gap");
     const auto info = value.GetTensorTypeAndShapeInfo();
     const auto* entry =
         std::find_if(std::begin(kOnnxTypes), std::end(kOnnxTypes),

@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <new>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -19,9 +20,12 @@ namespace fastmmoe {
 constexpr uint32_t kOrtApiVersion = 21;
 static_assert(ORT_API_VERSION >= kOrtApiVersion, "ONNX Runtime headers of API 21 or later are needed");
 
-/// Runs body; an exception becomes a status, as none may pass the C boundary.
+/// The status for memory that does not suffice; `what` needed it. Takes no memory of its own.
+OrtStatus* out_of_memory(const char* what) noexcept;
+
+/// Runs body; an exception becomes a status, as none may pass the C boundary. what: runs, for a message.
 template <typename Body>
-OrtStatus* guarded(const Body& body) noexcept {
+OrtStatus* guarded(const char* what, const Body& body) noexcept {
   try {
     body();
     return nullptr;
@@ -29,6 +33,8 @@ OrtStatus* guarded(const Body& body) noexcept {
     return Ort::GetApi().CreateStatus(ORT_INVALID_ARGUMENT, error.what());
   } catch (const Ort::Exception& error) {
     return Ort::GetApi().CreateStatus(error.GetOrtErrorCode(), error.what());
+  } catch (const std::bad_alloc&) {
+    return out_of_memory(what);
   } catch (const std::exception& error) {
     return Ort::GetApi().CreateStatus(ORT_FAIL, error.what());
   }
@@ -42,7 +48,7 @@ class Inputs {
  public:
   Inputs(const NodeAttributes& node, OrtKernelContext* context) : node_(node), context_(context) {}
 
-  /// Types and shapes in the node's order.
+  /// Types and shapes in the node's order. Throws CheckError where an input before the last is left out.
   std::vector<TensorInfo> infos() const;
 
   /// Null where the node has no such input.
@@ -71,7 +77,7 @@ template <typename Kernel>
 struct KernelHolder {
   Kernel kernel;
   OrtStatus* ComputeV2(OrtKernelContext* context) const noexcept {
-    return guarded([&] { kernel.compute(context); });
+    return guarded(Kernel::contract().name, [&] { kernel.compute(context); });
   }
 };
 
@@ -80,7 +86,7 @@ struct CustomOp : Ort::CustomOpBase<CustomOp<Kernel>, KernelHolder<Kernel>, true
   CustomOp() { OrtCustomOp::version = std::min<uint32_t>(ORT_API_VERSION, kOrtApiVersion); }
 
   OrtStatus* CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const noexcept {
-    return guarded([&] { *kernel = new KernelHolder<Kernel>{Kernel(info)}; });
+    return guarded(GetName(), [&] { *kernel = new KernelHolder<Kernel>{Kernel(info)}; });
   }
   const char* GetName() const { return Kernel::contract().name; }
   const char* GetExecutionProviderType() const { return Kernel::kProvider; }

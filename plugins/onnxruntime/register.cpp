@@ -33,7 +33,7 @@ FASTMMOE_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* opt
     return base->GetApi(1)->CreateStatus(ORT_FAIL, message.c_str());
   }
   Ort::InitApi(api);
-  return fastmmoe::guarded([&] {
+  return fastmmoe::guarded("fastmmoe operators", [&] {
     // One domain for all sessions. It is never released, as sessions may outlive any moment this library
     // could choose.
     static OrtCustomOpDomain* const domain = fastmmoe::make_domain();

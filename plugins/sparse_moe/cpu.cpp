@@ -2,9 +2,14 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 #include <memory>
+#include <new>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
+#include "contract/tables.h"
 #include "sparse_moe/gemm.h"
 #include "sparse_moe/params.h"
 #include "sparse_moe/route.h"
@@ -17,6 +22,15 @@ constexpr int64_t kTokensPerItem = 32;
 constexpr int64_t kRowsPerBlock = 128;   // rows that share one pass over an expert's weights
 constexpr int64_t kOutputsPerItem = 32;  // columns of one work item
 constexpr int64_t kBlockSize = kRowsPerBlock * kOutputsPerItem;
+
+// Sizes within the contract's limits make no offset, in bytes, that wraps; where they did, this would not
+// compile.
+using sparse_moe::kMostE, sparse_moe::kMostH, sparse_moe::kMostI, sparse_moe::kMostT, sparse_moe::kMostTopK;
+constexpr int64_t kMostFloats = std::numeric_limits<int64_t>::max() / static_cast<int64_t>(sizeof(float));
+static_assert(kMostE * 2 * kMostI * kMostH <= kMostFloats, "gate_up and down");
+static_assert(kMostT * kMostH <= kMostFloats && kMostT * kMostE <= kMostFloats, "rows of tokens");
+static_assert(kMostT * kMostTopK * (kMostI + kOutputsPerItem) <= kMostFloats, "activated, work items");
+static_assert(kMostT <= std::numeric_limits<int32_t>::max(), "tokens of pairs");
 
 struct Routing {
   std::vector<int32_t> selected;  // [T, k]
@@ -155,12 +169,20 @@ void down_columns(const SparseMoeParams& params, const Plan& plan, const float* 
   }
 }
 
+// [pairs, I], left without values: each is written before it is read.
+std::unique_ptr<float[]> make_activated(int64_t pairs, int64_t I) {
+  std::unique_ptr<float[]> activated(new (std::nothrow) float[static_cast<size_t>(pairs * I)]);
+  if (activated != nullptr) return activated;
+  throw std::runtime_error("FmmSparseMoE: no " + std::to_string(pairs * I * int64_t{sizeof(float)}) +
+                           " bytes of memory for " + std::to_string(pairs) +
+                           " pairs of a token and an expert with I = " + std::to_string(I));
+}
+
 }  // namespace
 
 void sparse_moe_cpu(const SparseMoeParams& params, const ParallelFor& parallel_for) {
   const Plan plan = group_by_expert(params, route_tokens(params, parallel_for));
-  // Left without values: each is written before it is read.
-  const std::unique_ptr<float[]> activated(new float[plan.pairs.size() * params.I]);
+  const auto activated = make_activated(static_cast<int64_t>(plan.pairs.size()), params.I);
   const int64_t blocks = static_cast<int64_t>(plan.blocks.size());
   const int64_t columns = divide_up(params.I, kOutputsPerItem);
   parallel_for(blocks * columns, [&](int64_t item) {

@@ -1,11 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <limits>
+
 #include "contract/float_type.h"
 #include "sparse_moe/kernel.h"
 #include "sparse_moe/node.h"
 
 namespace fastmmoe::sparse_moe {
+
+// What the kernels count in 32 bits, within the contract's limits and their own: rows of the weights of all
+// experts, bytes of a row, rows of slots with those that fill up tiles of 128. Grids are at most 65535 blocks
+// high, of no less than 8 columns each.
+constexpr int64_t kMostInt = std::numeric_limits<int32_t>::max();
+static_assert(kSparseMoeMaxExperts * 2 * kMostI <= kMostInt && kSparseMoeMaxExperts * kMostH <= kMostInt);
+static_assert(kMostH * 16 <= kMostInt && kMostI * 16 <= kMostInt);
+static_assert(kMostT * kMostTopK + kSparseMoeMaxExperts * 127 <= kMostInt / 2);
+static_assert(kMostI / 8 <= 65535 && kMostH / 8 <= 65535);
+// The workspace and the greatest offsets in bytes, in 64 bits.
+static_assert((kMostT * kMostTopK + kSparseMoeMaxExperts * 127) * (kMostI + kMostH) * 4 > 0);
 
 /// The parameters of a node whose inputs have passed check_inputs, all but the output. data(input): the
 /// input's device memory, null where the node has no such input.

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sparse_moe/node.h"
 
-#include <limits>
-
 namespace fastmmoe::sparse_moe {
 
 // The enumerations of params.h are in the order of the contract's legal values.
@@ -49,8 +47,7 @@ Sizes check_inputs(const NodeAttributes& node, const std::vector<TensorInfo>& in
   const bool has_groups = attributes.topk_method != TopkMethod::kGreedy;
   CHECK(!has_groups || sizes['E'] % attributes.n_group == 0, "FmmSparseMoE: n_group is ", attributes.n_group,
         ", expected a divisor of E = ", sizes['E']);
-  CHECK(sizes['T'] <= std::numeric_limits<int32_t>::max(), "FmmSparseMoE: T is ", sizes['T'],
-        ", expected less than 2^31 tokens");
+  CHECK(sizes['V'] <= sizes['T'], "FmmSparseMoE: V is ", sizes['V'], ", expected at most T = ", sizes['T']);
   return sizes;
 }
 

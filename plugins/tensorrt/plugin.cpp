@@ -31,15 +31,17 @@ std::vector<TensorInfo> infos_of(const DynamicPluginTensorDesc* tensors, int32_t
 }
 
 /// The greatest value of each letter. TensorRT bounds each tensor alone, so tensors may differ in a letter
-/// that they share.
+/// that they share. Throws CheckError for a size that no request may have.
 Sizes greatest_sizes(const NodeAttributes& node, const std::vector<TensorInfo>& inputs) {
   Sizes sizes;
   for (size_t i = 0; i < inputs.size(); ++i) {
-    const std::vector<Dimension>& shape = node.contract().inputs[node.inputs()[i]].shape;
+    const TensorContract& tensor = node.contract().inputs[node.inputs()[i]];
+    const std::vector<Dimension>& shape = tensor.shape;
     for (size_t d = 0; d < shape.size(); ++d) {
       if (shape[d].divisor != 0 || shape[d].terms.size() != 1) continue;
       const auto [factor, letter] = shape[d].terms[0];
       const int64_t value = (inputs[i].shape[d] - shape[d].number) / factor;
+      check_size(node.contract(), letter, value, tensor, inputs[i].shape);
       sizes.set(letter, std::max(sizes[letter], value));
     }
   }
@@ -97,14 +99,10 @@ void ContractPlugin::check_types(const std::vector<ElementType>& types) const {
 }
 
 void ContractPlugin::check_request(const std::vector<TensorInfo>& inputs) const {
-  const Sizes sizes = check_inputs(inputs);
+  check_inputs(inputs);
   std::vector<ElementType> types;
   for (const TensorInfo& input : inputs) types.push_back(input.type);
   check_types(types);
-  // Numbers of tokens and windows may be 0, sizes of the model may not.
-  for (const char letter : {'H', 'I', 'E'}) {
-    CHECK(sizes[letter] != 0, node_.contract().name, ": ", letter, " is 0, expected at least 1");
-  }
 }
 
 int32_t ContractPlugin::getOutputDataTypes(DataType* outputs, int32_t output_count, const DataType* inputs,

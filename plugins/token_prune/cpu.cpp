@@ -3,10 +3,12 @@
 // values and not on the order of additions.
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <vector>
 
 #include "common/order.h"
+#include "contract/tables.h"
 #include "token_prune/params.h"
 
 namespace fastmmoe {
@@ -17,6 +19,13 @@ constexpr float kImportanceFloor = 1e-10f;
 constexpr float kNormFloor = 1e-10f;
 constexpr int64_t kRowsPerItem = 64;
 constexpr int64_t kWindowsPerItem = 16;
+
+// Sizes within the contract's limits make no offset, in bytes, that wraps; where they did, this would not
+// compile.
+using token_prune::kMostE, token_prune::kMostH, token_prune::kMostT, token_prune::kMostV;
+constexpr int64_t kMostFloats = std::numeric_limits<int64_t>::max() / static_cast<int64_t>(sizeof(float));
+static_assert(kMostT * kMostH <= kMostFloats && kMostV * kMostE <= kMostFloats, "rows of tokens");
+static_assert(kMostT <= std::numeric_limits<int32_t>::max(), "indices");
 
 struct Window {
   int64_t first, length;

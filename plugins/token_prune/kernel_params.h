@@ -1,11 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <limits>
+
 #include "contract/float_type.h"
 #include "token_prune/node.h"
 #include "token_prune/params.h"
 
 namespace fastmmoe::token_prune {
+
+// The CUDA kernels count tokens, sequences and chunks of tokens in 32 bits, and add the stride of a grid to
+// them. The workspace is counted in 64 bits.
+static_assert(kMostT + kMostB <= std::numeric_limits<int32_t>::max() / 2);
+static_assert((kMostV + kMostB) * kMostE * int64_t{sizeof(double)} > 0);
 
 /// The parameters of a node whose inputs have passed check_inputs. data(input) and output(index): device
 /// memory, for the CPU kernel the host's.

@@ -173,8 +173,8 @@ PRUNE_INPUTS: list[tuple[str, Array, str]] = [
     ("keep_slots", zeros(45, dtype=np.int8), "45 keep slots for 44 visual tokens; at most 44 can be kept"),
     ("merge_slots", zeros(1, 1, dtype=np.int8), "merge_slots is [1, 1], expected rank 1: [M]"),
     ("merge_slots", zeros(13, dtype=np.int8), "13 merge slots, at most 12"),
-    ("visual_offsets", zeros(0, dtype=np.int32), "visual_offsets is [0], expected [B+1] of at least one sequence"),
-    ("visual_offsets", zeros(1, dtype=np.int32), "keep_offsets is [2], expected [B+1] = [1]"),
+    ("visual_offsets", zeros(0, dtype=np.int32), "B is -1, expected 1 to 65536 (visual_offsets is [0])"),
+    ("visual_offsets", zeros(1, dtype=np.int32), "B is 0, expected 1 to 65536 (visual_offsets is [1])"),
     ("visual_offsets", zeros(2, 1, dtype=np.int32), "visual_offsets is [2, 1], expected rank 1: [B+1]"),
     ("visual_offsets", np.array([1, 44], np.int32), "visual_offsets[0] is 1, expected 0"),
     ("visual_offsets", np.array([0, 43], np.int32), "visual_offsets[1] is 43, expected 44"),
@@ -238,7 +238,7 @@ def test_offsets_of_several_sequences(
 def test_a_request_without_sequences(run_native: Runner, prune_inputs: Maker) -> None:
     none = {name: zeros(1, dtype=np.int32) for name in ("visual_offsets", "keep_offsets", "merge_offsets")}
     inputs = prune_inputs(K=0, M=0, visual=np.arange(0)) | none
-    message = "visual_offsets is [1], expected [B+1] of at least one sequence"
+    message = "B is 0, expected 1 to 65536 (visual_offsets is [1])"
     expect_refusal(run_native, "FmmTokenPrune", inputs, {"window": 3, "merge": "mlerp"}, message)
 
 

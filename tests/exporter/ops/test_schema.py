@@ -152,6 +152,10 @@ def contradict_dimension(model: onnx.ModelProto) -> None:
     model.graph.input[1].type.tensor_type.shape.dim[0].dim_value = 6
 
 
+def exceed_dimension(model: onnx.ModelProto) -> None:
+    model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 1 << 20
+
+
 def test_inference_alone_refuses_a_missing_attribute(make: Callable[..., Any]) -> None:
     model = make(TOKEN_PRUNE, with_function=False)
     drop_attribute(model)
@@ -174,6 +178,7 @@ def test_inference_alone_refuses_a_missing_attribute(make: Callable[..., Any]) -
         (change_output_type, "Inferred elem type differs"),
         (drop_dimension, r"hidden_states has shape \['T'\], expected the 2 dimensions \[T, H\]"),
         (contradict_dimension, "has T = 6, an input before it has T = 5"),
+        (exceed_dimension, r"H is 1048576, expected 1 to 262144 \(input hidden_states\)"),
     ],
 )
 def test_the_checker_refuses(

@@ -209,16 +209,31 @@ WRONG_SIZES: list[tuple[str, dict[str, tuple[int, ...]], str]] = [
     (
         "FmmSparseMoE",
         {"hidden_states": (17, 0), "gate_up": (16, 96, 0), "down": (16, 0, 48)},
-        "H is 0, expected at least 1",
+        "H is 0, expected 1 to 262144 (hidden_states is [17, 0])",
     ),
-    ("FmmSparseMoE", {"gate_up": (16, 0, 32), "down": (16, 32, 0)}, "I is 0, expected at least 1"),
+    (
+        "FmmSparseMoE",
+        {"gate_up": (16, 0, 32), "down": (16, 32, 0)},
+        "I is 0, expected 1 to 262144 (gate_up is [16, 0, 32])",
+    ),
+    (
+        "FmmSparseMoE",
+        {"hidden_states": (0, 1 << 40), "router_logits": (0, 16)},
+        "H is 1099511627776, expected 1 to 262144 (hidden_states is [0, 1099511627776])",
+    ),
+    ("FmmSparseMoE", {"visual_index": (18,)}, "V is 18, expected at most T = 17"),
     (
         "FmmSparseMoE",
         {"router_logits": (17, 4), "correction_bias": (4,), "gate_up": (4, 96, 32), "down": (4, 32, 48)},
         "top_k is 6, expected at most E = 4",
     ),
-    ("FmmTokenPrune", {"routing_probs": (44, 0)}, "E is 0, expected at least 1"),
-    ("FmmTokenPrune", {"hidden_states": (60, 0), "residual": (60, 0)}, "H is 0, expected at least 1"),
+    ("FmmTokenPrune", {"routing_probs": (44, 0)}, "E is 0, expected 1 to 4096 (routing_probs is [44, 0])"),
+    (
+        "FmmTokenPrune",
+        {"hidden_states": (60, 0), "residual": (60, 0)},
+        "H is 0, expected 1 to 262144 (hidden_states is [60, 0])",
+    ),
+    ("FmmTokenPrune", {"hidden_states": (43, 32), "residual": (43, 32)}, "V is 44, expected at most T = 43"),
     ("FmmTokenPrune", {"attention": (43,)}, "attention is [43], expected [V] = [44]"),
     ("FmmTokenPrune", {"keep_slots": (45,)}, "45 keep slots for 44 visual tokens; at most 44 can be kept"),
     ("FmmTokenPrune", {"merge_slots": (13,)}, "13 merge slots, at most 12"),
@@ -226,7 +241,7 @@ WRONG_SIZES: list[tuple[str, dict[str, tuple[int, ...]], str]] = [
     (
         "FmmTokenPrune",
         {"visual_offsets": (1,), "keep_offsets": (1,), "merge_offsets": (1,)},
-        "visual_offsets is [1], expected [B+1] of at least one sequence",
+        "B is 0, expected 1 to 65536 (visual_offsets is [1])",
     ),
 ]
 
@@ -252,6 +267,19 @@ def test_sizes(
     text = f"{op}: {message}"
     expect_refusal(harness, lambda: plugin.configure(profiles, outputs), text, "harness: configurePlugin returned -1")
     expect_refusal(harness, lambda: plugin.run(arrays, outputs, 1 << 16), text, "harness: onShapeChange returned -1")
+    plugin.destroy()
+
+
+def test_the_greatest_sizes_of_a_profile(host: Any, harness: Any, prune_inputs: Maker) -> None:
+    """Refused when the engine is built, before memory for them is counted."""
+    inputs = halves(prune_inputs(H=32))
+    plugin = host.create("FmmTokenPrune", harness.parser_fields(MLERP))
+    first, *others = (harness.profile_of(array) for array in inputs.values())
+    outputs = plugin.infer([first, *others])
+    wide = dataclasses.replace(first, dims=((1, 60, 1 << 40), first.dims[1]))
+    text = f"FmmTokenPrune: T is {1 << 40}, expected 0 to 16777216 (hidden_states is [{1 << 40}, 32])"
+    failed = "harness: configurePlugin returned -1"
+    expect_refusal(harness, lambda: plugin.configure([wide, *others], outputs), text, failed)
     plugin.destroy()
 
 
