@@ -155,34 +155,12 @@ def _check_combination(a: argparse.Namespace) -> None:
     check_threads("--threads", a.threads)
 
 
-def _read_tensors(path: Path) -> dict[str, Any]:
-    import lzma
-    import zipfile
-    import zlib
-
-    import numpy as np
-
-    tensors: dict[str, Any] | None = None
-    reason = ""
-    try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.lib.npyio.NpzFile):
-            with file:
-                tensors = {name: file[name] for name in file.files}
-    except zipfile.BadZipFile as error:
-        reason = f" ({error})"
-    # NumPy's own words on these suggest to unpickle the file.
-    except (ValueError, EOFError, zlib.error, lzma.LZMAError):
-        pass
-    if tensors is None or not all(isinstance(value, np.ndarray) for value in tensors.values()):
-        raise InvalidRequest(f"{path}: expected an .npz file of arrays of numbers, as numpy.savez writes it{reason}")
-    return tensors
-
-
 def _run_tensors(vlm: VLM, arguments: argparse.Namespace, options: dict[str, Any]) -> int:
     import numpy as np
 
-    outputs = vlm.run_tensors(_read_tensors(arguments.inputs), **options)
+    from fastmmoe.runtime.tensor_files import read_tensors
+
+    outputs = vlm.run_tensors(read_tensors(arguments.inputs), **options)
     partial = arguments.dump.with_name(arguments.dump.name + ".partial.npz")
     try:
         np.savez(partial, **outputs)  # type: ignore[arg-type]

@@ -240,15 +240,16 @@ class _DeepseekVl2Cut:
         *,
         tiled: bool,
     ) -> None:
-        self._config, self._options = config, {"tiled": tiled, "max_tiles": max_tiles}
+        self._config, self._tiled, self._max_tiles = config, tiled, max_tiles
         self._grids = [deepseek_vl2_grid(size, config, tiled=tiled, max_tiles=max_tiles) for size in sizes]
         side = config.grid_side
         self.tile_counts = tuple(1 + wide * high for wide, high in self._grids)
         self.visual_counts = [side * (side + 1) + 1 + high * side * (wide * side + 1) for wide, high in self._grids]
 
     def vision_inputs(self, pictures: Sequence[Picture]) -> dict[str, Array]:
-        tiles = (deepseek_vl2_tiles(p.decode(), self._config, **self._options)[0] for p in pictures)
-        pixels = _stack(tiles, self.tile_counts, self._config.tile_size)
+        config, tiled, max_tiles = self._config, self._tiled, self._max_tiles
+        tiles = (deepseek_vl2_tiles(p.decode(), config, tiled=tiled, max_tiles=max_tiles)[0] for p in pictures)
+        pixels = _stack(tiles, self.tile_counts, config.tile_size)
         return deepseek_vl2_vision_inputs(self._config, pixels, self._grids) if pictures else {}
 
 
