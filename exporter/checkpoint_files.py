@@ -56,10 +56,11 @@ def check_directory(path: Path) -> None:
         )
     for name in SMALL_FILES:
         if name in names:
-            _check_small_file(path / name)
+            check_small_file(path / name)
 
 
-def _check_small_file(path: Path) -> None:
+def check_small_file(path: Path) -> None:
+    """Raise UnsupportedModel where the file is not there, empty, or stands for another one."""
     if not path.exists():
         raise UnsupportedModel(absent(path, f"{path}: no such file"))
     if path.is_file():

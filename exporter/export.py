@@ -73,7 +73,9 @@ def run_export(plan: ExportPlan, report: Report) -> Path:
     with reserve_output(plan.out, checkpoint.path, overwrite=config.overwrite, report=report) as output:
         model = Model(checkpoint, config.policy, _precision(target, plan.dtype, plan.packing))
         check_kernels(target, model.config, plan.packing)
-        processor = read_processor_config(checkpoint.path, model.config_reader, vocab_size=model.config.vocab_size)
+        processor = read_processor_config(
+            checkpoint.path, model.config_reader, vocab_size=model.config.vocab_size, report=report
+        )
         if config.model == DEMO:
             report("demo: a small model trained on drawn scenes; it knows nothing else")
         _report_model(model, plan.name, report)

@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fastmmoe.exporter.config_reader import ConfigReader
-from fastmmoe.runtime.errors import BundleMismatch, UnsupportedModel
-from fastmmoe.runtime.processor import load_tokenizer
+from fastmmoe.exporter.config_reader import ConfigReader, is_same, shown
+from fastmmoe.exporter.side_files import PROCESSOR, TOKENIZER_CONFIG, SideFiles
+from fastmmoe.exporter.tokenizer_files import TOKENIZER, check_encoding, read_tokenizer, stop_ids, token_name
+from fastmmoe.runtime.errors import UnsupportedModel
 from fastmmoe.runtime.processor_config import DeepseekVl2ProcessorConfig, InternVlProcessorConfig, ProcessorConfig, Rgb
-from fastmmoe.runtime.ranges import PatchCount, Pixels, Positions, Tiles, TokenId
+from fastmmoe.runtime.ranges import PatchCount, Pixels, Positions, Tiles, TokenId, WidthRatio
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -31,23 +32,26 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 BICUBIC = 3
 
 
-def read_processor_config(model_dir: Path, config: ConfigReader, *, vocab_size: int) -> ProcessorConfig:
+def read_processor_config(
+    model_dir: Path, config: ConfigReader, *, vocab_size: int, report: Callable[[str], None] = lambda _: None
+) -> ProcessorConfig:
     """What preprocessing needs, from all files of the checkpoint.
 
     Args:
-        model_dir: holds, where present, processor_config.json, preprocessor_config.json, tokenizer.json,
-            tokenizer_config.json and generation_config.json.
+        model_dir: holds tokenizer.json and the files that exporter/side_files.py names, where present.
         config: of config.json. vocab_size: rows of the embedding.
+        report: is called with a line for what the files say and this program does not follow.
     Raises:
         UnsupportedModel: a file is damaged, a value is missing or not implemented, or two files contradict each other.
     Source: DeepSeek-VL2's processor; InternVL's chat(), and its processor in transformers.
     """
     family = config.require("model_type", str)
+    files = SideFiles(model_dir)
     result: ProcessorConfig
     if family == "deepseek_vl_v2":
-        result = _read_deepseek_vl2(model_dir, config, vocab_size)
+        result = _read_deepseek_vl2(files, config, vocab_size)
     elif family in ("internvl", "internvl_chat"):
-        result = _read_internvl(model_dir, config, vocab_size)
+        result = _read_internvl(files, config, vocab_size)
     else:
         raise UnsupportedModel(
             f"config.json: model_type is {family!r}; supported: 'deepseek_vl_v2', 'internvl', 'internvl_chat'"
@@ -56,39 +60,45 @@ def read_processor_config(model_dir: Path, config: ConfigReader, *, vocab_size: 
     outside = [i for i in ids if i is not None and not 0 <= i < vocab_size]
     if outside:
         raise UnsupportedModel(f"token ids {outside}: expected ids from 0 to {vocab_size - 1}, the vocabulary's last")
+    files.finish(report)
+    if files.has(TOKENIZER):
+        check_encoding(result, model_dir / TOKENIZER)
     return result
 
 
-def _read_deepseek_vl2(model_dir: Path, config: ConfigReader, vocab_size: int) -> DeepseekVl2ProcessorConfig:
-    processor = _read_file(model_dir, "processor_config.json")
+def _read_deepseek_vl2(files: SideFiles, config: ConfigReader, vocab_size: int) -> DeepseekVl2ProcessorConfig:
+    processor = files[PROCESSOR]
     config.choice("tile_tag", ["2D"], "2D")
     processor.choice("sft_format", ["deepseek"], "deepseek")
     processor.choice("normalize", [True], True)
     resolutions = _read_resolutions(config, processor)
-    mean = _read_rgb(processor, "image_mean", (0.5, 0.5, 0.5))
-    image_token = processor.get("image_token", "<image>")
-    names = _read_file(model_dir, "tokenizer_config.json")
-    pad_token = _token_name(names, "pad_token") or processor.get("pad_token", "<｜▁pad▁｜>")
-    special_tokens = (pad_token, image_token, *DEEPSEEK_ADDED_TOKENS)
-    tokenizer = _read_tokenizer(model_dir, special_tokens, vocab_size)
+    mean = _read_mean(processor, (0.5, 0.5, 0.5))
+    # The colour of the bars beside a picture is the mean, as 8 bits.
+    processor.check("image_mean", list(mean), 0 <= min(mean) <= max(mean) <= 1, "three numbers from 0 to 1")
+    image_token = _read_token(processor, "image_token", "<image>")
+    own_pad_token = _read_token(processor, "pad_token", "<｜▁pad▁｜>")
+    pad_token = token_name(files, "pad_token") or own_pad_token
+    tokenizer, special_tokens = read_tokenizer(files, (pad_token, image_token, *DEEPSEEK_ADDED_TOKENS), vocab_size)
+    files[TOKENIZER_CONFIG].ignore("add_bos_token", "add_eos_token")  # the processor encodes without
     language = config.section("language_config")
-    eos = _deepseek_token_id("eos_token", names, language, tokenizer)
+    bos, eos = (_deepseek_token_id(name, files, language, tokenizer) for name in ("bos_token", "eos_token"))
+    stops = stop_ids(files, language, tokenizer)
     return DeepseekVl2ProcessorConfig(
         candidate_resolutions=resolutions,
         patch_size=_agreed(config.section("vision_config"), "patch_size", 16, Pixels, processor),
         downsample_ratio=_agreed(config.section("projector_config"), "downsample_ratio", 2, PatchCount, processor),
         image_mean=mean,
-        image_std=_read_rgb(processor, "image_std", (0.5, 0.5, 0.5)),
+        image_std=_read_std(processor, (0.5, 0.5, 0.5)),
         pad_color=(int(mean[0] * 255), int(mean[1] * 255), int(mean[2] * 255)),
-        global_view_first=config.get("global_view_pos", "head") == "head",
+        global_view_first=config.choice("global_view_pos", ["head", "tail"], "head") == "head",
         template="deepseek",
         image_token=image_token,
         image_token_id=tokenizer.token_to_id(image_token) if tokenizer else None,
-        bos_token_id=_deepseek_token_id("bos_token", names, language, tokenizer),
+        bos_token_id=bos,
         eos_token_id=eos,
         pad_token_id=tokenizer.token_to_id(pad_token) if tokenizer else None,
         special_tokens=special_tokens,
-        stop_token_ids=() if eos is None else (eos,),
+        stop_token_ids=tuple(dict.fromkeys([*([] if eos is None else [eos]), *stops])),
         vocab_size=vocab_size,
         max_position_embeddings=language.get("max_position_embeddings", 2048, Positions),
     )
@@ -112,12 +122,10 @@ def _read_resolutions(config: ConfigReader, processor: ConfigReader) -> tuple[tu
     return tuple((width, height) for width, height in found)
 
 
-def _deepseek_token_id(
-    name: str, names: ConfigReader, language: ConfigReader, tokenizer: Tokenizer | None
-) -> int | None:
+def _deepseek_token_id(name: str, files: SideFiles, language: ConfigReader, tokenizer: Tokenizer | None) -> int | None:
     """The id of bos_token or eos_token from the tokenizer, else from config.json; they must agree."""
     from_config = language.get(f"{name}_id", None, TokenId | None)
-    token = _token_name(names, name)
+    token = token_name(files, name)
     if tokenizer is None:
         return from_config
     from_tokenizer = None if token is None else tokenizer.token_to_id(token)
@@ -132,23 +140,28 @@ def _deepseek_token_id(
     return from_config if from_tokenizer is None else from_tokenizer
 
 
-def _read_internvl(model_dir: Path, config: ConfigReader, vocab_size: int) -> InternVlProcessorConfig:
+def _read_internvl(files: SideFiles, config: ConfigReader, vocab_size: int) -> InternVlProcessorConfig:
     is_original = config.get("model_type", "") == "internvl_chat"
     text = config.section("llm_config" if is_original else "text_config")
     template, stop_token = INTERNVL_TEMPLATES[text.choice("model_type", list(INTERNVL_TEMPLATES), "")]
-    preprocessor = _read_preprocessor(model_dir)
+    preprocessor = files.image_processor()
     for key, value in (("resample", BICUBIC), ("do_resize", True), ("do_rescale", True), ("do_normalize", True)):
         preprocessor.choice(key, [value], value)
-    tokenizer = _read_tokenizer(model_dir, (), vocab_size)
-    stop_ids = list(_eos_ids(text)) + list(_eos_ids(_read_file(model_dir, "generation_config.json")))
+    # The original code cuts pictures itself, whatever this file says of its crops and scale.
+    preprocessor.choice("do_center_crop", [False, None, *([True] if is_original else [])], None)
+    factor = preprocessor.get("rescale_factor", 1 / 255, float)
+    preprocessor.check("rescale_factor", factor, math.isclose(factor, 1 / 255, rel_tol=1e-6), "1 / 255")
+    tokenizer, special_tokens = read_tokenizer(files, (), vocab_size)
+    stops = stop_ids(files, text, tokenizer)
     if tokenizer is not None:
-        stop_ids.insert(0, _required_id(tokenizer, stop_token))
+        stops.insert(0, _required_id(tokenizer, stop_token))
     values = _read_original(config, template) if is_original else _read_hf(config, preprocessor)
     _check_tile_size(preprocessor, values["tile_size"])
+    _check_tokens_per_tile(files[PROCESSOR], values["tokens_per_tile"])
     return InternVlProcessorConfig(
         **values,
-        image_mean=_read_rgb(preprocessor, "image_mean", IMAGENET_MEAN),
-        image_std=_read_rgb(preprocessor, "image_std", IMAGENET_STD),
+        image_mean=_read_mean(preprocessor, IMAGENET_MEAN),
+        image_std=_read_std(preprocessor, IMAGENET_STD),
         template=template,
         image_token=INTERNVL_TOKENS[0],
         image_start_token=INTERNVL_TOKENS[1],
@@ -156,7 +169,8 @@ def _read_internvl(model_dir: Path, config: ConfigReader, vocab_size: int) -> In
         image_token_id=_internvl_image_token_id(config, tokenizer),
         bos_token_id=text.get("bos_token_id", None, TokenId | None),
         pad_token_id=text.get("pad_token_id", None, TokenId | None),
-        stop_token_ids=tuple(dict.fromkeys(stop_ids)),
+        special_tokens=special_tokens,
+        stop_token_ids=tuple(dict.fromkeys(stops)),
         vocab_size=vocab_size,
         max_position_embeddings=text.require("max_position_embeddings", Positions),
     )
@@ -181,8 +195,7 @@ def _read_original(config: ConfigReader, template: str) -> dict[str, Any]:
     return {
         "tile_size": tile,
         "tokens_per_tile": _tokens_per_tile(config, tile, vision.get("patch_size", 14, Pixels)),
-        "min_tiles": config.get("min_dynamic_patch", 1, Tiles),
-        "max_tiles": config.get("max_dynamic_patch", 6, Tiles),
+        **_tile_bounds(config, "min_dynamic_patch", "max_dynamic_patch", 6),
         "use_thumbnail": config.get("use_thumbnail", False),
     }
 
@@ -200,10 +213,15 @@ def _read_hf(config: ConfigReader, preprocessor: ConfigReader) -> dict[str, Any]
     return {
         "tile_size": tile,
         "tokens_per_tile": tokens,
-        "min_tiles": preprocessor.get("min_patches", 1, Tiles),
-        "max_tiles": preprocessor.get("max_patches", 12, Tiles),
+        **_tile_bounds(preprocessor, "min_patches", "max_patches", 12),
         "use_thumbnail": True,
     }
+
+
+def _tile_bounds(reader: ConfigReader, low: str, high: str, default: int) -> dict[str, int]:
+    least, most = reader.get(low, 1, Tiles), reader.get(high, default, Tiles)
+    reader.check(low, least, least <= most, f"at most {high}, which is {most}")
+    return {"min_tiles": least, "max_tiles": most}
 
 
 def _internvl_image_token_id(config: ConfigReader, tokenizer: Tokenizer | None) -> int:
@@ -212,7 +230,8 @@ def _internvl_image_token_id(config: ConfigReader, tokenizer: Tokenizer | None) 
         if from_config is None:
             raise UnsupportedModel(
                 f"the id of {INTERNVL_TOKENS[0]} is unknown: config.json has no image_token_id and there is no "
-                "tokenizer.json; put it into the checkpoint directory"
+                "tokenizer.json; take it from the main branch of the same model's repository that ends in -HF, or let "
+                "transformers write it: AutoTokenizer.from_pretrained(DIR, use_fast=True).save_pretrained(DIR)"
             )
         return from_config
     from_tokenizer, *_ = [_required_id(tokenizer, token) for token in INTERNVL_TOKENS]
@@ -224,7 +243,12 @@ def _internvl_image_token_id(config: ConfigReader, tokenizer: Tokenizer | None) 
 
 
 def _tokens_per_tile(config: ConfigReader, tile: int, patch: int) -> int:
-    return int((tile // patch) ** 2 * config.get("downsample_ratio", 0.5) ** 2)
+    ratio = config.get("downsample_ratio", 0.5, WidthRatio)
+    tokens = int((tile // patch) ** 2 * ratio**2)
+    config.check(
+        "downsample_ratio", ratio, tokens >= 1, f"at least one token for a tile of {tile} and patches of {patch}"
+    )
+    return tokens
 
 
 def _square(reader: ConfigReader, key: str, default: int) -> int:
@@ -239,16 +263,15 @@ def _square(reader: ConfigReader, key: str, default: int) -> int:
 def _check_tile_size(preprocessor: ConfigReader, tile: int) -> None:
     """The image processor's size is a number or an object of numbers."""
     size = preprocessor.get("size", tile, int | dict)
-    sides = set(size.values()) if isinstance(size, dict) else {size}
-    if sides != {tile}:
-        raise UnsupportedModel(f"{preprocessor.file}: size is {size}, config.json has tiles of {tile} pixels")
+    sides = list(size.values()) if isinstance(size, dict) else [size]
+    if not sides or not all(is_same(side, tile) for side in sides):
+        raise UnsupportedModel(f"{preprocessor.file}: size is {shown(size)}, config.json has tiles of {tile} pixels")
 
 
-def _eos_ids(reader: ConfigReader) -> Sequence[int]:
-    value = reader.get("eos_token_id", None, TokenId | list[TokenId] | None)
-    if value is None:
-        return ()
-    return (value,) if isinstance(value, int) else value
+def _check_tokens_per_tile(processor: ConfigReader, tokens: int) -> None:
+    for key in ("image_seq_length", "image_seq_len"):
+        value = processor.get(key, tokens)
+        processor.check(key, value, value == tokens, f"{tokens}, which config.json gives a tile")
 
 
 def _agreed(config: ConfigReader, key: str, default: int, kind: Any, processor: ConfigReader) -> int:
@@ -260,17 +283,24 @@ def _agreed(config: ConfigReader, key: str, default: int, kind: Any, processor: 
     return value
 
 
-def _read_rgb(reader: ConfigReader, key: str, default: Rgb) -> Rgb:
+def _read_mean(reader: ConfigReader, default: Rgb) -> Rgb:
+    return _read_rgb(reader, "image_mean", default, -1e6, "three numbers from -1e6 to 1e6")
+
+
+def _read_std(reader: ConfigReader, default: Rgb) -> Rgb:
+    # Pixels are divided by it in float32.
+    return _read_rgb(reader, "image_std", default, 1e-6, "three numbers from 1e-6 to 1e6")
+
+
+def _read_rgb(reader: ConfigReader, key: str, default: Rgb, least: float, expected: str) -> Rgb:
     values = reader.get(key, list(default), list[float])
-    if len(values) != 3:
-        raise UnsupportedModel(f"{reader.file}: {key} is {values}, expected three numbers")
+    reader.check(key, values, len(values) == 3 and all(least <= value <= 1e6 for value in values), expected)
     return float(values[0]), float(values[1]), float(values[2])
 
 
-def _token_name(names: ConfigReader, key: str) -> str | None:
-    """A token of tokenizer_config.json, which stands there as a string or as an object with `content`."""
-    value = names.get(key, None, str | dict | None)
-    return names.section(key).require("content", str) if isinstance(value, dict) else value
+def _read_token(reader: ConfigReader, key: str, default: str) -> str:
+    token = reader.get(key, default)
+    return reader.check(key, token, 1 <= len(token) <= 1024, "a token of 1 to 1024 characters")
 
 
 def _required_id(tokenizer: Tokenizer, token: str) -> int:
@@ -278,38 +308,3 @@ def _required_id(tokenizer: Tokenizer, token: str) -> int:
     if token_id is None:
         raise UnsupportedModel(f"tokenizer.json has no token {token}; take the file of the same checkpoint")
     return token_id
-
-
-def _read_tokenizer(model_dir: Path, special_tokens: Sequence[str], vocab_size: int) -> Tokenizer | None:
-    file = model_dir / "tokenizer.json"
-    if not file.is_file():
-        return None
-    try:
-        tokenizer = load_tokenizer(file, special_tokens)
-    except BundleMismatch as error:
-        raise UnsupportedModel(str(error)) from error
-    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=0)
-    if largest >= vocab_size:
-        raise UnsupportedModel(f"tokenizer.json: ids up to {largest}, expected less than vocab_size {vocab_size}")
-    return tokenizer
-
-
-def _read_preprocessor(model_dir: Path) -> ConfigReader:
-    """preprocessor_config.json, or the part of processor_config.json that newer versions write instead."""
-    if (model_dir / "preprocessor_config.json").is_file():
-        return _read_file(model_dir, "preprocessor_config.json")
-    return _read_file(model_dir, "processor_config.json").section("image_processor", optional=True)
-
-
-def _read_file(model_dir: Path, name: str) -> ConfigReader:
-    """A JSON file of the checkpoint; an absent one counts as an empty object."""
-    file = model_dir / name
-    if not file.is_file():
-        return ConfigReader({}, name)
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UnsupportedModel(f"{file}: cannot be read as JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise UnsupportedModel(f"{file}: holds {type(values).__name__}, expected a JSON object")
-    return ConfigReader(values, name)

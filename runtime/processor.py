@@ -63,8 +63,7 @@ class Processor:
         self._tokenizer: Tokenizer | None = None
         self._encoder: Encoder | None = None
         if tokenizer_file is not None:
-            added = config.special_tokens if isinstance(config, DeepseekVl2ProcessorConfig) else ()
-            self._tokenizer = load_tokenizer(tokenizer_file, added)
+            self._tokenizer = load_tokenizer(tokenizer_file, config.special_tokens)
             found = self._tokenizer.token_to_id(config.image_token)
             if found != config.image_token_id:
                 raise BundleMismatch(

@@ -68,7 +68,9 @@ class DeepseekVl2ProcessorConfig(
         return -(-(self.tile_size // self.patch_size) // self.downsample_ratio)
 
 
-class InternVlProcessorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="internvl"):
+class InternVlProcessorConfig(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, tag="internvl"
+):
     """Preprocessing of InternVL3.5.
 
     Attributes:
@@ -80,6 +82,7 @@ class InternVlProcessorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_
         image_token: the token at every visual position; image_start_token and image_end_token surround those of one
             picture.
         bos_token_id, pad_token_id: None where the checkpoint names none.
+        special_tokens: added to the tokenizer in this order where it lacks them, which gives them their ids.
         stop_token_ids: generation ends at any of them.
         vocab_size: rows of the embedding; every id is smaller.
         max_position_embeddings: the most tokens of a sequence.
@@ -102,6 +105,7 @@ class InternVlProcessorConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_
     stop_token_ids: TokenIds
     vocab_size: VocabSize
     max_position_embeddings: Positions
+    special_tokens: Texts = ()
 
 
 ProcessorConfig: TypeAlias = DeepseekVl2ProcessorConfig | InternVlProcessorConfig

@@ -19,9 +19,9 @@ OwnCheckpoint = Callable[[str], Path]
 VOCAB_SIZE = {"dsvl2-mha": 320}
 
 
-def _read(directory: Path, name: str) -> ProcessorConfig:
-    config = json.loads((directory / "config.json").read_text())
-    return read_processor_config(directory, ConfigReader(config), vocab_size=VOCAB_SIZE.get(name, 400))
+def _read(directory: Path, name: str, report: Callable[[str], None] = lambda _: None) -> ProcessorConfig:
+    config = ConfigReader(json.loads((directory / "config.json").read_text()))
+    return read_processor_config(directory, config, vocab_size=VOCAB_SIZE.get(name, 400), report=report)
 
 
 def _change(directory: Path, file: str, path: str, value: Any) -> None:
@@ -193,7 +193,9 @@ def test_unusable_tokenizers(own_checkpoint: OwnCheckpoint) -> None:
         _read(original, "internvl-gptoss")
 
 
-@pytest.mark.parametrize(("text", "message"), [("{", "cannot be read as JSON"), ("[]", "holds list, expected a JSON")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("{", "is not valid JSON"), ("[]", "holds a JSON list, expected an object")]
+)
 def test_damaged_files(text: str, message: str, own_checkpoint: OwnCheckpoint) -> None:
     directory = own_checkpoint("dsvl2-mha")
     (directory / "processor_config.json").write_text(text)
