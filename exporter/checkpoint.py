@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastmmoe.exporter.checkpoint_files import CONFIG_FILE, check_directory, parse_object, read_bytes
+from fastmmoe.exporter.config_reader import shown
 from fastmmoe.exporter.tensor_names import advice, problem
 from fastmmoe.exporter.weight_files import DTYPE_BYTES, EXPECTED_DTYPES, MappedFile, TensorInfo, identity, read_weights
 from fastmmoe.runtime.errors import UnsupportedModel
@@ -103,7 +104,7 @@ class Checkpoint:
         if info is None:
             raise UnsupportedModel(f"{self.path}: no tensor {name!r} among its {len(self.tensors)} tensors")
         if info.dtype not in DTYPE_BYTES:
-            raise UnsupportedModel(f"{self.path}: tensor {name!r} is {info.dtype}; {EXPECTED_DTYPES}")
+            raise UnsupportedModel(f"{self.path}: tensor {name!r} is {info.dtype:.20}; {EXPECTED_DTYPES}")
         if info.file not in self._open_files:
             self._open_files[info.file] = MappedFile(info.file)
         return self._open_files[info.file].load(self._stored_names.get(name, name))
@@ -152,9 +153,9 @@ def account(checkpoint: Checkpoint, rules: dict[str, WeightRule], drop: tuple[st
         if info is None:
             continue
         if info.shape != expected:
-            shapes.setdefault(f" is {list(info.shape)}, expected {list(expected)}", []).append(name)
+            shapes.setdefault(f" is {shown(list(info.shape))}, expected {list(expected)}", []).append(name)
         if info.dtype not in DTYPE_BYTES:
-            dtypes.setdefault(f" is {info.dtype}", []).append(name)
+            dtypes.setdefault(f" is {info.dtype:.20}", []).append(name)
     problems = [
         problem("missing", {"": missing}),
         problem("unexpected", {"": unexpected}),

@@ -122,7 +122,7 @@ def parse_object(data: bytes, path: Path, what: str = "file") -> dict[str, Any]:
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise damaged(path, f"the {what} is not valid JSON ({error})") from error
+        raise damaged(path, f"the {what} is not valid JSON ({str(error)[:200]})") from error
     if not isinstance(value, dict):
         raise damaged(path, f"the {what} holds a JSON {type(value).__name__}, expected an object")
     return value

@@ -29,8 +29,8 @@ _ADVICE = (
         "saved with peft's layers inside: call merge_and_unload() and save the result with save_pretrained",
     ),
     (
-        r"^base_model\.model\.",
-        "saved from inside peft's wrapper, whose names start with base_model.model.: call "
+        r"(^|\.)base_model\.model\.",
+        "saved from inside peft's wrapper, whose names hold base_model.model.: call "
         "merge_and_unload() and save the result with save_pretrained",
     ),
     (r"^module\.", f"saved from a DistributedDataParallel wrapper, whose names start with module.: {_UNWRAP}"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastmmoe.exporter.checkpoint_files import absent, check_start, damaged, parse_object, read_bytes
+from fastmmoe.exporter.config_reader import shown
 from fastmmoe.exporter.tensor_names import problem
 from fastmmoe.runtime.errors import UnsupportedModel
 
@@ -23,6 +24,7 @@ INDEX_FILE = "model.safetensors.index.json"
 DTYPE_BYTES = {"F32": 4, "F16": 2, "BF16": 2}
 EXPECTED_DTYPES = f"expected {', '.join(DTYPE_BYTES)}"
 _MAX_HEADER_BYTES = 100_000_000
+_LONGEST_FILE_NAME = 255
 
 
 @dataclass(frozen=True)
@@ -147,11 +149,13 @@ def _read_shards(model_dir: Path) -> list[Header]:
     index = model_dir / INDEX_FILE
     weight_map = parse_object(read_bytes(index), index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise damaged(index, f"weight_map is {weight_map!r:.60}, expected an object of tensor name: file name")
+        raise damaged(index, f"weight_map is {shown(weight_map)}, expected an object of tensor name: file name")
     for name, file in weight_map.items():
-        if not isinstance(file, str) or file in {"", ".", ".."} or re.search(r"[/\\\0]", file):
+        is_bare = isinstance(file, str) and file not in {"", ".", ".."} and not re.search(r"[/\\]", file)
+        if not is_bare or not file.isprintable() or len(file.encode()) > _LONGEST_FILE_NAME:
             raise UnsupportedModel(
-                f"{index}: tensor {name!r} is in {file!r}, expected the bare name of a file in the same directory"
+                f"{index}: tensor {shown(name)} is in {shown(file)}, expected the bare name of a file in the same "
+                "directory"
             )
     headers = [_read_header(model_dir / file) for file in sorted(set(weight_map.values()))]
     _check_index(index, weight_map, headers)
@@ -212,12 +216,13 @@ def _tensor_info(path: Path, name: str, entry: Any) -> tuple[TensorInfo, tuple[i
     """The header's entry of one tensor, checked, and its first and last-plus-one byte within the data."""
     fields = entry if isinstance(entry, dict) else {}
     dtype, shape, span = fields.get("dtype"), _sizes(fields.get("shape")), _sizes(fields.get("data_offsets"))
-    if not isinstance(dtype, str) or shape is None or span is None or len(span) != 2:
-        raise damaged(path, f"header entry {name!r} is {entry!s:.100}, expected dtype, shape and data_offsets")
+    if not isinstance(dtype, str) or not dtype.isprintable() or shape is None or span is None or len(span) != 2:
+        raise damaged(path, f"header entry {shown(name)} is {shown(entry)}, expected dtype, shape and data_offsets")
     size = span[1] - span[0]
     expected = math.prod(shape) * DTYPE_BYTES.get(dtype, 0)
     if dtype in DTYPE_BYTES and size != expected:
-        raise damaged(path, f"tensor {name!r} has {size} bytes, expected {expected} for {dtype} {list(shape)}")
+        what = f"{dtype} {shown(list(shape))}"
+        raise damaged(path, f"tensor {shown(name)} has {size} bytes, expected {expected} for {what}")
     return TensorInfo(shape, dtype, path), (span[0], span[1])
 
 

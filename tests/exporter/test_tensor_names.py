@@ -50,6 +50,7 @@ def told(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> str:
         ((WEIGHT, f"{WEIGHT}.absmax", f"{WEIGHT}.quant_state.bitsandbytes__nf4"), "bitsandbytes weights: "),
         ((WEIGHT, f"{LAYER}experts.0.gate_proj.SCB"), "bitsandbytes weights: "),
         ((f"base_model.model.{WEIGHT}",), "saved from inside peft's wrapper"),
+        ((f"language_model.base_model.model.{WEIGHT}",), "saved from inside peft's wrapper"),
         ((f"base_model.model.{LAYER}q_proj.lora_A.weight",), "a LoRA adapter that is not merged"),
         ((f"base_model.model.{LAYER}q_proj.base_layer.weight",), "saved with peft's layers inside"),
         ((f"module.{WEIGHT}",), "saved from a DistributedDataParallel wrapper"),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -137,6 +138,38 @@ def test_gguf_only(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
     assert "quantised weights only (model-Q4_K_M.gguf), which are not read" in refusal(tmp_path)
+
+
+# ---- what damaged files say stays one short line
+
+
+HOSTILE = ["x" * 300, "a\nb", "a\0b", "\ud800", "\u2028", "x" * 100_000]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_names_of_files(sharded: Path, text: str) -> None:
+    (sharded / INDEX).write_text(json.dumps({"weight_map": {text: text}}))
+    message = refusal(sharded)
+    assert "expected the bare name of a file in the same directory" in message
+    assert message.isprintable() and len(message) < 1000
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [1] * 5000, "data_offsets": [0, 8]},
+        {"dtype": "?", "shape": ["?"], "data_offsets": [0, 8]},
+        {"dtype": "?", "shape": [3], "data_offsets": [0, 8]},
+    ],
+)
+def test_headers(sharded: Path, text: str, entry: dict[str, Any]) -> None:
+    """The name is `text`, and so is what is "?"."""
+    header = json.dumps({text: entry}).replace('"?"', json.dumps(text)).encode()
+    (sharded / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    message = refusal(sharded)
+    assert message.isprintable() and len(message) < 1500
 
 
 # ---- random damage
