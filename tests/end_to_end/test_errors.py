@@ -116,6 +116,14 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         lambda d: edit_tensors(d, lambda t: t.update({EXPERT: np.zeros((64, 39), np.float32)})),
         (EXPERT, "is [64, 39], expected [64, 64]"),
     ),
+    "not a number": (
+        lambda d: edit_tensors(d, lambda t: t.update({EXPERT: np.full_like(t[EXPERT], np.nan)})),
+        (EXPERT, "[64, 64] has 4096 values like nan at [0, 0]: expected finite numbers"),
+    ),
+    "quantised": (
+        lambda d: edit_tensors(d, lambda t: t.update({f"{EXPERT}_scale_inv": np.ones((1, 1), np.float32)})),
+        (f"1 tensor unexpected: {EXPERT}_scale_inv", "FP8 weights with block scales: "),
+    ),
     "truncated shard": (truncate_shard, ("model-00002-of-00002.safetensors", "damaged or incomplete")),
     "topk_method": (
         lambda d: edit_config(d, topk_method="noaux_tc2"),
