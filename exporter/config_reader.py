@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, overload
 
-from msgspec import Meta
-
 from fastmmoe.runtime.errors import UnsupportedModel
+from fastmmoe.runtime.ranges import limits
 
 T = TypeVar("T")
 
@@ -197,16 +196,8 @@ def _is_in_range(value: Any, kind: Any) -> bool:
         return all(_is_in_range(v, element) for v in value)
     if get_origin(kind) is not Annotated:
         return True
-    low, is_open, high = _limits(kind)
+    low, is_open, high = limits(kind)
     return (low < value if is_open else low <= value) and value <= high
-
-
-def _limits(kind: Any) -> tuple[float, bool, float]:
-    """Least value of an annotated number, whether it is itself outside, greatest value."""
-    meta: Meta = get_args(kind)[1]
-    low = meta.gt if meta.ge is None else meta.ge
-    assert low is not None and meta.le is not None, f"{kind} lacks a limit"
-    return low, meta.ge is None, meta.le
 
 
 def _converted(value: Any, kind: Any) -> Any:
@@ -236,6 +227,6 @@ def _range_name(kind: Any) -> str:
         return f"a list of {_range_name(get_args(kind)[0])}"
     if get_origin(kind) is not Annotated:
         return _kind_name(kind)
-    low, is_open, high = _limits(kind)
+    low, is_open, high = limits(kind)
     least, greatest = (f"{limit:,}" if isinstance(limit, int) else f"{limit:g}" for limit in (low, high))
     return f"more than {least}, up to {greatest}" if is_open else f"{least} to {greatest}"

@@ -8,9 +8,18 @@ keep a damaged file from asking for terabytes, not a large model from being expo
 
 from __future__ import annotations
 
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias, get_args
 
 from msgspec import Meta
+
+
+def limits(kind: Any) -> tuple[float, bool, float]:
+    """Least value of one of these types, whether that is itself outside, greatest value."""
+    meta: Meta = get_args(kind)[1]
+    least = meta.gt if meta.ge is None else meta.ge
+    assert least is not None and meta.le is not None, f"{kind} lacks a limit"
+    return least, meta.ge is None, meta.le
+
 
 Layers: TypeAlias = Annotated[int, Meta(ge=1, le=1024)]
 """Layers of a decoder or of a vision tower."""
@@ -27,10 +36,10 @@ HeadDim: TypeAlias = Annotated[int, Meta(ge=1, le=8192)]
 OptionalHeadDim: TypeAlias = Annotated[int, Meta(ge=0, le=8192)]
 """Width of a head's part that a model may lack; 0 = it does."""
 
-Width: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 20)]
+Width: TypeAlias = Annotated[int, Meta(ge=1, le=1 << 18)]
 """Features of a hidden state, of an MLP, of a latent."""
 
-OptionalWidth: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 20)]
+OptionalWidth: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 18)]
 """Features of a part that a model may lack; 0 = it does."""
 
 Experts: TypeAlias = Annotated[int, Meta(ge=1, le=4096)]

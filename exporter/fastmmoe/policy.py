@@ -20,6 +20,8 @@ from fastmmoe.runtime.policy import (
     even_exponents,
     reduce_experts,
 )
+from fastmmoe.runtime.ranges import ExpertsPerToken, LayerIndex, PatchCount, Share, limits
+from fastmmoe.runtime.ranges import Layers as LayerCount
 
 MethodOption: TypeAlias = Literal["none", "fastmmoe", "random", "fastv", "sparsevlm", "all"]
 METHOD_OPTIONS = (*METHODS, ALL)
@@ -44,8 +46,10 @@ FASTV_LAYER = 2
 WINDOW = 3
 EXPERT_FACTOR = 0.5
 RETENTION = 0.5
-RANGES = {"alpha": (0, 1), "merge_ratio": (0, 1), "window": (1, 64)}
-"""Settings -> least and greatest value."""
+MOST_SHOWN = 128
+"""Numbers of a list that a message holds: all layers of every published model."""
+RANGES = {"alpha": Share, "merge_ratio": Share, "window": PatchCount}
+"""Settings -> their ranges."""
 
 
 class PolicyModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -58,9 +62,9 @@ class PolicyModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """
 
     family: str
-    layers: int
-    moe_layers: tuple[int, ...]
-    top_k: int
+    layers: LayerCount
+    moe_layers: tuple[LayerIndex, ...]
+    top_k: ExpertsPerToken
     checkpoint_identity: str
 
 
@@ -160,6 +164,7 @@ def check_options(options: PolicyOptions) -> None:
     """Raise InvalidRequest where an option is wrong for every model."""
     _check_method(options)
     check_retention(options.retention)
+    _check_types(options)
     for name in RANGES:
         value = getattr(options, name)
         if value is not None:
@@ -186,6 +191,14 @@ def _check_method(options: PolicyOptions) -> None:
         raise InvalidRequest("--prune-layers: --method none prunes nothing")
 
 
+def _check_types(options: PolicyOptions) -> None:
+    """Raise InvalidRequest for an option of another type, which Python callers may give."""
+    try:
+        msgspec.convert(vars(options), PolicyOptions)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(f"pruning options: {error}") from error
+
+
 def _check_shape(found_for: PolicyModel, family: str, layers: Layers) -> None:
     """Raise InvalidRequest unless the model has the shape that settings were found for."""
     ours = {"family": family, "layers": layers.count, "moe_layers": layers.moe, "top_k": layers.top_k}
@@ -193,8 +206,8 @@ def _check_shape(found_for: PolicyModel, family: str, layers: Layers) -> None:
         theirs = getattr(found_for, name)
         if theirs != value:
             raise InvalidRequest(
-                f"--policy: its settings were found for a model with {name} {_shown(theirs)}, this one has "
-                f"{_shown(value)}: find settings for this model"
+                f"--policy: its settings were found for a model with {name} {shown_numbers(theirs)}, this one has "
+                f"{shown_numbers(value)}: find settings for this model"
             )
 
 
@@ -253,11 +266,11 @@ def _check_order(given: tuple[int, ...]) -> None:
     if not given:
         raise InvalidRequest("--prune-layers is empty: give layers such as 2,5,8, or --method none")
     if list(given) != sorted(set(given)):
-        raise InvalidRequest(f"--prune-layers {_shown(given)}: expected ascending layers without repetition")
+        raise InvalidRequest(f"--prune-layers {shown_numbers(given)}: expected ascending layers without repetition")
 
 
 def _checked_layers(method: Method, given: tuple[int, ...], layers: Layers) -> tuple[int, ...]:
-    shown = _shown(given)
+    shown = shown_numbers(given)
     if given[0] < 0 or given[-1] >= layers.count:
         raise InvalidRequest(f"--prune-layers {shown}: the model has layers 0 to {layers.count - 1}")
     most = {"fastv": 1, "sparsevlm": len(SPARSEVLM_COUNTS)}.get(method, layers.count)
@@ -270,8 +283,7 @@ def _checked_layers(method: Method, given: tuple[int, ...], layers: Layers) -> t
     wrong = [layer for layer in given if layer not in possible]
     if wrong:
         raise InvalidRequest(
-            f"--prune-layers {shown}: layer {wrong[0]} has {what}; "
-            f"possible for {method} are {','.join(map(str, possible))}"
+            f"--prune-layers {shown}: layer {wrong[0]} has {what}; possible for {method} are {shown_numbers(possible)}"
         )
     return given
 
@@ -281,8 +293,8 @@ def check_exponents(exponents: tuple[float, ...], stages: int) -> None:
     ascends = all(a < b for a, b in zip((0.0, *exponents), exponents, strict=False))
     if len(exponents) != stages or not ascends or exponents[-1] != 1:
         raise InvalidRequest(
-            f"stage_exponents {_shown(exponents)}: expected {stages} (one for each prune layer), ascending, above 0, "
-            f"the last 1"
+            f"stage_exponents {shown_numbers(exponents)}: expected {stages} (one for each prune layer), ascending, "
+            f"above 0, the last 1"
         )
 
 
@@ -290,17 +302,21 @@ def check_visual_top_k(visual_top_k: tuple[int, ...], count: int, top_k: int) ->
     """Raise InvalidRequest unless there is one for each MoE layer, from 1 to top_k."""
     if len(visual_top_k) != count or not all(1 <= k <= top_k for k in visual_top_k):
         raise InvalidRequest(
-            f"visual_top_k {_shown(visual_top_k)}: expected {count} (one for each MoE layer) of 1 to {top_k}, the "
-            f"model's experts per token"
+            f"visual_top_k {shown_numbers(visual_top_k)}: expected {count} (one for each MoE layer) of 1 to {top_k}, "
+            f"the model's experts per token"
         )
 
 
 def check_range(name: str, value: float, *, shown: str) -> None:
     """Raise InvalidRequest unless the value is in its row of RANGES; shown: what the message calls it."""
-    low, high = RANGES[name]
+    low, _, high = limits(RANGES[name])
     if not low <= value <= high:
         raise InvalidRequest(f"{shown} {value}: expected {low} to {high}")
 
 
-def _shown(value: object) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def shown_numbers(value: object) -> str:
+    """A number or a list of numbers as messages show it."""
+    if not isinstance(value, tuple):
+        return str(value)
+    more = f" and {len(value) - MOST_SHOWN} more" if len(value) > MOST_SHOWN else ""
+    return ",".join(map(str, value[:MOST_SHOWN])) + more

@@ -16,10 +16,12 @@ from fastmmoe.exporter.fastmmoe.policy import (
     check_exponents,
     check_range,
     check_visual_top_k,
+    shown_numbers,
 )
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.files import write_atomically
 from fastmmoe.runtime.policy import check_retention
+from fastmmoe.runtime.strict_json import parse_strictly
 
 FORMAT = 1
 
@@ -68,8 +70,8 @@ class PolicyFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         layers, moe_layers = self.prune_layers, self.model.moe_layers
         if not layers or list(layers) != sorted(set(layers)) or not set(layers) <= set(moe_layers):
             raise InvalidRequest(
-                f"prune_layers {','.join(map(str, layers))}: expected one or more of model.moe_layers "
-                f"({','.join(map(str, moe_layers))}), ascending"
+                f"prune_layers {shown_numbers(layers)}: expected one or more of model.moe_layers "
+                f"({shown_numbers(moe_layers)}), ascending"
             )
         check_exponents(self.stage_exponents, len(layers))
         check_retention(self.retention)
@@ -82,21 +84,21 @@ def read_policy(path: Path) -> PolicyFile:
     """Read and check a policy.json.
 
     Raises:
-        InvalidRequest: no such file, another format, unknown or missing keys, a value of another type or outside its
-            range; the message names the file and the key.
+        InvalidRequest: no such file, another format, unknown, missing or repeated keys, a value of another type or
+            outside its range; the message names the file and the key.
     """
     try:
-        data = path.read_bytes()
-        header = msgspec.json.decode(data, type=_Header)
-        if header.format != FORMAT:
-            raise InvalidRequest(
-                f"{path}: policy format {header.format}, fastmmoe {__version__} reads format {FORMAT}; calibrate again"
-            )
-        policy = msgspec.json.decode(data, type=PolicyFile)
+        document = parse_strictly(path.read_bytes())
+        header = msgspec.convert(document, _Header)
+        policy = msgspec.convert(document, PolicyFile) if header.format == FORMAT else None
     except OSError as error:
         raise InvalidRequest(f"{path}: {error.strerror}; give a policy.json that calibration wrote") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # msgspec.ValidationError is one
         raise InvalidRequest(f"{path}: not a policy.json that calibration wrote: {error}") from error
+    if policy is None:
+        raise InvalidRequest(
+            f"{path}: policy format {header.format}, fastmmoe {__version__} reads format {FORMAT}; calibrate again"
+        )
     _check_in(path, policy)
     return policy
 

@@ -10,8 +10,9 @@ import pytest
 from msgspec import Meta
 
 from fastmmoe.exporter.config_reader import ConfigReader
+from fastmmoe.exporter.ops import SPARSE_MOE
 from fastmmoe.runtime.errors import UnsupportedModel
-from fastmmoe.runtime.ranges import Positive, Width
+from fastmmoe.runtime.ranges import ExpertGroups, Experts, ExpertsPerToken, Positive, Width, limits
 
 Tens: TypeAlias = Annotated[int, Meta(ge=1, le=10)]
 Share: TypeAlias = Annotated[float, Meta(gt=0, le=1)]
@@ -143,6 +144,16 @@ def test_large_deep_and_odd_values_make_short_lines() -> None:
 def test_another_file_is_named_in_messages() -> None:
     with pytest.raises(UnsupportedModel, match=re.escape("processor_config.json: patch_size is missing")):
         ConfigReader({}, "processor_config.json").require("patch_size")
+
+
+def test_ranges_are_those_of_the_operators_contract() -> None:
+    limits_of = {attribute.name: attribute.limits for attribute in SPARSE_MOE.attributes}
+    for name, kind in (("top_k", ExpertsPerToken), ("n_group", ExpertGroups), ("topk_group", ExpertGroups)):
+        low, is_open, high = limits(kind)
+        assert (low, high) == limits_of[name] and not is_open
+    sizes = {size.letter: size for size in SPARSE_MOE.sizes}
+    for letter, kind in (("H", Width), ("I", Width), ("E", Experts)):
+        assert limits(kind)[2] <= sizes[letter].greatest
 
 
 def test_unread_lists_exactly_the_keys_nobody_asked_for() -> None:

@@ -144,6 +144,25 @@ def test_settings_of_a_model_of_another_shape(change: dict[str, Any], message: s
     assert str(caught.value) == f"{start}{message}: find settings for this model"
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"window": 2.5}, "Expected `int`, got `float` - at `$.window`"),
+        ({"window": True}, "Expected `int`, got `bool` - at `$.window`"),
+        ({"alpha": "0.5"}, "Expected `float | null`, got `str` - at `$.alpha`"),
+        ({"prune_layers": (1.5,)}, "Expected `int`, got `float` - at `$.prune_layers[0]`"),
+        ({"prune_layers": 3}, "Expected `array | null`, got `int` - at `$.prune_layers`"),
+        ({"visual_top_k": (1.5, 1, 1, 1, 1)}, "Expected `int`, got `float` - at `$.visual_top_k[0]`"),
+        ({"merge": "max"}, "Invalid enum value 'max' - at `$.merge`"),
+        ({"reduction_weights": ["none"]}, "Expected `str`, got `array` - at `$.reduction_weights`"),
+    ],
+)
+def test_options_of_another_type(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        resolve(**options)
+    assert str(caught.value) == f"pruning options: {message}"
+
+
 def test_method_none_has_no_stages() -> None:
     policy = resolve(method="none", layers=2)
     assert (policy.method, policy.prune_layers, policy.retention) == ("none", {}, 1.0)

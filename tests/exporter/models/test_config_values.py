@@ -66,22 +66,21 @@ VALUES: dict[str, Any] = {
 SMALL = {"1"}
 LEGAL: dict[str, set[str]] = {
     "vocab_size": {"1", "1e6"},
-    "hidden_size": {"1", "1e6"},
+    "hidden_size": SMALL,
     "num_hidden_layers": SMALL,
     "num_attention_heads": SMALL,
     "num_key_value_heads": {"1", "null"},
-    "intermediate_size": {"1", "1e6"},
-    "moe_intermediate_size": {"1", "1e6"},
+    "intermediate_size": SMALL,
+    "moe_intermediate_size": SMALL,
     "num_experts_per_tok": SMALL,
     "n_shared_experts": SMALL,
     "first_k_dense_replace": {"0", "1"},
     "moe_layer_freq": SMALL,
     "max_position_embeddings": {"1", "1e6"},
-    "kv_lora_rank": {"1", "1e6"},
+    "kv_lora_rank": SMALL,
     "qk_nope_head_dim": SMALL,
     "v_head_dim": SMALL,
     "patch_size": SMALL,
-    "width": {"1e6"},
     "layers": SMALL,
     "heads": SMALL,
     "mlp_ratio": {"1", "half"},
@@ -100,7 +99,6 @@ LEGAL: dict[str, set[str]] = {
     "qk_normalization": {"true", "false"},
     "qkv_bias": {"true", "false"},
     "use_mla": {"true", "false"},
-    "image_size": {"1e6"},
 }
 
 
