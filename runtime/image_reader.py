@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.libtiff import collect_errors
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -245,10 +246,21 @@ def _layout(source: Any) -> str:
     return str(tiles[0][3]) if tiles else ""
 
 
+def _load(image: Image) -> None:
+    tiles = getattr(image, "tile", None)
+    if not tiles or tiles[0][0] != "libtiff":
+        image.load()
+        return
+    with collect_errors() as modules:
+        image.load()
+    if modules:
+        raise _Refused(f"the compressed TIFF data is damaged (libtiff, {modules[0]}); {ADVICE}")
+
+
 def _upright_rgb(image: Image, layout: str) -> Image:
     from PIL.Image import Transpose
 
-    image.load()
+    _load(image)
     turn = {
         2: Transpose.FLIP_LEFT_RIGHT,
         3: Transpose.ROTATE_180,
