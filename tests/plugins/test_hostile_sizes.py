@@ -71,7 +71,7 @@ def prune_shapes(T: int, V: int, K: int, M: int, H: int, E: int) -> Shapes:
 REFUSED: dict[str, tuple[str, dict[str, int], Shapes, str]] = {
     "pairs times I": (
         MOE,
-        {"T": 16, "H": 0, "I": TOO_MANY},
+        {"T": 16, "V": 0, "H": 0, "I": TOO_MANY},
         {},
         "H is 0, expected 1 to 262144 (hidden_states is [16, 0])",
     ),
