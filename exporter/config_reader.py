@@ -13,6 +13,7 @@ from fastmmoe.runtime.ranges import limits
 
 T = TypeVar("T")
 
+MOST_LISTED = 40
 _ABSENT = object()
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxlong = _REPR.maxother = 80
@@ -149,6 +150,12 @@ class ConfigReader:
         if not _is_in_range(value, kind):
             raise UnsupportedModel(f"{self.name(key)} is {shown(value)}, expected {_range_name(kind)}")
         return _converted(value, kind)
+
+
+def listed(names: list[str]) -> str:
+    """Names of keys as messages list them."""
+    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
+    return ", ".join(names[:MOST_LISTED]) + more
 
 
 def shown(value: Any) -> str:

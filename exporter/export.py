@@ -12,6 +12,7 @@ import onnx_ir as ir
 import torch
 
 from fastmmoe.exporter.config import DEMO, ExportConfig
+from fastmmoe.exporter.config_reader import listed
 from fastmmoe.exporter.disk_space import check_space, weights_bytes
 from fastmmoe.exporter.families import Model, Precision
 from fastmmoe.exporter.fastmmoe.policy import PolicyModel
@@ -112,7 +113,7 @@ def _report_model(model: Model, name: str, report: Report) -> None:
         report(f"default: {policy.default_method} at retention {policy.retention:g}, alpha {policy.alpha:g}")
     unread = model.config_reader.unread()
     if unread:
-        report(f"config.json keys not read: {', '.join(unread)}")
+        report(f"config.json keys not read: {listed(unread)}")
     if not (model.checkpoint.path / TOKENIZER).is_file():
         report("no tokenizer.json: this bundle takes ready-made tensors (fastmmoe run --inputs) only")
 

@@ -234,12 +234,21 @@ def sort_keys(known: Mapping[str, Known], reader: ConfigReader, language: Config
         _refuse_quantisation(section)
         tables = [ANYWHERE, known[section.prefix], *([LANGUAGE] if section is language else [])]
         for table in tables:
-            section.ignore(*(key for keys in table.without_effect.values() for key in keys))
-            for key in table.without_effect_at.keys() & section.values.keys():
-                section.choice(key, (*table.without_effect_at[key], None), None)
+            ignore_known(section, table)
     _compare_top_level(reader, language)
     for section in sections:
         _refuse_unknown(section)
+
+
+def ignore_known(section: ConfigReader, known: Known) -> None:
+    """Count the keys of a table as read.
+
+    Raises:
+        UnsupportedModel: one has a value at which it has an effect.
+    """
+    section.ignore(*(key for keys in known.without_effect.values() for key in keys))
+    for key in known.without_effect_at.keys() & section.values.keys():
+        section.choice(key, (*known.without_effect_at[key], None), None)
 
 
 def _refuse_quantisation(section: ConfigReader) -> None:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from fastmmoe.exporter.checkpoint_files import check_small_file, parse_object, read_bytes
-from fastmmoe.exporter.config_reader import ConfigReader, is_same, shown
-from fastmmoe.exporter.known_keys import ANYWHERE, Known
+from fastmmoe.exporter.config_reader import ConfigReader, is_same, listed, shown
+from fastmmoe.exporter.known_keys import ANYWHERE, Known, ignore_known
 from fastmmoe.runtime.errors import UnsupportedModel
 
 PROCESSOR = "processor_config.json"
@@ -152,21 +152,15 @@ class SideFiles:
         """
         for name, reader in self._readers.items():
             if name in KNOWN:
-                _ignore(reader, KNOWN[name])
+                ignore_known(reader, KNOWN[name])
         if "image_processor" in self[PROCESSOR].values:
-            _ignore(self[PROCESSOR].section("image_processor"), KNOWN[PREPROCESSOR])
+            ignore_known(self[PROCESSOR].section("image_processor"), KNOWN[PREPROCESSOR])
         _check_tokenizer_config(self[TOKENIZER_CONFIG], report)
         _report_generation(self[GENERATION], report)
         for name in (PROCESSOR, PREPROCESSOR, GENERATION):
             unread = self._readers[name].unread() if name in self._readers else []
             if unread:
-                report(f"{name} keys not read: {', '.join(unread)}")
-
-
-def _ignore(reader: ConfigReader, known: Known) -> None:
-    reader.ignore(*(key for keys in known.without_effect.values() for key in keys))
-    for key in known.without_effect_at.keys() & reader.values.keys():
-        reader.choice(key, (*known.without_effect_at[key], None), None)
+                report(f"{name} keys not read: {listed(unread)}")
 
 
 def _check_tokenizer_config(reader: ConfigReader, report: Callable[[str], None]) -> None:

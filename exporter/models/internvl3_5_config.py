@@ -195,11 +195,11 @@ def _read_sliding_layers(language: ConfigReader, layers: int, *, is_gpt_oss: boo
     kinds = language.require("layer_types", list) if is_gpt_oss else language.get("layer_types", None, list | None)
     if kinds is None:
         return ()
-    unknown = sorted({str(shown(kind)) for kind in kinds if kind not in supported})
+    unknown = sorted({shown(kind) for kind in kinds[:layers] if kind not in supported})
     if unknown or len(kinds) != layers:
         raise UnsupportedModel(
-            f"{language.name('layer_types')} has {len(kinds)} entries {shown(unknown) if unknown else ''}, expected "
-            f"{layers} of {' and '.join(supported)}"
+            f"{language.name('layer_types')} has {len(kinds)} entries{''.join(f', {kind}' for kind in unknown[:3])}; "
+            f"expected {layers} of {' and '.join(supported)}"
         )
     return tuple(i for i, kind in enumerate(kinds) if kind == "sliding_attention")
 

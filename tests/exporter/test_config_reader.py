@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias
 import pytest
 from msgspec import Meta
 
-from fastmmoe.exporter.config_reader import ConfigReader
+from fastmmoe.exporter.config_reader import ConfigReader, listed
 from fastmmoe.exporter.ops import SPARSE_MOE
 from fastmmoe.runtime.errors import UnsupportedModel
 from fastmmoe.runtime.ranges import ExpertGroups, Experts, ExpertsPerToken, Positive, Width, limits
@@ -144,6 +144,12 @@ def test_large_deep_and_odd_values_make_short_lines() -> None:
 def test_another_file_is_named_in_messages() -> None:
     with pytest.raises(UnsupportedModel, match=re.escape("processor_config.json: patch_size is missing")):
         ConfigReader({}, "processor_config.json").require("patch_size")
+
+
+def test_many_names_make_a_short_line() -> None:
+    assert listed(["a", "b"]) == "a, b"
+    names = [f"k{i}" for i in range(100_000)]
+    assert listed(names) == ", ".join(names[:40]) + " and 99960 more"
 
 
 def test_ranges_are_those_of_the_operators_contract() -> None:

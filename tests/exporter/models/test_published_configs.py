@@ -14,8 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from fastmmoe.exporter.checkpoint import Checkpoint
+from fastmmoe.exporter.config import DEMO, checkpoint_directory
 from fastmmoe.exporter.config_reader import ConfigReader
+from fastmmoe.exporter.families import Model, Precision
+from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
 from fastmmoe.exporter.models import deepseek_vl2_config, internvl3_5_config
 from fastmmoe.exporter.processor_config import read_processor_config
 from fastmmoe.runtime.errors import UnsupportedModel
@@ -352,3 +357,37 @@ def wrong(value: Any) -> Any:
     if isinstance(value, (int, float)):
         return value * 2 + 2
     return "other" if isinstance(value, str) else [*(value or []), "other"]
+
+
+@pytest.mark.parametrize(("value", "found"), [(False, "is False"), (None, "is missing, which means False")])
+def test_one_tile_a_picture_is_refused(golden: Path, tmp_path: Path, value: Any, found: str) -> None:
+    config = FORMS["30B"]()
+    set_key(config, ("dynamic_image_size",), value)
+    shutil.copyfile(golden / "internvl-qwen3moe" / "tokenizer.json", tmp_path / "tokenizer.json")
+    with pytest.raises(UnsupportedModel, match=rf"dynamic_image_size {found}; supported: True"):
+        read_processor_config(tmp_path, read(config)[1], vocab_size=151936)
+
+
+def test_the_demo_has_no_unknown_key() -> None:
+    directory = checkpoint_directory(DEMO)
+    c, reader = read(json.loads((directory / "config.json").read_text()))
+    read_processor_config(directory, reader, vocab_size=c.vocab_size)
+    assert reader.unread() == []
+
+
+@pytest.mark.parametrize("name", ["internvl-qwen3moe", "internvl-gptoss"])
+@pytest.mark.parametrize("save", [as_saved_by_4, as_saved_by_5])
+def test_weights_open_with_the_forms_of_both_versions(
+    own_checkpoint: Callable[[str], Path], name: str, save: Callable[[Json], Json]
+) -> None:
+    """A head of its own in the weights, whatever the top level says about tying."""
+    directory = own_checkpoint(name)
+    config = json.loads((directory / "config.json").read_text())
+    text = config["text_config"]
+    rope = text.pop("rope_parameters")
+    config.pop("tie_word_embeddings")
+    text["rope_theta"], text["rope_scaling"] = rope.pop("rope_theta"), rope if rope["rope_type"] == "yarn" else None
+    (directory / "config.json").write_text(json.dumps(save(config)))
+    model = Model(Checkpoint(directory), PolicyOptions(), Precision(torch.float32, torch.float32))
+    head, embedding = (model.load(name) for name in ("language_model.lm_head.weight", "embedding.weight"))
+    assert head.shape == embedding.shape and not torch.equal(head, embedding)
