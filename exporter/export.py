@@ -42,6 +42,7 @@ from fastmmoe.runtime.engines import build_engines
 from fastmmoe.runtime.files import Report, size_text, writing
 from fastmmoe.runtime.processor_config import ProcessorConfig
 from fastmmoe.runtime.targets import Target
+from fastmmoe.runtime.verification import leave_stamp
 
 TWIN_NAME = "float32 twin"
 STAGED, TWIN = "bundle", "twin"
@@ -85,11 +86,12 @@ def run_export(plan: ExportPlan, report: Report) -> Path:
         check_space(plan.out, model)
         check_weights(model, report)
         staged = output.scratch / STAGED
-        manifest = _write(staged, plan, model, processor, report)
+        manifest, hashed_at = _write(staged, plan, model, processor, report)
         _check(staged, output.scratch / TWIN, manifest, model, plan, report)
         if target.tensorrt is not None and target.tensorrt.is_ahead_of_time:
-            build_engines(staged, report=report)
+            build_engines(staged, report=report, verify=False)
         output.publish(staged)
+    leave_stamp(plan.out, manifest, hashed_at)
     report(f"wrote {plan.out}: {_contents(plan.out)}")
     return plan.out
 
@@ -131,8 +133,10 @@ def _report_policy(model: Model, found_for: PolicyModel, report: Report) -> None
         )
 
 
-def _write(directory: Path, plan: ExportPlan, model: Model, processor: ProcessorConfig, report: Report) -> Manifest:
-    """Write graphs, weights, tokenizer, plugin and manifest."""
+def _write(
+    directory: Path, plan: ExportPlan, model: Model, processor: ProcessorConfig, report: Report
+) -> tuple[Manifest, int]:
+    """Write graphs, weights, tokenizer, plugin and manifest; return it and the time at which hashing began."""
     directory.mkdir()
     portable = plan.target.tensorrt is None
     write_graphs(directory, model, portable=portable, report=report, shown=plan.out)
@@ -144,6 +148,7 @@ def _write(directory: Path, plan: ExportPlan, model: Model, processor: Processor
         library, info = plan.plugin
         _copy(library, directory / PLUGIN, plan.out)
         report(f"copied the TensorRT plugin {info.version} for {info.architecture}")
+    hashed_at = time.time_ns()
     manifest = build_manifest(
         directory,
         plan.name,
@@ -156,7 +161,7 @@ def _write(directory: Path, plan: ExportPlan, model: Model, processor: Processor
     )
     with writing(directory / MANIFEST, 0, shown=plan.out / MANIFEST):
         write_manifest(directory, manifest)
-    return manifest
+    return manifest, hashed_at
 
 
 def _copy(source: Path, file: Path, shown: Path) -> None:

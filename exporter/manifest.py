@@ -8,7 +8,6 @@ from typing import Any
 
 from fastmmoe import __version__
 from fastmmoe.exporter.families import Model, Precision
-from fastmmoe.exporter.graph_inputs import cache_shape
 from fastmmoe.exporter.ops import OPS
 from fastmmoe.runtime import bundle
 from fastmmoe.runtime.consistency import custom_operators
@@ -101,3 +100,11 @@ def language_model_info(config: Any) -> bundle.LanguageModelInfo:
         sliding_layers=getattr(config, "sliding_layers", ()),
         sliding_window=getattr(config, "sliding_window", None),
     )
+
+
+def cache_shape(config: Any) -> tuple[int, ...]:
+    """Dimensions of one layer's cache tensor without its length: (Nkv, D), or (rank + rope,) for latent attention."""
+    mla = getattr(config, "mla", None)
+    if mla is not None:
+        return (mla.kv_lora_rank + mla.qk_rope_head_dim,)
+    return (config.num_key_value_heads, config.head_dim)

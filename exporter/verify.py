@@ -18,7 +18,7 @@ import torch
 
 from fastmmoe.exporter.families import Model
 from fastmmoe.exporter.fastmmoe.decoder import LanguageModel
-from fastmmoe.exporter.graph_inputs import cache_shape
+from fastmmoe.exporter.manifest import cache_shape
 from fastmmoe.exporter.ops import SPARSE_MOE
 from fastmmoe.runtime import abi, session
 from fastmmoe.runtime.bundle import GRAPHS, Manifest, graph_file

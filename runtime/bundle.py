@@ -126,6 +126,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ops: version of each custom operator in the graphs.
         portable: whether *.portable.onnx (operators with function bodies) are there.
         plugin: of PLUGIN; None on targets without TensorRT.
+        sha256: of everything else in the manifest (`manifest_sha256`); `write_manifest` fills it in.
     """
 
     format: int
@@ -134,8 +135,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     family: Literal["deepseek_vl2", "internvl3_5"]
     checkpoint_identity: str
     target: str
-    dtype: Literal["fp32", "fp16", "bf16"]
-    activation_dtype: Literal["float32", "float16", "bfloat16"]
+    dtype: Annotated[str, Meta(pattern="^(fp32|fp16|bf16)$")]
+    activation_dtype: Annotated[str, Meta(pattern="^(float32|float16|bfloat16)$")]
     experts: ExpertsInfo
     ops: dict[str, Version]
     portable: bool
@@ -145,6 +146,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     vision: VisionInfo
     language_model: LanguageModelInfo
     files: dict[str, FileEntry]
+    sha256: str = ""
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -198,6 +200,24 @@ def weights_file(graph: str) -> str:
     return f"{graph}.data"
 
 
+def read_engines(directory: Path) -> Engines | None:
+    """engines.json, None where there is none.
+
+    Raises:
+        BundleMismatch: it is damaged or of another version.
+    """
+    path = directory / ENGINES
+    if not path.is_file():
+        return None
+    try:
+        parse_strictly(path.read_bytes())
+        return msgspec.json.decode(path.read_bytes(), type=Engines)
+    except (ValueError, msgspec.DecodeError) as error:
+        raise BundleMismatch(
+            f"{path}: damaged, or written by another version: {error}; build the engines again"
+        ) from error
+
+
 def file_entry(path: Path) -> FileEntry:
     """Size and hash of a file, read in pieces."""
     digest = hashlib.sha256()
@@ -209,21 +229,42 @@ def file_entry(path: Path) -> FileEntry:
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Write manifest.json, readable and with a fixed order of keys."""
-    text = msgspec.json.format(msgspec.json.encode(manifest), indent=2)
+    whole = msgspec.structs.replace(manifest, sha256=manifest_sha256(manifest))
+    text = msgspec.json.format(msgspec.json.encode(whole), indent=2)
     (directory / MANIFEST).write_bytes(text + b"\n")
 
 
-def read_manifest(directory: Path) -> Manifest:
-    """Read and check a bundle's manifest, and compare the names and sizes of its files; hashes are not computed.
+def manifest_sha256(manifest: Manifest) -> str:
+    """Hash over what a manifest says, whatever the blanks between: all of its keys but `sha256`."""
+    return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(manifest, sha256=""))).hexdigest()
 
+
+def read_manifest(directory: Path, *, verify: bool = True) -> Manifest:
+    """Read and check a bundle's manifest, and compare the names and sizes of its files; they are not read.
+
+    Args:
+        verify: False takes a manifest that was changed after the export.
     Raises:
-        BundleMismatch: not a bundle, another format or version, contradictions, or files missing, unknown or of
-            another size.
+        BundleMismatch: not a bundle, another format or version, contradictions, a manifest that is not the one that was
+            exported, or files missing, unknown or of another size.
     """
     manifest = load_manifest(directory)
     for damage in damaged_files(directory, manifest):
         raise BundleMismatch(damage)
+    for damage in damaged_manifest(directory, manifest) if verify else ():
+        raise BundleMismatch(damage)
     return manifest
+
+
+def damaged_manifest(directory: Path, manifest: Manifest) -> Iterator[str]:
+    """What says that a legal manifest is not the one that was exported."""
+    found = manifest_sha256(manifest)
+    if manifest.sha256 != found:
+        expected = f"{manifest.sha256[:12]}..." if manifest.sha256 else "one in it, there is none"
+        yield (
+            f"{directory / MANIFEST}: damaged or edited: SHA-256 {found[:12]}..., expected {expected}; export again, "
+            f"with the settings that are wanted"
+        )
 
 
 def load_manifest(directory: Path) -> Manifest:

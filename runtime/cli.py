@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastmmoe import __version__
-from fastmmoe.runtime.command import ArgumentParser, run_command, saying_what_memory_lacks
+from fastmmoe.runtime.bundle_cli import add_bundle_commands
+from fastmmoe.runtime.command import ArgumentParser, add_no_verify, run_command, saying_what_memory_lacks
 from fastmmoe.runtime.counting_cli import add_counting
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.policy import METHODS
@@ -42,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_build(commands)
     add_counting(commands)
+    add_bundle_commands(commands)
     for command in entry_points(group=COMMANDS):
         command.load()(commands)
     return parser
@@ -58,6 +60,7 @@ def _add_run(commands: Any) -> None:
     _add_request_arguments(run)
     run.add_argument("--portable", action="store_true", help="without the native library (slow)")
     run.add_argument("--threads", type=int, default=0, help="0 = one per core (default)")
+    add_no_verify(run)
     run.add_argument("--json", action="store_true", help="one JSON object instead of text")
     run.set_defaults(function=_run)
 
@@ -74,6 +77,7 @@ def _add_build(commands: Any) -> None:
     for option, text in limits.items():
         build.add_argument(option, type=int, metavar="N", help=f"the most {text}")
     build.add_argument("--workspace", type=int, metavar="MIB", help="the most scratch memory of a layer (default: all)")
+    add_no_verify(build)
     build.set_defaults(function=_build)
 
 
@@ -116,7 +120,9 @@ def _build(arguments: argparse.Namespace) -> int:
         max_tiles=arguments.max_tiles,
         workspace_mib=arguments.workspace,
     )
-    engines = build_engines(arguments.bundle, options, report=lambda line: print(line, flush=True))
+    engines = build_engines(
+        arguments.bundle, options, report=lambda line: print(line, flush=True), verify=not arguments.no_verify
+    )
     print(f"wrote {', '.join(engines.files)} in {arguments.bundle}")
     return 0
 
@@ -130,7 +136,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _load_and_run(arguments: argparse.Namespace) -> int:
     from fastmmoe.runtime.vlm import VLM
 
-    vlm = VLM(arguments.bundle, portable=arguments.portable, threads=arguments.threads)
+    vlm = VLM(arguments.bundle, portable=arguments.portable, threads=arguments.threads, verify=not arguments.no_verify)
     options = {
         "method": arguments.method,
         "seed": arguments.seed,

@@ -79,6 +79,13 @@ def _did_you_mean(word: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
+def add_no_verify(parser: argparse.ArgumentParser) -> None:
+    """Add the option of commands that open a bundle."""
+    parser.add_argument(
+        "--no-verify", action="store_true", help="trust the bundle's files: compare names and sizes, no SHA-256"
+    )
+
+
 def run_command(name: str, command: Callable[[], int]) -> int:
     """Run a command and return its exit code; what the user can mend is printed as one line."""
     for stream in (sys.stdout, sys.stderr):

@@ -30,7 +30,6 @@ from fastmmoe.runtime.bundle import (
     engine_file,
     file_entry,
     graph_file,
-    read_manifest,
 )
 from fastmmoe.runtime.devices import DEVICES
 from fastmmoe.runtime.errors import BundleMismatch, InvalidRequest
@@ -40,6 +39,7 @@ from fastmmoe.runtime.plugin_library import check_bundled_plugin
 from fastmmoe.runtime.profiles import Profile, engine_profiles, resolve_limits
 from fastmmoe.runtime.targets import TARGETS, Target, TensorRT
 from fastmmoe.runtime.tensorrt_api import EngineBuildFailed, EngineReply, EngineRequest
+from fastmmoe.runtime.verification import open_bundle
 
 PROGRESS_SECONDS = 5.0
 
@@ -61,11 +61,14 @@ class BuildOptions:
     workspace_mib: int | None = None
 
 
-def build_engines(directory: Path, options: BuildOptions | None = None, report: Report = print) -> Engines:
+def build_engines(
+    directory: Path, options: BuildOptions | None = None, report: Report = print, *, verify: bool = True
+) -> Engines:
     """Build the engines of a bundle. They appear in it, with engines.json, complete or not at all.
 
     Args:
         report: is called with a line for each step, and every few seconds in between.
+        verify: see `open_bundle`.
     Returns:
         What engines.json says.
     Raises:
@@ -74,7 +77,8 @@ def build_engines(directory: Path, options: BuildOptions | None = None, report: 
         EngineBuildFailed: TensorRT is not installed, or refuses a graph.
     """
     options = BuildOptions() if options is None else options
-    manifest = read_manifest(directory)
+    opened = open_bundle(directory, verify=verify, say=report)
+    manifest = opened.manifest
     target, tensorrt = _engine_target(directory, manifest)
     limits = _resolve(manifest, options)
     plugin = check_bundled_plugin(directory, manifest)
@@ -92,6 +96,7 @@ def build_engines(directory: Path, options: BuildOptions | None = None, report: 
     with scratch_directory(directory, "engines", report) as scratch:
         builder = _Builder(directory, scratch, tensorrt, options.workspace_mib, report)
         files = {engine_file(graph): builder.build(graph, profiles[graph]) for graph in profiles}
+        opened.check_unchanged()
         engines = Engines(
             format=FORMAT,
             fastmmoe_version=__version__,

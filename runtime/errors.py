@@ -16,3 +16,7 @@ class UnsupportedModel(FastmmoeError):
 
 class BundleMismatch(FastmmoeError):
     """A bundle, a native library and this version do not belong together, or a bundle is damaged."""
+
+
+class NotFinite(FastmmoeError, ArithmeticError):
+    """The model has computed NaN or infinity, of which no answer can be made."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastmmoe import __version__
 from fastmmoe.plugins import tensorrt_library_path
-from fastmmoe.runtime.bundle import PLUGIN, Manifest, PluginInfo, file_entry
+from fastmmoe.runtime.bundle import PLUGIN, Manifest, PluginInfo
 from fastmmoe.runtime.errors import BundleMismatch, InvalidRequest
 from fastmmoe.runtime.targets import Target, TensorRT
 
@@ -48,19 +48,15 @@ def check_bundled_plugin(directory: Path, manifest: Manifest) -> PluginInfo:
     """The plugin of a bundle whose manifest has been read.
 
     Raises:
-        BundleMismatch: there is none, it is not the file that was exported, or of another version than this package.
+        BundleMismatch: there is none, or of another version than this package.
     """
     if manifest.plugin is None or PLUGIN not in manifest.files:
         raise BundleMismatch(f"{directory}: {manifest.target} bundle without {PLUGIN}; export again")
-    path = directory / PLUGIN
-    # Changed after the export, though not in size.
-    if file_entry(path) != manifest.files[PLUGIN]:
-        raise BundleMismatch(f"{path}: not the file that was exported; copy the whole bundle or export again")
     version = manifest.plugin.version
     if version != __version__:
         raise BundleMismatch(
-            f"{path}: of version {version}, this is fastmmoe {__version__}; export again with fastmmoe {__version__}, "
-            f"or install fastmmoe {version} here"
+            f"{directory / PLUGIN}: of version {version}, this is fastmmoe {__version__}; export again with fastmmoe "
+            f"{__version__}, or install fastmmoe {version} here"
         )
     return manifest.plugin
 

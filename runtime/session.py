@@ -13,10 +13,14 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from fastmmoe.runtime import abi
-from fastmmoe.runtime.bundle import GRAPHS, Manifest, graph_file
+from fastmmoe.runtime.bundle import GRAPHS, Manifest, graph_file, weights_file
 from fastmmoe.runtime.errors import BundleMismatch
 from fastmmoe.runtime.feeds import Chunk, call_feeds
+from fastmmoe.runtime.finite import check_finite
+from fastmmoe.runtime.fit import check_fit, check_weight_files
+from fastmmoe.runtime.mapped_files import MappedFiles
 from fastmmoe.runtime.native import register_native_ops
+from fastmmoe.runtime.signatures import signatures
 from fastmmoe.runtime.threads import check_threads, usable_cores
 
 Array = npt.NDArray[Any]
@@ -56,6 +60,7 @@ class Graphs:
         self.manifest = manifest
         load = functools.partial(load_graph, directory, manifest, portable=portable, threads=threads, spinning=spinning)
         self._vision, self._embedding, self._language_model = (load(graph) for graph in GRAPHS)
+        self._weights = MappedFiles(directory / name for name in map(weights_file, GRAPHS) if name in manifest.files)
 
     def image_features(self, vision_inputs: dict[str, Array]) -> Array:
         """Features [V, H] of every visual position."""
@@ -67,7 +72,7 @@ class Graphs:
 
     def new_batch(self, size: int = 1) -> Batch:
         """So many empty sequences."""
-        return Batch(self.manifest, self._language_model, size)
+        return Batch(self.manifest, self._language_model, size, self._weights)
 
 
 def image_features(vision: ort.InferenceSession, vision_inputs: dict[str, Array]) -> Array:
@@ -83,13 +88,17 @@ def embed(embedding: ort.InferenceSession, input_ids: Array) -> Array:
 class Batch:
     """Sequences that share calls, and their key-value caches, which differ in length by layer group.
 
+    Args:
+        weights: files that must not change while it runs.
     Attributes:
         lengths: original positions of every sequence so far; its next token takes this one.
         kept_index: after `extend`, the rows of each site's input that survive it.
     """
 
-    def __init__(self, manifest: Manifest, session: ort.InferenceSession, size: int) -> None:
-        self._session = session
+    def __init__(
+        self, manifest: Manifest, session: ort.InferenceSession, size: int, weights: MappedFiles | None = None
+    ) -> None:
+        self._session, self._weights = session, MappedFiles(()) if weights is None else weights
         self._info, self._policy = manifest.language_model, manifest.policy
         self._output_names = [output.name for output in session.get_outputs()]
         self._cache: dict[str, ort.OrtValue] = {}
@@ -123,7 +132,8 @@ class Batch:
         Returns:
             logits [B, vocab] float32 of each chunk's last row.
         Raises:
-            InvalidRequest: see `call_feeds`.
+            InvalidRequest: see `call_feeds`. NotFinite: the logits hold NaN or infinity. BundleMismatch: the files that
+                the weights are read from have been written to.
         """
         lengths = [self.lengths[chunk.sequence_id] for chunk in chunks]
         feeds = call_feeds(self._policy, chunks, lengths, alpha=alpha, seed=seed)
@@ -134,7 +144,10 @@ class Batch:
         self.kept_index = [by_name[abi.kept_index(site)].numpy() for site in range(len(self._policy.sites))]
         for chunk in chunks:
             self.lengths[chunk.sequence_id] += len(chunk.inputs_embeds)
-        return by_name[abi.LOGITS].numpy()
+        logits = by_name[abi.LOGITS].numpy()
+        self._weights.check_unchanged()
+        check_finite(logits, chunks)
+        return logits
 
 
 def _ort_value(value: Array) -> ort.OrtValue:
@@ -155,7 +168,8 @@ def load_graph(
     Args:
         portable, threads, spinning: as of `Graphs`.
     Raises:
-        BundleMismatch: ONNX Runtime cannot load it, or the native library does not fit.
+        BundleMismatch: ONNX Runtime cannot load it, the native library does not fit, or the graph does not fit the
+            manifest.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = check_threads("threads", threads) or usable_cores()
@@ -164,8 +178,11 @@ def load_graph(
     if graph == "language_model" and not portable:
         register_native_ops(options, manifest.ops)
     path = directory / graph_file(graph, portable=portable)
+    check_weight_files(path, graph, manifest)
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise BundleMismatch(f"{path}: onnxruntime {ort.__version__} cannot load it: {reason}") from error
+    check_fit(path, session, signatures(manifest)[graph])
+    return session

@@ -13,13 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmmoe.runtime.answers import FINAL
-from fastmmoe.runtime.bundle import TOKENIZER, Manifest, read_manifest
+from fastmmoe.runtime.bundle import TOKENIZER, Manifest
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.generation import RequestStats, Run, Token, since
 from fastmmoe.runtime.model_inputs import ModelInputs
 from fastmmoe.runtime.options import RequestOptions
 from fastmmoe.runtime.processor import Processor
-from fastmmoe.runtime.session import Graphs
+from fastmmoe.runtime.verification import open_bundle
 
 Array = npt.NDArray[Any]
 
@@ -72,17 +72,19 @@ class VLM:
         bundle: directory that fastmmoe-export wrote.
         portable: run without the native library, through the operators' ONNX function bodies (slow).
         threads: of ONNX Runtime; 0 = one for each core that this process may use.
+        verify: compare the files' SHA-256 with the manifest's, where that has not been done since they changed; lines
+            on stderr say so where it takes longer than a second, or cannot be remembered.
     Raises:
         InvalidRequest: threads below 0 or more than four for each core.
         BundleMismatch: the directory is no bundle of this version, is damaged, or is for another target.
     """
 
-    def __init__(self, bundle: str | Path, *, portable: bool = False, threads: int = 0) -> None:
-        directory = Path(bundle)
-        self.manifest: Manifest = read_manifest(directory)
-        tokenizer = directory / TOKENIZER if TOKENIZER in self.manifest.files else None
+    def __init__(self, bundle: str | Path, *, portable: bool = False, threads: int = 0, verify: bool = True) -> None:
+        opened = open_bundle(Path(bundle), verify=verify)
+        self.manifest: Manifest = opened.manifest
+        tokenizer = opened.directory / TOKENIZER if TOKENIZER in self.manifest.files else None
         self.processor = Processor(self.manifest.processor, tokenizer)
-        self.graphs = Graphs(directory, self.manifest, portable=portable, threads=threads)
+        self.graphs = opened.load(portable=portable, threads=threads)
 
     def generate_stream(self, messages: Any, **options: Any) -> Iterator[Piece]:
         """Answer a conversation token by token, greedily.

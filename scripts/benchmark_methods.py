@@ -24,10 +24,10 @@ from benchmark_tools.roofline import balance_tokens, bound
 from benchmark_tools.tables import Row, machine_table, share_table, time_table
 from markers import write_part
 
-from fastmmoe.runtime.bundle import Manifest, read_manifest
+from fastmmoe.runtime.bundle import Manifest
 from fastmmoe.runtime.command import run_command
-from fastmmoe.runtime.session import Graphs
 from fastmmoe.runtime.threads import usable_cores
+from fastmmoe.runtime.verification import open_bundle
 
 MARKER = "benchmark"
 TIMES_CAPTION = (
@@ -43,7 +43,8 @@ SHARES_CAPTION = (
 
 def run(bundle: Path, repeats: int, threads: int) -> tuple[Machine, Manifest, list[Row]]:
     """Measure everything."""
-    manifest = read_manifest(bundle)
+    opened = open_bundle(bundle)
+    manifest = opened.manifest
     _check(manifest)
     info = manifest.language_model
     settings, prompt = all_settings(manifest.policy, info.top_k), make_prompt(info.hidden_size)
@@ -54,7 +55,7 @@ def run(bundle: Path, repeats: int, threads: int) -> tuple[Machine, Manifest, li
     counted = {}
     for setting in settings:
         counted[setting] = bound(machine, manifest, plan(manifest, setting), tokens, findings[setting].experts_used)
-    times = measure_prefills(Graphs(bundle, manifest, threads=threads), manifest, settings, prompt, repeats)
+    times = measure_prefills(opened.load(threads=threads), manifest, settings, prompt, repeats)
     rows = []
     for setting in settings:
         schedule, (flops, least) = plan(manifest, setting), counted[setting]

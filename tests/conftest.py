@@ -8,7 +8,7 @@ import lzma
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,14 @@ def unpack_golden(trimmed: Path, directory: Path) -> Path:
         tensors = original_tensors(load_file(twin / "model.safetensors"))
         save_file(tensors, original / "model.safetensors", metadata={"format": "pt"})
     return directory
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _stamps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Verified bundles are remembered in a folder of this test run, not in the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FASTMMOE_STAMPS", str(tmp_path_factory.mktemp("stamps")))
+        yield
 
 
 @pytest.fixture(scope="session")

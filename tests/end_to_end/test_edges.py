@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from msgspec.structs import replace
 from PIL import Image
 
+from fastmmoe.runtime.bundle import read_manifest, write_manifest
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.vlm import VLM, RequestStats
 
@@ -56,10 +57,8 @@ def native_and_portable(vlm: Callable[..., VLM], tensors: Tensors, **options: An
 
 
 def edit_processor(directory: Path, **changes: Any) -> None:
-    path = directory / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["processor"] |= changes
-    path.write_text(json.dumps(manifest))
+    manifest = read_manifest(directory)
+    write_manifest(directory, replace(manifest, processor=replace(manifest.processor, **changes)))
 
 
 def check_stats(stats: RequestStats, model: VLM, tokens: int) -> None:

@@ -28,7 +28,7 @@ from fastmmoe.exporter.manifest import build_manifest
 from fastmmoe.exporter.ops.quantise import Packing
 from fastmmoe.exporter.processor_config import read_processor_config
 from fastmmoe.plugins import tensorrt_library_path
-from fastmmoe.runtime.bundle import PLUGIN, write_manifest
+from fastmmoe.runtime.bundle import PLUGIN, TOKENIZER, write_manifest
 from fastmmoe.runtime.engines import build_engines
 from fastmmoe.runtime.plugin_library import find_plugin
 from fastmmoe.runtime.targets import RTX, TARGETS
@@ -95,6 +95,7 @@ def write_bundle(
     out.mkdir()
     write_graphs(out, model, portable=False, report=print)
     shutil.copyfile(library, out / PLUGIN)
+    shutil.copyfile(source / TOKENIZER, out / TOKENIZER)
     dtype = {torch.float16: "fp16", torch.bfloat16: "bf16"}[precision.experts]
     manifest = build_manifest(
         out, source.name, model, processor, target="rtx", dtype=dtype, portable=False, plugin=plugin

@@ -301,12 +301,14 @@ def files_of(directory: Path) -> dict[str, Any]:
 
 
 BUNDLE_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "legal edit": (lambda d: edit_manifest(d, model="other"), "manifest.json: damaged or edited: SHA-256"),
+    "no hash": (lambda d: edit_manifest(d, sha256=""), "manifest.json: damaged or edited: SHA-256"),
     "no manifest": (lambda d: (d / "manifest.json").unlink(), "no manifest.json: not a bundle"),
     "file missing": (lambda d: (d / "vision.data").unlink(), "vision.data: missing"),
     "truncated file": (lambda d: truncate(d / "language_model.data"), "copy the bundle or export again"),
     "damaged graph": (
         lambda d: (d / "vision.onnx").write_bytes(b"\xff" * (d / "vision.onnx").stat().st_size),
-        "cannot load it",
+        "vision.onnx: damaged: SHA-256",
     ),
     "other format": (lambda d: edit_manifest(d, format=9), "bundle format 9"),
     "unknown field": (lambda d: edit_manifest(d, extra=1), "unknown field `extra`"),
@@ -323,7 +325,7 @@ BUNDLE_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "damaged tokenizer": (
         lambda d: (d / "tokenizer.json").write_bytes(b"x" * (d / "tokenizer.json").stat().st_size),
-        "tokenizer.json: cannot be read",
+        "tokenizer.json: damaged: SHA-256",
     ),
 }
 

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from fastmmoe.exporter.config_reader import ConfigReader
 from fastmmoe.exporter.processor_config import read_processor_config
-from fastmmoe.runtime.bundle import FORMAT
+from fastmmoe.runtime.bundle import FORMAT, Manifest, write_manifest
 from fastmmoe.runtime.processor import Processor
 
 DEEPSEEK_PROCESSOR = {
@@ -122,6 +123,7 @@ def manifest_document(family: str) -> dict[str, Any]:
         },
         "language_model": LANGUAGE_MODEL,
         "files": entries,
+        "sha256": "",
     }
 
 
@@ -138,7 +140,7 @@ def toy_bundle(tmp_path: Path) -> Path:
     directory.mkdir()
     for name in FILES:
         (directory / name).write_text(name)
-    (directory / "manifest.json").write_text(json.dumps(manifest_document("deepseek_vl2")))
+    write_manifest(directory, msgspec.convert(manifest_document("deepseek_vl2"), Manifest))
     return directory
 
 

@@ -31,7 +31,7 @@ HOSTILE = {
     "null": "null",
     "many digits": "9" * 5000,
 }
-FREE_TEXT = {"fastmmoe_version", "model", "checkpoint_identity", "target", "image_token", "image_start_token"}
+FREE_TEXT = {"sha256", "fastmmoe_version", "model", "checkpoint_identity", "target", "image_token", "image_start_token"}
 FREE_TEXT |= {"image_end_token", "special_tokens.0"}
 LEGAL = {
     # Leaf -> values it may have beside the one that it has.

@@ -12,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from fastmmoe.calibration.data import load_samples
 from fastmmoe.calibration.report.questions import Questions
 from fastmmoe.calibration.report.settings import Planner, Setting
 from fastmmoe.calibration.report.stages import Fate, StageTracer
 from fastmmoe.exporter.cli import main as export
+from fastmmoe.runtime.bundle import read_manifest, write_manifest
 from fastmmoe.runtime.cli import main as fastmmoe
 from fastmmoe.runtime.session import Batch
 from fastmmoe.runtime.vlm import VLM
@@ -35,9 +37,9 @@ def bundle(checkpoint: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
     """A comparison bundle of random weights in which half of the tokens end an answer."""
     out = tmp_path_factory.mktemp("report") / "bundle"
     assert export([str(checkpoint("dsvl2-mla")), str(out), "--method", "all", "--prune-layers", "1,2,3"]) == 0
-    manifest = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
-    manifest["processor"]["stop_token_ids"] = list(range(0, manifest["processor"]["vocab_size"], 2))
-    (out / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    manifest = read_manifest(out)
+    stop = tuple(range(0, manifest.processor.vocab_size, 2))
+    write_manifest(out, replace(manifest, processor=replace(manifest.processor, stop_token_ids=stop)))
     return out
 
 

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Graphs against the manifest: what sessions say of themselves, and which files weights are in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from fastmmoe.runtime.bundle import parse_manifest
+from fastmmoe.runtime.errors import BundleMismatch
+from fastmmoe.runtime.fit import TYPES, check_fit, check_weight_files
+from fastmmoe.runtime.onnx_file import read_weights, weight_files
+from fastmmoe.runtime.signatures import Signature, Tensor, signatures
+
+NAMES = {dtype: name for name, dtype in TYPES.items()}
+
+
+def arguments(tensors: list[Tensor]) -> list[SimpleNamespace]:
+    """As a session of ONNX Runtime gives them."""
+    return [SimpleNamespace(name=t.name, shape=[d or "S + T" for d in t.shape], type=NAMES[t.dtype]) for t in tensors]
+
+
+def session(inputs: list[Tensor], outputs: list[Tensor]) -> Any:
+    return SimpleNamespace(get_inputs=lambda: arguments(inputs), get_outputs=lambda: arguments(outputs))
+
+
+@pytest.fixture
+def language_model(document: Callable[[str], dict[str, Any]]) -> Signature:
+    data = json.dumps(document("internvl3_5")).encode()
+    return signatures(parse_manifest(data, Path("manifest.json")))["language_model"]
+
+
+def test_signatures_by_hand(document: Callable[[str], dict[str, Any]]) -> None:
+    found = signatures(parse_manifest(json.dumps(document("deepseek_vl2")).encode(), Path("manifest.json")))
+    assert found["vision"].inputs == [
+        Tensor("pixel_values", ("tiles", 3, 16, 16), "float32"),
+        Tensor("layout_index", ("V",), "int32"),
+    ]
+    assert found["vision"].outputs == [Tensor("image_features", ("", 8), "float32")]
+    assert found["embedding"].inputs == [Tensor("input_ids", ("T",), "int32")]
+    inputs = {tensor.name: tensor for tensor in found["language_model"].inputs}
+    assert inputs["alpha"].shape == (2,) and inputs["visual_top_k"].shape == (3,)
+    assert inputs["past_key_values.3.value"] == Tensor("past_key_values.3.value", (1, 2, "S2", 6), "float32")
+    outputs = {tensor.name: tensor for tensor in found["language_model"].outputs}
+    assert outputs["logits"].shape == ("", 10) and "kept_index.1" in outputs and "kept_index.2" not in outputs
+    assert outputs["present.3.value"].shape == (1, 2, "", 6)
+
+
+def test_a_graph_that_fits(language_model: Signature) -> None:
+    shuffled = list(reversed(language_model.outputs))
+    check_fit(Path("x"), session(language_model.inputs, shuffled), language_model)
+
+
+def changed(tensors: list[Tensor], which: str, **changes: Any) -> list[Tensor]:
+    return [tensor._replace(**changes) if tensor.name == which else tensor for tensor in tensors]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "words"),
+    [
+        ("inputs_embeds", {"shape": ("T", 9)}, "inputs_embeds is float32 [any, 9], expected float32 [any, 8]"),
+        ("inputs_embeds", {"dtype": "float16"}, "inputs_embeds is float16 [any, 8], expected float32 [any, 8]"),
+        ("position_ids", {"shape": (5,)}, "position_ids is int32 [5], expected int32 [any]"),
+        ("position_ids", {"shape": ("T", "T")}, "position_ids is int32 [any, any], expected int32 [any]"),
+        ("alpha", {"shape": ("sites",)}, "alpha is float32 [any], expected float32 [2]"),
+        ("alpha", {"name": "beta"}, "has an input beta, which is not expected"),
+    ],
+)
+def test_inputs_of_another_graph(name: str, changes: dict[str, Any], words: str, language_model: Signature) -> None:
+    graph = session(changed(language_model.inputs, name, **changes), language_model.outputs)
+    with pytest.raises(BundleMismatch) as error:
+        check_fit(Path("x.onnx"), graph, language_model)
+    assert words in str(error.value)
+
+
+def test_outputs_of_another_graph(language_model: Signature) -> None:
+    graph = session(language_model.inputs, changed(language_model.outputs, "logits", shape=("", 11)))
+    with pytest.raises(BundleMismatch, match=r"output logits is float32 \[any, 11\], expected float32 \[any, 10\]"):
+        check_fit(Path("x.onnx"), graph, language_model)
+    with pytest.raises(BundleMismatch, match=r"has no output logits"):
+        check_fit(Path("x.onnx"), session(language_model.inputs, language_model.outputs[1:]), language_model)
+
+
+def tensor(name: str, location: str = "") -> TensorProto:
+    found = helper.make_tensor(name, TensorProto.FLOAT, [2, 3], [0.0] * 6)
+    if location:
+        found.ClearField("float_data")
+        found.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", location), ("offset", "0"), ("length", "24")):
+            found.external_data.add(key=key, value=value)
+    return found
+
+
+def write_graph(path: Path, location: str) -> None:
+    """A graph with tensors of its own, and with one in external data, in a branch of a condition and in a function."""
+    constant = helper.make_node("Constant", [], ["c"], value=tensor("constant", location))
+    value = helper.make_tensor_value_info("c", TensorProto.FLOAT, [2, 3])
+    branch = helper.make_graph([constant], "branch", [], [value], [tensor("inner", location)])
+    condition = helper.make_node("If", ["x"], ["y"], then_branch=branch, else_branch=branch)
+    graph = helper.make_graph([condition], "g", [], [], [tensor("own"), tensor("outer", location)])
+    function = helper.make_function("d", "F", [], ["c"], [constant], [helper.make_opsetid("", 23)])
+    onnx.save(helper.make_model(graph, functions=[function]), path)
+
+
+def test_weights_are_found_wherever_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "g.onnx"
+    write_graph(path, "g.data")
+    weights = read_weights(path)
+    assert sorted(w.name for w in weights) == ["constant"] * 3 + ["inner"] * 2 + ["outer", "own"]
+    assert {w.size for w in weights} == {6}
+    assert [w.location for w in weights if w.name == "own"] == [""]
+    assert {w.location for w in weights if w.name != "own"} == weight_files(path) == {"g.data"}
+
+
+def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "g.onnx"
+    write_graph(path, "g.data")
+    whole = path.read_bytes()
+    for data in (whole[:-7], b"\xff" * 40, b"hello"):
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"g\.onnx: no ONNX graph, or a damaged one"):
+            read_weights(path)
+
+
+@pytest.mark.parametrize("location", ["../embedding.data", "/etc/passwd", "vision.data", "embedding.data"])
+def test_weights_of_another_file(location: str, tmp_path: Path, document: Callable[[str], dict[str, Any]]) -> None:
+    # The toy manifest lists no embedding.data.
+    manifest = parse_manifest(json.dumps(document("deepseek_vl2")).encode(), Path("manifest.json"))
+    write_graph(tmp_path / "embedding.onnx", location)
+    with pytest.raises(BundleMismatch, match=f"has weights in '{location}', expected embedding.data, as listed"):
+        check_weight_files(tmp_path / "embedding.onnx", "embedding", manifest)
