@@ -218,7 +218,7 @@ def _has_late_metadata(file: BinaryIO) -> bool | None:
         body, checksum = file.read(length), file.read(4)
         if len(body) < length or len(checksum) < 4:
             raise _Refused(f"the PNG file is truncated; {ADVICE}")
-        if zlib.crc32(kind + body) != int.from_bytes(checksum, "big"):
+        if zlib.crc32(body, zlib.crc32(kind)) != int.from_bytes(checksum, "big"):
             raise _Refused(f"the PNG file is damaged, its chunk {ascii(kind)[1:]} does not fit its checksum; {ADVICE}")
         has_pixels |= kind == b"IDAT"
         is_late |= has_pixels and kind in _LATE_METADATA

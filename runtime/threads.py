@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from numbers import Integral
 from pathlib import Path
 
 from fastmmoe.runtime.errors import InvalidRequest
@@ -27,16 +28,16 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 
 def check_threads(name: str, count: object, *, least: int = 0) -> int:
-    """Return the number unchanged.
+    """Return the number, as Python's own.
 
     Args:
         name: of the option. least: 0 where 0 means one per core, otherwise 1.
     Raises:
         InvalidRequest: no whole number, below the least, or more than MOST_PER_CORE for each usable core.
     """
-    if isinstance(count, bool) or not isinstance(count, int):
+    if isinstance(count, bool) or not isinstance(count, Integral):
         raise InvalidRequest(f"{name} {count!r}: expected a whole number")
-    cores = usable_cores()
+    count, cores = int(count), usable_cores()
     if count < least:
         raise InvalidRequest(f"{name} {count}: expected {least} or more")
     if count > MOST_PER_CORE * cores:

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fastmmoe.runtime import threads
@@ -78,5 +79,6 @@ def test_counts_that_are_refused(count: Any, message: str, monkeypatch: pytest.M
 def test_counts_that_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "usable_cores", lambda: 2)
     assert [check_threads("--threads", count) for count in (0, 1, 8)] == [0, 1, 8]
+    assert type(check_threads("threads", np.int64(2))) is int
     with pytest.raises(InvalidRequest, match="--jobs 0: expected 1 or more"):
         check_threads("--jobs", 0, least=1)
