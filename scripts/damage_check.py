@@ -71,10 +71,10 @@ def judge(outcome: trials.Outcome) -> tuple[str, str]:
         return verdict, f"exit code {outcome.code}"
     if verdict == "refused" and (len(errors) != 1 or errors[0] != lines[-1]):
         return "wrong", f"{len(lines)} lines on stderr with {len(errors)} errors, expected one at the end"
-    if outcome.seconds > MOST_SECONDS:
-        return "wrong", f"{outcome.seconds:.1f} s"
     if outcome.megabytes > MOST_MEGABYTES:
         return "wrong", f"{outcome.megabytes:.0f} MB"
+    if outcome.seconds > MOST_SECONDS:
+        return "wrong", f"{outcome.seconds:.1f} s"
     return verdict, ""
 
 

@@ -69,6 +69,7 @@ def _child(function: Callable[[], int], out: Path, err: Path, status: Path) -> N
     for path, number in ((out, 1), (err, 2)):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", 1, closefd=False)
     before = own_megabytes()
     try:
         code = function()
