@@ -20,3 +20,7 @@ class BundleMismatch(FastmmoeError):
 
 class NotFinite(FastmmoeError, ArithmeticError):
     """The model has computed NaN or infinity, of which no answer can be made."""
+
+
+class RunFailed(FastmmoeError):
+    """ONNX Runtime has ended the run of a graph with an error."""

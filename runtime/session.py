@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import onnxruntime as ort
 
 from fastmmoe.runtime import abi
 from fastmmoe.runtime.bundle import GRAPHS, Manifest, graph_file, weights_file
-from fastmmoe.runtime.errors import BundleMismatch
+from fastmmoe.runtime.errors import BundleMismatch, RunFailed
 from fastmmoe.runtime.feeds import Chunk, call_feeds
 from fastmmoe.runtime.finite import check_finite
 from fastmmoe.runtime.fit import check_fit, check_weight_files
@@ -77,12 +78,14 @@ class Graphs:
 
 def image_features(vision: ort.InferenceSession, vision_inputs: dict[str, Array]) -> Array:
     """Features [V, H] of every visual position."""
-    return vision.run([abi.IMAGE_FEATURES], vision_inputs)[0]
+    with _naming_the_graph("vision"):
+        return vision.run([abi.IMAGE_FEATURES], vision_inputs)[0]
 
 
 def embed(embedding: ort.InferenceSession, input_ids: Array) -> Array:
     """Token embeddings [T, H] of input_ids [T]."""
-    return embedding.run([abi.INPUTS_EMBEDS], {abi.INPUT_IDS: input_ids.astype(np.int32)})[0]
+    with _naming_the_graph("embedding"):
+        return embedding.run([abi.INPUTS_EMBEDS], {abi.INPUT_IDS: input_ids.astype(np.int32)})[0]
 
 
 class Batch:
@@ -133,12 +136,13 @@ class Batch:
             logits [B, vocab] float32 of each chunk's last row.
         Raises:
             InvalidRequest: see `call_feeds`. NotFinite: the logits hold NaN or infinity. BundleMismatch: the files that
-                the weights are read from have been written to.
+                the weights are read from have been written to. RunFailed: an operator refuses its inputs.
         """
         lengths = [self.lengths[chunk.sequence_id] for chunk in chunks]
         feeds = call_feeds(self._policy, chunks, lengths, alpha=alpha, seed=seed)
         values = {name: _ort_value(np.ascontiguousarray(value)) for name, value in feeds.items()}
-        outputs = self._session.run_with_ort_values(self._output_names, values | self._cache)
+        with _naming_the_graph("language_model"):
+            outputs = self._session.run_with_ort_values(self._output_names, values | self._cache)
         by_name = dict(zip(self._output_names, outputs, strict=True))
         self._cache = {name: by_name[abi.present_name(name)] for name in self._cache}
         self.kept_index = [by_name[abi.kept_index(site)].numpy() for site in range(len(self._policy.sites))]
@@ -148,6 +152,16 @@ class Batch:
         self._weights.check_unchanged()
         check_finite(logits, chunks)
         return logits
+
+
+@contextmanager
+def _naming_the_graph(graph: str) -> Iterator[None]:
+    """Have an error of ONNX Runtime, whose classes share no base of their own, come with the graph on one line."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise RunFailed(f"{graph}: onnxruntime {ort.__version__} cannot run it: {reason}") from error
 
 
 def _ort_value(value: Array) -> ort.OrtValue:

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ONNX Runtime says of a run that fails comes as one line with the graph's name."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper
+
+from fastmmoe.runtime.errors import FastmmoeError, RunFailed
+from fastmmoe.runtime.session import embed, image_features
+
+
+def _session(node: str, given: str, of: int, gives: str) -> ort.InferenceSession:
+    """A graph of one node on a 4 x 2 table and one input."""
+    table = helper.make_tensor("table", TensorProto.FLOAT, [4, 2], np.arange(8.0))
+    names = ["table", given] if node == "Gather" else [given, "table"]
+    graph = helper.make_graph(
+        [helper.make_node(node, names, [gives])],
+        "graph",
+        [helper.make_tensor_value_info(given, of, None)],
+        [helper.make_tensor_value_info(gives, TensorProto.FLOAT, None)],
+        [table],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def test_an_operator_that_refuses_its_inputs() -> None:
+    embedding = _session("Gather", "input_ids", TensorProto.INT32, "inputs_embeds")
+    assert embed(embedding, np.array([3])).tolist() == [[6, 7]]
+    with pytest.raises(
+        RunFailed, match=r"^embedding: onnxruntime [\d.]+ cannot run it: [^\n]*out of data bounds[^\n]*$"
+    ):
+        embed(embedding, np.array([9]))
+    vision = _session("MatMul", "pixel_values", TensorProto.FLOAT, "image_features")
+    for pixels in (np.ones((1, 3), np.float32), np.ones((1, 4), np.int64)):
+        with pytest.raises(FastmmoeError, match=r"^vision: onnxruntime [^\n]+$"):
+            image_features(vision, {"pixel_values": pixels})
