@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -193,7 +194,8 @@ def _search_and_write(setup: _Setup, pool: Any, out: Path) -> None:
     write_atomically(out / SUMMARY_FILE, text.encode())
     write_policy(out / POLICY_FILE, _policy_file(setup.model, chosen.options))
     setup.report(text)
-    setup.report(f"wrote {out / POLICY_FILE}: fastmmoe-export {setup.options.model} OUT --policy {out / POLICY_FILE}")
+    next_step = shlex.join(["fastmmoe-export", setup.options.model, "OUT", "--policy", str(out / POLICY_FILE)])
+    setup.report(f"wrote {out / POLICY_FILE}: {next_step}")
 
 
 def _check_full(setup: _Setup, full: Outcomes) -> None:

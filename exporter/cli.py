@@ -19,9 +19,9 @@ from fastmmoe.exporter.targets import ATOL, DTYPES, NEXT_STEP
 from fastmmoe.runtime.command import (
     ArgumentParser,
     check_installed,
+    importing,
     run_command,
     saying_what_memory_lacks,
-    uninterrupted,
 )
 from fastmmoe.runtime.targets import TARGETS
 
@@ -149,7 +149,7 @@ def _export(config: ExportConfig) -> int:
     from fastmmoe.exporter.plan import plan_export
 
     plan = plan_export(config, report)
-    with uninterrupted():
+    with importing("fastmmoe-export"):
         from fastmmoe.exporter.export import CheckFailed, run_export
 
     try:

@@ -193,7 +193,10 @@ def write_graphs(directory: Path, model: Model, *, portable: bool, report: Repor
         size = size_text((directory / weights).stat().st_size) if (directory / weights).is_file() else "no weights"
         report(f"traced {graph}: {len(traced.graph)} nodes, {size} ({time.perf_counter() - start:.1f} s)")
     if portable:
-        _write_portable(directory)
+        file = graph_file("language_model", portable=True)
+        least = (directory / graph_file("language_model")).stat().st_size
+        with writing(directory / file, least, shown=(shown or directory) / file):
+            _write_portable(directory)
 
 
 def _load(model: Model, graph: str, name: str) -> torch.Tensor:

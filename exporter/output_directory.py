@@ -22,7 +22,7 @@ import msgspec
 from fastmmoe.runtime.bundle import ENGINES, GRAPHS, MANIFEST, FileEntry, engine_file
 from fastmmoe.runtime.command import uninterrupted
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.files import Report, remove_left_scratch, scratch_directory, sync
+from fastmmoe.runtime.files import Report, remove_left_scratch, scratch_directory, sync, writing
 
 _MOUNTS = Path("/proc/self/mountinfo")
 _AT_FDCWD = -100
@@ -68,10 +68,12 @@ class Output:
         """Move the finished bundle to its place, once it is on the disk.
 
         Raises:
+            WriteFailed: the disk does not take what was written.
             InvalidRequest: something else is there now; it stays, and the error names where the bundle is instead.
         """
         for path in (*staged.iterdir(), staged):
-            sync(path)
+            with writing(path, path.stat().st_size, shown=self.path / path.relative_to(staged)):
+                sync(path)
         with uninterrupted():
             self.is_published = self._place(staged) if self.replaced is None else self._replace(staged)
             if not self.is_published:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal, TypeAlias
@@ -275,9 +276,8 @@ def load_manifest(directory: Path) -> Manifest:
     """
     path = directory / MANIFEST
     if not path.is_file():
-        raise BundleMismatch(
-            f"{directory}: no {MANIFEST}: not a bundle; make one with fastmmoe-export MODEL {directory}"
-        )
+        command = shlex.join(["fastmmoe-export", "MODEL", str(directory)])
+        raise BundleMismatch(f"{directory}: no {MANIFEST}: not a bundle; make one with {command}")
     if path.stat().st_size > LARGEST_MANIFEST:
         raise BundleMismatch(
             f"{path}: {path.stat().st_size} bytes, expected at most {LARGEST_MANIFEST}; {EXPORT_AGAIN}"

@@ -17,6 +17,7 @@ from fastmmoe.runtime.bundle_cli import add_bundle_commands
 from fastmmoe.runtime.command import ArgumentParser, add_no_verify, run_command, saying_what_memory_lacks
 from fastmmoe.runtime.counting_cli import add_counting
 from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.files import writing
 from fastmmoe.runtime.policy import METHODS
 from fastmmoe.runtime.threads import check_threads
 
@@ -169,8 +170,10 @@ def _run_tensors(vlm: VLM, arguments: argparse.Namespace, options: dict[str, Any
     outputs = vlm.run_tensors(read_tensors(arguments.inputs), **options)
     partial = arguments.dump.with_name(arguments.dump.name + ".partial.npz")
     try:
-        np.savez(partial, **outputs)  # type: ignore[arg-type]
-        partial.replace(arguments.dump)
+        size = sum(value.nbytes for value in outputs.values())
+        with writing(partial, size, shown=arguments.dump):
+            np.savez(partial, **outputs)  # type: ignore[arg-type]
+            partial.replace(arguments.dump)
     finally:
         partial.unlink(missing_ok=True)
     shapes = {name: list(value.shape) for name, value in outputs.items()}

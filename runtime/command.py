@@ -25,9 +25,12 @@ INTERRUPTED = 130
 BROKEN_PIPE = 128 + signal.SIGPIPE
 """What a shell says of a process that the signal ended."""
 REPEAT_SECONDS = 0.05
+MEMORY_HINT = "end other programs, or use a machine with more memory"
 
 _NO_MEMORY = re.compile(
-    r"can't allocate memory|not enough memory|bad_alloc|Failed to allocate memory|Unable to allocate", re.IGNORECASE
+    r"can(no|')t allocate memory(?! in static)|not enough memory|bad_alloc|failed to allocate memory|"
+    r"unable to allocate|failed to map segment",
+    re.IGNORECASE,
 )
 _NEEDED_BYTES = re.compile(r"allocate (\d+) bytes|of size (\d+)")
 _NEEDED_TEXT = re.compile(r"allocate ([\d.]+ \w*B)\b")
@@ -97,7 +100,7 @@ def run_command(name: str, command: Callable[[], int]) -> int:
     # What Pillow warns of is either an error here or changes nothing; its lines would stand among the command's own.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
-        with _flushed_output(), saying_what_memory_lacks("end other programs, or use a machine with more memory"):
+        with _flushed_output(), saying_what_memory_lacks(MEMORY_HINT):
             return command()
     except BrokenPipeError:
         # Nobody reads any more.
@@ -188,17 +191,41 @@ def resumable(directory: Path) -> Iterator[None]:
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Put off interrupts and terminations to the end of what is done inside."""
-    # Handlers run in the main thread only; a mask would not help, as the system may take another thread for the signal.
-    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     came: list[int] = []
-    handlers = {number: signal.signal(number, lambda number, _: came.append(number)) for number in numbers}
-    try:
+    with _handling_signals(lambda number, _: came.append(number)):
         yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
     if came:
         raise KeyboardInterrupt
+
+
+@contextmanager
+def importing(name: str) -> Iterator[None]:
+    """Have an interrupt end the process at once, while a command that has written nothing yet imports torch.
+
+    Raised in the midst of a compiled module's start, an interrupt becomes any other error, is lost or aborts.
+    """
+
+    def leave(*_: object) -> NoReturn:
+        os.write(sys.stderr.fileno(), f"{name}: interrupted; nothing was written\n".encode())
+        os._exit(INTERRUPTED)
+
+    with _handling_signals(leave):
+        yield
+
+
+@contextmanager
+def _handling_signals(handler: Callable[[int, object], object]) -> Iterator[None]:
+    # Handlers run in the main thread only; a mask would not help, as the system may take another thread for the signal.
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    # What a shell starts in the background ignores interrupts.
+    before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}
+    try:
+        for number in before:
+            signal.signal(number, handler)
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def _take_signals() -> list[int]:

@@ -188,7 +188,8 @@ def load_graph(
     options = ort.SessionOptions()
     options.intra_op_num_threads = check_threads("threads", threads) or usable_cores()
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-    options.log_severity_level = 3
+    # Errors are raised; their lines would stand among the command's own.
+    options.log_severity_level = 4
     if graph == "language_model" and not portable:
         register_native_ops(options, manifest.ops)
     path = directory / graph_file(graph, portable=portable)

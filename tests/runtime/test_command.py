@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
@@ -94,6 +96,11 @@ MEMORY = {
     ),
 }
 
+MEMORY["the loader"] = (
+    ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+    "not enough memory: lower --jobs",
+)
+
 
 @pytest.mark.parametrize("source", MEMORY)
 def test_memory_that_does_not_suffice(source: str) -> None:
@@ -104,6 +111,8 @@ def test_memory_that_does_not_suffice(source: str) -> None:
 
 
 def test_other_errors_are_not_of_memory() -> None:
+    with pytest.raises(ImportError, match="static TLS"), saying_what_memory_lacks("lower --jobs"):
+        raise ImportError("libgomp.so.1: cannot allocate memory in static TLS block")
     with pytest.raises(RuntimeError, match="shape"), saying_what_memory_lacks("lower --jobs"):
         raise RuntimeError("shape [2] is invalid")
 
@@ -135,19 +144,65 @@ except KeyboardInterrupt:
     assert (result.returncode, result.stderr) == (130, b"name: interrupted; nothing was written\n")
 
 
+@pytest.mark.parametrize(
+    "arguments", [("fastmmoe.exporter.cli", "demo", "out"), ("fastmmoe.runtime.cli", "calibrate", "demo")]
+)
+def test_memory_that_does_not_suffice_for_torch(arguments: tuple[str, ...], tmp_path: Path) -> None:
+    module, *rest = arguments
+    program = f"import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (200 << 20, -1)); sys.argv[1:] = {rest}\n"
+    program += f"from {module} import main\nsys.exit(main())"
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, check=False, timeout=SECONDS, cwd=tmp_path
+    )
+    assert result.returncode == 2, result.stderr
+    assert b"error: not enough memory" in result.stderr and result.stderr.count(b"\n") == 1, result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_of_torchs_import(number: signal.Signals, tmp_path: Path) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    command = [sys.executable, "-m", "fastmmoe.exporter.cli", "demo", "out"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=tmp_path) as process:
+        try:
+            while b"libtorch" not in Path(f"/proc/{process.pid}/maps").read_bytes():
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=SECONDS)
+        finally:
+            process.kill()
+    assert (process.returncode, errors) == (130, b"fastmmoe-export: interrupted; nothing was written\n")
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_error_without_an_interrupt_keeps_its_traceback() -> None:
     result = run("raise SystemError('mine')")
     assert result.returncode == 1 and result.stderr.rstrip().endswith(b"SystemError: mine")
 
 
-def test_an_interrupt_during_an_import_waits_for_its_end() -> None:
+def test_an_interrupt_is_put_off_to_the_end_of_a_step() -> None:
     body = """
 with uninterrupted():
     os.kill(os.getpid(), signal.SIGTERM)
-    print('imported')
+    print('done')
 print('not reached')"""
     result = run(body.strip())
-    assert (result.returncode, result.stdout) == (130, b"imported\n")
+    assert (result.returncode, result.stdout) == (130, b"done\n")
+    assert result.stderr == b"name: interrupted; nothing was written\n"
+
+
+def test_an_interrupt_of_an_import_ends_the_process_at_once() -> None:
+    body = """
+with importing('name'):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    except BaseException:
+        pass
+print('not reached')"""
+    result = run(body.strip())
+    assert (result.returncode, result.stdout) == (130, b"")
     assert result.stderr == b"name: interrupted; nothing was written\n"
 
 

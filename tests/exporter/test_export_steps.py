@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an export says before and after its steps, and what a failing disk does to each of them; nothing is traced."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from fastmmoe.exporter import export
+from fastmmoe.exporter.config import ExportConfig
+from fastmmoe.exporter.families import Model
+from fastmmoe.exporter.plan import plan_export
+from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.files import WriteFailed
+
+
+@pytest.fixture
+def small_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every graph is one addition of 1,000 weights, and no check runs."""
+
+    def trace(module: object, inputs: object, load: object, *, name: str) -> ir.Model:
+        weight = ir.tensor(np.ones(1000, np.float32), name="weight")
+        x = ir.val("x", ir.DataType.FLOAT, ir.Shape([1000]))
+        constant = ir.val("weight", ir.DataType.FLOAT, ir.Shape([1000]), const_value=weight)
+        node = ir.node("Add", [x, constant])
+        graph = ir.Graph([x], node.outputs, nodes=[node], initializers=[constant], opset_imports={"": 23}, name=name)
+        return ir.Model(graph, ir_version=11)
+
+    monkeypatch.setattr(export, "trace", trace)
+    monkeypatch.setattr(export, "_check", lambda *_: None)
+
+
+def run(out: Path, **options: Any) -> list[str]:
+    lines: list[str] = []
+    export.run_export(plan_export(ExportConfig(out=out, **options)), lines.append)
+    return lines
+
+
+@pytest.mark.usefixtures("small_graphs")
+def test_each_step_is_announced(tmp_path: Path) -> None:
+    lines = run(tmp_path / "out")
+    starts = [line.partition(" (")[0].partition(":")[0] for line in lines if line.startswith("trac")]
+    assert starts == [
+        "tracing vision ...",
+        "traced vision",
+        "tracing embedding ...",
+        "traced embedding",
+        "tracing language_model",
+        "traced language_model",
+    ]
+    assert "tracing language_model (8 layers) ..." in lines
+    assert lines[-1].startswith(f"wrote {tmp_path / 'out'}: 9 files")
+
+
+NUMBERS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+STEPS: dict[str, tuple[Callable[[pytest.MonkeyPatch, Callable[..., object]], object], str]] = {
+    "weights": (lambda patch, fail: patch.setattr(ir, "save", fail), "vision.onnx with vision.data"),
+    "portable graph": (lambda patch, fail: patch.setattr(export, "_write_portable", fail), "language_model.portable"),
+    "tokenizer": (lambda patch, fail: patch.setattr(shutil, "copyfile", fail), "tokenizer.json"),
+    "manifest": (lambda patch, fail: patch.setattr(export, "write_manifest", fail), "manifest.json"),
+    "sync": (lambda patch, fail: patch.setattr(os, "fsync", fail), ""),
+}
+
+
+@pytest.mark.usefixtures("small_graphs")
+@pytest.mark.parametrize("number", NUMBERS)
+@pytest.mark.parametrize("step", STEPS)
+def test_a_disk_that_fails(step: str, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    spoil, file = STEPS[step]
+    spoil(monkeypatch, fail)
+    with pytest.raises(WriteFailed) as failure:
+        run(tmp_path / "out")
+    line = str(failure.value)
+    assert line.startswith(f"{tmp_path / 'out' / file}") and os.strerror(number) in line and "\n" not in line, line
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("small_graphs")
+def test_a_short_write_of_numpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    free = [10**9]
+
+    def cut(*_: object, **__: object) -> None:
+        free.append(100_000)
+        raise OSError("10240 requested and 7168 written")
+
+    disk = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=free[-1]))
+    plan = plan_export(ExportConfig(out=tmp_path / "out"))
+    monkeypatch.setattr(ir, "save", cut)
+    words = (
+        r"vision\.data: cannot be written: No space left on device: it takes [\d.]+ MB, [\d.]+ MB more than there is"
+    )
+    with pytest.raises(WriteFailed, match=words):
+        export.run_export(plan, lambda _: None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_without_room_for_the_twin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model(plan_export(ExportConfig(out=tmp_path / "out")).checkpoint, ExportConfig().policy, half_precision())
+    disk = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=10_000_000))
+    # 3.2 million parameters: in 16 bits, and in 32 for the twin.
+    with pytest.raises(
+        InvalidRequest, match=r"at least 19\.5 MB, 13\.0 MB of it for the check, and its disk has 10\.0"
+    ):
+        export.check_space(tmp_path / "out", model)
+
+
+def half_precision() -> Any:
+    import torch
+
+    from fastmmoe.exporter.families import Precision
+
+    return Precision(torch.float16, torch.float16)
+
+
+@pytest.mark.parametrize("name", ["dsvl2-mha", "internvl-qwen3moe"])
+def test_a_checkpoint_without_tokenizer_is_told_of(
+    name: str, own_checkpoint: Callable[[str], Path], tmp_path: Path, small_graphs: None
+) -> None:
+    directory = own_checkpoint(name)
+    lines = run(tmp_path / "with", model=str(directory))
+    assert not [line for line in lines if "tokenizer.json" in line]
+    (directory / "tokenizer.json").unlink()
+    lines = run(tmp_path / "without", model=str(directory))
+    assert len([line for line in lines if line.startswith("no tokenizer.json: this bundle takes ready-made")]) == 1
