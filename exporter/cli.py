@@ -62,6 +62,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--zero-points", action="store_true", help="give each group of integer experts a zero of its own, too"
     )
     parser.add_argument("--atol", type=float, default=config.atol, help=_atol_help())
+    parser.add_argument(
+        "--chat-template",
+        choices=("builtin", "checkpoint"),
+        default=config.chat_template,
+        help="that of the model's official code, or the one that the checkpoint ships (default %(default)s)",
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is a bundle")
     _add_pruning(parser.add_argument_group("pruning"))
     return parser

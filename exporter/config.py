@@ -27,6 +27,7 @@ class ExportConfig:
         dtype: key of `DTYPES`; None = the target's default. atol: None = the dtype's default.
         overwrite: replace an existing bundle.
         experts: weight format of the routed experts: "float" (as dtype says), "int8" or "int4".
+        chat_template: the built-in one of the model's family, or the one that the checkpoint ships.
         group_size, zero_points: of integer experts, as in FmmSparseMoE's contract.
     """
 
@@ -39,4 +40,5 @@ class ExportConfig:
     experts: Literal["float", "int8", "int4"] = "float"
     group_size: int = 128
     zero_points: bool = False
+    chat_template: Literal["builtin", "checkpoint"] = "builtin"
     policy: PolicyOptions = field(default_factory=PolicyOptions)

@@ -76,7 +76,11 @@ def run_export(plan: ExportPlan, report: Report) -> Path:
         model = Model(checkpoint, config.policy, _precision(target, plan.dtype, plan.packing))
         check_kernels(target, model.config, plan.packing)
         processor = read_processor_config(
-            checkpoint.path, model.config_reader, vocab_size=model.config.vocab_size, report=report
+            checkpoint.path,
+            model.config_reader,
+            vocab_size=model.config.vocab_size,
+            chat_template=config.chat_template,
+            report=report,
         )
         if config.model == DEMO:
             report("demo: a small model trained on drawn scenes; it knows nothing else")

@@ -8,6 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import msgspec
+
+from fastmmoe.exporter.chat_template import BUILTIN, choose_template
 from fastmmoe.exporter.config_reader import ConfigReader, is_same, shown
 from fastmmoe.exporter.side_files import PROCESSOR, TOKENIZER_CONFIG, SideFiles
 from fastmmoe.exporter.tokenizer_files import TOKENIZER, check_encoding, read_tokenizer, stop_ids, token_name
@@ -33,13 +36,19 @@ BICUBIC = 3
 
 
 def read_processor_config(
-    model_dir: Path, config: ConfigReader, *, vocab_size: int, report: Callable[[str], None] = lambda _: None
+    model_dir: Path,
+    config: ConfigReader,
+    *,
+    vocab_size: int,
+    chat_template: str = BUILTIN,
+    report: Callable[[str], None] = lambda _: None,
 ) -> ProcessorConfig:
     """What preprocessing needs, from all files of the checkpoint.
 
     Args:
         model_dir: holds tokenizer.json and the files that exporter/side_files.py names, where present.
         config: of config.json. vocab_size: rows of the embedding.
+        chat_template: BUILTIN or CHECKPOINT.
         report: is called with a line for what the files say and this program does not follow.
     Raises:
         UnsupportedModel: a file is damaged, a value is missing or not implemented, or two files contradict each other.
@@ -63,7 +72,10 @@ def read_processor_config(
     files.finish(report)
     if files.has(TOKENIZER):
         check_encoding(result, model_dir / TOKENIZER)
-    return result
+    template, line = choose_template(files, result, chat_template)
+    if line is not None:
+        report(line)
+    return msgspec.structs.replace(result, chat_template=template)
 
 
 def _read_deepseek_vl2(files: SideFiles, config: ConfigReader, vocab_size: int) -> DeepseekVl2ProcessorConfig:

@@ -24,6 +24,8 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 SPECIAL_TOKENS = "special_tokens_map.json"
 ADDED_TOKENS = "added_tokens.json"
 GENERATION = "generation_config.json"
+CHAT_TEMPLATE = "chat_template.jinja"
+CHAT_TEMPLATE_JSON = "chat_template.json"
 
 _SOFTWARE = ("auto_map", "processor_class", "_name_or_path", "name_or_path", "transformers_version", "_commit_hash")
 

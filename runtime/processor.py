@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmmoe.runtime.answers import AnswerStream
+from fastmmoe.runtime.chat_template import ChatRenderer
 from fastmmoe.runtime.errors import BundleMismatch, InvalidRequest
 from fastmmoe.runtime.image_reader import Picture
 from fastmmoe.runtime.images import (
@@ -62,6 +63,7 @@ class Processor:
         self.config = config
         self._tokenizer: Tokenizer | None = None
         self._encoder: Encoder | None = None
+        self._chat_renderer: ChatRenderer | None = None
         if tokenizer_file is not None:
             self._tokenizer = load_tokenizer(tokenizer_file, config.special_tokens)
             found = self._tokenizer.token_to_id(config.image_token)
@@ -82,7 +84,8 @@ class Processor:
             InvalidRequest: the messages, a picture or max_tiles are not legal, the sequence is too long, or there is
                 no tokenizer.
         """
-        prompt = render_prompt(messages, self.config.template)
+        renderer = self._renderer()
+        prompt = renderer.prompt(messages) if renderer else render_prompt(messages, self.config.template)
         return self._inputs(prompt, max_tiles)
 
     def follow_up(
@@ -105,7 +108,8 @@ class Processor:
         for name, count in (("images_before", images_before), ("tokens_before", tokens_before)):
             if count < 0:
                 raise InvalidRequest(f"{name} {count}: expected at least 0")
-        prompt = render_follow_up(content, self.config.template)
+        renderer = self._renderer()
+        prompt = renderer.follow_up(content) if renderer else render_follow_up(content, self.config.template)
         return self._inputs(prompt, max_tiles, images_before, tokens_before)
 
     def from_tensors(self, tensors: Mapping[str, npt.NDArray[Any]]) -> list[ModelInputs]:
@@ -167,6 +171,15 @@ class Processor:
             image_sizes=tuple(picture.size for picture in pictures),
         )
 
+    def _renderer(self) -> ChatRenderer | None:
+        """Of the checkpoint's own template, where the bundle has one."""
+        template = self.config.chat_template
+        if template is None:
+            return None
+        if self._chat_renderer is None:
+            self._chat_renderer = ChatRenderer(template, self._require_encoder().names, self.config.image_token)
+        return self._chat_renderer
+
     def _require_encoder(self) -> Encoder:
         if self._encoder is None:
             raise InvalidRequest(
@@ -192,7 +205,7 @@ def _ids(
     between two of them can be encoded by itself, and is text whatever it spells.
     """
     is_deepseek = isinstance(config, DeepseekVl2ProcessorConfig)
-    front, back = ([], []) if is_deepseek or prompt.is_follow_up else encoder.surrounding()
+    front, back = ([], []) if is_deepseek or prompt.is_complete else encoder.surrounding()
     ids: list[int | None] = list(front)
     visual: list[int] = []
     counts = iter(visual_counts)

@@ -18,8 +18,21 @@ Texts: TypeAlias = Annotated[tuple[Text, ...], Meta(max_length=4096)]
 TokenIds: TypeAlias = Annotated[tuple[TokenId, ...], Meta(max_length=4096)]
 
 
+class ChatTemplate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A checkpoint's own template, in Jinja.
+
+    Attributes:
+        takes_parts: a message's content is a list of parts; otherwise a string with the pictures' places in it.
+        tokens: what the template knows by name: "bos_token", "eos_token", ...
+    """
+
+    source: Annotated[str, Meta(min_length=1, max_length=1 << 20)]
+    takes_parts: bool
+    tokens: dict[str, Text]
+
+
 class DeepseekVl2ProcessorConfig(
-    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="deepseek_vl2"
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, tag="deepseek_vl2"
 ):
     """Preprocessing of DeepSeek-VL2.
 
@@ -31,7 +44,7 @@ class DeepseekVl2ProcessorConfig(
         patch_size, downsample_ratio: give the side of one tile's grid of visual tokens.
         image_mean, image_std: of pixels in [0, 1]. pad_color: of the bars beside a padded picture, 0 to 255.
         global_view_first: the global view's tokens stand before the local view's.
-        template: name of the chat template.
+        template: name of the chat template. chat_template: the checkpoint's own, which takes its place.
         image_token: the placeholder in the text and the token at every visual position.
         special_tokens: added to the tokenizer in this order where it lacks them, which gives them their ids.
         stop_token_ids: generation ends at any of them.
@@ -56,6 +69,7 @@ class DeepseekVl2ProcessorConfig(
     stop_token_ids: TokenIds
     vocab_size: VocabSize
     max_position_embeddings: Positions
+    chat_template: ChatTemplate | None = None
 
     @property
     def tile_size(self) -> int:
@@ -78,7 +92,7 @@ class InternVlProcessorConfig(
         min_tiles, max_tiles: bounds of columns * rows of the grid of local tiles; requests may change the upper one.
         use_thumbnail: pictures of more than one tile get the whole picture as a last tile.
         image_mean, image_std: of pixels in [0, 1].
-        template: name of the chat template.
+        template: name of the chat template. chat_template: the checkpoint's own, which takes its place.
         image_token: the token at every visual position; image_start_token and image_end_token surround those of one
             picture.
         bos_token_id, pad_token_id: None where the checkpoint names none.
@@ -106,6 +120,7 @@ class InternVlProcessorConfig(
     vocab_size: VocabSize
     max_position_embeddings: Positions
     special_tokens: Texts = ()
+    chat_template: ChatTemplate | None = None
 
 
 ProcessorConfig: TypeAlias = DeepseekVl2ProcessorConfig | InternVlProcessorConfig

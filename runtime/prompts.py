@@ -57,20 +57,21 @@ class Prompt:
     Attributes:
         pieces: text, tokens of the template and markers. Each string is encoded by itself; none is empty.
         images: what the messages gave as pictures, one for each Marker.IMAGE, in order.
-        is_follow_up: the pieces go on where an answer stopped, so nothing may be put in front of them.
+        is_complete: the tokenizer puts nothing around the pieces: they go on where an answer stopped, or have it.
     """
 
     pieces: tuple[Piece, ...]
     images: tuple[Any, ...]
-    is_follow_up: bool = False
+    is_complete: bool = False
 
 
 @dataclass(frozen=True)
-class _Turn:
-    """One message and its pictures."""
+class Turn:
+    """One message: `content` has a line break behind a picture where `render_prompt` says so, `parts` is as given."""
 
     role: str
     content: Content
+    parts: Content
     images: tuple[Any, ...]
 
 
@@ -114,7 +115,7 @@ def render_prompt(messages: Messages, template: str) -> Prompt:
     Source: conversation.py and processing_deepseek_vl_v2.py of DeepSeek-VL2, conversation.py of InternVL.
     """
     style = _find_template(template)
-    turns = _read_turns(messages)
+    turns = read_turns(messages)
     system = turns.pop(0).content if turns[0].role == "system" else None
     parts = [style.start(system)]
     parts += [(style.question if turn.role == "user" else style.answer)(turn.content) for turn in turns]
@@ -134,8 +135,8 @@ def render_follow_up(content: Any, template: str) -> Prompt:
         InvalidRequest: the content is not in this schema.
     """
     style = _find_template(template)
-    turn = _read_turn({"role": "user", "content": content}, "message")
-    return Prompt(style.join([style.answer_end, style.question(turn.content)]), turn.images, is_follow_up=True)
+    turn = read_content(content)
+    return Prompt(style.join([style.answer_end, style.question(turn.content)]), turn.images, is_complete=True)
 
 
 def template_tokens(template: str) -> set[str]:
@@ -224,7 +225,13 @@ _TEMPLATES: dict[str, _Template] = {
 }
 
 
-def _read_turns(messages: Messages) -> list[_Turn]:
+def read_content(content: Any) -> Turn:
+    """The turn of a user's message. Raises InvalidRequest as `render_follow_up`."""
+    return _read_turn({"role": "user", "content": content}, "message")
+
+
+def read_turns(messages: Messages) -> list[Turn]:
+    """The messages, checked. Raises InvalidRequest as `render_prompt`."""
     if isinstance(messages, (str, Mapping)) or not isinstance(messages, Sequence) or not messages:
         raise InvalidRequest(
             f"messages is {messages!r:.60}: expected a list of {{'role': ..., 'content': ...}}, at least one"
@@ -240,7 +247,7 @@ def _read_turns(messages: Messages) -> list[_Turn]:
     return turns
 
 
-def _read_turn(message: Any, name: str) -> _Turn:
+def _read_turn(message: Any, name: str) -> Turn:
     if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
         raise InvalidRequest(f"{name} is {message!r:.60}: expected an object with 'role' and 'content'")
     role, content = message["role"], message["content"]
@@ -253,7 +260,8 @@ def _read_turn(message: Any, name: str) -> _Turn:
     images = tuple(image for is_image, image in read if is_image)
     if images and role != "user":
         raise InvalidRequest(f"{name} ({role}) holds {len(images)} image(s): expected them in user messages only")
-    return _Turn(role, _place_images(read), images)
+    as_given: Content = [Marker.IMAGE if is_image else value for is_image, value in read]
+    return Turn(role, _place_images(read), as_given, images)
 
 
 def _read_part(part: Any, name: str) -> tuple[bool, Any]:

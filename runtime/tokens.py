@@ -63,10 +63,17 @@ class Encoder:
         added = tokenizer.get_added_tokens_decoder()
         plain = [token for token, i in self._ids.items() if i not in added or not added[i].special]
         tokenizer.add_special_tokens(sorted(plain))
+        special = (token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special)
+        self._ids |= _find_ids(tokenizer, set(special) - set(REGION_TOKENS))
         # From here on what spells a special token is text.
         tokenizer.encode_special_tokens = True
         self._region_ids = _find_ids(tokenizer, REGION_TOKENS)
         self._regions = re.compile(f"({'|'.join(map(re.escape, self._region_ids))})") if self._region_ids else None
+
+    @property
+    def names(self) -> Collection[str]:
+        """Of the tokens that no text may spell."""
+        return self._ids.keys()
 
     def text(self, text: str) -> list[int]:
         """Ids of a text, the tokens of REGION_TOKENS in it included."""

@@ -262,14 +262,14 @@ def test_damaged_tokenizers(own_checkpoint: OwnCheckpoint) -> None:
     target = directory / "tokenizer.json"
     sound = json.loads(target.read_text())
     model, vocab = sound["model"], sound["model"]["vocab"]
+    token: Any = sound["added_tokens"][0]
+    wrong: tuple[Any, ...] = (3, [], {}, None, "x", -1, 2**31, 2**40, {"type": "X"}, [["a", "zz"]])
     damaged: list[Any] = [
         *("", "{", "[]", "{}", '{"a":' * 100_000, "\x00"),
-        *({**sound, key: value} for key in sound for value in (3, [], {"type": "X"}, None, "x")),
-        *({**sound, "model": {**model, key: value}}
-          for key in model for value in (3, [], {}, None, "x", [["a", "zz"]])),
-        *({**sound, "model": {**model, "vocab": {**vocab, "a": value}}} for value in (-1, 2**31, 2**40, "x", None)),
-        *({**sound, "added_tokens": [{**sound["added_tokens"][0], key: value}]}
-          for key in sound["added_tokens"][0] for value in (None, -1, 2**31, "x", [])),
+        *({**sound, key: value} for key in sound for value in wrong),
+        *({**sound, "model": {**model, key: value}} for key in model for value in wrong),
+        *({**sound, "model": {**model, "vocab": {**vocab, "a": value}}} for value in wrong),
+        *({**sound, "added_tokens": [{**token, key: value}]} for key in token for value in wrong),
     ]  # fmt: skip
     for values in damaged:
         target.write_text(values if isinstance(values, str) else json.dumps(values))

@@ -158,7 +158,7 @@ def test_tokens_of_the_templates() -> None:
 )
 def test_follow_up(template: str, expected: str) -> None:
     text_only = render_follow_up("And now?", template)
-    assert (_text(text_only), text_only.images, text_only.is_follow_up) == (expected, (), True)
+    assert (_text(text_only), text_only.images, text_only.is_complete) == (expected, (), True)
     with_pictures = render_follow_up(_parts("And now?", 2), template)
     assert _text(with_pictures) == expected.replace("And", "<image>\n<image>\nAnd")
     assert with_pictures.images == ("a.png", "a.png")
@@ -185,7 +185,7 @@ def test_follow_ups_continue_to_the_prompt_of_all_messages(template: str, conten
         images += follow_up.images
         messages = [*messages, {"role": "assistant", "content": answer[-1]}, *_user(content)]
     whole = render_prompt(messages, template)
-    assert not whole.is_follow_up
+    assert not whole.is_complete
     assert (_text(Prompt(pieces, images)), images) == (_text(whole), whole.images)
 
 
