@@ -37,7 +37,7 @@ def describe_values(values: Array) -> str:
 
 
 def _first_part(chunk: Chunk) -> str:
-    bad: Array = ~np.isfinite(chunk.inputs_embeds).all(axis=1)
+    bad = np.asarray(~np.isfinite(chunk.inputs_embeds).all(axis=1))
     visual = np.zeros(len(bad), bool)
     visual[chunk.visual_index] = True
     if bad[visual].any():
