@@ -241,15 +241,18 @@ def test_what_appears_meanwhile_stays(
     assert sorted(found) == ["out-2/manifest.json", "out-2/vision.onnx"] and found["out-2/vision.onnx"] == "new"
 
 
+@pytest.mark.parametrize("can_exchange", [True, False])
 @pytest.mark.parametrize("kind", ["another manifest", "another bundle"])
-def test_a_change_in_the_last_moment_is_undone(kind: str, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_change_in_the_last_moment_is_undone(
+    kind: str, can_exchange: bool, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # Between the last look at the old bundle and the step that moves it.
     out, exchange, changes = write_bundle(place / "out"), output_directory._exchange, [MEANWHILE[kind][1]]
 
     def change_first(a: Path, b: Path) -> bool:
         if changes:
             changes.pop()(out)
-        return exchange(a, b)
+        return can_exchange and exchange(a, b)
 
     monkeypatch.setattr(output_directory, "_exchange", change_first)
     with pytest.raises(InvalidRequest, match="the finished bundle is"):

@@ -15,6 +15,8 @@ import pytest
 from fastmmoe.runtime.command import ArgumentParser, OutOfMemory, saying_what_memory_lacks
 
 SECONDS = 30
+BUFFERED = {"PYTHONUNBUFFERED": ""}
+"""As users have it: what is printed is written at the end."""
 
 
 def run(body: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
@@ -56,7 +58,11 @@ def test_a_pipe_that_nobody_reads_ends_in_silence(body: str) -> None:
     program += "sys.exit(run_command('name', command))"
     with os.fdopen(writer, "wb") as pipe:
         result = subprocess.run(
-            [sys.executable, "-c", f"import sys\n{program}"], stdout=pipe, stderr=subprocess.PIPE, check=False
+            [sys.executable, "-c", f"import sys\n{program}"],
+            stdout=pipe,
+            stderr=subprocess.PIPE,
+            check=False,
+            env=os.environ | BUFFERED,
         )
     assert (result.returncode, result.stderr) == (141, b"")
 
@@ -69,6 +75,7 @@ def test_a_full_disk_under_the_output() -> None:
             stdout=full,
             stderr=subprocess.PIPE,
             check=False,
+            env=os.environ | BUFFERED,
         )
     assert (result.returncode, result.stderr) == (2, b"name: error: No space left on device\n")
 
