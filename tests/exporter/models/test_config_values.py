@@ -159,7 +159,7 @@ def check_line(error: FastmmoeError) -> None:
     assert text.isprintable() and len(text) < 900, text
 
 
-@pytest.mark.parametrize("name", ["dsvl2-mla", "internvl-gptoss", "internvl-gptoss-original"])
+@pytest.mark.parametrize("name", ["dsvl2-mla", "internvl-gptoss-original"])
 def test_checkpoints_up_to_tracing(golden: Path, own_checkpoint: Callable[[str], Path], name: str) -> None:
     """What read_config takes of the table, through all of an export's front, from the bytes of the file."""
     directory = own_checkpoint(name)
@@ -167,7 +167,7 @@ def test_checkpoints_up_to_tracing(golden: Path, own_checkpoint: Callable[[str],
     whole, memory = read(config), peak_bytes()
     refused = 0
     for path in [("model_type",), *fields(config)]:
-        for value in ("0", "-1", "2^31", "NaN", "list", "deep"):
+        for value in ("0", "2^31", "deep"):
             if not reaches_others(changed(config, path, VALUES[value]), path, whole):
                 continue
             (directory / "config.json").write_text(json.dumps(changed(config, path, VALUES[value])))
