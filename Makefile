@@ -4,7 +4,7 @@
 SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup native plugins demo test check verify clean FORCE
+.PHONY: help setup native plugins demo test check processors verify clean FORCE
 
 # The Python that makes the environment, and arguments for pip, for example the index of PyTorch's CPU builds.
 PYTHON ?= python3
@@ -66,7 +66,11 @@ check: setup $(BUILD)/typing ## lint, format, types and C++ format
 	    --explicit-package-bases --follow-imports=silent scripts tests,mypy-tests)
 	$(call step,clang-format,printf '%s\n' $(CXX_SOURCES) | xargs -r $(VENV)/bin/clang-format --dry-run -Werror,clang)
 
-verify: setup native plugins ## the slow tests, which install packages
+processors: setup native ## the parity tests with the kernels of another processor
+	@$(PY) scripts/check_processors.py --other --threads 2
+
+verify: setup native plugins ## the slow tests, which install packages; the tests as other processors round
+	@$(PY) scripts/check_processors.py
 	@$(PY) -m pytest tests -rs -m slow
 
 clean: ## remove what make made

@@ -86,7 +86,8 @@ def sparse_moe(
     is_visual = torch.zeros(hidden_states.shape[0], dtype=torch.bool)
     is_visual[visual_index.long()] = True
     selected, weights = route(router_logits, is_visual, int(visual_top_k), correction_bias, a)
-    x, out = hidden_states.float(), torch.zeros_like(hidden_states, dtype=torch.float32)
+    x = hidden_states.float()
+    out = torch.zeros_like(x)
     for e in range(gate_up.shape[0]):
         token, slot = torch.nonzero((selected == e) & (weights != 0), as_tuple=True)
         if not len(token):

@@ -27,6 +27,19 @@ TRIMMED = REPOSITORY / "tests" / "golden"
 # In the trimmed copy this array of an .npz file names the arrays that hold only the last token row.
 LAST_ROW_ONLY = "last_row_only"
 
+# How far float32 rounding moves a quantity between two correct implementations, by docs/precision.md: a share of the
+# recorded array's root mean square, times the decoder layers it went through. Of attention, which is mostly far below
+# its mean, a share of each entry and of an even spread.
+ROUNDING = {
+    "image_features": 2e-5,
+    "hidden_states": 5e-5,
+    "attention": 1e-4,
+    "router_logits": 4e-5,
+    "routing_weights": 4e-5,
+    "cache": 4e-5,
+    "logits": 4e-5,
+}
+
 CHECKPOINTS = (
     "dsvl2-mha",
     "dsvl2-mla",
@@ -159,6 +172,41 @@ def golden_array(golden: Path) -> partial[Array]:
 def golden_last_logits(golden: Path) -> partial[Array]:
     """Function file -> logits [B, V]: load_last_logits on the golden directory."""
     return partial(load_last_logits, golden)
+
+
+def rounding_of(quantity: str, theirs: Array, layers: int) -> tuple[float, float]:
+    """(rtol, atol) within which a float32 array of this quantity after so many decoder layers equals the recorded one.
+
+    `theirs` is the whole recorded array, or all of it that is compared. Image features have gone through no decoder
+    layer: 1.
+    """
+    share = ROUNDING[quantity] * layers
+    if quantity == "attention":
+        return share, share / theirs.shape[-1]
+    return 0.0, share * float(np.sqrt(np.mean(np.square(theirs, dtype=np.float64))))
+
+
+@pytest.fixture(scope="session")
+def rounding() -> Callable[[str, Array, int], tuple[float, float]]:
+    """Function (quantity, recorded array, layers) -> (rtol, atol): rounding_of."""
+    return rounding_of
+
+
+@pytest.fixture
+def assert_close(record_property: Callable[[str, object], None]) -> Callable[..., None]:
+    """Function (quantity, ours, theirs, layers): equal within rounding_of; says what share of it was used."""
+    used: dict[str, float] = {}
+
+    def check(quantity: str, ours: Any, theirs: Any, layers: int) -> None:
+        ours, theirs = np.asarray(ours), np.asarray(theirs)
+        rtol, atol = rounding_of(quantity, theirs, layers)
+        np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=atol, err_msg=quantity)
+        share = float(np.max(np.abs(ours - theirs) / (atol + rtol * np.abs(theirs)), initial=0))
+        if share > used.get(quantity, -1):
+            used[quantity] = share
+            record_property(f"rounding of {quantity}", f"{share:.2f}")
+
+    return check
 
 
 def _copy(source: Path, directory: Path) -> None:

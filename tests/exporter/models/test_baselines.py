@@ -20,7 +20,6 @@ from fastmmoe.runtime.policy import METHODS, Schedule, sparsevlm_counts
 
 Array = npt.NDArray[Any]
 
-FLOAT32_TOLERANCE = 1e-4
 MODELS = ("dsvl2-mha", "dsvl2-mla", "internvl-qwen3moe", "internvl-gptoss")
 EVERY_MODEL = pytest.mark.parametrize("name", MODELS)
 PRUNING = [method for method in METHODS if method != "none"]
@@ -32,7 +31,12 @@ V, BEFORE, AFTER = 60, 7, 9
 @pytest.mark.parametrize("setting", FASTV)
 @pytest.mark.parametrize("name", ["dsvl2-mha", "dsvl2-mla"])
 def test_fastv_is_the_recorded_one(
-    name: str, setting: str, golden: Path, torch_model: Callable[..., Any], prompts: Callable[..., Any]
+    name: str,
+    setting: str,
+    golden: Path,
+    torch_model: Callable[..., Any],
+    prompts: Callable[..., Any],
+    assert_close: Callable[..., None],
 ) -> None:
     """Kept tokens, logits, greedy tokens and cache lengths of the official decoder layers with FastV's rule."""
     layer, retention = FASTV[setting]
@@ -45,12 +49,13 @@ def test_fastv_is_the_recorded_one(
     embeds = model.embed(prompt)
     prefill = model.prefill(embeds, prompt.visual_index, schedule)
     assert prefill[abi.kept_index(0)].tolist() == recorded["keep_idx"].tolist()
-    np.testing.assert_allclose(prefill[abi.LOGITS][0], logits[0, -1], rtol=0, atol=FLOAT32_TOLERANCE)
+    layers = len(model.language_model.layers)
+    assert_close("logits", prefill[abi.LOGITS][0], logits[0, -1], layers)
     steps = model.decode(prefill, len(embeds), DECODE_STEPS, schedule)
     tokens = [int(outputs[abi.LOGITS].argmax()) for outputs in (prefill, *steps)]
     assert tokens == recorded["decode_tokens"].tolist()
     found = torch.stack([outputs[abi.LOGITS] for outputs in steps])
-    np.testing.assert_allclose(found, decode_logits, rtol=0, atol=FLOAT32_TOLERANCE)
+    assert_close("logits", found, decode_logits, layers)
     assert cache_lengths(model, steps[-1]) == recorded["cache_len"].tolist()
 
 
@@ -154,7 +159,7 @@ def test_sparsevlm_recycles_behind_the_kept_tokens(alone: Any) -> None:
 
 @pytest.mark.parametrize("method", ["none", "fastmmoe", "random", "fastv"])
 @pytest.mark.parametrize("name", ["dsvl2-mla", "internvl-gptoss"])
-def test_packed_sequences_equal_single_runs(name: str, method: str, comparison: Any) -> None:
+def test_packed_sequences_equal_single_runs(name: str, method: str, comparison: Any, assert_close: Any) -> None:
     """Three prompts of different lengths, one of text alone, and a decode step of two of them."""
     model = comparison(name)
     prompts = [random_prompt(model, 4), random_prompt(model, 5, visual=0), random_prompt(model, 6, visual=31, after=3)]
@@ -167,14 +172,15 @@ def test_packed_sequences_equal_single_runs(name: str, method: str, comparison: 
     packed = model.extend(chunks, [0, 0, 0], None)
     singles = [model.prefill(embeds, visual, s) for (embeds, visual), s in zip(prompts, schedules, strict=True)]
     expected = torch.cat([outputs[abi.LOGITS] for outputs in singles])
-    np.testing.assert_allclose(packed[abi.LOGITS], expected, rtol=0, atol=FLOAT32_TOLERANCE)
+    layers = len(model.language_model.layers)
+    assert_close("logits", packed[abi.LOGITS], expected, layers)
     embeds = model.embed_ids(torch.tensor([3, 5]))
     steps = [text_chunk(i, row, schedules[i]) for i, row in zip((0, 2), embeds, strict=True)]
     found = model.extend(steps, [len(prompts[i][0]) for i in (0, 2)], packed)
     for i, (row, got) in enumerate(zip((0, 2), found[abi.LOGITS], strict=True)):
         chunk = text_chunk(0, embeds[i], schedules[row])
         alone = model.extend([chunk], [len(prompts[row][0])], singles[row])
-        np.testing.assert_allclose(got, alone[abi.LOGITS][0], rtol=0, atol=FLOAT32_TOLERANCE)
+        assert_close("logits", got, alone[abi.LOGITS][0], layers)
 
 
 def text_chunk(sequence: int, row: torch.Tensor, schedule: Schedule) -> Chunk:
@@ -183,7 +189,7 @@ def text_chunk(sequence: int, row: torch.Tensor, schedule: Schedule) -> Chunk:
 
 @pytest.mark.parametrize("method", ["none", "random"])
 @EVERY_MODEL
-def test_a_second_question_equals_a_fresh_run(name: str, method: str, comparison: Any) -> None:
+def test_a_second_question_equals_a_fresh_run(name: str, method: str, comparison: Any, assert_close: Any) -> None:
     """What random keeps does not depend on the text, so a fresh run of both questions keeps the same tokens."""
     model = comparison(name)
     embeds, visual = random_prompt(model, 7, after=20)
@@ -194,12 +200,12 @@ def test_a_second_question_equals_a_fresh_run(name: str, method: str, comparison
     second = model.extend([chunk], [split], first)
     fresh = model.prefill(embeds, visual, schedule)
     assert cache_lengths(model, second) == cache_lengths(model, fresh)
-    np.testing.assert_allclose(second[abi.LOGITS], fresh[abi.LOGITS], rtol=0, atol=FLOAT32_TOLERANCE)
+    assert_close("logits", second[abi.LOGITS], fresh[abi.LOGITS], len(model.language_model.layers))
 
 
 @pytest.mark.parametrize("method", ["fastmmoe", "fastv"])
 def test_a_second_question_equals_a_fresh_run_that_keeps_the_same(
-    method: str, comparison: Any, monkeypatch: pytest.MonkeyPatch
+    method: str, comparison: Any, monkeypatch: pytest.MonkeyPatch, assert_close: Any
 ) -> None:
     """The choice is the first question's in both: the operator is given its attention again."""
     model = comparison("dsvl2-mla")
@@ -226,7 +232,7 @@ def test_a_second_question_equals_a_fresh_run_that_keeps_the_same(
     fresh = model.prefill(embeds, visual, schedule)
     assert not attention
     assert cache_lengths(model, second) == cache_lengths(model, fresh)
-    np.testing.assert_allclose(second[abi.LOGITS], fresh[abi.LOGITS], rtol=0, atol=FLOAT32_TOLERANCE)
+    assert_close("logits", second[abi.LOGITS], fresh[abi.LOGITS], len(model.language_model.layers))
 
 
 def test_sparsevlm_numbers_tokens_anew_or_not(checkpoint: Any, make_model: Any) -> None:
