@@ -70,7 +70,7 @@ def test_fastv_of_a_comparison_bundle_is_the_recorded_one(
     assert found["decode_tokens"].tolist() == recorded["decode_tokens"].tolist()
     # Four of the five tokens have been fed back.
     assert (found["cache_lengths"] + 4).tolist() == recorded["cache_len"].tolist()
-    layers = len(found["cache_lengths"])
+    layers = found["cache_lengths"].shape[-1]
     assert_close("logits", found["logits"], logits[:, -1], layers)
     assert_close("logits", found["decode_logits"], decode_logits, layers)
 
