@@ -33,10 +33,10 @@ def evaluate(settings: Sequence[PolicyOptions], count: int | None) -> list[Outco
 
 
 def make_search(journal: Path, lines: list[str] | None = None, **identity: Any) -> Search:
+    said: list[str] = [] if lines is None else lines
     space = Space(LAYERS, resolve_policy(PolicyOptions(), family="deepseek_vl2", layers=LAYERS))
     first = [space.default_params(R) for R in (0.5, 0.25, 0.1)]
-    report = [].append if lines is None else lines.append
-    return Search(journal, IDENTITY | identity, space, lambda options: options.retention, first, report)
+    return Search(journal, IDENTITY | identity, space, lambda options: options.retention, first, said.append)
 
 
 def run(journal: Path, *stops: int, **identity: Any) -> list[Trial]:
