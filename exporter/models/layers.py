@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fastmmoe.exporter import torch_ops  # noqa: F401  (registers the operators)
 from fastmmoe.exporter.fastmmoe.tokens import Watch
 from fastmmoe.exporter.ops import SPARSE_MOE
 
