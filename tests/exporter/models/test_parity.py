@@ -315,9 +315,9 @@ def make_float64(model: Any, patch: pytest.MonkeyPatch) -> Any:
     return model
 
 
-def quantities(trace: Trace, model: Any) -> dict[tuple[str, int], torch.Tensor]:
+def quantities(trace: Trace, model: Any) -> dict[tuple[str, int], Any]:
     """What a trace holds of ROUNDING's quantities, by quantity and layers passed."""
-    found = {
+    found: dict[tuple[str, int], Any] = {
         ("image_features", 1): trace.inputs_embeds,
         ("logits", len(trace.hidden_states)): trace.outputs[abi.LOGITS],
     }
