@@ -116,6 +116,12 @@ def test_files_from_a_clock_that_runs_ahead_are_remembered(settled: Path, hashed
     assert len(hashed) == FILES
 
 
+def in_its_place(path: Path, make: Callable[[], None]) -> None:
+    """Remove the file and make something else."""
+    path.unlink()
+    make()
+
+
 DAMAGED_STAMPS: dict[str, Callable[[Path], object]] = {
     "empty": lambda path: path.write_bytes(b""),
     "text": lambda path: path.write_bytes(b"\xff"),
@@ -126,8 +132,8 @@ DAMAGED_STAMPS: dict[str, Callable[[Path], object]] = {
     "files are a list": lambda path: path.write_text(path.read_text().replace('"files": {', '"files": [], "x": {')),
     "others may write": lambda path: path.chmod(0o622),
     "folder of others": lambda path: path.parent.chmod(0o722),
-    "folder": lambda path: (path.unlink(), path.mkdir()),
-    "dangling link": lambda path: (path.unlink(), path.symlink_to("nowhere")),
+    "folder": lambda path: in_its_place(path, path.mkdir),
+    "dangling link": lambda path: in_its_place(path, lambda: path.symlink_to("nowhere")),
 }
 
 
