@@ -21,6 +21,7 @@ from fastmmoe.exporter.fastmmoe.policy import Layers, PolicyOptions, resolve_pol
 from fastmmoe.exporter.manifest import language_model_info
 from fastmmoe.exporter.processor_config import read_processor_config
 from fastmmoe.exporter.verify import empty_cache
+from fastmmoe.exporter.weight_check import check_weights
 from fastmmoe.runtime import abi
 from fastmmoe.runtime.bundle import TOKENIZER, LanguageModelInfo
 from fastmmoe.runtime.errors import InvalidRequest
@@ -46,7 +47,7 @@ class TorchModel:
     Args:
         directory: of the checkpoint.
     Raises:
-        UnsupportedModel: see `Checkpoint` and `Model`.
+        UnsupportedModel: see `Checkpoint`, `Model` and `check_weights`.
         InvalidRequest: the checkpoint has no tokenizer.
 
     Attributes:
@@ -57,6 +58,7 @@ class TorchModel:
     def __init__(self, directory: Path) -> None:
         checkpoint = Checkpoint(directory)
         self.model = Model(checkpoint, PolicyOptions(), Precision(torch.float32, torch.float32))
+        check_weights(self.model, report=lambda _: None)
         self.config, self.family, self.identity = self.model.config, self.model.family, checkpoint.identity
         for graph, module in self.model.graphs.items():
             values = {name: self.model.load(f"{graph}.{name}") for name, _ in module.named_parameters()}

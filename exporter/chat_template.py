@@ -6,6 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import msgspec
+
+from fastmmoe.exporter.bounded import run_bounded
 from fastmmoe.exporter.checkpoint_files import read_bytes
 from fastmmoe.exporter.side_files import CHAT_TEMPLATE, CHAT_TEMPLATE_JSON, PROCESSOR, TOKENIZER_CONFIG, SideFiles
 from fastmmoe.exporter.tokenizer_files import token_name
@@ -51,8 +54,7 @@ def choose_template(files: SideFiles, config: ProcessorConfig, choice: str) -> t
         return None, None
     source, where = found
     try:
-        template = _with_form(source, _tokens(files), config)
-        difference = _difference(_renderer(template, config), config, _tokens(files))
+        template, difference = _judge(source, _tokens(files), config)
     except InvalidRequest as error:
         if choice == CHECKPOINT:
             raise UnsupportedModel(f"{where}: {error}; export with --chat-template {BUILTIN}") from error
@@ -63,6 +65,30 @@ def choose_template(files: SideFiles, config: ProcessorConfig, choice: str) -> t
         return None, None
     line = f"chat template: the built-in {config.template} is used; {where} has another one (--chat-template): "
     return None, line + difference
+
+
+class _Judged(msgspec.Struct):
+    template: ChatTemplate | None = None
+    difference: str | None = None
+    refusal: str | None = None
+
+
+def _judge(source: str, tokens: dict[str, str], config: ProcessorConfig) -> tuple[ChatTemplate, str | None]:
+    """The template, and where it differs from the built-in one. It is a program: it may not end, or fill the memory."""
+
+    def render() -> bytes:
+        judged = _Judged()
+        try:
+            judged.template = _with_form(source, tokens, config)
+            judged.difference = _difference(_renderer(judged.template, config), config, tokens)
+        except InvalidRequest as error:
+            judged.refusal = str(error)
+        return msgspec.json.encode(judged)
+
+    judged = msgspec.json.decode(run_bounded(render, "to render the checkpoint's chat template"), type=_Judged)
+    if judged.refusal is not None or judged.template is None:
+        raise InvalidRequest(judged.refusal or "the checkpoint's chat template cannot be rendered")
+    return judged.template, judged.difference
 
 
 def _find(files: SideFiles) -> tuple[str, str] | None:

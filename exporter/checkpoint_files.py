@@ -118,9 +118,15 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def parse_object(data: bytes, path: Path, what: str = "file") -> dict[str, Any]:
-    """The JSON object in `data`; a key that occurs twice is refused, since one of the values would get lost."""
+    """The JSON object in `data`.
+
+    A key that occurs twice is refused, since one of the values would get lost; so is half of a surrogate pair, which is
+    no text: neither a tokenizer nor a file of the bundle takes it.
+    """
     try:
         value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys)
+        if b"\\ud" in data.lower():
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
         raise damaged(path, f"the {what} is not valid JSON ({str(error)[:200]})") from error
     if not isinstance(value, dict):

@@ -42,7 +42,7 @@ class ChatRenderer:
         self._jinja2 = _import_jinja2()
         try:
             self._compiled = _environment(self._jinja2).from_string(template.source)
-        except self._jinja2.TemplateError as error:
+        except (self._jinja2.TemplateError, *_WRONG) as error:
             raise InvalidRequest(f"the checkpoint's chat template is not valid: {_line(error)}") from error
 
     def prompt(self, messages: Any) -> Prompt:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from fastmmoe.calibration import calibrate as module
 from fastmmoe.calibration.confirm import LatencyModel, confirm
@@ -82,6 +83,22 @@ def test_a_directory_is_split_by_pictures(write_data: Callable[..., Path]) -> No
     scenes = [{s.scene for s in samples} for samples in (data.calibration, data.held_out)]
     assert (len(scenes[0]), len(scenes[1]), scenes[0] & scenes[1]) == (8, 2, set())
     assert data.kind == "kl"
+
+
+def test_weights_that_are_no_numbers_are_not_measured(
+    own_checkpoint: Callable[[str], Path],
+    write_data: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    directory, name = own_checkpoint("internvl-qwen3moe"), "multi_modal_projector.linear_1.bias"
+    tensors = load_file(directory / "model.safetensors")
+    tensors[name][3] = np.nan
+    save_file(tensors, directory / "model.safetensors")
+    assert main(["calibrate", str(directory), "--data", str(write_data(3)), "--out", str(tmp_path / "out")]) == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("fastmmoe: error: ") and errors.count("\n") == 1
+    assert f"tensor '{name}' [64] has nan at [3]: expected finite numbers" in errors
 
 
 @pytest.mark.parametrize(

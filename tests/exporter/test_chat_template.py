@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fastmmoe.exporter import bounded
 from fastmmoe.exporter.config_reader import ConfigReader
 from fastmmoe.exporter.processor_config import read_processor_config
 from fastmmoe.runtime.errors import InvalidRequest, UnsupportedModel
@@ -123,6 +124,8 @@ def test_gpt_oss_and_deepseek_templates_are_compared_too(own_checkpoint: OwnChec
         "{{ messages.append(1) }}",
         "Nothing",
         "{% include 'x' %}",
+        pytest.param("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", id="brackets"),
+        pytest.param("{% if 1 %}" * 3000 + "{% endif %}" * 3000, id="branches"),
     ],
 )
 def test_a_template_that_cannot_be_rendered(source: str, own_checkpoint: OwnCheckpoint) -> None:
@@ -133,6 +136,32 @@ def test_a_template_that_cannot_be_rendered(source: str, own_checkpoint: OwnChec
     assert "\n" not in line
     with pytest.raises(UnsupportedModel, match=r"export with --chat-template builtin"):
         _read(directory, "checkpoint")
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "takes more than 1 s"),
+        ("{% macro f(n) %}{% if n %}{{ f(n - 1) ~ f(n - 1) }}{% endif %}{% endmacro %}{{ f(99) }}", "more than 1 s"),
+        ("{{ 10 ** (10 ** 8) }}", "takes more than 1 s"),
+        ("{{ 'x' * 10 ** 9 }}", "cannot be rendered: MemoryError"),
+        ("{{ '%0999999999d' % 1 }}", "cannot be rendered: MemoryError"),
+        (
+            "{% set all = namespace(s='x') %}{% for i in range(60) %}{% set all.s = all.s ~ all.s %}{% endfor %}",
+            "cannot be rendered: MemoryError",
+        ),
+    ],
+)
+def test_a_template_that_does_not_end_or_fills_the_memory(
+    source: str, reason: str, own_checkpoint: OwnCheckpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bounded, "CPU_SECONDS", 1)
+    monkeypatch.setattr(bounded, "MORE_BYTES", 1 << 27)
+    directory = own_checkpoint(HF)
+    _write(directory, source)
+    (line,) = _read(directory)[1]
+    assert line.startswith("chat template: the built-in internvl2_5 is used; chat_template.jinja: ")
+    assert reason in line and "\n" not in line
 
 
 def test_no_template_to_choose(own_checkpoint: OwnCheckpoint) -> None:

@@ -216,6 +216,8 @@ def test_missing_or_foreign_file(tmp_path: Path, write: Any, file: str, content:
         (b"\xff\xfe", "not valid JSON ('utf-8' codec"),
         (b"[1, 2]", "holds a JSON list, expected an object"),
         (b'{"a": 1, "a": 2}', "key 'a' occurs twice"),
+        (rb'{"a": ["\uD800"]}', "surrogates not allowed"),
+        (rb'{"\udfff": 1}', "surrogates not allowed"),
     ],
 )
 def test_broken_config(tmp_path: Path, text: bytes, expected: str) -> None:
@@ -223,6 +225,11 @@ def test_broken_config(tmp_path: Path, text: bytes, expected: str) -> None:
     message = refusal(tmp_path)
     assert message.startswith(f"{tmp_path / 'config.json'}: damaged or incomplete")
     assert expected in message
+
+
+def test_a_pair_of_surrogates_is_a_character(tmp_path: Path) -> None:
+    (write_single(tmp_path) / "config.json").write_bytes(rb'{"a": "\ud83d\ude00"}')
+    assert Checkpoint(tmp_path).config == {"a": "\U0001f600"}
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth"])
