@@ -13,7 +13,7 @@ from typing import NoReturn
 
 from fastmmoe.runtime.errors import InvalidRequest
 
-CPU_SECONDS = 3
+CPU_SECONDS = 2
 MORE_BYTES = 1 << 29
 """Of address space, beside what this process has: a program that keeps to it gets MemoryError beyond."""
 

@@ -160,7 +160,9 @@ def reserve_output(given: Path, model: Path, *, overwrite: bool, report: Report)
 def _resolve(given: Path, model: Path) -> Path:
     """The absolute path without links, refused where no bundle can be."""
     if given.is_symlink() and not given.exists():
-        raise InvalidRequest(f"{given}: a symbolic link to {given.readlink()}, which is not there")
+        raise InvalidRequest(
+            f"{given}: a symbolic link to {given.readlink()}, which is not there: remove it or give another place"
+        )
     path = Path(os.path.realpath(given))
     if not path.parent.is_dir():
         missing = next(p for p in reversed(path.parents) if not p.is_dir())

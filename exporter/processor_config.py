@@ -12,7 +12,7 @@ import msgspec
 
 from fastmmoe.exporter.chat_template import BUILTIN, choose_template
 from fastmmoe.exporter.config_reader import ConfigReader, is_same, shown
-from fastmmoe.exporter.side_files import PROCESSOR, TOKENIZER_CONFIG, SideFiles
+from fastmmoe.exporter.side_files import PREPROCESSOR, PROCESSOR, TOKENIZER_CONFIG, SideFiles
 from fastmmoe.exporter.tokenizer_files import TOKENIZER, check_encoding, read_tokenizer, stop_ids, token_name
 from fastmmoe.runtime.errors import UnsupportedModel
 from fastmmoe.runtime.processor_config import DeepseekVl2ProcessorConfig, InternVlProcessorConfig, ProcessorConfig, Rgb
@@ -60,7 +60,7 @@ def read_processor_config(
     if family == "deepseek_vl_v2":
         result = _read_deepseek_vl2(files, config, vocab_size)
     elif family in ("internvl", "internvl_chat"):
-        result = _read_internvl(files, config, vocab_size)
+        result = _read_internvl_once(files, config, vocab_size)
     else:
         raise UnsupportedModel(
             f"config.json: model_type is {family!r}; supported: 'deepseek_vl_v2', 'internvl', 'internvl_chat'"
@@ -152,11 +152,26 @@ def _deepseek_token_id(name: str, files: SideFiles, language: ConfigReader, toke
     return from_config if from_tokenizer is None else from_tokenizer
 
 
-def _read_internvl(files: SideFiles, config: ConfigReader, vocab_size: int) -> InternVlProcessorConfig:
+def _read_internvl_once(files: SideFiles, config: ConfigReader, vocab_size: int) -> InternVlProcessorConfig:
+    """The configuration, the same one whichever description of the image processor is read."""
+    results = [_read_internvl(files, config, vocab_size, reader) for reader in files.image_processors()]
+    first, other = results[0], results[-1]
+    differing = [name for name in first.__struct_fields__ if getattr(first, name) != getattr(other, name)]
+    if differing:
+        values = " and ".join(shown(getattr(result, differing[0])) for result in results)
+        raise UnsupportedModel(
+            f"{PREPROCESSOR} and the image_processor of {PROCESSOR} differ in {', '.join(differing)} ({values}): some "
+            "versions of transformers read one, some the other: remove the one that is not meant"
+        )
+    return first
+
+
+def _read_internvl(
+    files: SideFiles, config: ConfigReader, vocab_size: int, preprocessor: ConfigReader
+) -> InternVlProcessorConfig:
     is_original = config.get("model_type", "") == "internvl_chat"
     text = config.section("llm_config" if is_original else "text_config")
     template, stop_token = INTERNVL_TEMPLATES[text.choice("model_type", list(INTERNVL_TEMPLATES), "")]
-    preprocessor = files.image_processor()
     for key, value in (("resample", BICUBIC), ("do_resize", True), ("do_rescale", True), ("do_normalize", True)):
         preprocessor.choice(key, [value], value)
     # The original code cuts pictures itself, whatever this file says of its crops and scale.

@@ -140,11 +140,15 @@ class SideFiles:
         check_small_file(file)
         return True
 
-    def image_processor(self) -> ConfigReader:
-        """preprocessor_config.json, or the part of processor_config.json that newer versions write instead."""
-        if self.has(PREPROCESSOR):
-            return self[PREPROCESSOR]
-        return self[PROCESSOR].section("image_processor", optional=True)
+    def image_processors(self) -> list[ConfigReader]:
+        """preprocessor_config.json, and the part of processor_config.json that newer versions write, where it is there.
+
+        Where both are, transformers before 5 reads the first, later versions read the second.
+        """
+        found = [self[PREPROCESSOR]] if self.has(PREPROCESSOR) else []
+        if not found or "image_processor" in self[PROCESSOR].values:
+            found.append(self[PROCESSOR].section("image_processor", optional=True))
+        return found
 
     def finish(self, report: Callable[[str], None]) -> None:
         """Sort the keys that nobody read, and report what is not followed.

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from fastmmoe.exporter.config_reader import ConfigReader, shown
 from fastmmoe.exporter.side_files import ADDED_TOKENS, GENERATION, SPECIAL_TOKENS, TOKENIZER_CONFIG, SideFiles
 from fastmmoe.runtime.errors import BundleMismatch, UnsupportedModel
-from fastmmoe.runtime.processor import Processor
-from fastmmoe.runtime.processor_config import ProcessorConfig
+from fastmmoe.runtime.processor import Processor, image_tokens
+from fastmmoe.runtime.processor_config import DeepseekVl2ProcessorConfig, ProcessorConfig
 from fastmmoe.runtime.prompts import Marker, Special, render_prompt
 from fastmmoe.runtime.ranges import TokenId
-from fastmmoe.runtime.tokens import load_tokenizer
+from fastmmoe.runtime.tokens import REGION_TOKENS, Encoder, load_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -38,13 +38,22 @@ class _Declared:
 def token_name(files: SideFiles, key: str) -> str | None:
     """A token that tokenizer_config.json names, as a string or an object with `content`, or None.
 
-    Where it names none and has no added_tokens_decoder, special_tokens_map.json counts, as in transformers.
+    Where that file has no added_tokens_decoder, special_tokens_map.json counts in transformers, whatever it says.
+
+    Raises:
+        UnsupportedModel: the two name different tokens.
     """
     names = files[TOKENIZER_CONFIG]
     found = _token_name(names, key)
-    if found is None and "added_tokens_decoder" not in names.values:
-        found = _token_name(files[SPECIAL_TOKENS], key)
-    return found
+    if "added_tokens_decoder" in names.values or key not in files[SPECIAL_TOKENS].values:
+        return found
+    other = _token_name(files[SPECIAL_TOKENS], key)
+    if found not in (None, other):
+        raise UnsupportedModel(
+            f"{key}: {TOKENIZER_CONFIG} names {shown(found)}, {SPECIAL_TOKENS} names {shown(other)}, which counts "
+            "where there is no added_tokens_decoder: correct the one that is not meant"
+        )
+    return other
 
 
 def _token_name(reader: ConfigReader, key: str) -> str | None:
@@ -169,10 +178,26 @@ def check_encoding(config: ProcessorConfig, file: Path) -> None:
     prompt = render_prompt([{"role": "user", "content": question}], config.template)
     texts = [p.token if isinstance(p, Special) else p for p in prompt.pieces if not isinstance(p, Marker)]
     starts = [config.bos_token_id] if Marker.BOS in prompt.pieces else []
-    whole = _load(file, config.special_tokens).encode("".join(texts), add_special_tokens=not starts).ids
+    tokenizer = _load(file, config.special_tokens)
+    whole = tokenizer.encode("".join(texts), add_special_tokens=not starts).ids
     found = processor([{"role": "user", "content": question}]).input_ids.tolist()
-    if found != [*starts, *whole]:
+    if found != [*starts, *whole] or not _stands_apart(tokenizer, config):
         raise UnsupportedModel(
             f"{file}: text beside the template's tokens becomes other ids than text by itself (lstrip, rstrip, or a "
             "mark at the start of a text), which is not implemented"
         )
+
+
+def _stands_apart(tokenizer: Tokenizer, config: ProcessorConfig) -> bool:
+    """Whether text beside the tokens of pictures and regions has the ids that it has by itself; changes the tokenizer.
+
+    DeepSeek-VL2's official code, too, encodes what stands between pictures by itself.
+    """
+    of_pictures = set() if isinstance(config, DeepseekVl2ProcessorConfig) else image_tokens(config)
+    of_regions = [name for name in REGION_TOKENS if tokenizer.token_to_id(name) is not None]
+    pieces: list[str | Special] = ["a \n"]
+    for name in (*sorted(of_pictures), *of_regions):
+        pieces += [Special(name) if name in of_pictures else name, " \n a \n"]
+    text = "".join(piece.token if isinstance(piece, Special) else piece for piece in pieces)
+    whole = tokenizer.encode(text, add_special_tokens=False).ids
+    return bool(Encoder(tokenizer, of_pictures).pieces(pieces) == whole)

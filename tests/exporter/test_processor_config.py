@@ -116,6 +116,18 @@ def test_internvl_image_processor_inside_processor_config(own_checkpoint: OwnChe
     assert found.max_tiles == 4
 
 
+def test_internvl_image_processors_that_contradict_each_other(own_checkpoint: OwnCheckpoint) -> None:
+    """transformers before 5 reads preprocessor_config.json, later versions the part of processor_config.json."""
+    directory = own_checkpoint("internvl-qwen3moe")
+    values = json.loads((directory / "preprocessor_config.json").read_text())
+    _change(directory, "processor_config.json", "image_processor", {**values, "data_format": "channels_first"})
+    found = _read(directory, "internvl-qwen3moe")
+    assert isinstance(found, InternVlProcessorConfig) and found.max_tiles == 12
+    _change(directory, "processor_config.json", "image_processor", {**values, "max_patches": 4})
+    with pytest.raises(UnsupportedModel, match=r"differ in max_tiles \(12 and 4\).*remove the one that is not meant"):
+        _read(directory, "internvl-qwen3moe")
+
+
 def test_internvl_original_with_its_own_image_processor_file(own_checkpoint: OwnCheckpoint) -> None:
     directory = own_checkpoint("internvl-qwen3moe-original")
     for key, value in (("size", 448), ("resample", 3), ("image_std", [0.5, 0.5, 0.5])):

@@ -182,6 +182,36 @@ def test_a_tokenizer_that_looks_beyond_its_tokens_is_refused(flag: str, own_chec
         _read(directory)
 
 
+@pytest.mark.parametrize("name", ["<img>", "</img>", "<IMG_CONTEXT>", "<ref>", "</box>"])
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip"])
+def test_tokens_of_pictures_and_regions_may_not_look_beyond_themselves(
+    flag: str, name: str, own_checkpoint: OwnCheckpoint
+) -> None:
+    directory = own_checkpoint(HF)
+    tokenizer = json.loads((directory / "tokenizer.json").read_text())
+    (token,) = [token for token in tokenizer["added_tokens"] if token["content"] == name]
+    token[flag] = True
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UnsupportedModel, match="becomes other ids than text by itself"):
+        _read(directory)
+
+
+def test_a_token_with_two_names_is_refused(own_checkpoint: OwnCheckpoint) -> None:
+    """In transformers special_tokens_map.json counts, unless tokenizer_config.json has an added_tokens_decoder."""
+    directory = own_checkpoint(HF)
+    _update(directory, TOKENIZER, eos_token="<|im_end|>")
+    _update(directory, "special_tokens_map.json", eos_token={"content": "<|endoftext|>"})
+    with pytest.raises(
+        UnsupportedModel, match=r"eos_token: tokenizer_config.json names '<\|im_end\|>', special_tokens"
+    ):
+        _read(directory)
+    _update(directory, TOKENIZER, added_tokens_decoder={})
+    assert 380 not in _read(directory)[0].stop_token_ids
+    _update(directory, "special_tokens_map.json", eos_token={"content": "<|im_end|>"})
+    (directory / TOKENIZER).write_text("{}")
+    assert _read(directory)[0].stop_token_ids == (382,)
+
+
 def test_where_a_tokenizer_can_be_had(own_checkpoint: OwnCheckpoint) -> None:
     directory = own_checkpoint(ORIGINAL)
     (directory / "tokenizer.json").unlink()
