@@ -61,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--zero-points", action="store_true", help="give each group of integer experts a zero of its own, too"
     )
-    parser.add_argument("--atol", type=float, default=config.atol, help=_atol_help())
+    parser.add_argument("--atol", type=float, default=config.atol, metavar="D", help=_atol_help())
     parser.add_argument(
         "--chat-template",
         choices=("builtin", "checkpoint"),
@@ -92,6 +92,7 @@ def _add_pruning(group: argparse._ArgumentGroup) -> None:
     method(
         "--retention",
         type=float,
+        metavar="R",
         help=f"default share of visual tokens to keep; each request may choose another (default {policy.retention})",
     )
     method(
@@ -105,13 +106,16 @@ def _add_pruning(group: argparse._ArgumentGroup) -> None:
     method(
         "--expert-factor",
         type=float,
+        metavar="F",
         help=f"share of the experts that visual tokens use from layer 2 on (default {EXPERT_FACTOR})",
     )
     alphas = " / ".join(f"{r.alpha:g}" for r in rows)
     ratios = " / ".join(f"{r.merge_ratio:g}" for r in rows)
-    method("--alpha", type=float, help=f"redundancy against importance (default by family: {alphas})")
-    method("--merge-ratio", type=float, help=f"merged windows per kept token (default by family: {ratios})")
-    method("--window", type=int, help=f"tokens per window (default {policy.window})")
+    method("--alpha", type=float, metavar="A", help=f"redundancy against importance (default by family: {alphas})")
+    method(
+        "--merge-ratio", type=float, metavar="M", help=f"merged windows per kept token (default by family: {ratios})"
+    )
+    method("--window", type=int, metavar="N", help=f"tokens per window (default {policy.window})")
     method("--merge", choices=("mlerp", "mean"), help=f"default {policy.merge}")
     method(
         "--reduction-weights",

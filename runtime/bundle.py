@@ -276,13 +276,25 @@ def load_manifest(directory: Path) -> Manifest:
     """
     path = directory / MANIFEST
     if not path.is_file():
-        command = shlex.join(["fastmmoe-export", "MODEL", str(directory)])
-        raise BundleMismatch(f"{directory}: no {MANIFEST}: not a bundle; make one with {command}")
+        raise BundleMismatch(_say_no_bundle(directory))
     if path.stat().st_size > LARGEST_MANIFEST:
         raise BundleMismatch(
             f"{path}: {path.stat().st_size} bytes, expected at most {LARGEST_MANIFEST}; {EXPORT_AGAIN}"
         )
     return parse_manifest(path.read_bytes(), path)
+
+
+def _say_no_bundle(directory: Path) -> str:
+    """What a path is instead of a bundle, and what to do."""
+    if not directory.exists():
+        command = shlex.join(["fastmmoe-export", "MODEL", str(directory)])
+        return f"{directory}: no such directory; give a bundle's, or make one with {command}"
+    if not directory.is_dir():
+        return f"{directory}: not a directory; give that of a bundle"
+    if (directory / "config.json").is_file():
+        command = shlex.join(["fastmmoe-export", str(directory), "OUT"])
+        return f"{directory}: a checkpoint, no {MANIFEST}: not a bundle; make one with {command}"
+    return f"{directory}: no {MANIFEST}: not a bundle; give one, or make it with fastmmoe-export MODEL OUT"
 
 
 def parse_manifest(data: bytes, path: Path) -> Manifest:

@@ -53,14 +53,14 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_run(commands: Any) -> None:
     run = commands.add_parser("run", help="answer about images", description=RUN_DESCRIPTION)
     run.add_argument("bundle", type=Path, metavar="OUT", help="the bundle's directory")
-    run.add_argument("--image", action="append", default=[], metavar="FILE", help="may be given again")
-    run.add_argument("--prompt", help="the question, about the images in front of it")
-    run.add_argument("--system", help="system prompt (default: the model's own)")
+    run.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be given again")
+    run.add_argument("--prompt", metavar="TEXT", help="the question, about the images in front of it")
+    run.add_argument("--system", metavar="TEXT", help="system prompt (default: the model's own)")
     run.add_argument("--inputs", type=Path, metavar="IN.npz", help="ready-made tensors instead of images and a prompt")
     run.add_argument("--dump", type=Path, metavar="OUT.npz", help="where --inputs writes logits and decode_tokens")
     _add_request_arguments(run)
     run.add_argument("--portable", action="store_true", help="without the native library (slow)")
-    run.add_argument("--threads", type=int, default=0, help="0 = one per core (default)")
+    run.add_argument("--threads", type=int, default=0, metavar="N", help="0 = one per core (default)")
     add_no_verify(run)
     run.add_argument("--json", action="store_true", help="one JSON object instead of text")
     run.set_defaults(function=_run)
@@ -88,7 +88,9 @@ def _add_request_arguments(parser: argparse.ArgumentParser) -> None:
     rate.add_argument("--retention", type=float, metavar="R", help="share of visual tokens to keep, (0, 1]")
     rate.add_argument("--pruning-rate", type=float, metavar="Q", help="share to remove, [0, 1): 1 - retention")
     parser.add_argument("--visual-top-k", type=int, metavar="N", help="experts per visual token")
-    parser.add_argument("--alpha", type=float, help="redundancy against importance, 0 to 1 (default: the bundle's)")
+    parser.add_argument(
+        "--alpha", type=float, metavar="A", help="redundancy against importance, 0 to 1 (default: the bundle's)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of method random (default %(default)s)")
     parser.add_argument(
         "--max-new-tokens", type=int, default=DEFAULT_MAX_NEW_TOKENS, metavar="N", help="default %(default)s"

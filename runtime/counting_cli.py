@@ -76,7 +76,7 @@ def add_counting(commands: Any) -> None:
 
 def _add_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="OUT", help="the bundle's directory")
-    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="may be given again")
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be given again")
     parser.add_argument("--prompt", metavar="TEXT", help="the question (default: none, only the chat template)")
     parser.add_argument("--max-tiles", type=int, metavar="N", help="the most local tiles of an image")
     parser.add_argument("--visual-tokens", type=int, metavar="V", help="instead of pictures")

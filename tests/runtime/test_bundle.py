@@ -177,6 +177,27 @@ def test_other_formats_are_told_apart_from_damage(document: Document) -> None:
     assert "bundle format 3, fastmmoe" in refusal(json.dumps(changed).encode())
 
 
+NO_BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "nothing": (lambda p: None, "no such directory; give a bundle's, or make one with fastmmoe-export MODEL '{path}'"),
+    "a file": (lambda p: p.touch(), "not a directory; give that of a bundle"),
+    "a checkpoint": (
+        lambda p: [p.mkdir(), (p / "config.json").touch()],
+        "a checkpoint, no manifest.json: not a bundle; make one with fastmmoe-export '{path}' OUT",
+    ),
+    "a folder": (Path.mkdir, "no manifest.json: not a bundle; give one, or make it with fastmmoe-export MODEL OUT"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_BUNDLES)
+def test_what_is_no_bundle_is_called_what_it_is(kind: str, tmp_path: Path) -> None:
+    make, words = NO_BUNDLES[kind]
+    path = tmp_path / "my models"
+    make(path)
+    with pytest.raises(BundleMismatch) as refusal:
+        read_manifest(path)
+    assert str(refusal.value) == f"{path}: {words.format(path=path)}"
+
+
 def test_a_huge_manifest_is_not_read(toy_bundle: Path) -> None:
     with (toy_bundle / MANIFEST).open("ab") as file:
         file.truncate(1 << 40)
