@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+from fastmmoe.runtime.command import SIGNALS
 from fastmmoe.runtime.errors import InvalidRequest
 
 CPU_SECONDS = 2
@@ -49,7 +50,7 @@ def run_bounded(function: Callable[[], bytes], what: str) -> bytes:
 def _run(function: Callable[[], bytes], writer: int) -> NoReturn:
     code = 1
     try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGXCPU):
+        for number in (*SIGNALS, signal.SIGXCPU):
             signal.signal(number, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
         with suppress(OSError):  # a system that does not tell what is mapped

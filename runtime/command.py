@@ -14,7 +14,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,6 +24,8 @@ USER_ERROR = 2
 INTERRUPTED = 130
 BROKEN_PIPE = 128 + signal.SIGPIPE
 """What a shell says of a process that the signal ended."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What interrupts a command; the last is that of a terminal that was closed."""
 REPEAT_SECONDS = 0.05
 MEMORY_HINT = "end other programs, or use a machine with more memory"
 
@@ -142,7 +144,9 @@ def _one_line(error: FastmmoeError | OSError) -> str:
 
 
 def _interrupted(name: str, left: str) -> int:
-    print(f"{name}: interrupted; {left or 'nothing was written'}", file=sys.stderr)
+    # A terminal that was closed takes no line.
+    with suppress(OSError):
+        print(f"{name}: interrupted; {left or 'nothing was written'}", file=sys.stderr)
     return INTERRUPTED
 
 
@@ -206,7 +210,8 @@ def importing(name: str) -> Iterator[None]:
     """
 
     def leave(*_: object) -> NoReturn:
-        os.write(sys.stderr.fileno(), f"{name}: interrupted; nothing was written\n".encode())
+        with suppress(OSError):
+            os.write(sys.stderr.fileno(), f"{name}: interrupted; nothing was written\n".encode())
         os._exit(INTERRUPTED)
 
     with _handling_signals(leave):
@@ -216,8 +221,8 @@ def importing(name: str) -> Iterator[None]:
 @contextmanager
 def _handling_signals(handler: Callable[[int, object], object]) -> Iterator[None]:
     # Handlers run in the main thread only; a mask would not help, as the system may take another thread for the signal.
-    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    # What a shell starts in the background ignores interrupts.
+    numbers = SIGNALS if threading.current_thread() is threading.main_thread() else ()
+    # What a shell starts in the background ignores interrupts, what nohup starts the end of its terminal.
     before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) is not signal.SIG_IGN}
     try:
         for number in before:
@@ -236,8 +241,8 @@ def _take_signals() -> list[int]:
         came.append(number)
         raise KeyboardInterrupt
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # What a shell starts in the background ignores interrupts.
+    for number in SIGNALS:
+        # What a shell starts in the background ignores interrupts, what nohup starts the end of its terminal.
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, interrupt)
     return came

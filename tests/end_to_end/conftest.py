@@ -16,6 +16,7 @@ import pytest
 
 from fastmmoe.exporter.cli import main as export_main
 from fastmmoe.runtime.cli import main as run_main
+from fastmmoe.runtime.command import SIGNALS
 from fastmmoe.runtime.vlm import VLM
 
 Array = npt.NDArray[Any]
@@ -40,8 +41,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _keep_signal_handlers() -> Iterator[None]:
-    """The commands take over SIGTERM for good, as a process of their own may."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    """The commands take over signals for good, as a process of their own may."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)

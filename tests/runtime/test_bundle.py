@@ -177,11 +177,16 @@ def test_other_formats_are_told_apart_from_damage(document: Document) -> None:
     assert "bundle format 3, fastmmoe" in refusal(json.dumps(changed).encode())
 
 
+def write_config(directory: Path) -> None:
+    directory.mkdir()
+    (directory / "config.json").touch()
+
+
 NO_BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "nothing": (lambda p: None, "no such directory; give a bundle's, or make one with fastmmoe-export MODEL '{path}'"),
     "a file": (lambda p: p.touch(), "not a directory; give that of a bundle"),
     "a checkpoint": (
-        lambda p: [p.mkdir(), (p / "config.json").touch()],
+        write_config,
         "a checkpoint, no manifest.json: not a bundle; make one with fastmmoe-export '{path}' OUT",
     ),
     "a folder": (Path.mkdir, "no manifest.json: not a bundle; give one, or make it with fastmmoe-export MODEL OUT"),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -134,7 +135,7 @@ def test_memory_of_a_process() -> None:
     )
 
 
-@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
 @pytest.mark.parametrize(
     "error", ["ImportError('numpy.core failed')", "SystemError('returned a result')", "KeyError(1)"]
 )
@@ -181,6 +182,31 @@ def test_an_interrupt_of_torchs_import(number: signal.Signals, tmp_path: Path) -
             process.kill()
     assert (process.returncode, errors) == (130, b"fastmmoe-export: interrupted; nothing was written\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_terminal_that_is_closed_interrupts(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    program = f"""
+import sys, time
+from pathlib import Path
+from fastmmoe.runtime.command import run_command
+def command():
+    try:
+        Path({str(scratch)!r}).touch()
+        print("working", flush=True)
+        time.sleep({SECONDS})
+    finally:
+        Path({str(scratch)!r}).unlink()
+    return 0
+sys.exit(run_command("name", command))"""
+    child, terminal = pty.fork()
+    if child == 0:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        os.execv(sys.executable, [sys.executable, "-c", program])
+    assert os.read(terminal, 1) == b"w"
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 130
+    assert not scratch.exists()
 
 
 def test_an_error_without_an_interrupt_keeps_its_traceback() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastmmoe.runtime.command import uninterrupted
+from fastmmoe.runtime.command import SIGNALS, uninterrupted
 from fastmmoe.runtime.files import WriteFailed, write_atomically, writing
 
 MIB = 1 << 20
@@ -86,7 +86,7 @@ def test_every_step_that_fails(number: int, step: str, tmp_path: Path, monkeypat
 
 
 def test_interrupts_are_put_off() -> None:
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     steps = []
     for number in handlers:
         with pytest.raises(KeyboardInterrupt), uninterrupted():
