@@ -51,7 +51,7 @@ class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Size and SHA-256 (hexadecimal) of one file."""
 
     bytes: Count
-    sha256: Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+    sha256: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
 
 
 class VisionInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -136,8 +136,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     family: Literal["deepseek_vl2", "internvl3_5"]
     checkpoint_identity: str
     target: str
-    dtype: Annotated[str, Meta(pattern="^(fp32|fp16|bf16)$")]
-    activation_dtype: Annotated[str, Meta(pattern="^(float32|float16|bfloat16)$")]
+    dtype: Literal["fp32", "fp16", "bf16"]
+    activation_dtype: Literal["float32", "float16", "bfloat16"]
     experts: ExpertsInfo
     ops: dict[str, Version]
     portable: bool
@@ -210,6 +210,7 @@ def read_engines(directory: Path) -> Engines | None:
     path = directory / ENGINES
     if not path.is_file():
         return None
+    _check_size(path)
     try:
         parse_strictly(path.read_bytes())
         return msgspec.json.decode(path.read_bytes(), type=Engines)
@@ -277,10 +278,7 @@ def load_manifest(directory: Path) -> Manifest:
     path = directory / MANIFEST
     if not path.is_file():
         raise BundleMismatch(_say_no_bundle(directory))
-    if path.stat().st_size > LARGEST_MANIFEST:
-        raise BundleMismatch(
-            f"{path}: {path.stat().st_size} bytes, expected at most {LARGEST_MANIFEST}; {EXPORT_AGAIN}"
-        )
+    _check_size(path)
     return parse_manifest(path.read_bytes(), path)
 
 
@@ -295,6 +293,12 @@ def _say_no_bundle(directory: Path) -> str:
         command = shlex.join(["fastmmoe-export", str(directory), "OUT"])
         return f"{directory}: a checkpoint, no {MANIFEST}: not a bundle; make one with {command}"
     return f"{directory}: no {MANIFEST}: not a bundle; give one, or make it with fastmmoe-export MODEL OUT"
+
+
+def _check_size(path: Path) -> None:
+    size = path.stat().st_size
+    if size > LARGEST_MANIFEST:
+        raise BundleMismatch(f"{path}: {size} bytes, expected at most {LARGEST_MANIFEST}; {EXPORT_AGAIN}")
 
 
 def parse_manifest(data: bytes, path: Path) -> Manifest:

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fastmmoe.runtime.errors import FastmmoeError, InvalidRequest
+from fastmmoe.runtime.errors import FastmmoeError, InvalidRequest, without_breaks
 
 USER_ERROR = 2
 INTERRUPTED = 130
@@ -48,7 +48,7 @@ class ArgumentParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         # A subcommand's parser is called "fastmmoe run"; every error line starts with the command alone.
         command = self.prog.split()[0]
-        self.exit(USER_ERROR, f"{command}: error: {message} (see {self.prog} --help)\n")
+        self.exit(USER_ERROR, f"{command}: error: {without_breaks(message)} (see {self.prog} --help)\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Refuse unknown arguments here already: a subcommand's parser alone knows what is close to them."""
@@ -140,7 +140,7 @@ def _one_line(error: FastmmoeError | OSError) -> str:
     if isinstance(error, FastmmoeError):
         return str(error)
     where = f"{error.filename}: " if error.filename else ""
-    return f"{where}{error.strerror or error}"
+    return without_breaks(f"{where}{error.strerror or error}")
 
 
 def _interrupted(name: str, left: str) -> int:

@@ -121,6 +121,9 @@ def _of_processor(processor: ProcessorConfig, manifest: Manifest) -> Iterator[st
             yield f"processor.{name} has {token_id}: expected at most {processor.vocab_size - 1}, the last id"
     tokens = manifest.vision.tokens_per_tile
     if isinstance(processor, DeepseekVl2ProcessorConfig):
+        for name in ("bos_token_id", "eos_token_id"):
+            if processor.image_token_id is not None and getattr(processor, name) is None:
+                yield f"processor.{name} is null: expected an id, as there is an image_token_id and so a tokenizer"
         yield from _of_deepseek_tiles(processor, tokens)
         return
     if processor.tokens_per_tile != tokens:

@@ -1,9 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors a user can cause. The commands print them as one line and exit with code 2."""
 
+from __future__ import annotations
+
+import re
+
+_BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""Line breaks and what else moves a terminal's cursor: file names and damaged files may hold it."""
+
+
+def without_breaks(text: str) -> str:
+    """The text with such characters as escapes."""
+    return _BREAKS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
 
 class FastmmoeError(Exception):
-    """Base of every error the commands print without a traceback."""
+    """Base of every error the commands print without a traceback. What it says is one line."""
+
+    def __str__(self) -> str:
+        return without_breaks(super().__str__())
 
 
 class InvalidRequest(FastmmoeError, ValueError):

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastmmoe.runtime.bundle import MANIFEST, Manifest, weights_file
 from fastmmoe.runtime.errors import BundleMismatch
-from fastmmoe.runtime.onnx_file import weight_files
+from fastmmoe.runtime.onnx_file import read_operators, weight_files
 from fastmmoe.runtime.signatures import Signature, Tensor
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ TYPES = {
 }
 """ONNX Runtime's names of element types -> NumPy's."""
 
+LAYER = re.compile(r"layers\.(\d+)\.")
+
 
 def check_weight_files(path: Path, graph: str, manifest: Manifest) -> None:
     """Raise BundleMismatch where the graph in this file takes weights from a file that is not its own."""
@@ -35,19 +38,58 @@ def check_weight_files(path: Path, graph: str, manifest: Manifest) -> None:
         )
 
 
+def check_operators(path: Path, manifest: Manifest) -> None:
+    """Raise BundleMismatch where the operators in a language model's file compute otherwise than the manifest says."""
+    info, policy, experts = manifest.language_model, manifest.policy, manifest.experts
+    expected: dict[str, dict[str, int | str]] = {
+        "FmmSparseMoE": {
+            "top_k": info.top_k,
+            "reduction_weights": policy.reduction_weights,
+            "weight_format": experts.weight_format,
+            "group_size": experts.group_size,
+            "zero_points": int(experts.zero_points),
+        },
+        "FmmTokenPrune": {"window": policy.window, "merge": policy.merge},
+    }
+    try:
+        operators = read_operators(path)
+    except ValueError as error:
+        raise BundleMismatch(f"{error}; copy the whole bundle or export again") from error
+    for operator in operators:
+        for name, value in expected.get(operator.kind, {}).items():
+            found = operator.attributes.get(name)
+            if found != value:
+                raise _misfit(path, f"{operator.name} has {name} {found}, expected {value}")
+    moe = [operator.name for operator in operators if operator.kind == "FmmSparseMoE"]
+    # Nodes are named by the module that they come from.
+    layers = [int(layer[1]) if (layer := LAYER.match(name)) else None for name in moe]
+    if layers != list(info.moe_layers):
+        raise _misfit(path, f"has experts in layers {_listed(layers)}, expected {_listed(info.moe_layers)}")
+
+
 def check_fit(path: Path, session: onnxruntime.InferenceSession, signature: Signature) -> None:
     """Raise BundleMismatch unless the graph in this file takes and gives what the manifest's numbers ask for."""
     sides = (("input", session.get_inputs(), signature.inputs), ("output", session.get_outputs(), signature.outputs))
     for side, found, expected in sides:
-        for difference in _differences(side, [_tensor(one) for one in found], expected):
-            raise BundleMismatch(
-                f"{path}: {difference}, by {MANIFEST}: the graph is of another export or model; copy the whole "
-                f"bundle or export again"
-            )
+        tensors = [_tensor(one, has_names=side == "input") for one in found]
+        for difference in _differences(side, tensors, expected):
+            raise _misfit(path, difference)
 
 
-def _tensor(argument: Any) -> Tensor:
-    shape = tuple(size if isinstance(size, int) else "" for size in argument.shape)
+def _misfit(path: Path, difference: str) -> BundleMismatch:
+    return BundleMismatch(
+        f"{path}: {difference}, by {MANIFEST}: the graph is of another export or model; copy the whole bundle or "
+        f"export again"
+    )
+
+
+def _listed(layers: Sequence[int | None]) -> str:
+    return ", ".join(map(str, layers)) or "none"
+
+
+def _tensor(argument: Any, *, has_names: bool) -> Tensor:
+    """has_names: its dimensions that may change have names of our own, which ONNX Runtime leaves as they are."""
+    shape = tuple(size if isinstance(size, int) else size if has_names else "" for size in argument.shape)
     return Tensor(argument.name, shape, TYPES.get(argument.type, argument.type))
 
 
@@ -61,9 +103,9 @@ def _differences(side: str, found: Sequence[Tensor], expected: Sequence[Tensor])
             yield f"has no {side} {tensor.name}, which is expected"
             continue
         _, shape, dtype = by_name[tensor.name]
-        if (dtype, shape) != (tensor.dtype, tuple("" if isinstance(size, str) else size for size in tensor.shape)):
+        if (dtype, shape) != (tensor.dtype, tensor.shape):
             yield f"{side} {tensor.name} is {dtype} {_shown(shape)}, expected {tensor.dtype} {_shown(tensor.shape)}"
 
 
 def _shown(shape: Sequence[int | str]) -> str:
-    return f"[{', '.join('any' if isinstance(size, str) else str(size) for size in shape)}]"
+    return f"[{', '.join(str(size) or 'any' for size in shape)}]"

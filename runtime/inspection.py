@@ -16,8 +16,11 @@ from fastmmoe.runtime.bundle import (
     load_manifest,
     read_engines,
 )
-from fastmmoe.runtime.errors import BundleMismatch
+from fastmmoe.runtime.errors import BundleMismatch, without_breaks
 from fastmmoe.runtime.onnx_file import read_weights
+
+MOST_VALUES = 1 << 50
+"""Of one graph: far above every model."""
 
 
 def inspect_bundle(directory: Path) -> dict[str, Any]:
@@ -37,12 +40,14 @@ def inspect_bundle(directory: Path) -> dict[str, Any]:
     # Gate, up and down.
     experts = len(info.moe_layers) * info.num_experts * 3 * info.hidden_size * info.moe_intermediate_size
     parameters: dict[str, int] = {"routed experts": experts}
-    for graph in GRAPHS:
+    # What is no regular file of the size that was exported is not read: a pipe has no end.
+    paths = {graph: directory / graph_file(graph) for graph in GRAPHS}
+    whole = [graph for graph in GRAPHS if not any(line.startswith(f"{paths[graph]}: ") for line in damage)]
+    for graph in whole:
         try:
-            parameters[graph] = _stored_values(directory, graph)
+            parameters[graph] = _stored_values(paths[graph])
         except (OSError, ValueError) as error:
-            line = f"{directory / graph_file(graph)}: {error}" if isinstance(error, OSError) else str(error)
-            damage += [line] if not any(graph_file(graph) in known for known in damage) else []
+            damage.append(f"{paths[graph]}: {error.strerror}" if isinstance(error, OSError) else str(error))
     return {
         "bundle": str(directory),
         "model": manifest.model,
@@ -74,7 +79,8 @@ def describe_bundle(directory: Path, found: dict[str, Any]) -> list[str]:
     """Aligned lines of what `inspect_bundle` found, damage first."""
     rows = list(_rows(load_manifest(directory), found))
     width = max(len(name) for name, _ in rows)
-    return [*(f"DAMAGED: {line}" for line in found["damage"]), *(f"{name:<{width}}  {text}" for name, text in rows)]
+    lines = [*(f"DAMAGED: {line}" for line in found["damage"]), *(f"{name:<{width}}  {text}" for name, text in rows)]
+    return [without_breaks(line) for line in lines]
 
 
 def _rows(manifest: Manifest, found: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -102,9 +108,16 @@ def _rows(manifest: Manifest, found: dict[str, Any]) -> Iterator[tuple[str, str]
         yield "engines", f"{engines['module']} {engines['tensorrt_version']}: {', '.join(engines['files'])}"
 
 
-def _stored_values(directory: Path, graph: str) -> int:
-    """Values in external data: the tensors of a checkpoint, not the constants of a graph; packed ones as stored."""
-    return sum(weight.size for weight in read_weights(directory / graph_file(graph)) if weight.location)
+def _stored_values(path: Path) -> int:
+    """Values in external data: the tensors of a checkpoint, not the constants of a graph; packed ones as stored.
+
+    Raises:
+        ValueError: it is no ONNX graph, or one that no machine could hold.
+    """
+    count = sum(weight.size for weight in read_weights(path) if weight.location)
+    if count > MOST_VALUES:
+        raise ValueError(f"{path}: says that it has more than {MOST_VALUES:,} stored values: damaged")
+    return count
 
 
 def _plain(value: Any) -> Any:

@@ -15,28 +15,40 @@ class MappedFiles:
     """Holds files open, so that their state can be asked for even where others have taken their names since."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        self._files: dict[int, tuple[Path, tuple[int, int]]] = {}
+        self._files: dict[int, tuple[Path, os.stat_result]] = {}
         weakref.finalize(self, _close, self._files)
         for path in paths:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            self._files[descriptor] = (path, _state(descriptor))
+            self._files[descriptor] = (path, os.fstat(descriptor))
 
     def check_unchanged(self) -> None:
-        """Raise BundleMismatch where one has been written to since it was opened here."""
-        for descriptor, (path, state) in self._files.items():
-            if _state(descriptor) != state:
+        """Raise BundleMismatch where one has been written to or renamed since it was opened here.
+
+        After a run, so that no answer comes from changed weights, and before: where a file has become shorter, reading
+        it ends the process.
+        """
+        for descriptor, (path, before) in self._files.items():
+            now = os.fstat(descriptor)
+            if _may_differ(before, now):
                 raise BundleMismatch(
-                    f"{path}: has been written to since the bundle was loaded; load it again (replace bundles as a "
-                    f"whole: move the old directory away, then the new one in)"
+                    f"{path}: has been written to or renamed since the bundle was loaded; load it again (replace "
+                    f"bundles as a whole: move the old directory away, then the new one in)"
                 )
+            self._files[descriptor] = (path, now)
 
 
-def _state(descriptor: int) -> tuple[int, int]:
-    # Not ctime: it changes with the file's name, too, as when a bundle is replaced under a program that runs it.
-    status = os.fstat(descriptor)
-    return status.st_size, status.st_mtime_ns
+def _may_differ(before: os.stat_result, now: os.stat_result) -> bool:
+    if (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        return True
+    # mtime can be set back, ctime cannot; but it changes with the number of names, too, as when a bundle is replaced
+    # under a program that runs it, and with owner and mode.
+    return now.st_ctime_ns != before.st_ctime_ns and _names_and_owner(now) == _names_and_owner(before)
 
 
-def _close(files: dict[int, tuple[Path, tuple[int, int]]]) -> None:
+def _names_and_owner(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_nlink, status.st_mode, status.st_uid, status.st_gid
+
+
+def _close(files: dict[int, tuple[Path, os.stat_result]]) -> None:
     for descriptor in files:
         os.close(descriptor)

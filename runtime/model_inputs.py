@@ -148,7 +148,7 @@ def _empty() -> Ids:
 
 def _check_names(tensors: Tensors, required: Sequence[str], optional: Sequence[str]) -> None:
     missing = sorted(set(required) - tensors.keys())
-    unknown = sorted(tensors.keys() - {*required, *optional})
+    unknown = sorted(map(str, tensors.keys() - {*required, *optional}))
     if missing or unknown:
         raise InvalidRequest(
             f"input tensors: missing {', '.join(missing) or 'none'}; unknown {', '.join(unknown) or 'none'}; "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an .onnx file says of itself, read without the onnx package: its weights' sizes and where they are stored.
+"""What an .onnx file says of itself, read without the onnx package: its weights, and the operators of our own.
 
 Only the fields that are needed are looked at; numbers are those of onnx.proto.
 """
@@ -9,14 +9,17 @@ from __future__ import annotations
 import mmap
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
+DOMAIN = b"fastmmoe"
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 MODEL_GRAPH, MODEL_FUNCTIONS = 7, 25
 GRAPH_NODE, GRAPH_INITIALIZER, FUNCTION_NODE = 1, 5, 7
-NODE_ATTRIBUTE = 5
+NODE_NAME, NODE_TYPE, NODE_ATTRIBUTE, NODE_DOMAIN = 3, 4, 5, 7
+ATTRIBUTE_NAME, ATTRIBUTE_INT, ATTRIBUTE_STRING = 1, 3, 4
 ATTRIBUTE_TENSOR, ATTRIBUTE_GRAPH, ATTRIBUTE_TENSORS, ATTRIBUTE_GRAPHS = 5, 6, 10, 11
 TENSOR_DIMS, TENSOR_NAME, TENSOR_EXTERNAL_DATA = 1, 8, 13
 ENTRY_KEY, ENTRY_VALUE = 1, 2
@@ -37,16 +40,72 @@ class Weight:
     location: str
 
 
+@dataclass(frozen=True)
+class Operator:
+    """A node of our own domain: its name, its type and those of its attributes that are integers or strings."""
+
+    name: str
+    kind: str
+    attributes: dict[str, int | str]
+
+
 def read_weights(path: Path) -> list[Weight]:
     """Every tensor of an .onnx file, those of subgraphs, attributes and functions included.
 
     Raises:
         ValueError: it is no protobuf.
     """
-    try:
+    with _reading(path):
         return list(_of_model(memoryview(path.read_bytes())))
+
+
+def read_operators(path: Path) -> list[Operator]:
+    """The nodes of the graph itself that are in our own domain.
+
+    Raises:
+        ValueError: it is no protobuf.
+    """
+    with _reading(path):
+        graphs = (value for number, value in _fields(memoryview(path.read_bytes())) if number == MODEL_GRAPH)
+        nodes = (value for graph in graphs for number, value in _fields(graph) if number == GRAPH_NODE)
+        # Most nodes are standard operators, which need not be read.
+        return [one for node in nodes if DOMAIN in bytes(node) and (one := _operator(node)) is not None]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (IndexError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path}: no ONNX graph, or a damaged one") from error
+
+
+def _operator(data: memoryview) -> Operator | None:
+    texts: dict[int, str] = {}
+    attributes: dict[str, int | str] = {}
+    for number, value in _fields(data):
+        if number == NODE_ATTRIBUTE:
+            name, content = _attribute(value)
+            attributes |= {} if content is None else {name: content}
+        elif number in (NODE_NAME, NODE_TYPE, NODE_DOMAIN):
+            texts[number] = bytes(value).decode()
+    if texts.get(NODE_DOMAIN) != DOMAIN.decode():
+        return None
+    return Operator(texts.get(NODE_NAME, ""), texts.get(NODE_TYPE, ""), attributes)
+
+
+def _attribute(data: memoryview) -> tuple[str, int | str | None]:
+    """Name and value of an attribute, None where it is neither an integer nor a string."""
+    name: str = ""
+    content: int | str | None = None
+    for number, value in _fields(data, numbers=ATTRIBUTE_INT):
+        if number == ATTRIBUTE_NAME:
+            name = bytes(value).decode()
+        elif number == ATTRIBUTE_INT:
+            (content,) = _varints(value)
+        elif number == ATTRIBUTE_STRING:
+            content = bytes(value).decode(errors="replace")
+    return name, content
 
 
 def weight_files(path: Path) -> set[str]:
@@ -108,6 +167,8 @@ def _fields(data: memoryview, numbers: int = 0) -> Iterator[tuple[int, memoryvie
     while at < end:
         key, at = _varint(data, at)
         number, kind = key >> 3, key & 7
+        if number == 0:
+            raise IndexError
         start = at
         if kind == BYTES:
             size, at = _varint(data, at)

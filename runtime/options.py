@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
@@ -14,7 +14,7 @@ import numpy as np
 from msgspec import Meta
 
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.ranges import Tiles
+from fastmmoe.runtime.ranges import Experts, Tiles
 
 Count: TypeAlias = Annotated[int, Meta(ge=1)]
 
@@ -38,7 +38,7 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     method: str | None = None
     retention: Annotated[float, Meta(gt=0, le=1)] | None = None
     pruning_rate: Annotated[float, Meta(ge=0, lt=1)] | None = None
-    visual_top_k: int | tuple[int, ...] | None = None
+    visual_top_k: Experts | tuple[Experts, ...] | None = None
     alpha: Annotated[float, Meta(ge=0, le=1)] | None = None
     seed: Annotated[int, Meta(ge=0)] = 0
     max_new_tokens: Count = 64
@@ -72,7 +72,7 @@ _EXPECTED = {
     "method": "the name of a method in the bundle",
     "retention": "a number in (0, 1], the share of visual tokens to keep",
     "pruning_rate": "a number in [0, 1), the share to remove",
-    "visual_top_k": "a whole number, or a list of them, one for each MoE layer",
+    "visual_top_k": "1 to the model's experts per token, a whole number, or a list of them, one for each MoE layer",
     "alpha": "a number in [0, 1]",
     "seed": "a whole number, 0 or more",
     "max_new_tokens": "at least 1, a whole number",
@@ -111,21 +111,31 @@ def _advice(name: str) -> str:
 
 
 def _convert(name: str, value: Any, kind: Any) -> Any:
-    plain = _plain(value)
     try:
+        plain = _plain(value)
         if isinstance(plain, float) and not math.isfinite(plain):
             raise msgspec.ValidationError
         return msgspec.convert(plain, kind)
-    except msgspec.ValidationError:
-        shown = repr(plain)
-        shown = shown if len(shown) <= 80 else f"{shown[:80]}..."
-        raise InvalidRequest(f"{name} {shown}: expected {_EXPECTED[name]}") from None
+    # The last three: half of a surrogate pair, a list that holds itself, whole numbers beyond every float.
+    except (msgspec.ValidationError, UnicodeEncodeError, RecursionError, OverflowError):
+        raise InvalidRequest(f"{name} {_shown(value)}: expected {_EXPECTED[name]}") from None
+
+
+def _shown(value: Any) -> str:
+    """The value, shortened; its type where Python does not show it, as whole numbers of thousands of digits."""
+    try:
+        shown = repr(_plain(value))
+    except (ValueError, RecursionError):
+        return f"of type {type(value).__name__}"
+    return shown if len(shown) <= 80 else f"{shown[:80]}..."
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's numbers as Python's, sequences as lists."""
-    if isinstance(value, (np.generic, np.ndarray)):
+    """NumPy's numbers as Python's, lists and tuples as lists; what is ordered otherwise, or not at all, is refused."""
+    if isinstance(value, (np.number, np.bool_, np.ndarray)) and not isinstance(value, np.timedelta64):
         return value.tolist()
-    if isinstance(value, Sequence) and not isinstance(value, (str, bytes)):
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview)):
         return [_plain(one) for one in value]
+    if isinstance(value, (bytes, bytearray, memoryview, Set, np.timedelta64)):
+        raise msgspec.ValidationError
     return value

@@ -122,6 +122,8 @@ class Processor:
         Raises:
             InvalidRequest: names, shapes, types, ids or counts do not fit.
         """
+        if not isinstance(tensors, Mapping):
+            raise InvalidRequest(f"tensors is of type {type(tensors).__name__}: expected a dict of names and arrays")
         if isinstance(self.config, DeepseekVl2ProcessorConfig):
             return deepseek_vl2_tensor_inputs(tensors, self.config)
         return internvl_tensor_inputs(tensors, self.config)

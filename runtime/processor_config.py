@@ -8,10 +8,20 @@ from typing import Annotated, Literal, TypeAlias
 import msgspec
 from msgspec import Meta
 
-from fastmmoe.runtime.ranges import Level, PatchCount, Pixels, Positions, Positive, Real, Tiles, TokenId, VocabSize
+from fastmmoe.runtime.ranges import (
+    Deviation,
+    Level,
+    PatchCount,
+    Pixels,
+    Positions,
+    Real,
+    Tiles,
+    TokenId,
+    VocabSize,
+)
 
 Rgb: TypeAlias = tuple[Real, Real, Real]
-Deviations: TypeAlias = tuple[Positive, Positive, Positive]
+Deviations: TypeAlias = tuple[Deviation, Deviation, Deviation]
 Text: TypeAlias = Annotated[str, Meta(min_length=1, max_length=1024)]
 Resolutions: TypeAlias = Annotated[tuple[tuple[Pixels, Pixels], ...], Meta(min_length=1, max_length=4096)]
 Texts: TypeAlias = Annotated[tuple[Text, ...], Meta(max_length=4096)]

@@ -93,6 +93,9 @@ Real: TypeAlias = Annotated[float, Meta(ge=-1e12, le=1e12)]
 Positive: TypeAlias = Annotated[float, Meta(gt=0, le=1e12)]
 """A scale, a limit."""
 
+Deviation: TypeAlias = Annotated[float, Meta(ge=1e-6, le=1e6)]
+"""What pixels in [0, 1] are divided by; far smaller ones are 0 in float32."""
+
 Epsilon: TypeAlias = Annotated[float, Meta(gt=0, le=1)]
 """What keeps a norm from dividing by zero."""
 

@@ -18,7 +18,7 @@ from fastmmoe.runtime.bundle import GRAPHS, Manifest, graph_file, weights_file
 from fastmmoe.runtime.errors import BundleMismatch, RunFailed
 from fastmmoe.runtime.feeds import Chunk, call_feeds
 from fastmmoe.runtime.finite import check_finite
-from fastmmoe.runtime.fit import check_fit, check_weight_files
+from fastmmoe.runtime.fit import check_fit, check_operators, check_weight_files
 from fastmmoe.runtime.mapped_files import MappedFiles
 from fastmmoe.runtime.native import register_native_ops
 from fastmmoe.runtime.signatures import signatures
@@ -65,10 +65,12 @@ class Graphs:
 
     def image_features(self, vision_inputs: dict[str, Array]) -> Array:
         """Features [V, H] of every visual position."""
+        self._weights.check_unchanged()
         return image_features(self._vision, vision_inputs)
 
     def embed(self, input_ids: Array) -> Array:
         """Token embeddings [T, H] of input_ids [T]."""
+        self._weights.check_unchanged()
         return embed(self._embedding, input_ids)
 
     def new_batch(self, size: int = 1) -> Batch:
@@ -138,6 +140,7 @@ class Batch:
             InvalidRequest: see `call_feeds`. NotFinite: the logits hold NaN or infinity. BundleMismatch: the files that
                 the weights are read from have been written to. RunFailed: an operator refuses its inputs.
         """
+        self._weights.check_unchanged()
         lengths = [self.lengths[chunk.sequence_id] for chunk in chunks]
         feeds = call_feeds(self._policy, chunks, lengths, alpha=alpha, seed=seed)
         values = {name: _ort_value(np.ascontiguousarray(value)) for name, value in feeds.items()}
@@ -200,4 +203,6 @@ def load_graph(
         reason = str(error).splitlines()[0]
         raise BundleMismatch(f"{path}: onnxruntime {ort.__version__} cannot load it: {reason}") from error
     check_fit(path, session, signatures(manifest)[graph])
+    if graph == "language_model":
+        check_operators(path, manifest)
     return session

@@ -10,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from fastmmoe.runtime.files import write_atomically
+from fastmmoe.runtime.files import WriteFailed, write_atomically
 
 DIRECTORY = "FASTMMOE_STAMPS"
 """Environment variable: where stamps are kept, instead of $XDG_CACHE_HOME/fastmmoe/verified."""
 STAMP_VERSION = 1
+LARGEST_STAMP = 1 << 20
 SETTLED_NS = 100_000_000
 """A file that was changed this short a time before it was read may change again within one tick of its clock."""
 
@@ -70,6 +71,8 @@ class Stamp:
         try:
             if self.path is None or _is_foreign(self.path.parent) or _is_foreign(self.path):
                 return {}
+            if not self.path.is_file() or self.path.stat().st_size > LARGEST_STAMP:
+                return {}
             stamp = json.loads(self.path.read_bytes())
             is_ours = stamp["version"] == STAMP_VERSION and stamp["bundle"] == str(self.bundle)
             files: dict[str, list[int | str]] = stamp["files"]
@@ -88,6 +91,8 @@ class Stamp:
                 return f"{self.path.parent} belongs to others, or others may write to it"
             write_atomically(self.path, json.dumps(stamp).encode())
             self.path.chmod(0o600)
+        except WriteFailed as error:
+            return str(error)
         except OSError as error:
             return f"{error.filename or self.path.parent}: {error.strerror}"
         return ""

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,6 +116,10 @@ class VLM:
             InvalidRequest: as `generate_stream`, or no conversations.
         """
         request = RequestOptions.of(options)
+        if isinstance(conversations, (str, Mapping)) or not isinstance(conversations, Iterable):
+            raise InvalidRequest(
+                f"conversations is of type {type(conversations).__name__}: expected a list of messages"
+            )
         if not conversations:
             raise InvalidRequest("no conversations: expected at least one")
         inputs = [self.processor(messages, max_tiles=request.max_tiles) for messages in conversations]

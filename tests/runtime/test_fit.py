@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 
 from fastmmoe.runtime.bundle import parse_manifest
 from fastmmoe.runtime.errors import BundleMismatch
-from fastmmoe.runtime.fit import TYPES, check_fit, check_weight_files
+from fastmmoe.runtime.fit import TYPES, check_fit, check_operators, check_weight_files
 from fastmmoe.runtime.onnx_file import read_weights, weight_files
 from fastmmoe.runtime.signatures import Signature, Tensor, signatures
 
@@ -65,11 +65,11 @@ def changed(tensors: list[Tensor], which: str, **changes: Any) -> list[Tensor]:
 @pytest.mark.parametrize(
     ("name", "changes", "words"),
     [
-        ("inputs_embeds", {"shape": ("T", 9)}, "inputs_embeds is float32 [any, 9], expected float32 [any, 8]"),
-        ("inputs_embeds", {"dtype": "float16"}, "inputs_embeds is float16 [any, 8], expected float32 [any, 8]"),
-        ("position_ids", {"shape": (5,)}, "position_ids is int32 [5], expected int32 [any]"),
-        ("position_ids", {"shape": ("T", "T")}, "position_ids is int32 [any, any], expected int32 [any]"),
-        ("alpha", {"shape": ("sites",)}, "alpha is float32 [any], expected float32 [2]"),
+        ("inputs_embeds", {"shape": ("T", 9)}, "inputs_embeds is float32 [T, 9], expected float32 [T, 8]"),
+        ("inputs_embeds", {"dtype": "float16"}, "inputs_embeds is float16 [T, 8], expected float32 [T, 8]"),
+        ("position_ids", {"shape": (5,)}, "position_ids is int32 [5], expected int32 [T]"),
+        ("position_ids", {"shape": ("T", "T")}, "position_ids is int32 [T, T], expected int32 [T]"),
+        ("alpha", {"shape": ("sites",)}, "alpha is float32 [sites], expected float32 [2]"),
         ("alpha", {"name": "beta"}, "has an input beta, which is not expected"),
     ],
 )
@@ -78,6 +78,18 @@ def test_inputs_of_another_graph(name: str, changes: dict[str, Any], words: str,
     with pytest.raises(BundleMismatch) as error:
         check_fit(Path("x.onnx"), graph, language_model)
     assert words in str(error.value)
+
+
+def test_caches_of_other_prune_layers(document: Callable[[str], dict[str, Any]]) -> None:
+    """Which caches share a length follows from the prune layers."""
+    values = document("internvl3_5")
+    values["language_model"]["layers"] = 5
+    values["policy"]["prune_layers"]["fastmmoe"] = [1, 3]
+    other = signatures(parse_manifest(json.dumps(values).encode(), Path("manifest.json")))["language_model"]
+    values["policy"]["prune_layers"]["fastmmoe"] = [1, 2]
+    own = signatures(parse_manifest(json.dumps(values).encode(), Path("manifest.json")))["language_model"]
+    with pytest.raises(BundleMismatch, match=r"values\.3\.key is float32 \[1, 2, S2, 6\], expected .* S1, 6\]"):
+        check_fit(Path("x.onnx"), session(own.inputs, own.outputs), other)
 
 
 def test_outputs_of_another_graph(language_model: Signature) -> None:
@@ -136,3 +148,51 @@ def test_weights_of_another_file(location: str, tmp_path: Path, document: Callab
     write_graph(tmp_path / "embedding.onnx", location)
     with pytest.raises(BundleMismatch, match=f"has weights in '{location}', expected embedding.data, as listed"):
         check_weight_files(tmp_path / "embedding.onnx", "embedding", manifest)
+
+
+MOE = {"top_k": 4, "reduction_weights": "preserve_sum", "weight_format": "float", "group_size": 0, "zero_points": 0}
+PRUNE = {"window": 3, "merge": "mlerp"}
+
+
+def write_operators(path: Path, moe: dict[str, Any] = MOE, prune: dict[str, Any] = PRUNE, first: int = 1) -> None:
+    """A graph of nodes alone, as the toy manifest describes it where nothing else is given."""
+    nodes = [helper.make_node("Add", ["x", "x"], ["fastmmoe"])]
+    for layer in range(first, first + 3):
+        nodes.append(helper.make_node("FmmTokenPrune", ["x"], ["y"], f"TokenPrune_{layer}", domain="fastmmoe", **prune))
+        name = f"layers.{layer}.mlp.experts/FmmSparseMoE"
+        nodes.append(helper.make_node("FmmSparseMoE", ["x"], ["y"], name, domain="fastmmoe", scale=0.5, **moe))
+    nodes.append(helper.make_node("FmmSparseMoE", ["x"], ["y"], "of another domain", domain="other", top_k=1))
+    onnx.save(helper.make_model(helper.make_graph(nodes, "g", [], [])), path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"moe": MOE | {"top_k": 8}}, "layers.1.mlp.experts/FmmSparseMoE has top_k 8, expected 4"),
+        ({"moe": MOE | {"reduction_weights": "none"}}, "has reduction_weights none, expected preserve_sum"),
+        ({"moe": MOE | {"weight_format": "int4"}}, "has weight_format int4, expected float"),
+        ({"moe": MOE | {"group_size": 32}}, "has group_size 32, expected 0"),
+        ({"moe": MOE | {"zero_points": 1}}, "has zero_points 1, expected 0"),
+        ({"moe": {}}, "has top_k None, expected 4"),
+        ({"prune": PRUNE | {"window": 2}}, "TokenPrune_1 has window 2, expected 3"),
+        ({"prune": PRUNE | {"merge": "mean"}}, "has merge mean, expected mlerp"),
+        ({"first": 2}, "has experts in layers 2, 3, 4, expected 1, 2, 3"),
+    ],
+)
+def test_operators_that_compute_otherwise(
+    changes: dict[str, Any], words: str, tmp_path: Path, document: Callable[[str], dict[str, Any]]
+) -> None:
+    manifest = parse_manifest(json.dumps(document("deepseek_vl2")).encode(), Path("manifest.json"))
+    path = tmp_path / "language_model.onnx"
+    write_operators(path)
+    check_operators(path, manifest)
+    write_operators(path, **changes)
+    with pytest.raises(BundleMismatch) as error:
+        check_operators(path, manifest)
+    assert words in str(error.value) and "by manifest.json" in str(error.value)
+
+
+def test_a_graph_of_zeros_is_none(tmp_path: Path) -> None:
+    (tmp_path / "g.onnx").write_bytes(bytes(100))
+    with pytest.raises(ValueError, match=r"g\.onnx: no ONNX graph"):
+        read_weights(tmp_path / "g.onnx")

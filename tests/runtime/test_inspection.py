@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
+import onnx
 import pytest
 
-from fastmmoe.runtime.bundle import FORMAT, MANIFEST, Engines, Limits, file_entry
+from fastmmoe.runtime.bundle import FORMAT, MANIFEST, Engines, Limits, file_entry, load_manifest, write_manifest
 from fastmmoe.runtime.cli import main
 
 
@@ -99,3 +101,52 @@ def test_verify_reads_no_file_outside_and_waits_for_no_pipe(
     line = capsys.readouterr().err
     assert "vision.onnx: no regular file" in line and "'../secret': expected a bare name" in line
     assert "secret: damaged" not in line
+
+
+@pytest.mark.parametrize("command", [["inspect"], ["inspect", "--json"], ["verify"]])
+@pytest.mark.parametrize("kind", ["pipe", "endless", "huge", "loop", "folder"])
+def test_what_is_no_file_of_its_size_is_not_read(
+    kind: str, command: list[str], toy_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Reading a pipe or /dev/zero would never end."""
+    path = toy_bundle / "vision.onnx"
+    if kind != "huge":
+        path.unlink()
+    make: dict[str, Callable[[], object]] = {
+        "pipe": lambda: os.mkfifo(path),
+        "endless": lambda: path.symlink_to("/dev/zero"),
+        "huge": lambda: os.truncate(path, 1 << 40),
+        "loop": lambda: path.symlink_to(path),
+        "folder": path.mkdir,
+    }
+    make[kind]()
+    assert main([*command, str(toy_bundle)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "vision.onnx: " in line
+
+
+def test_engines_of_no_size_are_not_read(toy_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (toy_bundle / "engines.json").touch()
+    os.truncate(toy_bundle / "engines.json", 1 << 40)
+    assert main(["inspect", str(toy_bundle), "--json"]) == 2
+    assert any("engines.json: 1099511627776 bytes" in line for line in json.loads(capsys.readouterr().out)["damage"])
+
+
+def test_a_tensor_of_astronomic_size(toy_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Python refuses to print integers of thousands of digits."""
+    path, manifest = toy_bundle / "vision.onnx", load_manifest(toy_bundle)
+    values = onnx.TensorProto(dims=[1 << 62] * 300, data_location=onnx.TensorProto.EXTERNAL)
+    values.external_data.add(key="location", value="vision.data")
+    path.write_bytes(onnx.ModelProto(graph=onnx.GraphProto(initializer=[values])).SerializeToString())
+    write_manifest(toy_bundle, msgspec.structs.replace(manifest, files=manifest.files | {path.name: file_entry(path)}))
+    assert main(["inspect", str(toy_bundle)]) == 2
+    assert "vision.onnx: says that it has more than" in capsys.readouterr().out
+
+
+def test_names_cannot_write_lines_of_their_own(toy_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_manifest(toy_bundle, msgspec.structs.replace(load_manifest(toy_bundle), model="a\n[\u2713] whole\x1b[2J"))
+    (toy_bundle / "b\nc").touch()
+    assert main(["inspect", str(toy_bundle)]) == 2
+    output = capsys.readouterr()
+    assert "model         a\\n[\u2713] whole\\x1b[2J" in output.out and "b\\nc: not in manifest.json" in output.out
+    assert len(output.err.splitlines()) == 1

@@ -27,6 +27,13 @@ NO_NUMBERS: tuple[Any, ...] = (
     {},
     object(),
     1j,
+    "\ud800",
+    bytearray(b"1"),
+    memoryview(b"1"),
+    {1},
+    frozenset({1}),
+    np.timedelta64(1),
+    np.datetime64("2020-01-01"),
 )
 
 
@@ -119,3 +126,28 @@ def test_defaults_and_either_of_two() -> None:
 def test_unknown_names_say_what_to_do(name: str, words: str) -> None:
     with pytest.raises(InvalidRequest, match=words):
         RequestOptions.of({name: 1})
+
+
+def holds_itself() -> list[Any]:
+    values: list[Any] = []
+    values.append(values)
+    return values
+
+
+@pytest.mark.parametrize("name", ["retention", "pruning_rate", "alpha", "visual_top_k", "max_tiles", "method"])
+def test_values_that_python_does_not_show(name: str) -> None:
+    """Python refuses to print integers of thousands of digits."""
+    for value, shown in ((10**5000, "of type int"), (-(10**5000), "of type int"), (holds_itself(), "of type list")):
+        with pytest.raises(InvalidRequest, match=f"^{name} {shown}: expected "):
+            RequestOptions.of({name: value})
+
+
+def test_names_and_values_stay_on_one_line() -> None:
+    class Broken:
+        def __repr__(self) -> str:
+            return "a\nb"
+
+    for options in ({"a\nb": 1}, {"alpha": Broken()}):
+        with pytest.raises(InvalidRequest) as error:
+            RequestOptions.of(options)
+        assert "a\\nb" in str(error.value) and "\n" not in str(error.value)

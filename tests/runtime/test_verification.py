@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from msgspec.structs import replace
 
@@ -16,6 +17,7 @@ from fastmmoe.runtime import stamps, verification
 from fastmmoe.runtime.bundle import MANIFEST, read_manifest, write_manifest
 from fastmmoe.runtime.errors import BundleMismatch
 from fastmmoe.runtime.mapped_files import MappedFiles
+from fastmmoe.runtime.session import Batch, Graphs
 from fastmmoe.runtime.stamps import Stamp
 from fastmmoe.runtime.verification import leave_stamp, open_bundle
 
@@ -134,6 +136,8 @@ DAMAGED_STAMPS: dict[str, Callable[[Path], object]] = {
     "folder of others": lambda path: path.parent.chmod(0o722),
     "folder": lambda path: in_its_place(path, path.mkdir),
     "dangling link": lambda path: in_its_place(path, lambda: path.symlink_to("nowhere")),
+    "pipe": lambda path: in_its_place(path, lambda: os.mkfifo(path, 0o600)),
+    "huge": lambda path: os.truncate(path, 1 << 42),
 }
 
 
@@ -157,6 +161,16 @@ def test_what_cannot_be_remembered_is_said_at_each_start(
         open_bundle(settled, say=lines.append)
         assert len(lines) == start and len(hashed) == start * FILES
     assert "cannot be remembered" in lines[0] and "FASTMMOE_STAMPS" in lines[0] and "--no-verify" in lines[0]
+
+
+def test_a_stamp_that_cannot_be_written_says_why(settled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = Stamp.of(settled).path
+    assert path is not None
+    path.mkdir(parents=True)
+    path.parent.chmod(0o700)
+    lines: list[str] = []
+    open_bundle(settled, say=lines.append)
+    assert f"cannot be remembered ({path}: cannot be written: Is a directory)" in lines[0]
 
 
 def test_stamps_are_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,11 +236,15 @@ def test_files_that_are_mapped_are_watched(tmp_path: Path) -> None:
         path.write_bytes(b"weights")
     files = MappedFiles([first, second])
     first.unlink()
-    second.rename(first)
+    second.rename(tmp_path / "third")
+    (tmp_path / "third").rename(second)
+    with pytest.raises(BundleMismatch, match="second: has been written to or renamed since"):
+        files.check_unchanged()
+    files = MappedFiles([second])
     files.check_unchanged()
-    with first.open("r+b") as file:
+    with second.open("r+b") as file:
         file.write(b"W")
-    with pytest.raises(BundleMismatch, match="second: has been written to since the bundle was loaded"):
+    with pytest.raises(BundleMismatch, match="second: has been written to or renamed since the bundle was loaded"):
         files.check_unchanged()
 
 
@@ -245,3 +263,39 @@ def test_blanks_in_the_manifest_are_no_damage(settled: Path) -> None:
     path = settled / MANIFEST
     path.write_text(path.read_text().replace("  ", " ") + "\n")
     open_bundle(settled, say=silent)
+
+
+def test_a_mapped_file_whose_time_was_set_back(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(100))
+    files = MappedFiles([path])
+    flip(path)
+    with pytest.raises(BundleMismatch, match="weights: has been written to or renamed since"):
+        files.check_unchanged()
+
+
+def test_a_mapped_file_may_gain_and_lose_names(tmp_path: Path) -> None:
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(100))
+    files = MappedFiles([path])
+    for change in (lambda: (tmp_path / "backup").hardlink_to(path), lambda: path.chmod(0o600), path.unlink):
+        change()
+        files.check_unchanged()
+        files.check_unchanged()
+
+
+@pytest.mark.parametrize("call", ["embed", "image_features", "extend"])
+def test_files_are_looked_at_before_they_are_read(call: str, tmp_path: Path) -> None:
+    """Reading behind the new end of a mapped file that has become shorter ends the process."""
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(100))
+    graphs, batch = Graphs.__new__(Graphs), Batch.__new__(Batch)
+    graphs._weights = batch._weights = MappedFiles([path])
+    os.truncate(path, 10)
+    calls: dict[str, Callable[[], object]] = {
+        "embed": lambda: graphs.embed(np.zeros(1)),
+        "image_features": lambda: graphs.image_features({}),
+        "extend": lambda: batch.extend([], alpha=0.5),
+    }
+    with pytest.raises(BundleMismatch, match="weights: has been written to or renamed since"):
+        calls[call]()
