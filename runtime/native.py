@@ -27,7 +27,7 @@ def register_native_ops(options: onnxruntime.SessionOptions, needed: dict[str, i
     """
     path = native_library_path()
     if not path.is_file():
-        raise BundleMismatch(f"native library {path} is missing; build it with `make native`")
+        raise BundleMismatch(f"native library {path} is missing; build it with `make native`, or run with --portable")
     version = _text(path, "FmmVersion")
     if version != __version__:
         raise BundleMismatch(

@@ -50,7 +50,7 @@ def test_library_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_missing_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     missing = tmp_path / "missing.so"
     monkeypatch.setenv("FASTMMOE_ORT_LIBRARY", str(missing))
-    message = f"native library {missing} is missing; build it with `make native`"
+    message = f"native library {missing} is missing; build it with `make native`, or run with --portable"
     with pytest.raises(BundleMismatch, match=f"^{re.escape(message)}$"):
         native.register_native_ops(onnxruntime.SessionOptions(), {})
 
