@@ -38,7 +38,7 @@ NO_NUMBERS: tuple[Any, ...] = (
 
 
 @pytest.mark.parametrize("name", NUMBERS)
-@pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda value: "object" if type(value) is object else repr(value))
+@pytest.mark.parametrize("value", NO_NUMBERS, ids=lambda value: type(value).__name__)
 def test_what_is_no_number_is_refused(name: str, value: Any) -> None:
     for options in ({name: value}, {name: [value]}):
         with pytest.raises(InvalidRequest, match=f"^{name} .*: expected ") as error:
