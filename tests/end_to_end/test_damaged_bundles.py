@@ -106,7 +106,7 @@ MISFITS: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     "fixed length": (
         lambda d: edit_graph(d / "embedding.onnx", lambda g: set_width(g, 7)),
         {},
-        "embedding.onnx: input input_ids is int32 [7], expected int32 [any]",
+        "embedding.onnx: input input_ids is int32 [7], expected int32 [T]",
     ),
     "weights of another graph": (
         lambda d: edit_graph(d / "embedding.onnx", rename_weights),
