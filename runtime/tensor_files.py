@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import stat
 import struct
@@ -27,6 +28,8 @@ _ENCRYPTED = 1
 """Bit of a member's flags."""
 
 _SUFFIX = ".npy"
+_END = struct.Struct("<4s6xH10x")
+"""The end of a zip file without a comment: signature, ..., number of members in the directory, ..."""
 _MOST_HEADER = 1000
 
 
@@ -46,6 +49,7 @@ def read_tensors(path: Path) -> dict[str, npt.NDArray[Any]]:
             with zipfile.ZipFile(file) as archive:
                 members = archive.infolist()
                 _check_members(members)
+                _check_count(file, len(members))
                 return {one.filename.removesuffix(_SUFFIX): _read_member(archive, one) for one in members}
         except _Damaged as error:
             raise _refusal(path, str(error)) from None
@@ -85,6 +89,14 @@ def _check_members(members: list[zipfile.ZipInfo]) -> None:
     size = sum(member.file_size for member in members)
     if size > MAX_BYTES:
         raise _Damaged(f"{size:,} bytes of arrays, at most {MAX_BYTES:,} are read")
+
+
+def _check_count(file: IO[bytes], found: int) -> None:
+    """zipfile reads as many entries as a damaged directory has left, and does not look at their number."""
+    file.seek(-_END.size, io.SEEK_END)
+    signature, count = _END.unpack(file.read(_END.size))
+    if signature != b"PK\5\6" or count != found:
+        raise _Damaged(f"its directory has {found} members and does not end as one of so many")
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> npt.NDArray[Any]:

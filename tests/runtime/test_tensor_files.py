@@ -154,3 +154,17 @@ def test_damaged_files(tmp_path: Path) -> None:
         for array in found.values():
             assert any(np.array_equal(array, one) and array.dtype == one.dtype for one in ARRAYS.values())
     assert refused > 150
+
+
+def test_a_directory_that_has_lost_members(tmp_path: Path) -> None:
+    """zipfile reads what is left of it: an attention_mask that may be absent would be gone without a word."""
+    path = tmp_path / "in.npz"
+    np.savez(path, input_ids=np.zeros(3), attention_mask=np.ones(3))
+    data = bytearray(path.read_bytes())
+    directory = int.from_bytes(data[-6:-2], "little")
+    first = data.index(b"PK\1\2", directory + 4) - directory
+    data[-10:-6] = first.to_bytes(4, "little")
+    del data[directory + first : -22]
+    path.write_bytes(data)
+    with pytest.raises(InvalidRequest, match="its directory has 1 members"):
+        read_tensors(path)
