@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
 
 from demo_training.config import FIRST_TOKENS, GRID
 from fastmmoe.calibration.questions import KINDS, Question, ask
@@ -25,7 +24,8 @@ from fastmmoe.calibration.scenes import (
     make_scene,
     object_map,
 )
-from fastmmoe.runtime.prompts import render_prompt
+from fastmmoe.runtime.prompts import Marker, render_prompt, template_tokens
+from fastmmoe.runtime.tokens import Encoder, load_tokenizer
 
 TURNS = 12
 """Questions of a scene in one training sequence."""
@@ -65,7 +65,7 @@ class Turns:
     """Questions and answers as the runtime's prompts have them: what stands after the picture, then the answer."""
 
     def __init__(self, tokenizer_file: Path) -> None:
-        self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        self._encoder = Encoder(load_tokenizer(tokenizer_file), template_tokens("deepseek"))
         bos, eos = (FIRST_TOKENS.index(token) for token in FIRST_TOKENS[:2])
         self._eos = eos
         before, _ = self._around("?")
@@ -75,18 +75,18 @@ class Turns:
     def _around(self, question: str) -> tuple[list[int], list[int]]:
         content = [{"type": "image", "image": ""}, {"type": "text", "text": question}]
         pieces = render_prompt([{"role": "user", "content": content}], "deepseek").pieces
-        before, after = (p for p in pieces if isinstance(p, str))
-        return self._encode(before), self._encode(after)
-
-    def _encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        picture = pieces.index(Marker.IMAGE)
+        before, after = (
+            [p for p in part if not isinstance(p, Marker)] for part in (pieces[:picture], pieces[picture:])
+        )
+        return self._encoder.pieces(before), self._encoder.pieces(after)
 
     def encode(self, question: Question) -> tuple[list[int], int]:
         """Ids of question and answer, stop token included, and how many of them are the question's."""
         key = question.text, question.answer
         if key not in self._known:
             asked = self._around(question.text)[1]
-            self._known[key] = [*asked, *self._encode(question.answer), self._eos], len(asked)
+            self._known[key] = [*asked, *self._encoder.text(question.answer), self._eos], len(asked)
         return self._known[key]
 
 
