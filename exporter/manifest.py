@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from fastmmoe import __version__
 from fastmmoe.exporter.families import Model, Precision
@@ -34,8 +34,9 @@ def build_manifest(
         family=model.family,
         checkpoint_identity=model.checkpoint.identity,
         target=target,
-        dtype=dtype,
-        activation_dtype=str(model.precision.activations).removeprefix("torch."),
+        # The target has checked both.
+        dtype=cast(bundle.Dtype, dtype),
+        activation_dtype=cast(bundle.ActivationDtype, str(model.precision.activations).removeprefix("torch.")),
         experts=_experts_info(model.precision),
         ops={spec.name: spec.version for spec in OPS if spec.name in used},
         portable=portable,

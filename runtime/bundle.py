@@ -45,6 +45,8 @@ ENGINES_SCRATCH = scratch_name("engines")
 EXPORT_AGAIN = "export again"
 
 LayerIndices: TypeAlias = Annotated[tuple[LayerIndex, ...], Meta(max_length=1024)]
+Dtype: TypeAlias = Literal["fp32", "fp16", "bf16"]
+ActivationDtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -136,8 +138,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     family: Literal["deepseek_vl2", "internvl3_5"]
     checkpoint_identity: str
     target: str
-    dtype: Literal["fp32", "fp16", "bf16"]
-    activation_dtype: Literal["float32", "float16", "bfloat16"]
+    dtype: Dtype
+    activation_dtype: ActivationDtype
     experts: ExpertsInfo
     ops: dict[str, Version]
     portable: bool
