@@ -15,7 +15,7 @@ from fastmmoe.runtime.command import SIGNALS
 from fastmmoe.runtime.errors import InvalidRequest
 
 CPU_SECONDS = 2
-MORE_BYTES = 1 << 29
+MORE_BYTES = 1 << 28
 """Of address space, beside what this process has: a program that keeps to it gets MemoryError beyond."""
 
 

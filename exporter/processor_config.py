@@ -94,7 +94,7 @@ def _read_deepseek_vl2(files: SideFiles, config: ConfigReader, vocab_size: int) 
     files[TOKENIZER_CONFIG].ignore("add_bos_token", "add_eos_token")  # the processor encodes without
     language = config.section("language_config")
     bos, eos = (_deepseek_token_id(name, files, language, tokenizer) for name in ("bos_token", "eos_token"))
-    stops = stop_ids(files, language, tokenizer)
+    stops = stop_ids(files, config, language, tokenizer)
     return DeepseekVl2ProcessorConfig(
         candidate_resolutions=resolutions,
         patch_size=_agreed(config.section("vision_config"), "patch_size", 16, Pixels, processor),
@@ -179,7 +179,7 @@ def _read_internvl(
     factor = preprocessor.get("rescale_factor", 1 / 255, float)
     preprocessor.check("rescale_factor", factor, math.isclose(factor, 1 / 255, rel_tol=1e-6), "1 / 255")
     tokenizer, special_tokens = read_tokenizer(files, (), vocab_size)
-    stops = stop_ids(files, text, tokenizer)
+    stops = stop_ids(files, config, text, tokenizer)
     if tokenizer is not None:
         stops.insert(0, _required_id(tokenizer, stop_token))
     values = _read_original(config, template) if is_original else _read_hf(config, preprocessor)

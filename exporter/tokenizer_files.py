@@ -157,12 +157,12 @@ def _contents(tokens: list[Any]) -> Iterator[str]:
             yield content
 
 
-def stop_ids(files: SideFiles, language: ConfigReader, tokenizer: Tokenizer | None) -> list[int]:
-    """Ids that end an answer: those of the tokenizer, of config.json and of generation_config.json together."""
+def stop_ids(files: SideFiles, config: ConfigReader, language: ConfigReader, tokenizer: Tokenizer | None) -> list[int]:
+    """Ids that end an answer: the tokenizer's, those of config.json's levels and of generation_config.json together."""
     name = token_name(files, "eos_token")
     named = None if tokenizer is None or name is None else tokenizer.token_to_id(name)
     ids = [] if named is None else [named]
-    for reader in (language, files[GENERATION]):
+    for reader in (language, config, files[GENERATION]):
         value = reader.get("eos_token_id", None, TokenId | list[TokenId] | None)
         ids += [] if value is None else [value] if isinstance(value, int) else value
     return list(dict.fromkeys(ids))

@@ -96,8 +96,9 @@ def test_both_internvl_layouts_mean_the_same(
 def test_internvl_stop_ids_are_collected_from_all_files(own_checkpoint: OwnCheckpoint) -> None:
     directory = own_checkpoint("internvl-qwen3moe")
     _change(directory, "config.json", "text_config.eos_token_id", 380)
+    _change(directory, "config.json", "eos_token_id", 8)
     _change(directory, "generation_config.json", "eos_token_id", [380, 7])
-    assert _read(directory, "internvl-qwen3moe").stop_token_ids == (382, 380, 7)
+    assert _read(directory, "internvl-qwen3moe").stop_token_ids == (382, 380, 8, 7)
 
 
 def test_internvl_without_a_tokenizer_takes_the_id_of_the_config(own_checkpoint: OwnCheckpoint) -> None:
