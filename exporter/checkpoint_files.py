@@ -50,7 +50,7 @@ def check_directory(path: Path) -> None:
             "with peft, call merge_and_unload() and save the result with save_pretrained in a directory of its own; if "
             f"the weights here have it already, remove {' and '.join(adapters)}"
         )
-    if not (path / CONFIG_FILE).is_file():
+    if not (path / CONFIG_FILE).exists():
         raise UnsupportedModel(
             absent(path / CONFIG_FILE, f"{path}: no {CONFIG_FILE} in it; give the directory of a checkpoint")
         )
@@ -63,8 +63,7 @@ def check_small_file(path: Path) -> None:
     """Raise UnsupportedModel where the file is not there, empty, or stands for another one."""
     if not path.exists():
         raise UnsupportedModel(absent(path, f"{path}: no such file"))
-    if path.is_file():
-        check_start(path, read_bytes(path, len(_LFS_POINTER)))
+    check_start(path, read_bytes(path, len(_LFS_POINTER)))
 
 
 def check_start(path: Path, start: bytes) -> None:
@@ -93,8 +92,11 @@ def read_bytes(path: Path, count: int = -1, offset: int = 0) -> bytes:
     """`count` bytes of a file (all by default) from `offset`.
 
     Raises:
-        UnsupportedModel: it cannot be read.
+        UnsupportedModel: it cannot be read, or is no regular file: a pipe has no end.
     """
+    if path.exists() and not path.is_file():
+        kind = "a directory" if path.is_dir() else "a pipe, socket or device"
+        raise UnsupportedModel(f"{path}: {kind}, expected a regular file; download it again")
     try:
         with path.open("rb") as file:
             file.seek(offset)

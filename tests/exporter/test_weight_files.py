@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fastmmoe.exporter.checkpoint import Checkpoint
+from fastmmoe.exporter.checkpoint_files import SMALL_FILES
 from fastmmoe.runtime.errors import UnsupportedModel
 
 INDEX = "model.safetensors.index.json"
@@ -224,3 +226,18 @@ def test_damaged_headers_and_indices(sharded: Path, seed: int) -> None:
         (sharded / name).write_bytes(originals[name])
     assert refused > 25
     assert load_file(sharded / "a.safetensors")
+
+
+@pytest.mark.parametrize("name", SMALL_FILES)
+@pytest.mark.parametrize("kind", ["pipe", "directory"])
+def test_what_is_no_regular_file_is_refused(sharded: Path, name: str, kind: str) -> None:
+    """A pipe that nobody writes to would be waited for without end."""
+    (sharded / name).unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(sharded / name)
+    else:
+        (sharded / name).mkdir()
+    with pytest.raises(
+        UnsupportedModel, match=rf"{name}: a (pipe, socket or device|directory), expected a regular file"
+    ):
+        Checkpoint(sharded)
