@@ -50,7 +50,7 @@ def run_forked(function: Callable[[], int], scratch: Path, *, seconds: float = K
     done, wait_status = 0, 0
     while not done:
         done, wait_status = os.waitpid(pid, os.WNOHANG)
-        if time.perf_counter() - start > seconds:
+        if not done and time.perf_counter() - start > seconds:
             os.kill(pid, signal.SIGKILL)
         time.sleep(0 if done else POLL_SECONDS)
     took = time.perf_counter() - start
