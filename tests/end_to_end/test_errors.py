@@ -339,8 +339,9 @@ def test_damaged_bundle(damage: str, own_bundle: Path, refusal: Refusal) -> None
 
 def test_not_a_bundle(tmp_path: Path, refusal: Refusal) -> None:
     (tmp_path / "file").write_text("a")
-    for path in (tmp_path, tmp_path / "nowhere", tmp_path / "file"):
-        assert "not a bundle" in refusal(run_main, ["run", str(path), "--prompt", "a"])
+    found = {"": "not a bundle", "nowhere": "no such directory", "file": "not a directory"}
+    for name, words in found.items():
+        assert words in refusal(run_main, ["run", str(tmp_path / name), "--prompt", "a"])
 
 
 @pytest.mark.parametrize(
@@ -352,7 +353,7 @@ def test_not_a_bundle(tmp_path: Path, refusal: Refusal) -> None:
         (("--prompt", "a", "--retention", "nan"), "retention nan: expected a number in (0, 1]"),
         (("--prompt", "a", "--retention", "1.5"), "retention 1.5: expected a number in (0, 1]"),
         (("--prompt", "a", "--pruning-rate", "1"), "pruning_rate 1.0: expected a number in [0, 1)"),
-        (("--prompt", "a", "--visual-top-k", "0"), "visual_top_k 0: expected 1 to 4"),
+        (("--prompt", "a", "--visual-top-k", "0"), "visual_top_k 0: expected 1 to the model's experts per token"),
         (("--prompt", "a", "--visual-top-k", "5"), "visual_top_k 5: expected 1 to 4"),
         (("--prompt", "a", "--visual-top-k", "x"), "'x'"),
         (("--prompt", "a", "--alpha", "2"), "alpha 2.0: expected a number in [0, 1]"),
