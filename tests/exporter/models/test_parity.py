@@ -19,6 +19,7 @@ from fastmmoe.exporter.checkpoint import Checkpoint
 from fastmmoe.exporter.families import Model, Precision
 from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
 from fastmmoe.exporter.fastmmoe.tokens import Watch
+from fastmmoe.exporter.ops.contract import OpSpec
 from fastmmoe.runtime import abi
 
 Array = npt.NDArray[Any]
@@ -304,6 +305,8 @@ NOISE = 2.0**-24  # relative, half a step of float32
 def make_float64(model: Any, patch: pytest.MonkeyPatch) -> Any:
     """The model, changed to compute in float64 all but the angles of the positions, which are float32 by definition."""
     to_float32 = torch.Tensor.float
+    # The operators' contract knows no float64: the twin keeps its shapes alone.
+    patch.setattr(OpSpec, "_bind_type", lambda *_: None)
     patch.setattr(torch.Tensor, "float", lambda x: x.double() if x.is_floating_point() else to_float32(x))
     for module in (model.vision, model.language_model, model.model.graphs.embedding):
         for name, parameter in module.named_parameters():
