@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmmoe.runtime.errors import UnsupportedModel
+from fastmmoe.runtime.strict_json import unique_keys
 
 CONFIG_FILE = "config.json"
 SMALL_FILES = (
@@ -110,23 +111,14 @@ def damaged(path: Path, what: str) -> UnsupportedModel:
     return UnsupportedModel(f"{path}: damaged or incomplete: {what}; download it again")
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in result:
-            raise ValueError(f"key {key!r} occurs twice")
-        result[key] = value
-    return result
-
-
 def parse_object(data: bytes, path: Path, what: str = "file") -> dict[str, Any]:
     """The JSON object in `data`.
 
-    A key that occurs twice is refused, since one of the values would get lost; so is half of a surrogate pair, which is
+    A key that is given twice is refused, since one of the values would get lost; so is half of a surrogate pair, which is
     no text: neither a tokenizer nor a file of the bundle takes it.
     """
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys)
+        value = json.loads(data.decode("utf-8"), object_pairs_hook=unique_keys)
         if b"\\ud" in data.lower():
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors

@@ -143,7 +143,6 @@ def _check_size(checkpoint: Checkpoint, config: Any, is_fused: bool) -> None:
     `account` names every missing tensor, which takes minutes and gigabytes where a damaged file means millions.
     """
     layers, tower, experts = config.num_hidden_layers, config.vision.layers, config.moe.num_experts
-    is_fused = any("experts.gate_up_proj" in name for name in checkpoint.tensors)
     of_experts = 2 if is_fused or config.moe.expert_bias else 3 * experts
     least = 6 * layers + 8 * tower + of_experts * len(config.moe_layers)
     if least > 2 * len(checkpoint.tensors) + 10_000:

@@ -18,7 +18,7 @@ def parse_strictly(data: bytes) -> Any:
         ValueError: what is no JSON or is ambiguous, in words of one line.
     """
     try:
-        return json.loads(data.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant)
+        return json.loads(data.decode(), object_pairs_hook=unique_keys, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         raise ValueError(f"no JSON from line {error.lineno}, column {error.colno} on: {error.msg}") from error
     except UnicodeDecodeError as error:
@@ -41,7 +41,8 @@ def describe_value(document: Any, path: str) -> str:
     return shown if len(shown) <= MOST_SHOWN else f"{shown[:MOST_SHOWN]}..."
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs, for `json.loads`; ValueError where a key is given twice: one value would get lost."""
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:

@@ -215,7 +215,7 @@ def test_missing_or_foreign_file(tmp_path: Path, write: Any, file: str, content:
         (b'{"a": 1', "not valid JSON"),
         (b"\xff\xfe", "not valid JSON ('utf-8' codec"),
         (b"[1, 2]", "holds a JSON list, expected an object"),
-        (b'{"a": 1, "a": 2}', "key 'a' occurs twice"),
+        (b'{"a": 1, "a": 2}', "key 'a' is given twice"),
         (rb'{"a": ["\uD800"]}', "surrogates not allowed"),
         (rb'{"\udfff": 1}', "surrogates not allowed"),
     ],
@@ -280,7 +280,7 @@ def test_tensor_in_two_shards(tmp_path: Path) -> None:
 def test_same_name_twice_in_one_file(tmp_path: Path) -> None:
     entry = '"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
     write_raw(write_single(tmp_path) / "model.safetensors", f"{{{entry}, {entry}}}".encode(), bytes(4))
-    assert "key 'x' occurs twice" in refusal(tmp_path)
+    assert "key 'x' is given twice" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize(
