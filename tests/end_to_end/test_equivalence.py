@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -98,9 +99,7 @@ def test_portable_is_native(
 def test_two_exports_are_byte_identical(bundle: Callable[..., Path], small_dir: Path, tmp_path: Path) -> None:
     # Another process has other hash seeds; --overwrite must leave nothing of the old bundle.
     out = tmp_path / "again"
-    out.mkdir()
-    (out / "manifest.json").write_text("{}")
-    (out / "old.onnx").write_text("")
+    shutil.copytree(bundle("internvl-gptoss"), out)
     program = str(Path(sys.executable).with_name("fastmmoe-export"))
     command = [program, str(small_dir), str(out), "--prune-layers", "1,2", "--overwrite"]
     environment = os.environ | {"PYTHONHASHSEED": "7"}

@@ -219,7 +219,7 @@ def test_a_stream_left_early_is_an_answer_that_ended_there(comparison: Callable[
         ({"retention": 1.5}, r"retention 1.5: expected a number in \(0, 1\]"),
         ({"method": "fast"}, "method 'fast': expected one of none, fastmmoe, random, fastv, sparsevlm"),
         ({"method": "none", "retention": 0.5}, "method none is the unmodified model"),
-        ({"method": "random", "seed": -1}, "seed -1: expected 0 or more"),
+        ({"method": "random", "seed": -1}, "seed -1: expected a whole number, 0 or more"),
         ({"pruning_rate": 1.0}, r"pruning_rate 1.0: expected a number in \[0, 1\)"),
         ({"pruning_rate": 0.5, "retention": 0.5}, "give retention or pruning_rate, not both"),
         ({"alpha": math.nan}, r"alpha nan: expected a number in \[0, 1\]"),

@@ -305,8 +305,10 @@ NOISE = 2.0**-24  # relative, half a step of float32
 def make_float64(model: Any, patch: pytest.MonkeyPatch) -> Any:
     """The model, changed to compute in float64 all but the angles of the positions, which are float32 by definition."""
     to_float32 = torch.Tensor.float
-    # The operators' contract knows no float64: the twin keeps its shapes alone.
-    patch.setattr(OpSpec, "_bind_type", lambda *_: None)
+    # The operators' contract knows no float64: what the twin gives them counts as float32.
+    bind = OpSpec._bind_type
+    empty = torch.empty(0, dtype=torch.float32)
+    patch.setattr(OpSpec, "_bind_type", lambda s, t, x, *a: bind(s, t, empty if x.dtype == torch.float64 else x, *a))
     patch.setattr(torch.Tensor, "float", lambda x: x.double() if x.is_floating_point() else to_float32(x))
     for module in (model.vision, model.language_model, model.model.graphs.embedding):
         for name, parameter in module.named_parameters():
@@ -326,7 +328,8 @@ def quantities(trace: Trace, model: Any) -> dict[tuple[str, int], Any]:
     }
     found |= {("hidden_states", i + 1): x for i, x in list(trace.hidden_states.items())[:-1]}
     found |= {("router_logits", i + 1): x for i, x in trace.router_logits.items()}
-    found |= {("routing_weights", i + 1): route(model, i, x)[1] for i, x in trace.router_logits.items()}
+    # By size, so that a near tie that falls the other way is no difference.
+    found |= {("routing_weights", i + 1): np.sort(route(model, i, x)[1]) for i, x in trace.router_logits.items()}
     sliding = getattr(model.model.config, "sliding_layers", ())
     return found | {("attention", i + 1): x for i, x in trace.last_rows.items() if i not in sliding}
 
@@ -339,7 +342,7 @@ def recorded_quantities(arrays: Any, routing: Routing, row: int, trace: Trace, l
     found |= {("hidden_states", i): arrays["hidden_states"][i, row, rows] for i in range(1, len(trace.hidden_states))}
     for j, i in enumerate(layers):
         found[("router_logits", i + 1)] = routing.router_logits[j]
-        found[("routing_weights", i + 1)] = routing.weights[j]
+        found[("routing_weights", i + 1)] = np.sort(routing.weights[j])
     attention = arrays["attn_last_query"].mean(axis=2)
     return found | {("attention", i + 1): attention[i, row, rows] for i in trace.last_rows}
 
