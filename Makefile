@@ -16,7 +16,6 @@ BUILD := .build
 VENV := .venv
 PY := $(VENV)/bin/python
 LIBRARY := plugins/lib/libfastmmoe_ort.so
-PACKAGES := runtime exporter calibration plugins
 CXX_SOURCES := $(sort $(shell find plugins tests -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh'))
 BUILD_INPUTS := fastmmoe/__init__.py $(wildcard plugins/CMakeLists.txt plugins/cmake/* scripts/fetch_*.sh)
 PLUGIN_SOURCES := $(filter-out plugins/testing/% tests/%,$(CXX_SOURCES))
@@ -57,12 +56,11 @@ demo: setup native ## export and run the built-in model
 test: setup native plugins ## tests, without the slow ones
 	@$(PY) -m pytest tests -rs -n 2 --dist loadgroup
 
-check: setup $(BUILD)/typing ## lint, format, types and C++ format
+check: setup ## lint, format, types and C++ format
 	$(call step,ruff check,$(PY) -m ruff check .,ruff)
 	$(call step,ruff format,$(PY) -m ruff format --check .,format)
-	$(call step,mypy,cd $(BUILD)/typing && ../../$(PY) -m mypy --config-file ../../pyproject.toml \
-	    --cache-dir ../mypy -p fastmmoe,mypy)
-	$(call step,mypy on scripts and tests,MYPYPATH=$(BUILD)/typing $(PY) -m mypy --cache-dir $(BUILD)/mypy-tests \
+	$(call step,mypy,$(PY) -m mypy --cache-dir $(BUILD)/mypy -p fastmmoe,mypy)
+	$(call step,mypy on scripts and tests,$(PY) -m mypy --cache-dir $(BUILD)/mypy-tests \
 	    --explicit-package-bases --follow-imports=silent scripts tests,mypy-tests)
 	$(call step,clang-format,printf '%s\n' $(CXX_SOURCES) | xargs -r $(VENV)/bin/clang-format --dry-run -Werror,clang)
 
@@ -98,12 +96,5 @@ $(BUILD)/plugins-$(CUDA_ARCHS).done: $(PLUGIN_INPUTS) $(if $(filter-out $(wildca
 	$(call step,CUDA libraries for $(CUDA_ARCHS),bash scripts/build_plugins.sh --archs $(CUDA_ARCHS),plugins)
 	$(if $(CROSS),$(call step,TensorRT plugin for Jetson,bash scripts/build_plugins.sh --aarch64,plugins-aarch64))
 	@rm -f $(BUILD)/plugins-*.done; touch $@
-
-# mypy does not read the package mapping of pyproject.toml: links give it the tree it expects.
-$(BUILD)/typing: Makefile
-	@mkdir -p $@/fastmmoe
-	@for name in __init__.py py.typed; do ln -sfn ../../../fastmmoe/$$name $@/fastmmoe/$$name; done
-	@for name in $(PACKAGES); do ln -sfn ../../../$$name $@/fastmmoe/$$name; done
-	@touch $@
 
 FORCE:

@@ -21,10 +21,11 @@ import torch
 from safetensors.numpy import save_file
 
 from fastmmoe.calibration.torch_model import Decoder, TorchModel
-from fastmmoe.exporter.checkpoint import WeightRule
+from fastmmoe.exporter.checkpoint.reader import WeightRule
 from fastmmoe.exporter.models.layers import SparseMoe
-from fastmmoe.exporter.ops.sparse_moe import SPARSE_MOE, activate_reference
-from fastmmoe.exporter.torch_ops import route
+from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE
+from fastmmoe.exporter.ops.sparse_moe.reference import activate_reference
+from fastmmoe.exporter.ops.sparse_moe.torch_op import route
 
 Array = npt.NDArray[Any]
 JSON_FILE, TENSORS_FILE = "activations.json", "activations.safetensors"

@@ -29,13 +29,13 @@ from fastmmoe.calibration.space import Space
 from fastmmoe.calibration.summary import Comparison, Findings, front_points, summary, write_front
 from fastmmoe.calibration.torch_model import TorchModel, hash_values, torch_threads
 from fastmmoe.calibration.workers import Evaluate, Job, evaluator_of, load_model, worker_pool
-from fastmmoe.exporter.checkpoint import Checkpoint
+from fastmmoe.exporter.checkpoint.reader import Checkpoint
 from fastmmoe.exporter.config import checkpoint_directory
-from fastmmoe.exporter.fastmmoe.policy import PolicyModel, PolicyOptions
-from fastmmoe.exporter.fastmmoe.policy_file import PolicyFile, write_policy
+from fastmmoe.exporter.pruning.policy_file import PolicyFile, write_policy
+from fastmmoe.exporter.pruning.settings import PolicyModel, PolicyOptions
+from fastmmoe.runtime.cost.budget import STEPS
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.files import write_atomically
-from fastmmoe.runtime.planning import STEPS
 
 Report = Callable[[str], None]
 

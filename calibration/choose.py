@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fastmmoe.calibration.evaluate import Outcomes
 from fastmmoe.calibration.options import CalibrationFailed, Goal
-from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
+from fastmmoe.exporter.pruning.settings import PolicyOptions
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from typing import Any
 
 from fastmmoe.calibration.options import BACKENDS, FLOPS_REDUCTION, QUALITY_OPTIONS, CalibrationOptions
 from fastmmoe.exporter.config import DEMO
-from fastmmoe.runtime.command import check_installed, importing, resumable, saying_what_memory_lacks
-from fastmmoe.runtime.targets import TARGETS
+from fastmmoe.runtime.cli.command import check_installed, importing, resumable, saying_what_memory_lacks
+from fastmmoe.runtime.machines.targets import TARGETS
 
 DESCRIPTION = """Find the pruning settings of a model on questions about pictures: quality against counted FLOPs of the
 prefill. Writes policy.json, which fastmmoe-export --policy reads, after the exported graph has confirmed it; front.json

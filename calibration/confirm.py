@@ -15,10 +15,10 @@ import numpy.typing as npt
 from fastmmoe.calibration.data import Sample
 from fastmmoe.calibration.evaluate import Kind, Outcomes
 from fastmmoe.calibration.options import CalibrationFailed
+from fastmmoe.exporter.check.structure import CheckFailed
 from fastmmoe.exporter.config import ExportConfig
 from fastmmoe.exporter.export import export
-from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
-from fastmmoe.exporter.verify import CheckFailed
+from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.runtime.vlm import VLM
 
 Array = npt.NDArray[Any]

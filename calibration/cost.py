@@ -8,10 +8,10 @@ from collections.abc import Iterable
 
 import msgspec
 
-from fastmmoe.runtime.bundle import LanguageModelInfo
-from fastmmoe.runtime.flops import compare_prefill
-from fastmmoe.runtime.planning import STEPS, greatest_step
-from fastmmoe.runtime.policy import Policy
+from fastmmoe.runtime.bundle.manifest import LanguageModelInfo
+from fastmmoe.runtime.cost.budget import STEPS, greatest_step
+from fastmmoe.runtime.cost.flops import compare_prefill
+from fastmmoe.runtime.method.policy import Policy
 
 
 class Cost:

@@ -17,7 +17,7 @@ from PIL.Image import Image
 from fastmmoe.calibration.questions import ask
 from fastmmoe.calibration.scenes import SPLITS, Split, draw_scene, make_scene
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.image_reader import open_image
+from fastmmoe.runtime.request.image_reader import open_image
 
 BUILTIN = "builtin"
 QUESTIONS = "questions.jsonl"

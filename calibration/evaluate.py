@@ -14,8 +14,8 @@ import torch
 
 from fastmmoe.calibration.prompts import Prompt, Prompts
 from fastmmoe.calibration.torch_model import Decoder, Outputs, TorchModel
-from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
-from fastmmoe.runtime import abi
+from fastmmoe.exporter.pruning.settings import PolicyOptions
+from fastmmoe.runtime.bundle import graph_io
 
 Array = npt.NDArray[Any]
 Kind: TypeAlias = Literal["accuracy", "kl"]
@@ -106,7 +106,7 @@ class Evaluator:
         after = torch.from_numpy(self.model.continue_with(decoder, outputs, lengths, answers))
         starts = [0, *itertools.accumulate(map(len, answers))]
         rows = []
-        for logits, answer, start in zip(outputs[abi.LOGITS], answers, starts, strict=False):
+        for logits, answer, start in zip(outputs[graph_io.LOGITS], answers, starts, strict=False):
             steps = torch.cat((logits[None], after[start : start + len(answer)])).double().log_softmax(-1)
             best = steps.argmax(-1)
             stops = torch.isin(best[-1], self._stops)
@@ -119,7 +119,7 @@ class Evaluator:
 
     def _judge_distributions(self, decoder: Decoder, places: range, outputs: Outputs) -> list[Row]:
         rows = []
-        for place, logits in zip(places, outputs[abi.LOGITS], strict=True):
+        for place, logits in zip(places, outputs[graph_io.LOGITS], strict=True):
             ours, full = logits.double().log_softmax(-1), self._full(place)
             divergence = float((full.exp() * (full - ours)).sum())
             rows.append((divergence, float(ours[full.argmax()].exp()), int(ours.argmax())))
@@ -132,7 +132,7 @@ class Evaluator:
             first = place - place % PACKED
             places = range(first, min(first + PACKED, len(self.prompts.questions)))
             outputs = run_pack(self.model, decoder, self.prompts, places)
-            for i, logits in zip(places, outputs[abi.LOGITS], strict=True):
+            for i, logits in zip(places, outputs[graph_io.LOGITS], strict=True):
                 # Kept for every question: half the memory.
                 self._full_log_probs[i] = logits.double().log_softmax(-1).float()
         return self._full_log_probs[place].double()

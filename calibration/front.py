@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmmoe.calibration.evaluate import Outcomes, quality
-from fastmmoe.calibration.report.bootstrap import Bootstrap, Interval
+from fastmmoe.calibration.measure.bootstrap import Bootstrap, Interval
 
 Array = npt.NDArray[Any]
 RESAMPLES = 10_000

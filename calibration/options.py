@@ -10,7 +10,7 @@ from typing import Literal, TypeAlias
 
 from fastmmoe.exporter.config import DEMO
 from fastmmoe.runtime.errors import FastmmoeError, InvalidRequest
-from fastmmoe.runtime.threads import check_threads, usable_cores
+from fastmmoe.runtime.machines.threads import check_threads, usable_cores
 
 Backend: TypeAlias = Literal["loky", "dask", "ray"]
 BACKENDS: tuple[Backend, ...] = ("loky", "dask", "ray")

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from fastmmoe.calibration.data import Sample
 from fastmmoe.calibration.torch_model import TorchModel
-from fastmmoe.runtime.prompts import GPT_OSS_ANSWER_HEADER, Special, join_text
+from fastmmoe.runtime.request.prompts import GPT_OSS_ANSWER_HEADER, Special, join_text
 
 Array = npt.NDArray[Any]
 AnswerStart: TypeAlias = "tuple[str | Special, ...]"

@@ -14,11 +14,11 @@ import torch
 from fastmmoe.calibration.evaluate import run_pack
 from fastmmoe.calibration.prompts import Prompts
 from fastmmoe.calibration.torch_model import Decoder, TorchModel
-from fastmmoe.exporter.fastmmoe.policy import WINDOW, PolicyOptions
 from fastmmoe.exporter.models.layers import SparseMoe
-from fastmmoe.exporter.ops.sparse_moe import SPARSE_MOE
-from fastmmoe.exporter.ops.token_prune import choose_reference, windows_reference
-from fastmmoe.exporter.torch_ops import route
+from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE
+from fastmmoe.exporter.ops.sparse_moe.torch_op import route
+from fastmmoe.exporter.ops.token_prune.reference import choose_reference, windows_reference
+from fastmmoe.exporter.pruning.settings import WINDOW, PolicyOptions
 
 Array = npt.NDArray[Any]
 

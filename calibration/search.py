@@ -21,7 +21,7 @@ from fastmmoe.calibration.front import front
 from fastmmoe.calibration.journal import mend_journal
 from fastmmoe.calibration.space import Params, Space
 from fastmmoe.calibration.workers import Evaluate
-from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
+from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.runtime.errors import InvalidRequest
 
 JOURNAL = "trials.jsonl"

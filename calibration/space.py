@@ -10,8 +10,9 @@ from typing import Any
 
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from fastmmoe.exporter.fastmmoe.policy import Layers, PolicyOptions
-from fastmmoe.runtime.policy import REDUCTION_START_LAYER, Policy
+from fastmmoe.exporter.pruning.settings import Layers, PolicyOptions
+from fastmmoe.runtime.method.policy import Policy
+from fastmmoe.runtime.method.schedule import REDUCTION_START_LAYER
 
 MOST_STAGES = 4
 MOST_EXPERT_GROUPS = 8

@@ -15,9 +15,9 @@ from fastmmoe.calibration.choose import Candidate
 from fastmmoe.calibration.confirm import Confirmed
 from fastmmoe.calibration.evaluate import Kind, Outcomes
 from fastmmoe.calibration.front import RESAMPLES, front, gain_interval, quality_interval
+from fastmmoe.calibration.measure.bootstrap import Bootstrap
 from fastmmoe.calibration.options import CalibrationOptions
-from fastmmoe.calibration.report.bootstrap import Bootstrap
-from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
+from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.runtime.files import write_atomically
 
 QUALITY_WORDS = {

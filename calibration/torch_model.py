@@ -14,20 +14,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastmmoe.exporter.checkpoint import Checkpoint
-from fastmmoe.exporter.families import FAMILY_BY_MODEL_TYPE, Model, Precision
-from fastmmoe.exporter.fastmmoe.decoder import LanguageModel
-from fastmmoe.exporter.fastmmoe.policy import Layers, PolicyOptions, resolve_policy
+from fastmmoe.exporter.check.streamed import empty_cache
+from fastmmoe.exporter.check.weights import check_weights
+from fastmmoe.exporter.checkpoint.processor import read_processor_config
+from fastmmoe.exporter.checkpoint.reader import Checkpoint
 from fastmmoe.exporter.manifest import language_model_info
-from fastmmoe.exporter.processor_config import read_processor_config
-from fastmmoe.exporter.verify import empty_cache
-from fastmmoe.exporter.weight_check import check_weights
-from fastmmoe.runtime import abi
-from fastmmoe.runtime.bundle import TOKENIZER, LanguageModelInfo
+from fastmmoe.exporter.model import FAMILY_BY_MODEL_TYPE, Model, Precision
+from fastmmoe.exporter.models.decoder import LanguageModel
+from fastmmoe.exporter.pruning.settings import Layers, PolicyOptions, resolve_policy
+from fastmmoe.runtime.backends.feeds import NO_VISUAL_TOKENS, Chunk, call_feeds
+from fastmmoe.runtime.bundle import graph_io
+from fastmmoe.runtime.bundle.manifest import TOKENIZER, LanguageModelInfo
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.feeds import NO_VISUAL_TOKENS, Chunk, call_feeds
-from fastmmoe.runtime.policy import Policy, Schedule, plan_request
-from fastmmoe.runtime.processor import Processor
+from fastmmoe.runtime.method.policy import Policy
+from fastmmoe.runtime.method.schedule import Schedule, plan_request
+from fastmmoe.runtime.request.processor import Processor
 
 Array = npt.NDArray[Any]
 Outputs = dict[str, torch.Tensor]
@@ -94,14 +95,14 @@ class TorchModel:
     def image_features(self, vision_inputs: dict[str, Array]) -> Array:
         """Features [V, H] float32 of every visual position."""
         inputs = {name: torch.from_numpy(value) for name, value in vision_inputs.items()}
-        features: Array = self.model.graphs.vision(inputs)[abi.IMAGE_FEATURES].numpy()
+        features: Array = self.model.graphs.vision(inputs)[graph_io.IMAGE_FEATURES].numpy()
         return features
 
     @torch.no_grad()
     def embed(self, input_ids: Sequence[int] | Array) -> Array:
         """Token embeddings [T, H] float32."""
         ids = torch.from_numpy(np.asarray(input_ids, np.int32))
-        embeds: Array = self.model.graphs.embedding({abi.INPUT_IDS: ids})[abi.INPUTS_EMBEDS].numpy()
+        embeds: Array = self.model.graphs.embedding({graph_io.INPUT_IDS: ids})[graph_io.INPUTS_EMBEDS].numpy()
         return embeds
 
     @torch.no_grad()
@@ -138,13 +139,13 @@ class TorchModel:
         feeds = call_feeds(policy, chunks, [lengths[i] for i in rows], alpha=policy.alpha, seed=0)
         # The head runs on the last row of each sequence. With every row as the last one of a sequence without visual
         # tokens it runs on all; which keys a row sees is told by sequence_ids, which stay.
-        T = len(feeds[abi.INPUTS_EMBEDS])
+        T = len(feeds[graph_io.INPUTS_EMBEDS])
         for name in feeds:
             if name.split(".")[0].endswith("_offsets"):
                 feeds[name] = np.zeros(T + 1, np.int32)
-        feeds[abi.SEQUENCE_OFFSETS] = np.arange(T + 1, dtype=np.int32)
-        cache = {name: before[abi.present_name(name)] for name in empty_cache(decoder.module, self.config)}
-        logits: Array = self._run(decoder, feeds, cache)[abi.LOGITS].numpy()
+        feeds[graph_io.SEQUENCE_OFFSETS] = np.arange(T + 1, dtype=np.int32)
+        cache = {name: before[graph_io.present_name(name)] for name in empty_cache(decoder.module, self.config)}
+        logits: Array = self._run(decoder, feeds, cache)[graph_io.LOGITS].numpy()
         return logits
 
     @staticmethod

@@ -16,7 +16,7 @@ from fastmmoe.calibration.evaluate import Evaluator, Kind, Outcomes
 from fastmmoe.calibration.options import CalibrationOptions
 from fastmmoe.calibration.prompts import Prompts
 from fastmmoe.calibration.torch_model import TorchModel, torch_threads
-from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
+from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.runtime.errors import InvalidRequest
 
 Evaluate: TypeAlias = Callable[[Sequence[PolicyOptions], "int | None"], "list[Outcomes]"]

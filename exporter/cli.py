@@ -13,17 +13,17 @@ from pathlib import Path
 
 from fastmmoe import __version__
 from fastmmoe.exporter.config import DEMO, ExportConfig
-from fastmmoe.exporter.fastmmoe.policy import EXPERT_FACTOR, FAMILY_ROWS, METHOD_OPTIONS, PolicyOptions
-from fastmmoe.exporter.fastmmoe.policy_file import read_policy
+from fastmmoe.exporter.pruning.policy_file import read_policy
+from fastmmoe.exporter.pruning.settings import EXPERT_FACTOR, FAMILY_ROWS, METHOD_OPTIONS, PolicyOptions
 from fastmmoe.exporter.targets import ATOL, DTYPES, NEXT_STEP
-from fastmmoe.runtime.command import (
+from fastmmoe.runtime.cli.command import (
     ArgumentParser,
     check_installed,
     importing,
     run_command,
     saying_what_memory_lacks,
 )
-from fastmmoe.runtime.targets import TARGETS
+from fastmmoe.runtime.machines.targets import TARGETS
 
 DESCRIPTION = """Export a DeepSeek-VL2 or InternVL3.5 (MoE) checkpoint to a bundle: ONNX graphs with FastMMoE inside,
 weights, tokenizer and manifest. The written graphs are checked against torch before OUT appears."""
@@ -160,7 +160,8 @@ def _export(config: ExportConfig) -> int:
 
     plan = plan_export(config, report)
     with importing("fastmmoe-export"):
-        from fastmmoe.exporter.export import CheckFailed, run_export
+        from fastmmoe.exporter.check.structure import CheckFailed
+        from fastmmoe.exporter.export import run_export
 
     try:
         with saying_what_memory_lacks(MEMORY_HINT):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from fastmmoe.exporter.families import EXPERT_WEIGHTS, Model
+from fastmmoe.exporter.model import EXPERT_WEIGHTS, Model
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.files import free_bytes, size_text
 

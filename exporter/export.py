@@ -11,25 +11,27 @@ from pathlib import Path
 import onnx_ir as ir
 import torch
 
+from fastmmoe.exporter.check.parity import Difference, Written, compare
+from fastmmoe.exporter.check.structure import CheckFailed, check_structure
+from fastmmoe.exporter.check.weights import check_weights
+from fastmmoe.exporter.checkpoint.config_reader import listed
+from fastmmoe.exporter.checkpoint.processor import read_processor_config
 from fastmmoe.exporter.config import DEMO, ExportConfig
-from fastmmoe.exporter.config_reader import listed
 from fastmmoe.exporter.disk_space import check_space, weights_bytes
-from fastmmoe.exporter.families import Model, Precision
-from fastmmoe.exporter.fastmmoe.policy import PolicyModel
-from fastmmoe.exporter.graph_inputs import graph_inputs
+from fastmmoe.exporter.graph.inputs import graph_inputs
+from fastmmoe.exporter.graph.pack_experts import pack_experts
+from fastmmoe.exporter.graph.tracing import trace
 from fastmmoe.exporter.manifest import build_manifest
+from fastmmoe.exporter.model import Model, Precision
 from fastmmoe.exporter.ops import OPS
 from fastmmoe.exporter.ops.functions import function_for
 from fastmmoe.exporter.ops.quantise import Packing
 from fastmmoe.exporter.output_directory import reserve_output
-from fastmmoe.exporter.pack_experts import pack_experts
 from fastmmoe.exporter.plan import ExportPlan, plan_export
-from fastmmoe.exporter.processor_config import read_processor_config
+from fastmmoe.exporter.pruning.settings import PolicyModel
 from fastmmoe.exporter.targets import DTYPES, activation_dtype, check_kernels
-from fastmmoe.exporter.tracing import trace
-from fastmmoe.exporter.verify import CheckFailed, Difference, Written, check_structure, compare
-from fastmmoe.exporter.weight_check import check_weights
-from fastmmoe.runtime.bundle import (
+from fastmmoe.runtime.backends.tensorrt.build import build_engines
+from fastmmoe.runtime.bundle.manifest import (
     MANIFEST,
     PLUGIN,
     TOKENIZER,
@@ -38,11 +40,10 @@ from fastmmoe.runtime.bundle import (
     weights_file,
     write_manifest,
 )
-from fastmmoe.runtime.engines import build_engines
+from fastmmoe.runtime.bundle.verification import leave_stamp
 from fastmmoe.runtime.files import Report, size_text, writing
-from fastmmoe.runtime.processor_config import ProcessorConfig
-from fastmmoe.runtime.targets import Target
-from fastmmoe.runtime.verification import leave_stamp
+from fastmmoe.runtime.machines.targets import Target
+from fastmmoe.runtime.request.config import ProcessorConfig
 
 TWIN_NAME = "float32 twin"
 STAGED, TWIN = "bundle", "twin"

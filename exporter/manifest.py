@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from fastmmoe import __version__
-from fastmmoe.exporter.families import Model, Precision
+from fastmmoe.exporter.model import Model, Precision
 from fastmmoe.exporter.ops import OPS
-from fastmmoe.runtime import bundle
-from fastmmoe.runtime.consistency import custom_operators
-from fastmmoe.runtime.processor_config import ProcessorConfig
+from fastmmoe.runtime.bundle import manifest as bundle
+from fastmmoe.runtime.bundle.consistency import custom_operators
+from fastmmoe.runtime.request.config import ProcessorConfig
 
 
 def build_manifest(

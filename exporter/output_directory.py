@@ -19,8 +19,8 @@ from pathlib import Path
 
 import msgspec
 
-from fastmmoe.runtime.bundle import ENGINES, GRAPHS, MANIFEST, FileEntry, engine_file
-from fastmmoe.runtime.command import uninterrupted
+from fastmmoe.runtime.bundle.manifest import ENGINES, GRAPHS, MANIFEST, FileEntry, engine_file
+from fastmmoe.runtime.cli.command import uninterrupted
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.files import Report, remove_left_scratch, scratch_directory, sync, writing
 

@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastmmoe.exporter.checkpoint import Checkpoint
+from fastmmoe.exporter.checkpoint.reader import Checkpoint
 from fastmmoe.exporter.config import DEMO, ExportConfig, checkpoint_directory
-from fastmmoe.exporter.fastmmoe.policy import check_options
 from fastmmoe.exporter.output_directory import check_output
+from fastmmoe.exporter.pruning.settings import check_options
 from fastmmoe.exporter.targets import ATOL, choose_dtype, choose_packing
+from fastmmoe.runtime.backends.tensorrt.api import load_module
+from fastmmoe.runtime.bundle.plugin_library import find_plugin
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.files import Report
-from fastmmoe.runtime.plugin_library import find_plugin
-from fastmmoe.runtime.targets import TARGETS, Target
-from fastmmoe.runtime.tensorrt_api import load_module
+from fastmmoe.runtime.machines.targets import TARGETS, Target
 
 if TYPE_CHECKING:
     from fastmmoe.exporter.ops.quantise import Packing
-    from fastmmoe.runtime.bundle import PluginInfo
+    from fastmmoe.runtime.bundle.manifest import PluginInfo
 
 
 @dataclass(frozen=True)

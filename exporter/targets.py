@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the exporter alone knows of targets and element types; the targets themselves are in runtime/targets.py."""
+"""What the exporter alone knows of targets and element types; the targets are in runtime/machines/targets.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastmmoe.exporter.config import ExportConfig
 from fastmmoe.runtime.errors import InvalidRequest, UnsupportedModel
-from fastmmoe.runtime.targets import Target
+from fastmmoe.runtime.machines.targets import Target
 
 if TYPE_CHECKING:
     from fastmmoe.exporter.ops.quantise import Packing

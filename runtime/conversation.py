@@ -12,8 +12,8 @@ import numpy as np
 
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.generation import Run, since
-from fastmmoe.runtime.model_inputs import ModelInputs
-from fastmmoe.runtime.options import RequestOptions
+from fastmmoe.runtime.request.inputs import ModelInputs
+from fastmmoe.runtime.request.options import RequestOptions
 from fastmmoe.runtime.vlm import VLM, Answer, Piece
 
 

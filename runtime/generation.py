@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmmoe.runtime.feeds import NO_VISUAL_TOKENS, Chunk
-from fastmmoe.runtime.flops import count_prefill, vision_flops
-from fastmmoe.runtime.model_inputs import ModelInputs
-from fastmmoe.runtime.options import RequestOptions
-from fastmmoe.runtime.policy import Schedule, plan_request
-from fastmmoe.runtime.session import Batch, Graphs
+from fastmmoe.runtime.backends.feeds import NO_VISUAL_TOKENS, Chunk
+from fastmmoe.runtime.backends.onnxruntime import Batch, Graphs
+from fastmmoe.runtime.cost.flops import count_prefill, vision_flops
+from fastmmoe.runtime.method.schedule import Schedule, plan_request
+from fastmmoe.runtime.request.inputs import ModelInputs
+from fastmmoe.runtime.request.options import RequestOptions
 
 Array = npt.NDArray[Any]
 

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmmoe.runtime.answers import FINAL
-from fastmmoe.runtime.bundle import TOKENIZER, Manifest
+from fastmmoe.runtime.bundle.manifest import TOKENIZER, Manifest
+from fastmmoe.runtime.bundle.verification import open_bundle
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.generation import RequestStats, Run, Token, since
-from fastmmoe.runtime.model_inputs import ModelInputs
-from fastmmoe.runtime.options import RequestOptions
-from fastmmoe.runtime.processor import Processor
-from fastmmoe.runtime.verification import open_bundle
+from fastmmoe.runtime.request.answers import FINAL
+from fastmmoe.runtime.request.inputs import ModelInputs
+from fastmmoe.runtime.request.options import RequestOptions
+from fastmmoe.runtime.request.processor import Processor
 
 Array = npt.NDArray[Any]
 

@@ -19,7 +19,7 @@ from evaluate_demo import right_answers
 
 from fastmmoe import VLM
 from fastmmoe.calibration.data import load_samples
-from fastmmoe.calibration.report.bootstrap import Bootstrap
+from fastmmoe.calibration.measure.bootstrap import Bootstrap
 
 RESAMPLES = 10_000
 

@@ -24,10 +24,10 @@ from benchmark_tools.roofline import balance_tokens, bound
 from benchmark_tools.tables import Row, machine_table, share_table, time_table
 from markers import write_part
 
-from fastmmoe.runtime.bundle import Manifest
-from fastmmoe.runtime.command import run_command
-from fastmmoe.runtime.threads import usable_cores
-from fastmmoe.runtime.verification import open_bundle
+from fastmmoe.runtime.bundle.manifest import Manifest
+from fastmmoe.runtime.bundle.verification import open_bundle
+from fastmmoe.runtime.cli.command import run_command
+from fastmmoe.runtime.machines.threads import usable_cores
 
 MARKER = "benchmark"
 TIMES_CAPTION = (

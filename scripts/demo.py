@@ -16,9 +16,9 @@ from fastmmoe.calibration.data import BUILTIN, QUESTIONS_PER_SCENE, Sample, load
 from fastmmoe.calibration.report.stages import StageTracer
 from fastmmoe.calibration.report.survivors import draw_survivors
 from fastmmoe.exporter.cli import main as export_main
-from fastmmoe.runtime.feeds import Chunk
+from fastmmoe.runtime.backends.feeds import Chunk
 from fastmmoe.runtime.generation import Run
-from fastmmoe.runtime.options import RequestOptions
+from fastmmoe.runtime.request.options import RequestOptions
 from fastmmoe.runtime.vlm import Answer
 
 BUNDLE = Path("demo-cpu")

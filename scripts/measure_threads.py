@@ -24,10 +24,10 @@ import onnxruntime
 from PIL import Image
 
 from fastmmoe.calibration.scenes import draw_scene, make_scene
-from fastmmoe.runtime.command import run_command
+from fastmmoe.runtime.backends.onnxruntime import Graphs
+from fastmmoe.runtime.cli.command import run_command
 from fastmmoe.runtime.errors import FastmmoeError
-from fastmmoe.runtime.session import Graphs
-from fastmmoe.runtime.threads import usable_cores
+from fastmmoe.runtime.machines.threads import usable_cores
 from fastmmoe.runtime.vlm import VLM
 
 QUESTION = "Which cell holds the cone?"

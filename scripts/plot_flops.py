@@ -23,9 +23,9 @@ from demo import SCENE, write_scene
 from markers import replace_part, write_part
 from published_models import PUBLISHED, TEXT_TOKENS, PublishedModel
 
-from fastmmoe.runtime.cli import main as fastmmoe
-from fastmmoe.runtime.flops import RequestFlops, compare_prefill
-from fastmmoe.runtime.planning import Target, plan_retention
+from fastmmoe.runtime.cli.main import main as fastmmoe
+from fastmmoe.runtime.cost.budget import Target, plan_retention
+from fastmmoe.runtime.cost.flops import RequestFlops, compare_prefill
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FIGURE = REPOSITORY / "docs" / "flops-reduction.svg"

@@ -21,7 +21,7 @@ import onnx
 from markers import MissingMarkers, write_part
 from onnx import TensorProto, helper
 
-from fastmmoe.runtime.tensorrt_api import allow_decomposition
+from fastmmoe.runtime.backends.tensorrt.api import allow_decomposition
 
 OPSET = 24
 HALF, BOOL, INT64 = TensorProto.FLOAT16, TensorProto.BOOL, TensorProto.INT64

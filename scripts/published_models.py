@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastmmoe.exporter.fastmmoe.policy import Layers, PolicyOptions, resolve_policy
-from fastmmoe.runtime.bundle import LanguageModelInfo
-from fastmmoe.runtime.policy import Policy
+from fastmmoe.exporter.pruning.settings import Layers, PolicyOptions, resolve_policy
+from fastmmoe.runtime.bundle.manifest import LanguageModelInfo
+from fastmmoe.runtime.method.policy import Policy
 
 TEXT_TOKENS = 64
 

@@ -33,8 +33,8 @@ from sass_tools.tables import (
 )
 from sass_tools.toolchain import ReportError
 
-from fastmmoe.runtime.devices import DEVICES
 from fastmmoe.runtime.errors import FastmmoeError
+from fastmmoe.runtime.machines.devices import DEVICES
 
 TOKENS = (1, 64, 512, 2048)
 ROOFLINE_DEVICES = ("orin-nano-8gb", "orin-nx-16gb", "agx-orin-64gb", "a100-sxm-80gb", "l4", "h100-sxm")

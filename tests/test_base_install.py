@@ -33,7 +33,7 @@ print("\\n".join(sorted(sys.modules)))
 
 
 def module_name(path: Path) -> str:
-    """runtime/cli.py -> fastmmoe.runtime.cli"""
+    """runtime/cli/main.py -> fastmmoe.runtime.cli.main"""
     parts = path.relative_to(REPOSITORY).with_suffix("").parts
     return ".".join(("fastmmoe", *(part for part in parts if part != "__init__")))
 

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from fastmmoe.calibration.report.bootstrap import Bootstrap, Interval
+from fastmmoe.calibration.measure.bootstrap import Bootstrap, Interval
 from fastmmoe.calibration.report.latency import Latency
 from fastmmoe.calibration.report.questions import Questions
 from fastmmoe.calibration.report.results import Claim, Comparison, KindRow, Point, Verdict

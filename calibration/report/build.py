@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fastmmoe import __version__
 from fastmmoe.calibration.data import BUILTIN, load_samples
+from fastmmoe.calibration.measure.bootstrap import Bootstrap
 from fastmmoe.calibration.report.analysis import (
     Analysis,
     Plan,
@@ -17,7 +18,6 @@ from fastmmoe.calibration.report.analysis import (
     settings_by_kind,
     state_claims,
 )
-from fastmmoe.calibration.report.bootstrap import Bootstrap
 from fastmmoe.calibration.report.latency import Latency, measure_latency
 from fastmmoe.calibration.report.maps import draw_maps
 from fastmmoe.calibration.report.measure import Measurement, Store
@@ -27,7 +27,7 @@ from fastmmoe.calibration.report.results import Origin, Report
 from fastmmoe.calibration.report.settings import FULL, RETENTIONS, Planner, Setting, curve_settings
 from fastmmoe.calibration.scenes import Split
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.threads import check_threads, usable_cores
+from fastmmoe.runtime.machines.threads import check_threads, usable_cores
 from fastmmoe.runtime.vlm import VLM
 
 DEFAULT_QUESTIONS = 2000

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fastmmoe.runtime.command import check_installed, importing, resumable, saying_what_memory_lacks
+from fastmmoe.runtime.cli.command import check_installed, importing, resumable, saying_what_memory_lacks
 from fastmmoe.runtime.errors import InvalidRequest
 
 DESCRIPTION = """Measure accuracy, counted FLOPs and latency of every pruning method of a comparison bundle

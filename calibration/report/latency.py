@@ -19,8 +19,8 @@ from fastmmoe.calibration.report.questions import Questions
 from fastmmoe.calibration.report.settings import Planner, Setting
 from fastmmoe.runtime.files import write_atomically
 from fastmmoe.runtime.generation import Run, since
-from fastmmoe.runtime.options import RequestOptions
-from fastmmoe.runtime.threads import usable_cores
+from fastmmoe.runtime.machines.threads import usable_cores
+from fastmmoe.runtime.request.options import RequestOptions
 from fastmmoe.runtime.vlm import VLM
 
 FILE = "latency.json"

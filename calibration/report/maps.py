@@ -16,8 +16,8 @@ from fastmmoe.calibration.report.questions import Questions
 from fastmmoe.calibration.report.settings import FASTMMOE, FULL, Planner, Setting
 from fastmmoe.calibration.report.stages import Stage, StageTracer
 from fastmmoe.calibration.report.survivors import GONE, Rgb, View, draw_panels, draw_survivors, find_views
-from fastmmoe.runtime.model_inputs import ModelInputs
-from fastmmoe.runtime.processor_config import ProcessorConfig
+from fastmmoe.runtime.request.config import ProcessorConfig
+from fastmmoe.runtime.request.inputs import ModelInputs
 from fastmmoe.runtime.vlm import VLM
 
 Array = npt.NDArray[Any]

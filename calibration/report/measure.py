@@ -18,10 +18,10 @@ import onnxruntime as ort
 from fastmmoe import __version__
 from fastmmoe.calibration.report.questions import Questions
 from fastmmoe.calibration.report.settings import RANDOM, Planner, Setting
-from fastmmoe.runtime.bundle import MANIFEST, file_entry
+from fastmmoe.runtime.backends.onnxruntime import Graphs
+from fastmmoe.runtime.bundle.manifest import MANIFEST, file_entry
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.files import write_atomically
-from fastmmoe.runtime.session import Graphs
 
 Array = npt.NDArray[Any]
 

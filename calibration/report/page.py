@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 from PIL import Image
 
-from fastmmoe.calibration.report.bootstrap import Interval
+from fastmmoe.calibration.measure.bootstrap import Interval
 from fastmmoe.calibration.report.charts import LABELS, draw_charts, for_page
 from fastmmoe.calibration.report.findings import describe
 from fastmmoe.calibration.report.maps import SceneMap

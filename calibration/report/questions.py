@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from fastmmoe.calibration.data import Sample, identity_of
 from fastmmoe.calibration.report.settings import SPARSEVLM, Planner, Prompt, Setting
+from fastmmoe.runtime.backends.feeds import NO_VISUAL_TOKENS, Chunk
+from fastmmoe.runtime.backends.onnxruntime import Graphs
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.feeds import NO_VISUAL_TOKENS, Chunk
-from fastmmoe.runtime.session import Graphs
 from fastmmoe.runtime.vlm import VLM
 
 Array = npt.NDArray[Any]

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from fastmmoe.calibration.report.bootstrap import Interval
+from fastmmoe.calibration.measure.bootstrap import Interval
 from fastmmoe.calibration.report.latency import Machine
 from fastmmoe.calibration.report.settings import Setting
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import msgspec
 
-from fastmmoe.runtime.bundle import Manifest
+from fastmmoe.runtime.bundle.manifest import Manifest
+from fastmmoe.runtime.cost.budget import STEPS, greatest_step
+from fastmmoe.runtime.cost.flops import count_prefill, vision_flops
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.flops import count_prefill, vision_flops
-from fastmmoe.runtime.planning import STEPS, greatest_step
-from fastmmoe.runtime.policy import ALL, Schedule, plan_request
+from fastmmoe.runtime.method.policy import ALL
+from fastmmoe.runtime.method.schedule import Schedule, plan_request
 
 FULL, FASTMMOE, REDUCTION, PRUNING = "none", "fastmmoe", "reduction", "pruning"
 RANDOM, FASTV, SPARSEVLM = "random", "fastv", "sparsevlm"

@@ -12,13 +12,14 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from fastmmoe.exporter.ops.token_prune import TOKEN_PRUNE, choose_reference, windows_reference
-from fastmmoe.runtime import abi
-from fastmmoe.runtime.bundle import Manifest, graph_file
+from fastmmoe.exporter.ops.token_prune.contract import TOKEN_PRUNE
+from fastmmoe.exporter.ops.token_prune.reference import choose_reference, windows_reference
+from fastmmoe.runtime.backends.feeds import Chunk
+from fastmmoe.runtime.backends.native import register_native_ops
+from fastmmoe.runtime.backends.onnxruntime import Batch
+from fastmmoe.runtime.bundle import graph_io
+from fastmmoe.runtime.bundle.manifest import Manifest, graph_file
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.feeds import Chunk
-from fastmmoe.runtime.native import register_native_ops
-from fastmmoe.runtime.session import Batch
 
 Array = npt.NDArray[Any]
 
@@ -76,7 +77,7 @@ class StageTracer:
             raise InvalidRequest(f"{bundle}: holds method {manifest.policy.method}: expected {FASTMMOE} or all")
         model = onnx.load(str(bundle / graph_file("language_model")), load_external_data=False)
         by_output = {name: node for node in model.graph.node for name in node.output}
-        self._nodes = [by_output[abi.kept_index(site)] for site in self._sites]
+        self._nodes = [by_output[graph_io.kept_index(site)] for site in self._sites]
         known = {value.name for value in (*model.graph.input, *model.graph.output)}
         inner = [node.input[i] for node in self._nodes for i in (_RESIDUAL, _ROUTING, _ATTENTION, _VISUAL_INDEX)]
         inner += [node.output[_RESIDUAL_OUT] for node in self._nodes]
@@ -98,7 +99,7 @@ class StageTracer:
         batch = Batch(self._manifest, self._session, 1)
         batch.extend([chunk], alpha=policy.alpha if alpha is None else alpha)
         values = {name: value.numpy() for name, value in self._session.values.items()}
-        values.setdefault(abi.VISUAL_INDEX, chunk.visual_index)
+        values.setdefault(graph_io.VISUAL_INDEX, chunk.visual_index)
         alive = np.arange(len(chunk.visual_index))
         stages = []
         for site, node in zip(self._sites, self._nodes, strict=True):

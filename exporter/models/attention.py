@@ -6,9 +6,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from fastmmoe.exporter.fastmmoe.tokens import Tokens, Watch
 from fastmmoe.exporter.models.layers import RMSNorm, attend, rotate, watched_attention
-from fastmmoe.runtime import abi
+from fastmmoe.exporter.pruning.tokens import Tokens, Watch
+from fastmmoe.runtime.bundle import graph_io
 
 
 class GroupedAttention(nn.Module):
@@ -21,7 +21,7 @@ class GroupedAttention(nn.Module):
         is_sliding: sees `Tokens.sliding_mask` instead of `Tokens.mask`.
     """
 
-    cache_parts = abi.KEY_VALUE
+    cache_parts = graph_io.KEY_VALUE
 
     def __init__(
         self,

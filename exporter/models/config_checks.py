@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from fastmmoe.exporter.config_reader import ConfigReader
+from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
 from fastmmoe.exporter.models.layers import MoeConfig
-from fastmmoe.exporter.ops.sparse_moe import GROUPED_METHODS
+from fastmmoe.exporter.ops.sparse_moe.contract import GROUPED_METHODS
 
 
 def check_heads(language: ConfigReader, *, heads: int, kv_heads: int) -> None:

@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastmmoe.exporter.checkpoint import WeightRule
-from fastmmoe.exporter.fastmmoe.decoder import DecoderLayer, LanguageModel, MoeBlock
-from fastmmoe.exporter.fastmmoe.tokens import Tokens, Watch
+from fastmmoe.exporter.checkpoint.reader import WeightRule
 from fastmmoe.exporter.models.attention import GroupedAttention
+from fastmmoe.exporter.models.decoder import DecoderLayer, LanguageModel, MoeBlock
 from fastmmoe.exporter.models.deepseek_vl2_config import Config, MlaConfig, VisionConfig
 from fastmmoe.exporter.models.deepseek_vl2_config import read_config as read_config
 from fastmmoe.exporter.models.graphs import Embedding, GraphModules
@@ -30,8 +29,9 @@ from fastmmoe.exporter.models.layers import (
     watched_attention,
 )
 from fastmmoe.exporter.models.weight_rules import BUFFERS, expert_weights, linear, norm, same
-from fastmmoe.runtime import abi
-from fastmmoe.runtime.policy import Policy
+from fastmmoe.exporter.pruning.tokens import Tokens, Watch
+from fastmmoe.runtime.bundle import graph_io
+from fastmmoe.runtime.method.policy import Policy
 
 FAMILY = "deepseek_vl2"
 DROPPED_TENSORS = ("vision.attn_pool.*", *BUFFERS)
@@ -85,9 +85,9 @@ class Vision(nn.Module):
         return self.projector_out(F.gelu(self.projector_in(x)))
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        tiles = self.project(self.features(inputs[abi.PIXEL_VALUES]))
+        tiles = self.project(self.features(inputs[graph_io.PIXEL_VALUES]))
         rows = torch.cat((tiles.flatten(0, 1), self.image_newline[None], self.view_seperator[None]))
-        return {abi.IMAGE_FEATURES: rows.index_select(0, inputs[abi.LAYOUT_INDEX])}
+        return {graph_io.IMAGE_FEATURES: rows.index_select(0, inputs[graph_io.LAYOUT_INDEX])}
 
 
 class LatentAttention(nn.Module):
@@ -97,7 +97,7 @@ class LatentAttention(nn.Module):
     which moves queries into latent space, and w_uv [N, rank, v], which moves the attended latents out of it.
     """
 
-    cache_parts = abi.LATENT
+    cache_parts = graph_io.LATENT
     is_sliding = False
 
     def __init__(self, c: Config, mla: MlaConfig) -> None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastmmoe.exporter.config_reader import ConfigReader
-from fastmmoe.exporter.known_keys import DEEPSEEK_VL2, sort_keys
+from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
+from fastmmoe.exporter.checkpoint.known_keys import DEEPSEEK_VL2, sort_keys
 from fastmmoe.exporter.models.config_checks import check_heads, check_moe, check_rotary, check_tower
 from fastmmoe.exporter.models.layers import MoeConfig
 from fastmmoe.exporter.models.rope import read_rope

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastmmoe.exporter.fastmmoe.decoder import LanguageModel
-from fastmmoe.runtime import abi
+from fastmmoe.exporter.models.decoder import LanguageModel
+from fastmmoe.runtime.bundle import graph_io
 
 
 class Embedding(nn.Module):
@@ -21,7 +21,7 @@ class Embedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {abi.INPUTS_EMBEDS: F.embedding(inputs[abi.INPUT_IDS], self.weight)}
+        return {graph_io.INPUTS_EMBEDS: F.embedding(inputs[graph_io.INPUT_IDS], self.weight)}
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastmmoe.exporter.checkpoint import WeightRule
-from fastmmoe.exporter.fastmmoe.decoder import DecoderLayer, LanguageModel, MoeBlock
+from fastmmoe.exporter.checkpoint.reader import WeightRule
 from fastmmoe.exporter.models.attention import GroupedAttention
+from fastmmoe.exporter.models.decoder import DecoderLayer, LanguageModel, MoeBlock
 from fastmmoe.exporter.models.graphs import Embedding, GraphModules
 from fastmmoe.exporter.models.internvl3_5_config import Config, VisionConfig
 from fastmmoe.exporter.models.internvl3_5_config import read_config as read_config
@@ -26,8 +26,8 @@ from fastmmoe.exporter.models.layers import (
     rotary_frequencies,
 )
 from fastmmoe.exporter.models.weight_rules import BUFFERS, expert_weights, linear, norm, same
-from fastmmoe.runtime import abi
-from fastmmoe.runtime.policy import Policy
+from fastmmoe.runtime.bundle import graph_io
+from fastmmoe.runtime.method.policy import Policy
 
 FAMILY = "internvl3_5"
 DROPPED_TENSORS = BUFFERS
@@ -82,7 +82,7 @@ class Vision(nn.Module):
         return self.projector_out(F.gelu(self.projector_in(x)))
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {abi.IMAGE_FEATURES: self.project(self.features(inputs[abi.PIXEL_VALUES])).flatten(0, 1)}
+        return {graph_io.IMAGE_FEATURES: self.project(self.features(inputs[graph_io.PIXEL_VALUES])).flatten(0, 1)}
 
 
 def build_attention(c: Config, layer: int) -> GroupedAttention:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fastmmoe.exporter.config_reader import ConfigReader, shown
-from fastmmoe.exporter.known_keys import INTERNVL, sort_keys
+from fastmmoe.exporter.checkpoint.config_reader import ConfigReader, shown
+from fastmmoe.exporter.checkpoint.known_keys import INTERNVL, sort_keys
 from fastmmoe.exporter.models.config_checks import check_heads, check_moe, check_rotary, check_tower
 from fastmmoe.exporter.models.layers import MoeConfig, YarnConfig
 from fastmmoe.exporter.models.rope import Rope, read_rope, read_yarn_rope

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastmmoe.exporter import torch_ops  # noqa: F401  (registers the operators)
-from fastmmoe.exporter.fastmmoe.tokens import Watch
 from fastmmoe.exporter.ops import SPARSE_MOE
+from fastmmoe.exporter.ops.sparse_moe import torch_op as _moe  # noqa: F401  (registers the operator)
+from fastmmoe.exporter.ops.token_prune import torch_op as _prune  # noqa: F401  (registers the operator)
+from fastmmoe.exporter.pruning.tokens import Watch
 
 
 class RMSNorm(nn.Module):

@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from fastmmoe.exporter.config_reader import ConfigReader, is_same, shown
+from fastmmoe.exporter.checkpoint.config_reader import ConfigReader, is_same, shown
 from fastmmoe.exporter.models.layers import YarnConfig
 from fastmmoe.runtime.errors import UnsupportedModel
 from fastmmoe.runtime.ranges import Positions, Positive, RotaryBase, RotaryScale, Turns

@@ -8,7 +8,7 @@ from collections.abc import Collection
 
 import torch
 
-from fastmmoe.exporter.checkpoint import WeightRule
+from fastmmoe.exporter.checkpoint.reader import WeightRule
 from fastmmoe.exporter.models.layers import MoeConfig
 from fastmmoe.runtime.errors import UnsupportedModel
 

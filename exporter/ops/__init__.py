@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The custom operators, one a file: contract and NumPy reference."""
+"""The custom operators, one a folder: contract, NumPy reference, function body, torch op."""
 
 from fastmmoe.exporter.ops.contract import DOMAIN, Attribute, OpSpec, Tensor
-from fastmmoe.exporter.ops.sparse_moe import SPARSE_MOE, sparse_moe_reference
-from fastmmoe.exporter.ops.token_prune import TOKEN_PRUNE, token_prune_reference
+from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE
+from fastmmoe.exporter.ops.sparse_moe.reference import sparse_moe_reference
+from fastmmoe.exporter.ops.token_prune.contract import TOKEN_PRUNE
+from fastmmoe.exporter.ops.token_prune.reference import token_prune_reference
 
 OPS: tuple[OpSpec, ...] = (SPARSE_MOE, TOKEN_PRUNE)
 

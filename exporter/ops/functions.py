@@ -12,10 +12,10 @@ from onnxscript import build_function
 
 from fastmmoe.exporter.ops.building import value
 from fastmmoe.exporter.ops.contract import DOMAIN, OpSpec
-from fastmmoe.exporter.ops.sparse_moe import SPARSE_MOE
-from fastmmoe.exporter.ops.sparse_moe_function import build_sparse_moe
-from fastmmoe.exporter.ops.token_prune import TOKEN_PRUNE
-from fastmmoe.exporter.ops.token_prune_function import build_token_prune
+from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE
+from fastmmoe.exporter.ops.sparse_moe.function import build_sparse_moe
+from fastmmoe.exporter.ops.token_prune.contract import TOKEN_PRUNE
+from fastmmoe.exporter.ops.token_prune.function import build_token_prune
 
 OPSET = 23
 """Version of the standard operators in the bodies; onnxruntime has it since 1.23."""

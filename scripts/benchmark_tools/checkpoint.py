@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmark_tools.errors import BenchmarkError
-from fastmmoe.exporter.config_reader import ConfigReader
+from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
 from fastmmoe.exporter.models.internvl3_5 import weight_map
 from fastmmoe.exporter.models.internvl3_5_config import read_config
 

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 import onnx
 
 from benchmark_tools.errors import BenchmarkError
-from fastmmoe.runtime import abi
-from fastmmoe.runtime.policy import Site
+from fastmmoe.runtime.bundle import graph_io
+from fastmmoe.runtime.method.policy import Site
 
 TOKEN_PRUNE, SPARSE_MOE = "FmmTokenPrune", "FmmSparseMoE"
 # Inputs of FmmTokenPrune that the model has without it: hidden_states and residual.
@@ -57,7 +57,7 @@ class SiteNodes:
         return found
 
     def _find(self, s: int, site: Site) -> set[int]:
-        chooser = self._producer[abi.kept_index(s)]
+        chooser = self._producer[graph_io.kept_index(s)]
         inputs = self._nodes[chooser].input
         if self._nodes[chooser].op_type == TOKEN_PRUNE:
             return self._upstream(inputs) - self._upstream(inputs[:STATES]) | {chooser}

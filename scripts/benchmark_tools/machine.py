@@ -15,8 +15,8 @@ import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from fastmmoe.runtime.bundle import LanguageModelInfo
-from fastmmoe.runtime.threads import usable_cores
+from fastmmoe.runtime.bundle.manifest import LanguageModelInfo
+from fastmmoe.runtime.machines.threads import usable_cores
 
 REPEATS = 9
 # Several times what the last cache of any processor holds.

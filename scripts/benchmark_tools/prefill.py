@@ -13,10 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmark_tools.errors import BenchmarkError
-from fastmmoe.runtime.bundle import Manifest
-from fastmmoe.runtime.feeds import Chunk
-from fastmmoe.runtime.policy import Policy, Schedule, plan_request
-from fastmmoe.runtime.session import Graphs
+from fastmmoe.runtime.backends.feeds import Chunk
+from fastmmoe.runtime.backends.onnxruntime import Graphs
+from fastmmoe.runtime.bundle.manifest import Manifest
+from fastmmoe.runtime.method.policy import Policy
+from fastmmoe.runtime.method.schedule import Schedule, plan_request
 
 Array = npt.NDArray[Any]
 

@@ -18,11 +18,11 @@ import onnxruntime as ort
 from benchmark_tools.errors import BenchmarkError
 from benchmark_tools.graph_sites import SPARSE_MOE, SiteNodes
 from benchmark_tools.prefill import Prompt, Setting, plan
-from fastmmoe.runtime.bundle import Manifest, graph_file
-from fastmmoe.runtime.feeds import Chunk
-from fastmmoe.runtime.native import register_native_ops
-from fastmmoe.runtime.policy import Schedule
-from fastmmoe.runtime.session import Batch
+from fastmmoe.runtime.backends.feeds import Chunk
+from fastmmoe.runtime.backends.native import register_native_ops
+from fastmmoe.runtime.backends.onnxruntime import Batch
+from fastmmoe.runtime.bundle.manifest import Manifest, graph_file
+from fastmmoe.runtime.method.schedule import Schedule
 
 Array = npt.NDArray[Any]
 

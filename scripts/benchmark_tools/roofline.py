@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from benchmark_tools.machine import Machine
-from fastmmoe.runtime.bundle import LanguageModelInfo, Manifest
-from fastmmoe.runtime.flops import PrefillFlops, count_layers, count_prefill
-from fastmmoe.runtime.policy import Schedule
+from fastmmoe.runtime.bundle.manifest import LanguageModelInfo, Manifest
+from fastmmoe.runtime.cost.flops import PrefillFlops, count_layers, count_prefill
+from fastmmoe.runtime.method.schedule import Schedule
 
 EXPERT_BYTES = {"fp32": 4, "bf16": 2}
 """Of a weight of an expert in a CPU bundle, by the bundle's dtype; all other weights are float32."""

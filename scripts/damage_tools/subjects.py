@@ -17,9 +17,9 @@ import fastmmoe.exporter.export as export_module
 from fastmmoe.calibration.data import BUILTIN, load_samples
 from fastmmoe.exporter.cli import main as export_main
 from fastmmoe.exporter.config import DEMO, checkpoint_directory
-from fastmmoe.runtime.bundle import read_manifest
-from fastmmoe.runtime.cli import main as run_main
-from fastmmoe.runtime.processor import Processor
+from fastmmoe.runtime.bundle.manifest import read_manifest
+from fastmmoe.runtime.cli.main import main as run_main
+from fastmmoe.runtime.request.processor import Processor
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 REACHED_TRACING = 100

@@ -24,8 +24,8 @@ from fastmmoe.calibration.scenes import (
     make_scene,
     object_map,
 )
-from fastmmoe.runtime.prompts import Marker, render_prompt, template_tokens
-from fastmmoe.runtime.tokens import Encoder, load_tokenizer
+from fastmmoe.runtime.request.prompts import Marker, render_prompt, template_tokens
+from fastmmoe.runtime.request.tokens import Encoder, load_tokenizer
 
 TURNS = 12
 """Questions of a scene in one training sequence."""

@@ -17,7 +17,7 @@ import math
 import re
 from dataclasses import dataclass
 
-from fastmmoe.runtime.devices import Device
+from fastmmoe.runtime.machines.devices import Device
 from sass_tools.launches import Launch, MoeCase
 from sass_tools.occupancy import LIMITS
 from sass_tools.toolchain import ReportError

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from fastmmoe.runtime.devices import Device
+from fastmmoe.runtime.machines.devices import Device
 from sass_tools.banks import Conflicts
 from sass_tools.binaries import KernelCode
 from sass_tools.occupancy import blocks_per_multiprocessor, occupancy

@@ -18,8 +18,8 @@ from fastmmoe.calibration.data import Sample
 from fastmmoe.calibration.evaluate import Outcomes
 from fastmmoe.calibration.options import CalibrationFailed, CalibrationOptions
 from fastmmoe.calibration.samples import load_data
-from fastmmoe.exporter.fastmmoe.policy_file import read_policy
-from fastmmoe.runtime.cli import main
+from fastmmoe.exporter.pruning.policy_file import read_policy
+from fastmmoe.runtime.cli.main import main
 from fastmmoe.runtime.errors import InvalidRequest
 
 Run = Callable[..., tuple[int, str, str]]

@@ -10,8 +10,8 @@ import pytest
 
 from fastmmoe.calibration.cost import Cost
 from fastmmoe.calibration.torch_model import TorchModel
-from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
-from fastmmoe.runtime.flops import compare_prefill
+from fastmmoe.exporter.pruning.settings import PolicyOptions
+from fastmmoe.runtime.cost.flops import compare_prefill
 
 SIZES = [(60, 40), (60, 40), (30, 20)]
 

@@ -16,9 +16,9 @@ import torch
 from fastmmoe.calibration.evaluate import FULL_MODEL, Evaluator, Outcomes, run_pack
 from fastmmoe.calibration.prompts import Prompts
 from fastmmoe.calibration.torch_model import Decoder, Outputs, TorchModel
-from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
-from fastmmoe.runtime import abi
-from fastmmoe.runtime.feeds import NO_VISUAL_TOKENS, Chunk, call_feeds
+from fastmmoe.exporter.pruning.settings import PolicyOptions
+from fastmmoe.runtime.backends.feeds import NO_VISUAL_TOKENS, Chunk, call_feeds
+from fastmmoe.runtime.bundle import graph_io
 
 Array = npt.NDArray[Any]
 MODELS = ("dsvl2-mha", "internvl-qwen3moe", "internvl-gptoss")
@@ -46,7 +46,7 @@ def greedy(model: TorchModel, decoder: Decoder, prompts: Prompts, place: int) ->
     outputs = run_pack(model, decoder, prompts, [place])
     length, tokens, logits = len(prompts.questions[place].input_ids), [], []
     for count in range(ANSWER_TOKENS + 1):
-        logits.append(outputs[abi.LOGITS][0].numpy())
+        logits.append(outputs[graph_io.LOGITS][0].numpy())
         tokens.append(int(logits[-1].argmax()))
         outputs = step(model, decoder, outputs, length + count, tokens[-1])
     return tokens, logits
@@ -68,7 +68,7 @@ def test_answers_continue_a_pruned_prompt(
     answers = [expected[0][0][:2], expected[1][0][:1]]
     logits = model.continue_with(decoder, outputs, lengths, answers)
     layers = len(decoder.module.layers)
-    assert_close("logits", outputs[abi.LOGITS], np.stack([e[1][0] for e in expected]), layers)
+    assert_close("logits", outputs[graph_io.LOGITS], np.stack([e[1][0] for e in expected]), layers)
     assert_close("logits", logits, np.stack([*expected[0][1][1:3], expected[1][1][1]]), layers)
 
 
@@ -113,7 +113,7 @@ def test_divergence_from_the_full_model(
     logs = []
     for options in (FULL_MODEL, PolicyOptions(retention=0.05)):
         outputs = run_pack(model, model.decoder(model.resolve(options)), prompts, [1])
-        logs.append(outputs[abi.LOGITS][0].double().log_softmax(0))
+        logs.append(outputs[graph_io.LOGITS][0].double().log_softmax(0))
     expected = float((logs[0].exp() * (logs[0] - logs[1])).sum())
     assert expected > 1e-4
     assert pruned.values[1] == pytest.approx(expected, rel=1e-2)

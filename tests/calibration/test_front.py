@@ -9,9 +9,9 @@ import pytest
 from fastmmoe.calibration.choose import Candidate, candidates_for
 from fastmmoe.calibration.evaluate import Kind, Outcomes
 from fastmmoe.calibration.front import first_fronts, front, gain_interval, quality_interval
+from fastmmoe.calibration.measure.bootstrap import Bootstrap
 from fastmmoe.calibration.options import CalibrationFailed
-from fastmmoe.calibration.report.bootstrap import Bootstrap
-from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
+from fastmmoe.exporter.pruning.settings import PolicyOptions
 
 # (quality, cost)
 POINTS = [(0.9, 0.5), (0.8, 0.4), (0.9, 0.6), (0.7, 0.45), (0.95, 0.9), (0.9, 0.5), (0.2, 0.4)]

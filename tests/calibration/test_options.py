@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fastmmoe.calibration.options import CalibrationOptions
-from fastmmoe.runtime.cli import main
+from fastmmoe.runtime.cli.main import main
 from fastmmoe.runtime.errors import InvalidRequest
 
 
@@ -59,7 +59,7 @@ def test_command_names_the_extra(capsys: pytest.CaptureFixture[str], monkeypatch
 
 def test_bad_arguments_load_nothing_heavy() -> None:
     code = (
-        "import sys; from fastmmoe.runtime.cli import main; code = main(['calibrate', '--min-quality', '2']); "
+        "import sys; from fastmmoe.runtime.cli.main import main; code = main(['calibrate', '--min-quality', '2']); "
         "print(sorted({'torch', 'optuna', 'joblib', 'onnx'} & sys.modules.keys())); sys.exit(code)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -20,7 +20,7 @@ from fastmmoe.calibration.evaluate import FULL_MODEL, run_pack, run_prompts
 from fastmmoe.calibration.prompts import Prompts
 from fastmmoe.calibration.routing_statistics import record_statistics
 from fastmmoe.calibration.torch_model import TorchModel
-from fastmmoe.runtime import abi
+from fastmmoe.runtime.bundle import graph_io
 
 Array = npt.NDArray[Any]
 MODELS = ("dsvl2-mha", "dsvl2-mla", "internvl-qwen3moe", "internvl-gptoss")
@@ -200,6 +200,6 @@ def test_last_row_shares_nothing_with_other_prompts(
     """Packing does not change a prompt's logits beyond rounding."""
     model, prompts = golden_model("dsvl2-mla"), golden_prompts("dsvl2-mla")
     decoder = model.decoder(model.resolve(FULL_MODEL))
-    packed = run_pack(model, decoder, prompts, [0, 2])[abi.LOGITS].numpy()
-    alone = np.stack([run_pack(model, decoder, prompts, [place])[abi.LOGITS][0] for place in (0, 2)])
+    packed = run_pack(model, decoder, prompts, [0, 2])[graph_io.LOGITS].numpy()
+    alone = np.stack([run_pack(model, decoder, prompts, [place])[graph_io.LOGITS][0] for place in (0, 2)])
     assert_close("logits", packed, alone, len(decoder.module.layers))

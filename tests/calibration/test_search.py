@@ -13,7 +13,7 @@ import pytest
 from fastmmoe.calibration.evaluate import Outcomes
 from fastmmoe.calibration.search import Search, Trial
 from fastmmoe.calibration.space import Space
-from fastmmoe.exporter.fastmmoe.policy import Layers, PolicyOptions, resolve_policy
+from fastmmoe.exporter.pruning.settings import Layers, PolicyOptions, resolve_policy
 from fastmmoe.runtime.errors import InvalidRequest
 
 LAYERS = Layers(8, tuple(range(1, 8)), tuple(range(8)), 4)

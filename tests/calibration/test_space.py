@@ -7,7 +7,7 @@ import optuna
 import pytest
 
 from fastmmoe.calibration.space import MOST_STAGES, Space
-from fastmmoe.exporter.fastmmoe.policy import Layers, PolicyOptions, resolve_policy
+from fastmmoe.exporter.pruning.settings import Layers, PolicyOptions, resolve_policy
 
 SHAPES = {
     "demo": ("deepseek_vl2", Layers(8, tuple(range(1, 8)), tuple(range(8)), 4)),

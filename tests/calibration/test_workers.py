@@ -16,7 +16,7 @@ from fastmmoe.calibration.search import Search, Trial
 from fastmmoe.calibration.space import Space
 from fastmmoe.calibration.torch_model import TorchModel
 from fastmmoe.calibration.workers import Job, evaluator_of, worker_pool
-from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
+from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.runtime.errors import InvalidRequest
 
 NAME = "dsvl2-mha"

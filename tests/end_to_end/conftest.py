@@ -15,8 +15,8 @@ import numpy.typing as npt
 import pytest
 
 from fastmmoe.exporter.cli import main as export_main
-from fastmmoe.runtime.cli import main as run_main
-from fastmmoe.runtime.command import SIGNALS
+from fastmmoe.runtime.cli.command import SIGNALS
+from fastmmoe.runtime.cli.main import main as run_main
 from fastmmoe.runtime.vlm import VLM
 
 Array = npt.NDArray[Any]

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from fastmmoe import __version__
-from fastmmoe.runtime.cli import main as run_main
+from fastmmoe.runtime.cli.main import main as run_main
 
 SMALL = "dsvl2-small"
 COMMANDS = ("fastmmoe", "fastmmoe-export")
@@ -77,7 +77,7 @@ def test_version(command: str) -> None:
 
 
 def test_help_imports_little() -> None:
-    for module in ("fastmmoe.exporter.cli", "fastmmoe.runtime.cli"):
+    for module in ("fastmmoe.exporter.cli", "fastmmoe.runtime.cli.main"):
         assert not modules_after(module, "--help") & (HEAVY | {"numpy", "PIL", "onnxruntime", "tokenizers"}), module
 
 
@@ -92,7 +92,7 @@ def test_help_names_every_option() -> None:
 
 def test_run_imports_no_export_dependency(bundle: Callable[..., Path], picture: Path) -> None:
     arguments = ["run", str(bundle(SMALL)), "--image", str(picture), "--prompt", "a", "--max-new-tokens", "2"]
-    loaded = modules_after("fastmmoe.runtime.cli", *arguments)
+    loaded = modules_after("fastmmoe.runtime.cli.main", *arguments)
     assert {"numpy", "PIL", "onnxruntime", "tokenizers", "msgspec"} <= loaded
     assert not loaded & HEAVY
 

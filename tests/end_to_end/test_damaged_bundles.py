@@ -15,10 +15,10 @@ import numpy as np
 import onnx
 import pytest
 
-from fastmmoe.runtime.bundle import Manifest, file_entry, read_manifest, write_manifest
-from fastmmoe.runtime.cli import main
+from fastmmoe.runtime.bundle.manifest import Manifest, file_entry, read_manifest, write_manifest
+from fastmmoe.runtime.bundle.verification import open_bundle
+from fastmmoe.runtime.cli.main import main
 from fastmmoe.runtime.errors import BundleMismatch, NotFinite
-from fastmmoe.runtime.verification import open_bundle
 from fastmmoe.runtime.vlm import VLM
 
 Refusal = Callable[..., str]

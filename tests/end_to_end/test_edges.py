@@ -13,9 +13,10 @@ import pytest
 from msgspec.structs import replace
 from PIL import Image
 
-from fastmmoe.runtime.bundle import read_manifest, write_manifest
+from fastmmoe.runtime.bundle.manifest import read_manifest, write_manifest
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.vlm import VLM, RequestStats
+from fastmmoe.runtime.generation import RequestStats
+from fastmmoe.runtime.vlm import VLM
 
 Array = npt.NDArray[Any]
 Tensors = dict[str, Array]

@@ -19,19 +19,19 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from fastmmoe.exporter.checkpoint import Checkpoint
+from fastmmoe.exporter.checkpoint.processor import read_processor_config
+from fastmmoe.exporter.checkpoint.reader import Checkpoint
 from fastmmoe.exporter.config import DEMO, checkpoint_directory
 from fastmmoe.exporter.export import write_graphs
-from fastmmoe.exporter.families import Model, Precision
-from fastmmoe.exporter.fastmmoe.policy import MethodOption, PolicyOptions
 from fastmmoe.exporter.manifest import build_manifest
+from fastmmoe.exporter.model import Model, Precision
 from fastmmoe.exporter.ops.quantise import Packing
-from fastmmoe.exporter.processor_config import read_processor_config
+from fastmmoe.exporter.pruning.settings import MethodOption, PolicyOptions
 from fastmmoe.plugins import tensorrt_library_path
-from fastmmoe.runtime.bundle import PLUGIN, TOKENIZER, write_manifest
-from fastmmoe.runtime.engines import build_engines
-from fastmmoe.runtime.plugin_library import find_plugin
-from fastmmoe.runtime.targets import RTX, TARGETS
+from fastmmoe.runtime.backends.tensorrt.build import build_engines
+from fastmmoe.runtime.bundle.manifest import PLUGIN, TOKENIZER, write_manifest
+from fastmmoe.runtime.bundle.plugin_library import find_plugin
+from fastmmoe.runtime.machines.targets import RTX, TARGETS
 
 # dsvl2-mla has latent attention; gpt-oss has biases, sinks and sliding layers.
 MODELS = [

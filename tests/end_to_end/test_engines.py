@@ -26,14 +26,23 @@ import pytest
 from fastmmoe import __version__
 from fastmmoe.exporter.cli import main as export_main
 from fastmmoe.plugins import tensorrt_library_path
-from fastmmoe.runtime import engines as engines_module
-from fastmmoe.runtime.bundle import FileEntry, Limits, Manifest, PluginInfo, file_entry, read_manifest, write_manifest
-from fastmmoe.runtime.cli import main as run_main
-from fastmmoe.runtime.engines import BuildOptions, Engines, build_engines
+from fastmmoe.runtime.backends.tensorrt import build as engines_module
+from fastmmoe.runtime.backends.tensorrt.api import EngineBuildFailed
+from fastmmoe.runtime.backends.tensorrt.build import BuildOptions, build_engines
+from fastmmoe.runtime.bundle.manifest import (
+    Engines,
+    FileEntry,
+    Limits,
+    Manifest,
+    PluginInfo,
+    file_entry,
+    read_manifest,
+    write_manifest,
+)
+from fastmmoe.runtime.cli.main import main as run_main
 from fastmmoe.runtime.errors import BundleMismatch
-from fastmmoe.runtime.gpu import Gpu
-from fastmmoe.runtime.targets import RTX, TARGETS
-from fastmmoe.runtime.tensorrt_api import EngineBuildFailed
+from fastmmoe.runtime.machines.gpu import Gpu
+from fastmmoe.runtime.machines.targets import RTX, TARGETS
 
 Refusal = Callable[..., str]
 

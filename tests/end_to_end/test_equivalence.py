@@ -17,7 +17,7 @@ import numpy.typing as npt
 import onnx
 import pytest
 
-from fastmmoe.runtime.cli import main as run_main
+from fastmmoe.runtime.cli.main import main as run_main
 from fastmmoe.runtime.vlm import VLM
 
 Array = npt.NDArray[Any]

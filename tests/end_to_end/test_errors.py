@@ -23,9 +23,9 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from fastmmoe.exporter import tracing
 from fastmmoe.exporter.cli import main as export_main
-from fastmmoe.runtime.cli import main as run_main
+from fastmmoe.exporter.graph import tracing
+from fastmmoe.runtime.cli.main import main as run_main
 
 Array = npt.NDArray[Any]
 Tensors = dict[str, Array]
@@ -38,7 +38,7 @@ EXPERT = "language.model.layers.1.mlp.experts.3.down_proj.weight"
 INTERRUPT_SECONDS = 10
 LOST_INTERRUPT = """
 import os, signal, sys, time
-from fastmmoe.runtime.command import run_command
+from fastmmoe.runtime.cli.command import run_command
 
 class Trap:
     def __del__(self):

@@ -25,12 +25,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from fastmmoe.runtime.bundle import Manifest, read_manifest
-from fastmmoe.runtime.cli import main
-from fastmmoe.runtime.feeds import Chunk, call_feeds
-from fastmmoe.runtime.flops import RequestFlops, count_request, vision_flops
-from fastmmoe.runtime.native import register_native_ops
-from fastmmoe.runtime.policy import Schedule
+from fastmmoe.runtime.backends.feeds import Chunk, call_feeds
+from fastmmoe.runtime.backends.native import register_native_ops
+from fastmmoe.runtime.bundle.manifest import Manifest, read_manifest
+from fastmmoe.runtime.cli.main import main
+from fastmmoe.runtime.cost.flops import RequestFlops, count_request, vision_flops
+from fastmmoe.runtime.method.schedule import Schedule
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]

@@ -13,15 +13,15 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from fastmmoe.runtime.cli import main as run_main
+from fastmmoe.runtime.backends.feeds import Chunk
+from fastmmoe.runtime.backends.onnxruntime import Batch
+from fastmmoe.runtime.cli.main import main as run_main
 from fastmmoe.runtime.conversation import Conversation
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.feeds import Chunk
 from fastmmoe.runtime.generation import Run
-from fastmmoe.runtime.model_inputs import ModelInputs
-from fastmmoe.runtime.options import RequestOptions
-from fastmmoe.runtime.policy import METHODS
-from fastmmoe.runtime.session import Batch
+from fastmmoe.runtime.method.policy import METHODS
+from fastmmoe.runtime.request.inputs import ModelInputs
+from fastmmoe.runtime.request.options import RequestOptions
 from fastmmoe.runtime.vlm import VLM
 
 Array = npt.NDArray[Any]

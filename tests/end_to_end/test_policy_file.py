@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from fastmmoe.exporter.checkpoint import Checkpoint
+from fastmmoe.exporter.checkpoint.reader import Checkpoint
 from fastmmoe.exporter.cli import main as export_main
-from fastmmoe.exporter.fastmmoe.policy import PolicyModel
-from fastmmoe.exporter.fastmmoe.policy_file import PolicyFile, write_policy
+from fastmmoe.exporter.pruning.policy_file import PolicyFile, write_policy
+from fastmmoe.exporter.pruning.settings import PolicyModel
 from fastmmoe.runtime.vlm import VLM
 
 Write = Callable[..., Path]

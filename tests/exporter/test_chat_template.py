@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fastmmoe.exporter import bounded
-from fastmmoe.exporter.config_reader import ConfigReader
-from fastmmoe.exporter.processor_config import read_processor_config
+from fastmmoe.exporter.checkpoint import bounded
+from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
+from fastmmoe.exporter.checkpoint.processor import read_processor_config
 from fastmmoe.runtime.errors import InvalidRequest, UnsupportedModel
-from fastmmoe.runtime.processor import Processor
-from fastmmoe.runtime.processor_config import ProcessorConfig
-from fastmmoe.runtime.prompts import INTERNVL2_5_SYSTEM
+from fastmmoe.runtime.request.config import ProcessorConfig
+from fastmmoe.runtime.request.processor import Processor
+from fastmmoe.runtime.request.prompts import INTERNVL2_5_SYSTEM
 
 OwnCheckpoint = Callable[[str], Path]
 HF, GPT_OSS, DEEPSEEK = "internvl-qwen3moe", "internvl-gptoss", "dsvl2-mha"

@@ -15,8 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastmmoe.exporter.checkpoint import Checkpoint, WeightRule, account, build
-from fastmmoe.exporter.tensor_names import abbreviate
+from fastmmoe.exporter.checkpoint.reader import Checkpoint, WeightRule, account, build
+from fastmmoe.exporter.checkpoint.tensor_names import abbreviate
 from fastmmoe.runtime.errors import UnsupportedModel
 
 INDEX = "model.safetensors.index.json"
@@ -132,7 +132,7 @@ def test_index_may_name_the_single_file(tmp_path: Path) -> None:
 RSS_SCRIPT = """
 import sys
 from pathlib import Path
-from fastmmoe.exporter.checkpoint import Checkpoint
+from fastmmoe.exporter.checkpoint.reader import Checkpoint
 
 def file_mib():
     status = Path("/proc/self/status").read_text()

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias
 import pytest
 from msgspec import Meta
 
-from fastmmoe.exporter.config_reader import ConfigReader, listed
+from fastmmoe.exporter.checkpoint.config_reader import ConfigReader, listed
 from fastmmoe.exporter.ops import SPARSE_MOE
 from fastmmoe.runtime.errors import UnsupportedModel
 from fastmmoe.runtime.ranges import ExpertGroups, Experts, ExpertsPerToken, Positive, Width, limits

@@ -16,11 +16,11 @@ from tokenizers import Tokenizer
 from fastmmoe.calibration.data import load_samples
 from fastmmoe.calibration.questions import KINDS, ask
 from fastmmoe.calibration.scenes import COLOR_NAMES, SHAPE_NAMES, make_scene
-from fastmmoe.exporter.checkpoint import Checkpoint
+from fastmmoe.exporter.checkpoint.reader import Checkpoint
 from fastmmoe.exporter.config import DEMO, ExportConfig, checkpoint_directory
 from fastmmoe.exporter.export import export
-from fastmmoe.exporter.families import Model, Precision
-from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
+from fastmmoe.exporter.model import Model, Precision
+from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.runtime.vlm import VLM
 
 DIRECTORY = checkpoint_directory(DEMO)

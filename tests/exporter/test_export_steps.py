@@ -16,7 +16,7 @@ import pytest
 
 from fastmmoe.exporter import export
 from fastmmoe.exporter.config import ExportConfig
-from fastmmoe.exporter.families import Model
+from fastmmoe.exporter.model import Model
 from fastmmoe.exporter.plan import plan_export
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.files import WriteFailed
@@ -120,7 +120,7 @@ def test_a_disk_without_room_for_the_twin(tmp_path: Path, monkeypatch: pytest.Mo
 def half_precision() -> Any:
     import torch
 
-    from fastmmoe.exporter.families import Precision
+    from fastmmoe.exporter.model import Precision
 
     return Precision(torch.float16, torch.float16)
 

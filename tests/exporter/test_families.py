@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastmmoe.exporter.checkpoint import Checkpoint
-from fastmmoe.exporter.families import Model, Precision
-from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
+from fastmmoe.exporter.checkpoint.reader import Checkpoint
+from fastmmoe.exporter.model import Model, Precision
+from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.runtime.errors import UnsupportedModel
 
 FLOAT32 = Precision(torch.float32, torch.float32)

@@ -14,13 +14,14 @@ import pytest
 import torch
 
 from fastmmoe.exporter.config import ExportConfig
+from fastmmoe.exporter.graph.pack_experts import pack_experts
+from fastmmoe.exporter.model import round_experts
 from fastmmoe.exporter.ops import SPARSE_MOE
 from fastmmoe.exporter.ops.quantise import Packing, QuantisedWeights, dequantise
-from fastmmoe.exporter.pack_experts import pack_experts, round_experts
 from fastmmoe.exporter.targets import check_kernels, choose_packing
-from fastmmoe.runtime.bundle import ExpertsInfo, read_manifest
+from fastmmoe.runtime.bundle.manifest import ExpertsInfo, read_manifest
 from fastmmoe.runtime.errors import InvalidRequest, UnsupportedModel
-from fastmmoe.runtime.targets import TARGETS
+from fastmmoe.runtime.machines.targets import TARGETS
 
 E, H, I = 4, 96, 160  # noqa: E741
 SHAPES = {"gate_up": (E, 2 * I, H), "down": (E, H, I)}

@@ -14,7 +14,7 @@ from fastmmoe.exporter.cli import read_arguments
 from fastmmoe.exporter.config import ExportConfig
 from fastmmoe.exporter.plan import plan_export
 from fastmmoe.exporter.targets import ATOL
-from fastmmoe.runtime import command
+from fastmmoe.runtime.cli import command
 from fastmmoe.runtime.errors import InvalidRequest
 
 PROGRAM = """

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from fastmmoe.exporter.fastmmoe.policy import (
+from fastmmoe.exporter.pruning.settings import (
     FAMILY_ROWS,
     Layers,
     PolicyModel,
@@ -19,7 +19,7 @@ from fastmmoe.exporter.fastmmoe.policy import (
     scaled_layers,
 )
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.policy import Method, Policy
+from fastmmoe.runtime.method.policy import Method, Policy
 
 FOUND_FOR = PolicyModel(
     family="deepseek_vl2", layers=6, moe_layers=(1, 2, 3, 4, 5), top_k=6, checkpoint_identity="0" * 64

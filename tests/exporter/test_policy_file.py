@@ -15,8 +15,8 @@ import pytest
 
 from fastmmoe.exporter.cli import read_arguments
 from fastmmoe.exporter.config import ExportConfig
-from fastmmoe.exporter.fastmmoe.policy import PolicyModel, PolicyOptions
-from fastmmoe.exporter.fastmmoe.policy_file import PolicyFile, read_policy, write_policy
+from fastmmoe.exporter.pruning.policy_file import PolicyFile, read_policy, write_policy
+from fastmmoe.exporter.pruning.settings import PolicyModel, PolicyOptions
 from fastmmoe.runtime.errors import InvalidRequest
 
 POLICY = PolicyFile(

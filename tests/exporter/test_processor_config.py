@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from fastmmoe.exporter.config_reader import ConfigReader
-from fastmmoe.exporter.processor_config import read_processor_config
+from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
+from fastmmoe.exporter.checkpoint.processor import read_processor_config
 from fastmmoe.runtime.errors import UnsupportedModel
-from fastmmoe.runtime.processor_config import DeepseekVl2ProcessorConfig, InternVlProcessorConfig, ProcessorConfig
+from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig, InternVlProcessorConfig, ProcessorConfig
 
 OwnCheckpoint = Callable[[str], Path]
 VOCAB_SIZE = {"dsvl2-mha": 320}

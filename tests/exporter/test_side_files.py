@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from fastmmoe.exporter.config_reader import ConfigReader
-from fastmmoe.exporter.processor_config import read_processor_config
+from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
+from fastmmoe.exporter.checkpoint.processor import read_processor_config
 from fastmmoe.runtime.errors import FastmmoeError, UnsupportedModel
-from fastmmoe.runtime.processor import Processor
-from fastmmoe.runtime.processor_config import ProcessorConfig
+from fastmmoe.runtime.request.config import ProcessorConfig
+from fastmmoe.runtime.request.processor import Processor
 
 OwnCheckpoint = Callable[[str], Path]
 DEEPSEEK, HF, ORIGINAL = "dsvl2-mha", "internvl-qwen3moe", "internvl-qwen3moe-original"

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fastmmoe.exporter.checkpoint import Checkpoint, WeightRule, account
-from fastmmoe.exporter.tensor_names import abbreviate, problem
+from fastmmoe.exporter.checkpoint.reader import Checkpoint, WeightRule, account
+from fastmmoe.exporter.checkpoint.tensor_names import abbreviate, problem
 from fastmmoe.runtime.errors import UnsupportedModel
 
 LAYER = "language_model.model.layers.3.mlp."

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastmmoe.exporter.tracing import GraphInput, trace
+from fastmmoe.exporter.graph.tracing import GraphInput, trace
 
 WIDTH, HIDDEN = 96, 160
 MATRICES = ("fc1.weight", "fc2.weight")

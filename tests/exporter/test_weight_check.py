@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastmmoe.exporter import weight_check
-from fastmmoe.exporter.checkpoint import Checkpoint
-from fastmmoe.exporter.families import Model, Precision
-from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
+from fastmmoe.exporter.check import weights as weight_check
+from fastmmoe.exporter.check.weights import check_weights
+from fastmmoe.exporter.checkpoint.reader import Checkpoint
+from fastmmoe.exporter.model import Model, Precision
 from fastmmoe.exporter.ops.quantise import Packing
-from fastmmoe.exporter.weight_check import check_weights
+from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.runtime.errors import UnsupportedModel
 
 NAN, INF = float("nan"), float("inf")

@@ -16,8 +16,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastmmoe.exporter.checkpoint import Checkpoint
-from fastmmoe.exporter.checkpoint_files import SMALL_FILES
+from fastmmoe.exporter.checkpoint.files import SMALL_FILES
+from fastmmoe.exporter.checkpoint.reader import Checkpoint
 from fastmmoe.runtime.errors import UnsupportedModel
 
 INDEX = "model.safetensors.index.json"
@@ -53,7 +53,7 @@ MAP_SCRIPT = """
 import resource, sys
 from pathlib import Path
 import torch
-from fastmmoe.exporter.checkpoint import Checkpoint
+from fastmmoe.exporter.checkpoint.reader import Checkpoint
 from fastmmoe.runtime.errors import UnsupportedModel
 
 checkpoint = Checkpoint(Path(sys.argv[1]))

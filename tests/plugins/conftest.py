@@ -17,8 +17,8 @@ import onnxruntime
 import pytest
 
 from fastmmoe.exporter.ops import DOMAIN, OPS
-from fastmmoe.exporter.ops.token_prune import merge_capacity
-from fastmmoe.runtime.native import register_native_ops
+from fastmmoe.exporter.ops.token_prune.contract import merge_capacity
+from fastmmoe.runtime.backends.native import register_native_ops
 
 Array = npt.NDArray[Any]
 

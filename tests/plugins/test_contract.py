@@ -14,7 +14,7 @@ import pytest
 from fastmmoe import __version__
 from fastmmoe.exporter.ops import OPS
 from fastmmoe.plugins import native_library_path
-from fastmmoe.runtime import native
+from fastmmoe.runtime.backends import native
 from fastmmoe.runtime.errors import BundleMismatch
 
 

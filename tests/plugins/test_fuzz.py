@@ -13,8 +13,9 @@ import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
 from fastmmoe.exporter.ops import sparse_moe_reference, token_prune_reference
-from fastmmoe.exporter.ops.sparse_moe import SPARSE_MOE
-from fastmmoe.exporter.ops.token_prune import TOKEN_PRUNE, choose_reference, merge_capacity
+from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE
+from fastmmoe.exporter.ops.token_prune.contract import TOKEN_PRUNE, merge_capacity
+from fastmmoe.exporter.ops.token_prune.reference import choose_reference
 
 Array = npt.NDArray[Any]
 Random = np.random.Generator

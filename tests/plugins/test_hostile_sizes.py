@@ -20,8 +20,9 @@ import onnx
 import pytest
 import torch
 
-from fastmmoe.exporter import torch_ops  # noqa: F401  (registers the operators)
 from fastmmoe.exporter.ops import DOMAIN, OPS, SPARSE_MOE, TOKEN_PRUNE, sparse_moe_reference, token_prune_reference
+from fastmmoe.exporter.ops.sparse_moe import torch_op as _moe  # noqa: F401  (registers the operator)
+from fastmmoe.exporter.ops.token_prune import torch_op as _prune  # noqa: F401  (registers the operator)
 from fastmmoe.plugins import native_library_path
 
 Array = npt.NDArray[Any]

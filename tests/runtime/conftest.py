@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from fastmmoe.exporter.config_reader import ConfigReader
-from fastmmoe.exporter.processor_config import read_processor_config
-from fastmmoe.runtime.bundle import FORMAT, Manifest, write_manifest
-from fastmmoe.runtime.processor import Processor
+from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
+from fastmmoe.exporter.checkpoint.processor import read_processor_config
+from fastmmoe.runtime.bundle.manifest import FORMAT, Manifest, write_manifest
+from fastmmoe.runtime.request.processor import Processor
 
 DEEPSEEK_PROCESSOR = {
     "type": "deepseek_vl2",

@@ -15,7 +15,8 @@ import pytest
 
 from fastmmoe.runtime.conversation import Conversation
 from fastmmoe.runtime.generation import Token
-from fastmmoe.runtime.processor import Processor, load_tokenizer
+from fastmmoe.runtime.request.processor import Processor
+from fastmmoe.runtime.request.tokens import load_tokenizer
 from fastmmoe.runtime.vlm import VLM, Answer
 
 GPT_OSS = "internvl-gptoss"

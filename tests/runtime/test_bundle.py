@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fastmmoe.runtime.bundle import LARGEST_MANIFEST, MANIFEST, parse_manifest, read_manifest
+from fastmmoe.runtime.bundle.manifest import LARGEST_MANIFEST, MANIFEST, parse_manifest, read_manifest
 from fastmmoe.runtime.errors import BundleMismatch
 
 Document = Callable[[str], dict[str, Any]]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fastmmoe.runtime.command import ArgumentParser, OutOfMemory, saying_what_memory_lacks
+from fastmmoe.runtime.cli.command import ArgumentParser, OutOfMemory, saying_what_memory_lacks
 
 SECONDS = 30
 BUFFERED = {"PYTHONUNBUFFERED": ""}
@@ -23,9 +23,8 @@ BUFFERED = {"PYTHONUNBUFFERED": ""}
 def run(body: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
     """A process whose command has this body."""
     lines = "\n".join(f"    {line}" for line in body.splitlines())
-    program = (
-        f"import os, signal, sys, time\nfrom fastmmoe.runtime.command import *\ndef command():\n{lines}\n    return 0\n"
-    )
+    program = "import os, signal, sys, time\nfrom fastmmoe.runtime.cli.command import *\n"
+    program += f"def command():\n{lines}\n    return 0\n"
     program += "sys.exit(run_command('name', command))"
     command = [sys.executable, "-c", program, *arguments]
     return subprocess.run(
@@ -55,7 +54,7 @@ def test_errors_of_paths_that_are_no_text() -> None:
 def test_a_pipe_that_nobody_reads_ends_in_silence(body: str) -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    program = f"from fastmmoe.runtime.command import *\ndef command():\n    {body}\n    return 0\n"
+    program = f"from fastmmoe.runtime.cli.command import *\ndef command():\n    {body}\n    return 0\n"
     program += "sys.exit(run_command('name', command))"
     with os.fdopen(writer, "wb") as pipe:
         result = subprocess.run(
@@ -69,7 +68,7 @@ def test_a_pipe_that_nobody_reads_ends_in_silence(body: str) -> None:
 
 
 def test_a_full_disk_under_the_output() -> None:
-    program = "import sys\nfrom fastmmoe.runtime.command import *\ndef command():\n    print('a')\n    return 0\n"
+    program = "import sys\nfrom fastmmoe.runtime.cli.command import *\ndef command():\n    print('a')\n    return 0\n"
     with open("/dev/full", "wb") as full:  # noqa: PTH123
         result = subprocess.run(
             [sys.executable, "-c", program + "sys.exit(run_command('name', command))"],
@@ -153,7 +152,7 @@ except KeyboardInterrupt:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("fastmmoe.exporter.cli", "demo", "out"), ("fastmmoe.runtime.cli", "calibrate", "demo")]
+    "arguments", [("fastmmoe.exporter.cli", "demo", "out"), ("fastmmoe.runtime.cli.main", "calibrate", "demo")]
 )
 def test_memory_that_does_not_suffice_for_torch(arguments: tuple[str, ...], tmp_path: Path) -> None:
     module, *rest = arguments
@@ -189,7 +188,7 @@ def test_a_terminal_that_is_closed_interrupts(tmp_path: Path) -> None:
     program = f"""
 import sys, time
 from pathlib import Path
-from fastmmoe.runtime.command import run_command
+from fastmmoe.runtime.cli.command import run_command
 def command():
     try:
         Path({str(scratch)!r}).touch()

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastmmoe.runtime.command import SIGNALS, uninterrupted
+from fastmmoe.runtime.cli.command import SIGNALS, uninterrupted
 from fastmmoe.runtime.files import WriteFailed, write_atomically, writing
 
 MIB = 1 << 20

@@ -6,10 +6,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fastmmoe.runtime.backends.feeds import Chunk
+from fastmmoe.runtime.backends.finite import check_finite
 from fastmmoe.runtime.errors import NotFinite
-from fastmmoe.runtime.feeds import Chunk
-from fastmmoe.runtime.finite import check_finite
-from fastmmoe.runtime.policy import Schedule
+from fastmmoe.runtime.method.schedule import Schedule
 
 SCHEDULE = Schedule(
     method="none", retention=1.0, visual_tokens=2, keep=(), merge=(), recycle=(), stages=(), visual_top_k=()

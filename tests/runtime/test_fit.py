@@ -13,11 +13,11 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from fastmmoe.runtime.bundle import parse_manifest
+from fastmmoe.runtime.bundle.fit import TYPES, check_fit, check_operators, check_weight_files
+from fastmmoe.runtime.bundle.manifest import parse_manifest
+from fastmmoe.runtime.bundle.onnx_file import read_weights, weight_files
+from fastmmoe.runtime.bundle.signatures import Signature, Tensor, signatures
 from fastmmoe.runtime.errors import BundleMismatch
-from fastmmoe.runtime.fit import TYPES, check_fit, check_operators, check_weight_files
-from fastmmoe.runtime.onnx_file import read_weights, weight_files
-from fastmmoe.runtime.signatures import Signature, Tensor, signatures
 
 NAMES = {dtype: name for name, dtype in TYPES.items()}
 

@@ -17,10 +17,11 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from fastmmoe.runtime.bundle import LanguageModelInfo, Manifest, VisionInfo
+from fastmmoe.runtime.bundle.manifest import LanguageModelInfo, Manifest, VisionInfo
+from fastmmoe.runtime.cost.flops import PrefillFlops, compare_prefill, count_prefill, count_request, vision_flops
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.flops import PrefillFlops, compare_prefill, count_prefill, count_request, vision_flops
-from fastmmoe.runtime.policy import Method, Policy, Schedule
+from fastmmoe.runtime.method.policy import Method, Policy
+from fastmmoe.runtime.method.schedule import Schedule
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TOY = LanguageModelInfo(

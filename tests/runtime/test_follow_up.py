@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.processor import Processor, load_tokenizer
+from fastmmoe.runtime.request.processor import Processor
+from fastmmoe.runtime.request.tokens import load_tokenizer
 
 MakeProcessor = Callable[[str], Processor]
 MakeMessages = Callable[..., list[dict[str, Any]]]

@@ -28,7 +28,7 @@ int cuDeviceGetAttribute(int* value, int attribute, int device) {
 }
 }
 """
-ASK = "from fastmmoe.runtime.gpu import find_gpu; print(find_gpu())"
+ASK = "from fastmmoe.runtime.machines.gpu import find_gpu; print(find_gpu())"
 
 
 def ask(folder: Path) -> str:

@@ -18,9 +18,9 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from fastmmoe.runtime import image_reader
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.image_reader import FORMATS, Picture, open_image
+from fastmmoe.runtime.request import image_reader
+from fastmmoe.runtime.request.image_reader import FORMATS, Picture, open_image
 
 Array = npt.NDArray[Any]
 WHITE = 255

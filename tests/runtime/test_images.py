@@ -13,18 +13,18 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from fastmmoe.exporter.config_reader import ConfigReader
-from fastmmoe.exporter.processor_config import read_processor_config
+from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
+from fastmmoe.exporter.checkpoint.processor import read_processor_config
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.image_reader import open_image
-from fastmmoe.runtime.images import (
+from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig, InternVlProcessorConfig
+from fastmmoe.runtime.request.image_reader import open_image
+from fastmmoe.runtime.request.images import (
     deepseek_vl2_layout,
     deepseek_vl2_tiles,
     internvl_tiles,
     select_best_resolution,
     select_grid,
 )
-from fastmmoe.runtime.processor_config import DeepseekVl2ProcessorConfig, InternVlProcessorConfig
 
 GoldenArray = Callable[[str, str], npt.NDArray[Any]]
 TOLERANCE = 1e-6  # float32 pixels

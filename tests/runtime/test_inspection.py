@@ -12,8 +12,16 @@ import msgspec
 import onnx
 import pytest
 
-from fastmmoe.runtime.bundle import FORMAT, MANIFEST, Engines, Limits, file_entry, load_manifest, write_manifest
-from fastmmoe.runtime.cli import main
+from fastmmoe.runtime.bundle.manifest import (
+    FORMAT,
+    MANIFEST,
+    Engines,
+    Limits,
+    file_entry,
+    load_manifest,
+    write_manifest,
+)
+from fastmmoe.runtime.cli.main import main
 
 
 @pytest.mark.parametrize("command", ["inspect", "verify"])

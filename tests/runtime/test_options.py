@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.options import RequestOptions
+from fastmmoe.runtime.request.options import RequestOptions
 
 NUMBERS = ("retention", "pruning_rate", "alpha", "seed", "max_new_tokens", "max_tiles", "visual_top_k")
 SHARES = NUMBERS[:3]

@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from fastmmoe.runtime.bundle import LanguageModelInfo
+from fastmmoe.runtime.bundle.manifest import LanguageModelInfo
+from fastmmoe.runtime.cost.budget import STEPS, Target, plan_retention
+from fastmmoe.runtime.cost.flops import RequestFlops, compare_prefill
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.flops import RequestFlops, compare_prefill
-from fastmmoe.runtime.planning import STEPS, Target, plan_retention
-from fastmmoe.runtime.policy import Policy
+from fastmmoe.runtime.method.policy import Policy
 
 INFO = LanguageModelInfo(
     hidden_size=8,

@@ -10,10 +10,10 @@ import pytest
 
 from fastmmoe import __version__
 from fastmmoe.plugins import tensorrt_library_path
-from fastmmoe.runtime.bundle import PluginInfo
+from fastmmoe.runtime.bundle.manifest import PluginInfo
+from fastmmoe.runtime.bundle.plugin_library import find_plugin, read_plugin
 from fastmmoe.runtime.errors import BundleMismatch, InvalidRequest
-from fastmmoe.runtime.plugin_library import find_plugin, read_plugin
-from fastmmoe.runtime.targets import JETSON_ORIN, TARGETS
+from fastmmoe.runtime.machines.targets import JETSON_ORIN, TARGETS
 
 JETSON = TARGETS["jetson-orin"]
 

@@ -12,8 +12,8 @@ import pytest
 from msgspec.structs import replace
 
 from fastmmoe.runtime.errors import FastmmoeError, InvalidRequest
-from fastmmoe.runtime.policy import (
-    Policy,
+from fastmmoe.runtime.method.policy import Policy
+from fastmmoe.runtime.method.schedule import (
     Schedule,
     even_exponents,
     keep_counts,

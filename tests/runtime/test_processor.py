@@ -16,13 +16,15 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from fastmmoe.exporter.config_reader import ConfigReader
-from fastmmoe.exporter.processor_config import read_processor_config
+from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
+from fastmmoe.exporter.checkpoint.processor import read_processor_config
 from fastmmoe.runtime.errors import BundleMismatch, InvalidRequest
-from fastmmoe.runtime.image_reader import Picture
-from fastmmoe.runtime.processor import ModelInputs, Processor, load_tokenizer
-from fastmmoe.runtime.processor_config import DeepseekVl2ProcessorConfig, ProcessorConfig
-from fastmmoe.runtime.prompts import Special, render_prompt
+from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig, ProcessorConfig
+from fastmmoe.runtime.request.image_reader import Picture
+from fastmmoe.runtime.request.inputs import ModelInputs
+from fastmmoe.runtime.request.processor import Processor
+from fastmmoe.runtime.request.prompts import Special, render_prompt
+from fastmmoe.runtime.request.tokens import load_tokenizer
 
 Array = npt.NDArray[Any]
 OwnCheckpoint = Callable[[str], Path]

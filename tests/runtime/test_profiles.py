@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from fastmmoe.runtime.bundle import FORMAT, ExpertsInfo, LanguageModelInfo, Limits, Manifest, VisionInfo
+from fastmmoe.runtime.backends.tensorrt.profiles import engine_profiles, picture_tiles, resolve_limits, visual_tokens
+from fastmmoe.runtime.bundle.manifest import FORMAT, ExpertsInfo, LanguageModelInfo, Limits, Manifest, VisionInfo
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.images import deepseek_vl2_layout
-from fastmmoe.runtime.policy import Policy, even_exponents, merge_count, plan_request
-from fastmmoe.runtime.processor_config import DeepseekVl2ProcessorConfig, InternVlProcessorConfig
-from fastmmoe.runtime.profiles import engine_profiles, picture_tiles, resolve_limits, visual_tokens
+from fastmmoe.runtime.method.policy import Policy
+from fastmmoe.runtime.method.schedule import even_exponents, merge_count, plan_request
+from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig, InternVlProcessorConfig
+from fastmmoe.runtime.request.images import deepseek_vl2_layout
 
 DEEPSEEK = DeepseekVl2ProcessorConfig(
     candidate_resolutions=((384, 384), (384, 768), (768, 384), (384, 3456), (1152, 1152)),

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.prompts import (
+from fastmmoe.runtime.request.prompts import (
     GPT_OSS_ANSWER_HEADER,
     INTERNVL2_5_SYSTEM,
     Marker,

@@ -8,8 +8,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
+from fastmmoe.runtime.backends.onnxruntime import embed, image_features
 from fastmmoe.runtime.errors import FastmmoeError, RunFailed
-from fastmmoe.runtime.session import embed, image_features
 
 
 def _session(node: str, given: str, of: int, gives: str) -> ort.InferenceSession:

@@ -6,9 +6,9 @@ from __future__ import annotations
 import pytest
 
 from fastmmoe.exporter.targets import DTYPES, NEXT_STEP, activation_dtype, choose_dtype
-from fastmmoe.runtime.devices import DEVICES
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.targets import TARGETS
+from fastmmoe.runtime.machines.devices import DEVICES
+from fastmmoe.runtime.machines.targets import TARGETS
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.tensor_files import MAX_ARRAYS, read_tensors
+from fastmmoe.runtime.request.tensor_files import MAX_ARRAYS, read_tensors
 
 ARRAYS: dict[str, Any] = {
     "input_ids": np.arange(12, dtype=np.int64).reshape(3, 4),

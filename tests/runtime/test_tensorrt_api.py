@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
-from fastmmoe.runtime import tensorrt_api
-from fastmmoe.runtime.tensorrt_api import EngineBuildFailed, EngineRequest, build_engine, load_module, one_line
+from fastmmoe.runtime.backends.tensorrt import api as tensorrt_api
+from fastmmoe.runtime.backends.tensorrt.api import EngineBuildFailed, EngineRequest, build_engine, load_module, one_line
 
 ENGINE = b"an engine" * 1000
 PROFILE = {"x": ((0, 4), (2, 4), (8, 4))}
@@ -321,7 +321,7 @@ def test_real_bindings(package: str, tmp_path: Path) -> None:
     }
     given = {"module": "tensorrt_bindings", "graph": "g", "plugin": "p", "output": "o", "profiles": []}
     (tmp_path / "request.json").write_text(json.dumps(given | {"compute_capabilities": [], "workspace_mib": None}))
-    build = [sys.executable, "-m", "fastmmoe.runtime.tensorrt_api", "request.json", "reply.json"]
+    build = [sys.executable, "-m", "fastmmoe.runtime.backends.tensorrt.api", "request.json", "reply.json"]
     subprocess.run(build, env=environment, cwd=tmp_path, check=True)
     error = json.loads((tmp_path / "reply.json").read_text())["error"]
     assert error == (f"tensorrt_bindings {version} cannot start, which needs a GPU and its driver: no reason given")

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastmmoe.runtime import threads
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.threads import check_threads, usable_cores
+from fastmmoe.runtime.machines import threads
+from fastmmoe.runtime.machines.threads import check_threads, usable_cores
 
 
 def machine(root: Path, cgroup: str, files: dict[str, str]) -> Path:

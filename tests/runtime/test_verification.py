@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from fastmmoe.runtime import stamps, verification
-from fastmmoe.runtime.bundle import MANIFEST, read_manifest, write_manifest
+from fastmmoe.runtime.backends.onnxruntime import Batch, Graphs
+from fastmmoe.runtime.bundle import stamps, verification
+from fastmmoe.runtime.bundle.manifest import MANIFEST, read_manifest, write_manifest
+from fastmmoe.runtime.bundle.mapped_files import MappedFiles
+from fastmmoe.runtime.bundle.stamps import Stamp
+from fastmmoe.runtime.bundle.verification import leave_stamp, open_bundle
 from fastmmoe.runtime.errors import BundleMismatch
-from fastmmoe.runtime.mapped_files import MappedFiles
-from fastmmoe.runtime.session import Batch, Graphs
-from fastmmoe.runtime.stamps import Stamp
-from fastmmoe.runtime.verification import leave_stamp, open_bundle
 
 FILES = 5
 

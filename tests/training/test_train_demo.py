@@ -19,7 +19,7 @@ from fastmmoe.calibration.prompts import prepare
 from fastmmoe.calibration.questions import ask
 from fastmmoe.calibration.scenes import draw_scene, make_scene
 from fastmmoe.calibration.torch_model import TorchModel
-from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
+from fastmmoe.exporter.pruning.settings import PolicyOptions
 
 # One worker trains, not each.
 pytestmark = pytest.mark.xdist_group("training")

@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from fastmmoe.calibration.data import Sample
+from fastmmoe.calibration.measure.bootstrap import Bootstrap
 from fastmmoe.calibration.report.analysis import Analysis, plan_settings, recommend, settings_by_kind, state_claims
-from fastmmoe.calibration.report.bootstrap import Bootstrap
 from fastmmoe.calibration.report.latency import Latency, Machine, Times
 from fastmmoe.calibration.report.results import Origin, Report
 from fastmmoe.calibration.report.settings import Planner, Prompt, curve_settings
-from fastmmoe.runtime.bundle import LanguageModelInfo, VisionInfo
-from fastmmoe.runtime.policy import Policy
+from fastmmoe.runtime.bundle.manifest import LanguageModelInfo, VisionInfo
+from fastmmoe.runtime.method.policy import Policy
 
 PICTURES, QUESTIONS_EACH = 120, 5
 KINDS = ("color", "shape", "count", "cell", "side")

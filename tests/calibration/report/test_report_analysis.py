@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from fastmmoe.calibration.measure.bootstrap import Bootstrap, Interval
 from fastmmoe.calibration.report.analysis import (
     Analysis,
     Pair,
@@ -18,7 +19,6 @@ from fastmmoe.calibration.report.analysis import (
     recommend,
     state_claims,
 )
-from fastmmoe.calibration.report.bootstrap import Bootstrap, Interval
 from fastmmoe.calibration.report.findings import describe
 from fastmmoe.calibration.report.results import Point, Report
 from fastmmoe.calibration.report.settings import BASELINES, FULL, Planner, Setting, curve_settings

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from fastmmoe.calibration.report.bootstrap import Bootstrap, Interval
+from fastmmoe.calibration.measure.bootstrap import Bootstrap, Interval
 
 
 def column(values: list[float]) -> np.ndarray:

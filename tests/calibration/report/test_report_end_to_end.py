@@ -19,9 +19,9 @@ from fastmmoe.calibration.report.questions import Questions
 from fastmmoe.calibration.report.settings import Planner, Setting
 from fastmmoe.calibration.report.stages import Fate, StageTracer
 from fastmmoe.exporter.cli import main as export
-from fastmmoe.runtime.bundle import read_manifest, write_manifest
-from fastmmoe.runtime.cli import main as fastmmoe
-from fastmmoe.runtime.session import Batch
+from fastmmoe.runtime.backends.onnxruntime import Batch
+from fastmmoe.runtime.bundle.manifest import read_manifest, write_manifest
+from fastmmoe.runtime.cli.main import main as fastmmoe
 from fastmmoe.runtime.vlm import VLM
 
 # One worker exports the bundle, not each.

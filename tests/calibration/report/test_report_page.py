@@ -16,7 +16,7 @@ import msgspec
 import pytest
 from PIL import Image
 
-from fastmmoe.calibration.report.bootstrap import Interval
+from fastmmoe.calibration.measure.bootstrap import Interval
 from fastmmoe.calibration.report.charts import VARIABLES, draw_charts, for_page
 from fastmmoe.calibration.report.findings import describe
 from fastmmoe.calibration.report.maps import SceneMap

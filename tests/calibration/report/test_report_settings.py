@@ -19,9 +19,9 @@ from fastmmoe.calibration.report.settings import (
     Setting,
     curve_settings,
 )
+from fastmmoe.runtime.cost.budget import STEPS
+from fastmmoe.runtime.cost.flops import compare_prefill
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.flops import compare_prefill
-from fastmmoe.runtime.planning import STEPS
 
 
 def test_the_halves_make_up_the_whole(planner: Planner) -> None:

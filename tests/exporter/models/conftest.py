@@ -15,14 +15,14 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from fastmmoe.exporter.checkpoint import Checkpoint
-from fastmmoe.exporter.families import Model, Precision
-from fastmmoe.exporter.fastmmoe.policy import MethodOption, PolicyOptions
-from fastmmoe.exporter.verify import empty_cache
-from fastmmoe.runtime import abi
-from fastmmoe.runtime.feeds import NO_VISUAL_TOKENS, Chunk, call_feeds
-from fastmmoe.runtime.images import deepseek_vl2_layout
-from fastmmoe.runtime.policy import Schedule, plan_request
+from fastmmoe.exporter.check.streamed import empty_cache
+from fastmmoe.exporter.checkpoint.reader import Checkpoint
+from fastmmoe.exporter.model import Model, Precision
+from fastmmoe.exporter.pruning.settings import MethodOption, PolicyOptions
+from fastmmoe.runtime.backends.feeds import NO_VISUAL_TOKENS, Chunk, call_feeds
+from fastmmoe.runtime.bundle import graph_io
+from fastmmoe.runtime.method.schedule import Schedule, plan_request
+from fastmmoe.runtime.request.images import deepseek_vl2_layout
 
 Array = npt.NDArray[Any]
 Outputs = dict[str, torch.Tensor]
@@ -102,13 +102,13 @@ class TorchModel:
         embeds = self.embed_ids(torch.from_numpy(prompt.input_ids))
         if prompt.pixel_values is None:
             return embeds
-        inputs = {abi.PIXEL_VALUES: torch.from_numpy(prompt.pixel_values)}
+        inputs = {graph_io.PIXEL_VALUES: torch.from_numpy(prompt.pixel_values)}
         if prompt.grids:
             vision = self.model.config.vision
             side = -(-vision.grid // vision.downsample_ratio)
             layout = deepseek_vl2_layout(prompt.grids, side, global_view_first=True)
-            inputs[abi.LAYOUT_INDEX] = torch.from_numpy(layout)
-        embeds[torch.from_numpy(prompt.visual_index).long()] = self.vision(inputs)[abi.IMAGE_FEATURES]
+            inputs[graph_io.LAYOUT_INDEX] = torch.from_numpy(layout)
+        embeds[torch.from_numpy(prompt.visual_index).long()] = self.vision(inputs)[graph_io.IMAGE_FEATURES]
         return embeds
 
     def prefill(
@@ -121,7 +121,7 @@ class TorchModel:
         """Outputs of greedy steps after a prefill of `length` positions: the first takes the prefill's best token."""
         outputs = [prefill]
         for step in range(steps):
-            embeds = self.embed_ids(outputs[-1][abi.LOGITS].argmax(1))
+            embeds = self.embed_ids(outputs[-1][graph_io.LOGITS].argmax(1))
             chunk = Chunk(0, embeds.numpy(), NO_VISUAL_TOKENS, schedule.for_text())
             outputs.append(self.extend([chunk], [length + step], outputs[-1]))
         return outputs[1:]
@@ -133,11 +133,11 @@ class TorchModel:
         feeds = call_feeds(self.model.policy, chunks, lengths, alpha=alpha, seed=seed)
         cache = empty_cache(self.model.graphs.language_model, self.model.config)
         if before is not None:
-            cache = {name: before[abi.present_name(name)] for name in cache}
+            cache = {name: before[graph_io.present_name(name)] for name in cache}
         return self.language_model({name: torch.from_numpy(value) for name, value in feeds.items()} | cache)
 
     def embed_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return self.model.graphs.embedding({abi.INPUT_IDS: input_ids.int()})[abi.INPUTS_EMBEDS]
+        return self.model.graphs.embedding({graph_io.INPUT_IDS: input_ids.int()})[graph_io.INPUTS_EMBEDS]
 
 
 @pytest.fixture(scope="session")

@@ -13,10 +13,11 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
-from fastmmoe.runtime import abi
-from fastmmoe.runtime.feeds import NO_VISUAL_TOKENS, Chunk, random_scores
-from fastmmoe.runtime.policy import METHODS, Schedule, sparsevlm_counts
+from fastmmoe.exporter.pruning.settings import PolicyOptions
+from fastmmoe.runtime.backends.feeds import NO_VISUAL_TOKENS, Chunk, random_scores
+from fastmmoe.runtime.bundle import graph_io
+from fastmmoe.runtime.method.policy import METHODS
+from fastmmoe.runtime.method.schedule import Schedule, sparsevlm_counts
 
 Array = npt.NDArray[Any]
 
@@ -48,21 +49,21 @@ def test_fastv_is_the_recorded_one(
     schedule = model.schedule(len(prompt.visual_index), retention)
     embeds = model.embed(prompt)
     prefill = model.prefill(embeds, prompt.visual_index, schedule)
-    assert prefill[abi.kept_index(0)].tolist() == recorded["keep_idx"].tolist()
+    assert prefill[graph_io.kept_index(0)].tolist() == recorded["keep_idx"].tolist()
     layers = len(model.language_model.layers)
-    assert_close("logits", prefill[abi.LOGITS][0], logits[0, -1], layers)
+    assert_close("logits", prefill[graph_io.LOGITS][0], logits[0, -1], layers)
     steps = model.decode(prefill, len(embeds), DECODE_STEPS, schedule)
-    tokens = [int(outputs[abi.LOGITS].argmax()) for outputs in (prefill, *steps)]
+    tokens = [int(outputs[graph_io.LOGITS].argmax()) for outputs in (prefill, *steps)]
     assert tokens == recorded["decode_tokens"].tolist()
-    found = torch.stack([outputs[abi.LOGITS] for outputs in steps])
+    found = torch.stack([outputs[graph_io.LOGITS] for outputs in steps])
     assert_close("logits", found, decode_logits, layers)
     assert cache_lengths(model, steps[-1]) == recorded["cache_len"].tolist()
 
 
 def cache_lengths(model: Any, outputs: dict[str, torch.Tensor]) -> list[int]:
     layers = enumerate(model.language_model.layers)
-    names = (abi.past_names(i, layer.self_attn.cache_parts)[0] for i, layer in layers)
-    return [outputs[abi.present_name(name)].shape[-2] for name in names]
+    names = (graph_io.past_names(i, layer.self_attn.cache_parts)[0] for i, layer in layers)
+    return [outputs[graph_io.present_name(name)].shape[-2] for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def random_prompt(model: Any, seed: int, visual: int = V, after: int = AFTER) ->
 
 def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
     """Bit for bit: logits and every layer's cache."""
-    names = [abi.LOGITS, *(output for output in theirs if output.startswith("present."))]
+    names = [graph_io.LOGITS, *(output for output in theirs if output.startswith("present."))]
     assert len(names) > 1
     for output in names:
         assert torch.equal(ours[output], theirs[output]), output
@@ -105,11 +106,11 @@ def test_a_comparison_model_is_every_method_alone(name: str, comparison: Any, al
         ours = model.prefill(embeds, visual, schedule)
         single = alone(name, method)
         theirs = single.prefill(embeds, visual, single.schedule(V, 0.4))
-        assert torch.equal(ours[abi.LOGITS], theirs[abi.LOGITS]), method
+        assert torch.equal(ours[graph_io.LOGITS], theirs[graph_io.LOGITS]), method
         assert cache_lengths(model, ours) == cache_lengths(single, theirs)
         assert len(embeds) - V <= min(cache_lengths(model, ours)) < max(cache_lengths(model, ours)) == len(embeds)
         assert_same(model.prefill(embeds, visual, model.schedule(V, 1.0, method="none")), plain)
-        results.append(ours[abi.LOGITS])
+        results.append(ours[graph_io.LOGITS])
     assert all(not torch.equal(a, b) for i, a in enumerate(results) for b in results[:i])
 
 
@@ -130,7 +131,7 @@ def test_random_keeps_the_greatest_scores_of_its_seed(comparison: Any) -> None:
     for seed in (0, 1):
         outputs, rows = model.prefill(embeds, visual, schedule, seed=seed), np.arange(len(embeds))
         for site in schedule.stages:
-            rows = rows[outputs[abi.kept_index(site)].numpy()]
+            rows = rows[outputs[graph_io.kept_index(site)].numpy()]
             best = np.argsort(-random_scores(seed, 0, V))[: schedule.keep[site]]
             assert np.intersect1d(rows, visual).tolist() == sorted(visual[best].tolist())
         kept[seed] = rows.tolist()
@@ -148,7 +149,7 @@ def test_sparsevlm_recycles_behind_the_kept_tokens(alone: Any) -> None:
         n = keep - schedule.merge[site]
         assert n == min(int((300, 200, 110)[site] * 24 / 110), before - 1)
         assert (schedule.recycle[site], schedule.merge[site]) == sparsevlm_counts(before, n)
-        kept = outputs[abi.kept_index(site)].numpy()
+        kept = outputs[graph_io.kept_index(site)].numpy()
         left = kept[BEFORE : BEFORE + n]
         assert kept[:BEFORE].tolist() == list(range(BEFORE)) and (np.diff(left) > 0).all()
         assert kept[BEFORE + keep :].tolist() == list(range(BEFORE + before, len(rows)))
@@ -171,16 +172,16 @@ def test_packed_sequences_equal_single_runs(name: str, method: str, comparison: 
     ]
     packed = model.extend(chunks, [0, 0, 0], None)
     singles = [model.prefill(embeds, visual, s) for (embeds, visual), s in zip(prompts, schedules, strict=True)]
-    expected = torch.cat([outputs[abi.LOGITS] for outputs in singles])
+    expected = torch.cat([outputs[graph_io.LOGITS] for outputs in singles])
     layers = len(model.language_model.layers)
-    assert_close("logits", packed[abi.LOGITS], expected, layers)
+    assert_close("logits", packed[graph_io.LOGITS], expected, layers)
     embeds = model.embed_ids(torch.tensor([3, 5]))
     steps = [text_chunk(i, row, schedules[i]) for i, row in zip((0, 2), embeds, strict=True)]
     found = model.extend(steps, [len(prompts[i][0]) for i in (0, 2)], packed)
-    for i, (row, got) in enumerate(zip((0, 2), found[abi.LOGITS], strict=True)):
+    for i, (row, got) in enumerate(zip((0, 2), found[graph_io.LOGITS], strict=True)):
         chunk = text_chunk(0, embeds[i], schedules[row])
         alone = model.extend([chunk], [len(prompts[row][0])], singles[row])
-        assert_close("logits", got, alone[abi.LOGITS][0], layers)
+        assert_close("logits", got, alone[graph_io.LOGITS][0], layers)
 
 
 def text_chunk(sequence: int, row: torch.Tensor, schedule: Schedule) -> Chunk:
@@ -200,7 +201,7 @@ def test_a_second_question_equals_a_fresh_run(name: str, method: str, comparison
     second = model.extend([chunk], [split], first)
     fresh = model.prefill(embeds, visual, schedule)
     assert cache_lengths(model, second) == cache_lengths(model, fresh)
-    assert_close("logits", second[abi.LOGITS], fresh[abi.LOGITS], len(model.language_model.layers))
+    assert_close("logits", second[graph_io.LOGITS], fresh[graph_io.LOGITS], len(model.language_model.layers))
 
 
 @pytest.mark.parametrize("method", ["fastmmoe", "fastv"])
@@ -232,7 +233,7 @@ def test_a_second_question_equals_a_fresh_run_that_keeps_the_same(
     fresh = model.prefill(embeds, visual, schedule)
     assert not attention
     assert cache_lengths(model, second) == cache_lengths(model, fresh)
-    assert_close("logits", second[abi.LOGITS], fresh[abi.LOGITS], len(model.language_model.layers))
+    assert_close("logits", second[graph_io.LOGITS], fresh[graph_io.LOGITS], len(model.language_model.layers))
 
 
 def test_sparsevlm_numbers_tokens_anew_or_not(checkpoint: Any, make_model: Any) -> None:
@@ -251,7 +252,7 @@ def test_sparsevlm_numbers_tokens_anew_or_not(checkpoint: Any, make_model: Any) 
 
         model.language_model._tokens = spy
         outputs = model.prefill(embeds, visual, schedule)
-        found[positions] = seen, outputs[abi.LOGITS]
+        found[positions] = seen, outputs[graph_io.LOGITS]
         angle = model.language_model.inv_freq
         last = [torch.arccos(cos[-1, -1]) / angle[-1] for cos in seen]
         if positions == "compact":

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from fastmmoe.exporter.config_reader import ConfigReader
-from fastmmoe.exporter.known_keys import ANYWHERE, DEEPSEEK_VL2, INTERNVL, LANGUAGE, Known
+from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
+from fastmmoe.exporter.checkpoint.known_keys import ANYWHERE, DEEPSEEK_VL2, INTERNVL, LANGUAGE, Known
 from fastmmoe.exporter.models import deepseek_vl2_config, internvl3_5_config
 from fastmmoe.runtime.errors import UnsupportedModel
 

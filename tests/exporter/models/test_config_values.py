@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from fastmmoe.exporter.checkpoint import Checkpoint
-from fastmmoe.exporter.config_reader import ConfigReader
-from fastmmoe.exporter.families import Model, Precision
-from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
+from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
+from fastmmoe.exporter.checkpoint.processor import read_processor_config
+from fastmmoe.exporter.checkpoint.reader import Checkpoint
+from fastmmoe.exporter.model import Model, Precision
 from fastmmoe.exporter.models import deepseek_vl2_config, internvl3_5_config
-from fastmmoe.exporter.processor_config import read_processor_config
+from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.runtime.errors import FastmmoeError, UnsupportedModel
 
 Json = dict[str, Any]

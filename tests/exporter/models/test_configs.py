@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
-from fastmmoe.exporter.config_reader import ConfigReader
-from fastmmoe.exporter.fastmmoe.policy import Layers, PolicyOptions, resolve_policy
+from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
 from fastmmoe.exporter.models import deepseek_vl2, internvl3_5
+from fastmmoe.exporter.pruning.settings import Layers, PolicyOptions, resolve_policy
 from fastmmoe.runtime.errors import UnsupportedModel
 
 Json = dict[str, Any]

@@ -15,9 +15,9 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from fastmmoe.exporter import torch_ops
-from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
-from fastmmoe.runtime import abi
+from fastmmoe.exporter.ops.sparse_moe import torch_op
+from fastmmoe.exporter.pruning.settings import PolicyOptions
+from fastmmoe.runtime.bundle import graph_io
 
 Array = npt.NDArray[Any]
 
@@ -31,7 +31,7 @@ MOST_NEAR_TIES = 4
 
 
 class RouterFlips:
-    """Stands in for torch_ops.route: notes every near tie at the edge of a choice and resolves some the other way.
+    """Stands in for torch_op.route: notes every near tie at the edge of a choice and resolves some the other way.
 
     Calls are numbered from the prefill's first MoE layer through the decode steps.
     """
@@ -68,8 +68,8 @@ class RouterFlips:
 @pytest.fixture(scope="module")
 def flips() -> Iterator[RouterFlips]:
     with pytest.MonkeyPatch.context() as patch:
-        flips = RouterFlips(torch_ops.route)
-        patch.setattr(torch_ops, "route", flips)
+        flips = RouterFlips(torch_op.route)
+        patch.setattr(torch_op, "route", flips)
         yield flips
 
 
@@ -107,14 +107,14 @@ class Recorded:
         steps = self.model.decode(prefill, len(self.inputs_embeds), DECODE_STEPS, schedule)
         arrays = {
             "cache_lengths": self._cache_lengths(prefill),
-            "logits": prefill[abi.LOGITS].numpy(),
-            "decode_tokens": np.array([int(outputs[abi.LOGITS].argmax()) for outputs in (prefill, *steps)]),
-            "decode_logits": torch.cat([outputs[abi.LOGITS] for outputs in steps]).numpy(),
+            "logits": prefill[graph_io.LOGITS].numpy(),
+            "decode_tokens": np.array([int(outputs[graph_io.LOGITS].argmax()) for outputs in (prefill, *steps)]),
+            "decode_logits": torch.cat([outputs[graph_io.LOGITS] for outputs in steps]).numpy(),
             "router_logits_last": last_logits[-1].numpy(),
         }
         kept = np.arange(len(self.inputs_embeds))
         for stage in range(len(schedule.keep)):
-            kept = kept[prefill[abi.kept_index(stage)].numpy()]
+            kept = kept[prefill[graph_io.kept_index(stage)].numpy()]
             arrays[f"kept_index_stage{stage + 1}"] = kept
         return arrays
 
@@ -136,8 +136,8 @@ class Recorded:
 
     def _cache_lengths(self, prefill: dict[str, torch.Tensor]) -> Array:
         layers = enumerate(self.model.language_model.layers)
-        names = [abi.past_names(i, layer.self_attn.cache_parts)[0] for i, layer in layers]
-        return np.array([prefill[abi.present_name(name)].shape[-2] for name in names])
+        names = [graph_io.past_names(i, layer.self_attn.cache_parts)[0] for i, layer in layers]
+        return np.array([prefill[graph_io.present_name(name)].shape[-2] for name in names])
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +231,7 @@ def test_retention_one_is_the_model_without_fastmmoe(
     assert len(model.model.policy.sites) == 3
     embeds, V = model.embed(prompt), len(prompt.visual_index)
     ours, theirs = (m.prefill(embeds, prompt.visual_index, m.schedule(V, 1.0)) for m in (model, plain))
-    names = [abi.LOGITS, *(output for output in theirs if output.startswith("present."))]
+    names = [graph_io.LOGITS, *(output for output in theirs if output.startswith("present."))]
     assert len(names) > len(plain.language_model.layers)
     for output in names:
         assert torch.equal(ours[output], theirs[output]), output

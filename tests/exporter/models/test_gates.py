@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""torch_ops.route against recorded outputs of the official gate alone."""
+"""torch_op.route against recorded outputs of the official gate alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from fastmmoe.exporter import torch_ops
+from fastmmoe.exporter.ops.sparse_moe import torch_op
 
 Array = npt.NDArray[Any]
 
@@ -47,7 +47,7 @@ def test_routing_equals_the_official_gate(golden: Path, number: int) -> None:
         bias, official = arrays["bias"], by_expert(arrays[f"idx_{number}"], arrays[f"weight_{number}"])
     is_visual = torch.zeros(len(logits), dtype=torch.bool)
     attributes = {**case, "reduction_weights": "preserve_sum"}
-    ours = torch_ops.route(torch.from_numpy(logits), is_visual, 1, torch.from_numpy(bias), attributes)
+    ours = torch_op.route(torch.from_numpy(logits), is_visual, 1, torch.from_numpy(bias), attributes)
     selected, weights = by_expert(*(tensor.numpy() for tensor in ours))
 
     same = (selected == official[0]).all(axis=1)

@@ -14,13 +14,13 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from fastmmoe.exporter import torch_ops
-from fastmmoe.exporter.checkpoint import Checkpoint
-from fastmmoe.exporter.families import Model, Precision
-from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
-from fastmmoe.exporter.fastmmoe.tokens import Watch
+from fastmmoe.exporter.checkpoint.reader import Checkpoint
+from fastmmoe.exporter.model import Model, Precision
 from fastmmoe.exporter.ops.contract import OpSpec
-from fastmmoe.runtime import abi
+from fastmmoe.exporter.ops.sparse_moe import torch_op
+from fastmmoe.exporter.pruning.settings import PolicyOptions
+from fastmmoe.exporter.pruning.tokens import Watch
+from fastmmoe.runtime.bundle import graph_io
 
 Array = npt.NDArray[Any]
 
@@ -59,13 +59,13 @@ class Routing:
 
 
 class RecordedChoices:
-    """Stands in for torch_ops.route in one prefill: resolves near ties as the recording does.
+    """Stands in for torch_op.route in one prefill: resolves near ties as the recording does.
 
     The other choice would be as good, but reaches all later tokens through attention and moves them beyond rounding.
     """
 
     def __init__(self, routing: Routing) -> None:
-        self.routing, self.route, self.calls = routing, torch_ops.route, 0
+        self.routing, self.route, self.calls = routing, torch_op.route, 0
 
     def __call__(
         self, router_logits: torch.Tensor, is_visual: torch.Tensor, visual_top_k: int, bias: Any, a: Any
@@ -159,7 +159,7 @@ def traces(
 def record_choices(model: Any, prompt: Any, routing: Routing) -> Trace:
     """`record` with RecordedChoices."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch_ops, "route", RecordedChoices(routing))
+        patch.setattr(torch_op, "route", RecordedChoices(routing))
         return record(model, prompt)
 
 
@@ -225,7 +225,7 @@ def route(model: Any, layer: int, router_logits: torch.Tensor) -> tuple[Array, A
     attributes = vars(model.model.config.moe) | {"reduction_weights": model.model.policy.reduction_weights}
     bias = model.language_model.layers[layer].mlp.experts.correction_bias
     is_visual = torch.zeros(len(router_logits), dtype=torch.bool)
-    selected, weights = torch_ops.route(router_logits, is_visual, 1, bias, attributes)
+    selected, weights = torch_op.route(router_logits, is_visual, 1, bias, attributes)
     selected, order = selected.sort(dim=1)
     return selected.numpy(), weights.gather(1, order).numpy()
 
@@ -251,7 +251,7 @@ def test_logits_of_the_last_row(
 ) -> None:
     golden = golden_last_logits(f"{name}/outputs_{case}.npz")
     rows = traces(name, case)
-    logits = torch.cat([trace.outputs[abi.LOGITS] for trace in rows])
+    logits = torch.cat([trace.outputs[graph_io.LOGITS] for trace in rows])
     assert_close("logits", logits, golden, len(torch_model(name).language_model.layers))
     assert len(rows) == (2 if case == "batch2" else 1)
 
@@ -265,7 +265,7 @@ def test_cache_after_prefill(name: str, traces: Any, golden_array: Any, assert_c
         k_pe, latent = golden_array(file, "past_k_pe_layer0"), golden_array(file, "past_ckv_layer0")
         assert_close("cache", trace.outputs["present.0.latent"], np.concatenate((latent, k_pe), axis=-1)[0], 1)
         return
-    for part in abi.KEY_VALUE:
+    for part in graph_io.KEY_VALUE:
         recorded = golden_array(file, f"past_{part}_layer{layer}")
         assert_close("cache", trace.outputs[f"present.{layer}.{part}"], recorded, layer + 1)
 
@@ -278,9 +278,9 @@ def test_greedy_decoding(name: str, traces: Any, torch_model: Any, golden_array:
     logits = golden_array(f"{name}/outputs_single.npz", "decode_logits")
     model = torch_model(name)
     steps = model.decode(trace.outputs, len(trace.inputs_embeds), len(logits), trace.schedule)
-    chosen = [int(outputs[abi.LOGITS].argmax()) for outputs in (trace.outputs, *steps)]
+    chosen = [int(outputs[graph_io.LOGITS].argmax()) for outputs in (trace.outputs, *steps)]
     assert chosen == tokens.tolist()
-    found = np.stack([outputs[abi.LOGITS] for outputs in steps])
+    found = np.stack([outputs[graph_io.LOGITS] for outputs in steps])
     assert_close("logits", found, logits, len(model.language_model.layers))
 
 
@@ -294,7 +294,7 @@ def test_three_pictures(
     model = torch_model(name)
     outputs = model.prefill(embeds, prompt.visual_index, model.schedule(len(prompt.visual_index), 1.0))
     golden = golden_last_logits(f"{name}/outputs_multi3.npz")
-    assert_close("logits", outputs[abi.LOGITS], golden, len(model.language_model.layers))
+    assert_close("logits", outputs[graph_io.LOGITS], golden, len(model.language_model.layers))
 
 
 # Allowed is so many times what the recording and this run together differ from the exact result.
@@ -324,7 +324,7 @@ def quantities(trace: Trace, model: Any) -> dict[tuple[str, int], Any]:
     """What a trace holds of ROUNDING's quantities, by quantity and layers passed."""
     found: dict[tuple[str, int], Any] = {
         ("image_features", 1): trace.inputs_embeds,
-        ("logits", len(trace.hidden_states)): trace.outputs[abi.LOGITS],
+        ("logits", len(trace.hidden_states)): trace.outputs[graph_io.LOGITS],
     }
     found |= {("hidden_states", i + 1): x for i, x in list(trace.hidden_states.items())[:-1]}
     found |= {("router_logits", i + 1): x for i, x in trace.router_logits.items()}

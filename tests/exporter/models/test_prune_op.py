@@ -12,9 +12,10 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from fastmmoe.exporter import torch_ops  # noqa: F401  (registers the operators)
 from fastmmoe.exporter.ops import SPARSE_MOE, TOKEN_PRUNE
-from fastmmoe.runtime.policy import merge_count
+from fastmmoe.exporter.ops.sparse_moe import torch_op as _moe  # noqa: F401  (registers the operator)
+from fastmmoe.exporter.ops.token_prune import torch_op as _prune  # noqa: F401  (registers the operator)
+from fastmmoe.runtime.method.schedule import merge_count
 
 Array = npt.NDArray[Any]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastmmoe.exporter.config_reader import ConfigReader
+from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
 from fastmmoe.exporter.models.layers import YarnConfig, rotary_frequencies
 from fastmmoe.exporter.models.rope import Rope, read_rope, read_yarn_rope
 from fastmmoe.runtime.errors import UnsupportedModel

@@ -14,9 +14,9 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from fastmmoe.exporter.fastmmoe.sparsevlm import merge_clusters, rater_weights, recycle
-from fastmmoe.exporter.tracing import GraphInput, trace
-from fastmmoe.runtime.policy import sparsevlm_counts
+from fastmmoe.exporter.graph.tracing import GraphInput, trace
+from fastmmoe.exporter.pruning.sparsevlm import merge_clusters, rater_weights, recycle
+from fastmmoe.runtime.method.schedule import sparsevlm_counts
 
 Array = npt.NDArray[Any]
 Inputs = dict[str, torch.Tensor]

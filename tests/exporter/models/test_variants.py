@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from fastmmoe.exporter.config_reader import ConfigReader
-from fastmmoe.exporter.fastmmoe.policy import PolicyOptions
-from fastmmoe.exporter.fastmmoe.tokens import Watch
+from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
 from fastmmoe.exporter.models import internvl3_5
 from fastmmoe.exporter.models.layers import causal_mask, watched_attention
-from fastmmoe.runtime import abi
+from fastmmoe.exporter.pruning.settings import PolicyOptions
+from fastmmoe.exporter.pruning.tokens import Watch
+from fastmmoe.runtime.bundle import graph_io
 
 FLOAT32_TOLERANCE = 1e-4
 WIDTH, MLP_WIDTH, HEADS, LAYERS, HIDDEN = 32, 48, 4, 2, 64
@@ -160,7 +160,7 @@ def test_6b_tower_equals_a_plain_computation(golden: Path, layout: str) -> None:
     pixels = torch.randn(2, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed(1))
     expected = run_tower(original, pixels)
     assert expected.std() > 0.5
-    ours = module({abi.PIXEL_VALUES: pixels})[abi.IMAGE_FEATURES]
+    ours = module({graph_io.PIXEL_VALUES: pixels})[graph_io.IMAGE_FEATURES]
     np.testing.assert_allclose(ours, expected, rtol=0, atol=FLOAT32_TOLERANCE)
 
 
@@ -240,7 +240,7 @@ def test_other_gates_of_deepseek(
         block.register_forward_hook(lambda _, args, y, i=i: seen.update({i: (*args, y)}))
     embeds = torch.randn(60, model.model.config.hidden_size, generator=torch.Generator().manual_seed(3))
     outputs = model.prefill(embeds, np.arange(5, 45, dtype=np.int32), model.schedule(40, 0.5))
-    assert torch.isfinite(outputs[abi.LOGITS]).all()
+    assert torch.isfinite(outputs[graph_io.LOGITS]).all()
     for i, (x, visual_index, visual_top_k, y) in seen.items():
         assert int(visual_top_k) == (4 if i < 2 else 2)
         expected = run_moe(tensors, i, x.double(), set(visual_index.tolist()), int(visual_top_k), gate)

@@ -19,7 +19,7 @@ import pytest
 
 from fastmmoe.exporter.ops import DOMAIN, OPS, OpSpec, Tensor
 from fastmmoe.exporter.ops.functions import OPSET, function_for
-from fastmmoe.exporter.ops.token_prune import merge_capacity
+from fastmmoe.exporter.ops.token_prune.contract import merge_capacity
 
 Array = npt.NDArray[Any]
 

@@ -16,7 +16,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
 
 from fastmmoe.exporter.ops import OPS, SPARSE_MOE, TOKEN_PRUNE, sparse_moe_reference, token_prune_reference
 from fastmmoe.exporter.ops.functions import OPSET, function_for
-from fastmmoe.exporter.ops.token_prune import merge_capacity
+from fastmmoe.exporter.ops.token_prune.contract import merge_capacity
 
 Array = npt.NDArray[Any]
 Run = Callable[..., list[Array]]

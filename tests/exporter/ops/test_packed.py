@@ -13,9 +13,10 @@ import pytest
 import torch
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
 
-from fastmmoe.exporter import torch_ops  # noqa: F401  (registers the operators)
 from fastmmoe.exporter.ops import TOKEN_PRUNE, token_prune_reference
-from fastmmoe.exporter.ops.token_prune import merge_capacity
+from fastmmoe.exporter.ops.sparse_moe import torch_op as _moe  # noqa: F401  (registers the operator)
+from fastmmoe.exporter.ops.token_prune import torch_op as _prune  # noqa: F401  (registers the operator)
+from fastmmoe.exporter.ops.token_prune.contract import merge_capacity
 
 Array = npt.NDArray[Any]
 Run = Callable[..., list[Array]]

@@ -14,8 +14,9 @@ import numpy.typing as npt
 import pytest
 
 from fastmmoe.exporter.ops import token_prune_reference
-from fastmmoe.exporter.ops.sparse_moe import route_reference
-from fastmmoe.exporter.ops.token_prune import merge_capacity, windows_reference
+from fastmmoe.exporter.ops.sparse_moe.reference import route_reference
+from fastmmoe.exporter.ops.token_prune.contract import merge_capacity
+from fastmmoe.exporter.ops.token_prune.reference import windows_reference
 
 Array = npt.NDArray[Any]
 

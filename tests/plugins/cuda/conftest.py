@@ -17,7 +17,8 @@ import numpy.typing as npt
 import pytest
 
 from fastmmoe.exporter.ops import sparse_moe_reference
-from fastmmoe.exporter.ops.sparse_moe import SPARSE_MOE, route_reference
+from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE
+from fastmmoe.exporter.ops.sparse_moe.reference import route_reference
 
 Array = npt.NDArray[Any]
 

@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from fastmmoe.runtime.devices import DEVICES, Device
 from fastmmoe.runtime.errors import FastmmoeError
+from fastmmoe.runtime.machines.devices import DEVICES, Device
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PRUNE_KERNEL = REPOSITORY / "plugins" / "token_prune" / "kernel.cu"

@@ -21,8 +21,8 @@ import pytest
 from fastmmoe.exporter.ops import DOMAIN, OPS
 from fastmmoe.exporter.ops.quantise import quantise
 from fastmmoe.plugins import tensorrt_library_path
-from fastmmoe.runtime.targets import RTX
-from fastmmoe.runtime.tensorrt_api import EngineReply, EngineRequest
+from fastmmoe.runtime.backends.tensorrt.api import EngineReply, EngineRequest
+from fastmmoe.runtime.machines.targets import RTX
 
 Array = npt.NDArray[Any]
 Maker = Callable[..., dict[str, Array]]
@@ -104,7 +104,7 @@ def build(tmp_path: Path) -> Build:
             workspace_mib=None,
         )
         request.write_bytes(msgspec.json.encode(asked))
-        command = [sys.executable, "-m", "fastmmoe.runtime.tensorrt_api", str(request), str(reply)]
+        command = [sys.executable, "-m", "fastmmoe.runtime.backends.tensorrt.api", str(request), str(reply)]
         environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks an export: the graphs' structure, and ONNX Runtime against torch on an input where the choices are clear."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import torch
+
+from fastmmoe.exporter.check.streamed import empty_cache, streamed_weights
+from fastmmoe.exporter.check.structure import CheckFailed
+from fastmmoe.exporter.model import Model
+from fastmmoe.runtime.backends import onnxruntime as session
+from fastmmoe.runtime.backends.feeds import Chunk, call_feeds
+from fastmmoe.runtime.backends.onnxruntime import Batch, image_features, load_graph
+from fastmmoe.runtime.bundle import graph_io
+from fastmmoe.runtime.bundle.manifest import Manifest
+from fastmmoe.runtime.files import Report
+from fastmmoe.runtime.method.schedule import Schedule, plan_request
+from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig, ProcessorConfig
+from fastmmoe.runtime.request.images import deepseek_vl2_layout
+
+TEXT_BEFORE, TEXT_AFTER = 7, 24
+# Ten times what float32 rounding does, so that a choice that rounding can turn turns here too.
+NOISE = 1e-5
+SEEDS = 8
+DECODE_STEPS = 3
+SEED = 0
+
+Embed = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Greatest absolute difference between ONNX Runtime and torch of one output."""
+
+    what: str
+    value: float
+    tolerance: float
+
+    @property
+    def is_ok(self) -> bool:
+        """Within the tolerance (NaN is not)."""
+        return self.value <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Written:
+    """The graphs that the check runs.
+
+    Attributes:
+        name: what their lines are called beside ONNX Runtime, such as "float32 twin"; "" = the bundle itself.
+    """
+
+    directory: Path
+    manifest: Manifest
+    name: str = ""
+
+    @property
+    def variants(self) -> dict[str, bool]:
+        """Label -> whether it is the portable one."""
+        label = f"onnxruntime, {self.name}" if self.name else "onnxruntime"
+        return {label: False} | ({f"{label}, portable": True} if self.manifest.portable else {})
+
+    def load(self, graph: str, *, portable: bool = False) -> ort.InferenceSession:
+        return load_graph(self.directory, self.manifest, graph, portable=portable)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One prompt of the language model, and what torch makes of it: prefill, then greedy decode steps."""
+
+    embeds: np.ndarray
+    visual_index: np.ndarray
+    schedule: Schedule
+    logits: list[np.ndarray]
+    tokens: list[int]
+    kept_index: list[np.ndarray]
+
+
+def compare(model: Model, written: Written, atol: float, report: Report) -> list[Difference]:
+    """Run torch and the written graphs on one picture, unmodified and by every method in the graph.
+
+    One language model is loaded at a time, so that no more memory is needed than to run the bundle.
+
+    Args:
+        model: with float32 activations and exactly the values the graphs hold.
+        report: is called with a line before each step that takes long.
+    Raises:
+        CheckFailed: other tokens survive, or no prompt of several seeds makes the choices clear.
+    """
+    label = next(iter(written.variants))
+    vision_inputs = _picture(written.manifest.processor)
+    report("checking vision: in torch, then in ONNX Runtime ...")
+    features = _run_vision(model, vision_inputs)
+    distance = _distance(image_features(written.load("vision"), vision_inputs), features)
+    embed = functools.partial(session.embed, written.load("embedding"))
+    check = _LanguageModelCheck(model, written, features, embed, atol, report)
+    return [Difference(f"{label}: vision", distance, atol), *check.run(_schedules(model, len(features)))]
+
+
+def _schedules(model: Model, visual_tokens: int) -> list[Schedule]:
+    """The unmodified model, then each method in the graph, at the stored retention or at half of the tokens."""
+    retention = model.policy.retention if model.policy.retention < 1 else 0.5
+    plans = [("none", 1.0)] + [(method, retention) for method in model.policy.prune_layers]
+    return [
+        plan_request(
+            model.policy,
+            method=method,
+            visual_tokens=visual_tokens,
+            moe_layers=model.config.moe_layers,
+            top_k=model.config.moe.top_k,
+            retention=R,
+        )
+        for method, R in plans
+    ]
+
+
+@dataclass(frozen=True)
+class _LanguageModelCheck:
+    """Compares the language model's variants with torch. embed: token ids -> embeddings, for all of them."""
+
+    model: Model
+    written: Written
+    features: np.ndarray
+    embed: Embed
+    atol: float
+    report: Report
+
+    def run(self, schedules: list[Schedule]) -> list[Difference]:
+        """Differences by schedule, on the first prompt that all variants agree on with torch or that is clear.
+
+        Each round runs the schedules that are still open: in torch, then in one variant after another.
+        """
+        done: dict[int, list[Difference]] = {}
+        for seed in range(SEEDS):
+            open_ones = [number for number in range(len(schedules)) if number not in done]
+            cases = {number: self._torch_case(schedules[number], seed) for number in open_ones}
+            found = {label: self._run_variant(label, portable, cases) for label, portable in self._variants.items()}
+            for number in open_ones:
+                settled = self._settle(cases[number], {label: found[label][number] for label in found}, seed)
+                if settled is not None:
+                    done[number] = settled
+            if len(done) == len(schedules):
+                return [difference for number in sorted(done) for difference in done[number]]
+        ties = next(schedule for number, schedule in enumerate(schedules) if number not in done)
+        raise CheckFailed(f"{_label(ties)}: near ties decide about the tokens of {SEEDS} random prompts")
+
+    @property
+    def _variants(self) -> dict[str, bool]:
+        return self.written.variants
+
+    def _torch_case(self, schedule: Schedule, seed: int) -> Case:
+        """A random prompt around the picture, and what torch makes of it."""
+        again = f", prompt {seed + 1}, as near ties decided about the one before" if seed else ""
+        self.report(f"checking {_label(schedule)}: in torch{again} ...")
+        visual_index = np.arange(TEXT_BEFORE, TEXT_BEFORE + len(self.features), dtype=np.int32)
+        rng = np.random.default_rng(seed)
+        ids = rng.integers(0, self.model.config.vocab_size, TEXT_BEFORE + len(self.features) + TEXT_AFTER)
+        embeds = self.embed(ids)
+        embeds[visual_index] = self.features
+        return _run_language_model(self.model, embeds, visual_index, schedule, self.embed)
+
+    def _run_variant(self, label: str, portable: bool, cases: dict[int, Case]) -> dict[int, list[Difference] | None]:
+        """Load a variant, run every case, and let it go."""
+        self.report(f"checking {', then '.join(_label(case.schedule) for case in cases.values())}: in {label} ...")
+        language_model = self.written.load("language_model", portable=portable)
+        return {number: self._differences(label, language_model, case) for number, case in cases.items()}
+
+    def _differences(self, label: str, language_model: ort.InferenceSession, case: Case) -> list[Difference] | None:
+        """Differences of logits, or None where other tokens survive."""
+        alpha, schedule = self.model.policy.alpha, case.schedule
+        batch = Batch(self.written.manifest, language_model, 1)
+        logits = [batch.extend([Chunk(0, case.embeds, case.visual_index, schedule)], alpha=alpha, seed=SEED)[0]]
+        if not _all_equal(batch.kept_index, case.kept_index):
+            return None
+        text, nothing = schedule.for_text(), case.visual_index[:0]
+        for token in case.tokens:
+            chunk = Chunk(0, self.embed(np.array([token])), nothing, text)
+            logits.append(batch.extend([chunk], alpha=alpha, seed=SEED)[0])
+        worst = max(_distance(a, b) for a, b in zip(logits[1:], case.logits[1:], strict=True))
+        what = f"{label}: {_label(schedule)}"
+        return [
+            Difference(f"{what}, prefill", _distance(logits[0], case.logits[0]), self.atol),
+            Difference(f"{what}, {DECODE_STEPS} decode steps", worst, self.atol),
+        ]
+
+    def _settle(self, case: Case, found: dict[str, list[Difference] | None], seed: int) -> list[Difference] | None:
+        """The differences that count, or None where another prompt must decide.
+
+        Where two scores nearly tie, two correct implementations may keep different tokens or take different experts:
+        a prompt that differs is a failure only if noise does not change what torch itself makes of it.
+        """
+        results = [d for differences in found.values() for d in differences or ()]
+        if all(d is not None for d in found.values()) and all(d.is_ok for d in results):
+            return results
+        worst = max((d.value for d in results if not d.is_ok), default=0.0)
+        if not _is_clear(self.model, case, worst, seed):
+            return None
+        survivors = [label for label, differences in found.items() if differences is None]
+        if survivors:
+            raise CheckFailed(f"{_label(case.schedule)}: {survivors[0]} and torch keep different tokens")
+        return results
+
+
+def _label(schedule: Schedule) -> str:
+    return f"{schedule.method}, retention {schedule.retention:g}" if schedule.stages else "unmodified model"
+
+
+def _is_clear(model: Model, case: Case, difference: float, seed: int) -> bool:
+    """Whether noise, and its opposite, leave torch's survivors as they are and move its logits far less than that."""
+    noise = NOISE * np.random.default_rng(seed).standard_normal(case.embeds.shape).astype(case.embeds.dtype)
+    for moved in (case.embeds + noise, case.embeds - noise):
+        other = _run_language_model(model, moved, case.visual_index, case.schedule, None)
+        if not _all_equal(other.kept_index, case.kept_index):
+            return False
+        # A near tie that falls the other way moves them as far in torch. (No number is smaller than NaN.)
+        if difference > 0 and _distance(other.logits[0], case.logits[0]) > difference / 4:
+            return False
+    return True
+
+
+def _all_equal(a: list[np.ndarray], b: list[np.ndarray]) -> bool:
+    return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def _run_language_model(
+    model: Model, embeds: np.ndarray, visual_index: np.ndarray, schedule: Schedule, decode_with: Embed | None
+) -> Case:
+    """Prefill in torch and, with `decode_with`, greedy decode steps."""
+    module, policy = model.graphs.language_model, model.policy
+    cache = empty_cache(module, model.config)
+    logits: list[np.ndarray] = []
+    tokens: list[int] = []
+
+    def extend(embeds: np.ndarray, visual_index: np.ndarray, plan: Schedule, length: int) -> dict[str, torch.Tensor]:
+        feeds = call_feeds(policy, [Chunk(0, embeds, visual_index, plan)], [length], alpha=policy.alpha, seed=SEED)
+        outputs: dict[str, torch.Tensor] = module({name: torch.from_numpy(v) for name, v in feeds.items()} | cache)
+        cache.update({name: outputs[graph_io.present_name(name)] for name in cache})
+        logits.append(outputs[graph_io.LOGITS].numpy()[0])
+        return outputs
+
+    with streamed_weights(module, lambda name: model.load(f"language_model.{name}")):
+        outputs = extend(embeds, visual_index, schedule, 0)
+        kept_index = [outputs[graph_io.kept_index(site)].numpy() for site in range(len(policy.sites))]
+        for step in range(DECODE_STEPS if decode_with else 0):
+            assert decode_with is not None
+            tokens.append(int(np.argmax(logits[-1])))
+            extend(decode_with(np.array(tokens[-1:])), visual_index[:0], schedule.for_text(), len(embeds) + step)
+    return Case(embeds, visual_index, schedule, logits, tokens, kept_index)
+
+
+def _picture(config: ProcessorConfig) -> dict[str, np.ndarray]:
+    """Vision inputs of one picture of blocks of colour."""
+    tiles = 2 if isinstance(config, DeepseekVl2ProcessorConfig) else 1
+    side = config.tile_size
+    blocks = np.random.default_rng(0).uniform(-1, 1, (tiles, 3, 16, 16)).astype(np.float32)
+    step = -(-side // 16)
+    pixels = np.ascontiguousarray(blocks.repeat(step, axis=2).repeat(step, axis=3)[:, :, :side, :side])
+    if not isinstance(config, DeepseekVl2ProcessorConfig):
+        return {graph_io.PIXEL_VALUES: pixels}
+    layout = deepseek_vl2_layout([(1, 1)], config.grid_side, global_view_first=config.global_view_first)
+    return {graph_io.PIXEL_VALUES: pixels, graph_io.LAYOUT_INDEX: layout}
+
+
+def _run_vision(model: Model, vision_inputs: dict[str, np.ndarray]) -> np.ndarray:
+    inputs = {name: torch.from_numpy(value) for name, value in vision_inputs.items()}
+    with streamed_weights(model.graphs.vision, lambda name: model.load(f"vision.{name}")):
+        return model.graphs.vision(inputs)[graph_io.IMAGE_FEATURES].numpy()
+
+
+def _distance(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.abs(a - b).max(initial=0))

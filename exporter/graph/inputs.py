@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The inputs of each graph for tracing: those of runtime/bundle/signatures.py, with torch's dtypes and least sizes."""
+
+from __future__ import annotations
+
+import torch
+
+from fastmmoe.exporter.graph.tracing import GraphInput
+from fastmmoe.exporter.manifest import language_model_info
+from fastmmoe.exporter.model import Model
+from fastmmoe.runtime.bundle.signatures import Tensor, embedding_inputs, language_model_inputs, vision_inputs
+
+MINIMA = {"tiles": 1, "T": 1, "offsets": 2}
+"""Dimensions that may not be 0 -> their least size. Visual tokens may be none, but not where there are tiles."""
+
+
+def graph_inputs(model: Model, graph: str) -> list[GraphInput]:
+    """Inputs of the graph "vision", "embedding" or "language_model"."""
+    minima = MINIMA | ({"V": 1} if graph == "vision" else {})
+    return [
+        GraphInput(
+            tensor.name,
+            tensor.shape,
+            getattr(torch, tensor.dtype),
+            minimum=max((minima.get(size, 0) for size in tensor.shape if isinstance(size, str)), default=0),
+        )
+        for tensor in _tensors(model, graph)
+    ]
+
+
+def _tensors(model: Model, graph: str) -> list[Tensor]:
+    dtype = str(model.precision.activations).removeprefix("torch.")
+    if graph == "vision":
+        return vision_inputs(model.config.vision.image_size, dtype, has_layout=model.family == "deepseek_vl2")
+    if graph == "embedding":
+        return embedding_inputs()
+    return language_model_inputs(language_model_info(model.config), model.policy, dtype)

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which family a checkpoint belongs to, and its graphs and weights as one object."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastmmoe.exporter.checkpoint.config_reader import ConfigReader, shown
+from fastmmoe.exporter.checkpoint.reader import Checkpoint, account, build
+from fastmmoe.exporter.models import deepseek_vl2, internvl3_5
+from fastmmoe.exporter.models.weight_rules import has_fused_experts
+from fastmmoe.exporter.ops.quantise import Packing
+from fastmmoe.exporter.pruning.settings import Layers, PolicyOptions, resolve_policy
+from fastmmoe.runtime.errors import UnsupportedModel
+
+FAMILY_BY_MODEL_TYPE: dict[str, ModuleType] = {
+    "deepseek_vl_v2": deepseek_vl2,
+    "internvl": internvl3_5,
+    "internvl_chat": internvl3_5,
+}
+# Expert tensors keep 16-bit storage on targets that compute in float32; these names end their parameters.
+EXPERT_WEIGHTS = (".mlp.experts.gate_up", ".mlp.experts.down")
+# Parameters that are float32 in every model: the router works in float32, positions need its range.
+FLOAT32_PARTS = (".mlp.experts.router.", ".mlp.experts.correction_bias", "language_model.inv_freq")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Element types of a model's parameters.
+
+    Attributes:
+        experts: of the routed experts' weights. activations: of everything else but FLOAT32_PARTS.
+        rounded_experts, rounded_activations: values pass through these on the way, for a float32 twin of a 16-bit
+            model; None = they do not.
+        packing: the experts' weights become integers when the graph is written; None = they do not.
+    """
+
+    experts: torch.dtype
+    activations: torch.dtype
+    rounded_experts: torch.dtype | None = None
+    rounded_activations: torch.dtype | None = None
+    packing: Packing | None = None
+
+    @property
+    def is_twin(self) -> bool:
+        """Whether this is the float32 twin of another precision."""
+        return self.rounded_experts is not None
+
+    def float32_twin(self) -> Precision:
+        """Float32 everywhere, with exactly this precision's values."""
+        return Precision(torch.float32, torch.float32, self.experts, self.activations, self.packing)
+
+
+class Model:
+    """A checkpoint's configuration, resolved FastMMoE policy, graphs (without values) and weights (one at a time).
+
+    Attributes:
+        graphs: modules on the meta device with every parameter in its exported dtype.
+        rules: how each parameter is made from the checkpoint, by graph-qualified name.
+        config_reader: of config.json; knows which keys have been read.
+    Raises:
+        UnsupportedModel: unknown family, unimplemented configuration, tensors that do not fit.
+        InvalidRequest: policy options outside what the model allows.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, options: PolicyOptions, precision: Precision) -> None:
+        model_type = checkpoint.config.get("model_type")
+        if not isinstance(model_type, str) or model_type not in FAMILY_BY_MODEL_TYPE:
+            raise UnsupportedModel(
+                f"model_type {shown(model_type)} in config.json: supported are {', '.join(FAMILY_BY_MODEL_TYPE)}"
+            )
+        family = FAMILY_BY_MODEL_TYPE[model_type]
+        reader = ConfigReader(checkpoint.config)
+        reader.require("model_type", str)
+        self.checkpoint, self.family = checkpoint, family.FAMILY
+        self.config: Any = family.read_config(reader)
+        self.config_reader = reader
+        self.policy = resolve_policy(
+            options,
+            family=self.family,
+            layers=Layers(
+                self.config.num_hidden_layers,
+                self.config.moe_layers,
+                self.config.full_attention_layers,
+                self.config.moe.top_k,
+            ),
+        )
+        checkpoint.rename_prefixes(family.RENAMED_PREFIXES)
+        is_fused = has_fused_experts(checkpoint.tensors)
+        _check_size(checkpoint, self.config, is_fused)
+        self.rules = family.weight_map(self.config, fused_experts=is_fused)
+        self._computed = family.computed_weights(self.config)
+        account(checkpoint, self.rules, family.DROPPED_TENSORS)
+        self.precision = precision
+        with torch.device("meta"):
+            self.graphs = family.build_graphs(self.config, self.policy)
+        for graph, module in self.graphs.items():
+            for name, parameter in module.named_parameters():
+                parameter.requires_grad_(False)
+                parameter.data = parameter.data.to(self.parameter_dtype(f"{graph}.{name}"))
+        self._check_complete()
+
+    def parameter_dtype(self, name: str) -> torch.dtype:
+        """Exported dtype of a parameter, by graph-qualified name."""
+        return self._by_part(name, self.precision.experts, self.precision.activations)
+
+    def load(self, name: str) -> torch.Tensor:
+        """The values of a parameter in its exported dtype, read from the checkpoint now and kept nowhere.
+
+        Weights that are to be packed come as the checkpoint has them, in a float32 twin as what the integers stand for.
+        """
+        value = self._computed[name] if name in self._computed else build(self.checkpoint, self.rules[name])
+        p = self.precision
+        if p.packing is not None and name.endswith(EXPERT_WEIGHTS):
+            return round_experts(value, p.packing) if p.is_twin else value
+        if p.rounded_experts is not None and p.rounded_activations is not None:
+            value = value.to(self._by_part(name, p.rounded_experts, p.rounded_activations))
+        return value.to(self.parameter_dtype(name)).contiguous()
+
+    @staticmethod
+    def _by_part(name: str, experts: torch.dtype, others: torch.dtype) -> torch.dtype:
+        if any(part in name for part in FLOAT32_PARTS):
+            return torch.float32
+        return experts if name.endswith(EXPERT_WEIGHTS) else others
+
+    def _check_complete(self) -> None:
+        # The weight maps and the modules are ours: a difference is a mistake in this package, not in a checkpoint.
+        ours = {
+            f"{graph}.{name}": tuple(p.shape) for graph, m in self.graphs.items() for name, p in m.named_parameters()
+        }
+        mapped = self.rules.keys() | self._computed.keys()
+        assert ours.keys() == mapped, f"weight map and modules differ: {sorted(ours.keys() ^ mapped)[:5]}"
+
+
+def _check_size(checkpoint: Checkpoint, config: Any, is_fused: bool) -> None:
+    """Raise UnsupportedModel where the weights are far fewer than the configuration needs.
+
+    `account` names every missing tensor, which takes minutes and gigabytes where a damaged file means millions.
+    """
+    layers, tower, experts = config.num_hidden_layers, config.vision.layers, config.moe.num_experts
+    of_experts = 2 if is_fused or config.moe.expert_bias else 3 * experts
+    least = 6 * layers + 8 * tower + of_experts * len(config.moe_layers)
+    if least > 2 * len(checkpoint.tensors) + 10_000:
+        raise UnsupportedModel(
+            f"{checkpoint.path}: config.json means {layers:,} layers, {experts:,} experts in each of "
+            f"{len(config.moe_layers):,} and {tower:,} layers of the vision tower, which are at least {least:,} "
+            f"tensors; the weights hold {len(checkpoint.tensors):,}: check that both belong to the same model"
+        )
+
+
+def round_experts(weights: torch.Tensor, packing: Packing) -> torch.Tensor:
+    """What the packed weights [E, rows, columns] stand for, float32."""
+    return torch.from_numpy(np.stack([packing.round(expert.float().numpy()) for expert in weights]))

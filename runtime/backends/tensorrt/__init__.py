@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TensorRT engines: profiles, building, and every call of the library."""

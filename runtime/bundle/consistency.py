@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the parts of a manifest agree; the range of each number by itself is in its type (runtime/ranges.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+from fastmmoe.runtime.bundle import graph_io
+from fastmmoe.runtime.bundle.manifest import (
+    GRAPHS,
+    PLUGIN,
+    TOKENIZER,
+    ExpertsInfo,
+    LanguageModelInfo,
+    Manifest,
+    graph_file,
+)
+from fastmmoe.runtime.method.policy import ALL, METHODS, Policy
+from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig, ProcessorConfig
+
+PROCESSORS = {"deepseek_vl2": "deepseek_vl2", "internvl3_5": "internvl"}
+"""Family -> tag of its processor."""
+
+
+def contradictions(manifest: Manifest) -> Iterator[str]:
+    """What in the manifest contradicts itself, each in words that follow the manifest's path."""
+    yield from _of_language_model(manifest.language_model)
+    yield from _of_policy(manifest.policy, manifest.language_model)
+    yield from _of_processor(manifest.processor, manifest)
+    yield from _of_experts(manifest.experts, manifest.target)
+    yield from _of_files(manifest)
+
+
+def custom_operators(policy: Policy) -> set[str]:
+    """The operators of our own in a language model with these prune sites."""
+    # sparsevlm alone prunes by standard operators.
+    has_token_prune = any(site.methods != ("sparsevlm",) for site in policy.sites)
+    return {"FmmSparseMoE"} | ({"FmmTokenPrune"} if has_token_prune else set())
+
+
+def _of_language_model(info: LanguageModelInfo) -> Iterator[str]:
+    for name in ("moe_layers", "sliding_layers"):
+        yield from _of_layers(f"language_model.{name}", getattr(info, name), info.layers)
+    if info.top_k > info.num_experts:
+        yield f"language_model.top_k is {info.top_k}: expected at most num_experts, {info.num_experts}"
+    if info.heads % info.kv_heads:
+        yield f"language_model.kv_heads is {info.kv_heads}: expected a divisor of heads, {info.heads}"
+    if info.rope_dim > info.query_key_dim:
+        yield f"language_model.rope_dim is {info.rope_dim}: expected at most query_key_dim, {info.query_key_dim}"
+    is_latent = info.kv_lora_rank > 0
+    parts = graph_io.LATENT if is_latent else graph_io.KEY_VALUE
+    shape = (info.kv_lora_rank + info.rope_dim,) if is_latent else (info.kv_heads, info.query_key_dim)
+    if (info.cache_parts, info.cache_shape) != (parts, shape):
+        yield (
+            f"language_model has caches {_list(info.cache_parts)} of [{_list(info.cache_shape)}]: expected "
+            f"{_list(parts)} of [{_list(shape)}] with kv_lora_rank {info.kv_lora_rank}"
+        )
+    if (info.sliding_window is None) != (not info.sliding_layers):
+        yield (
+            f"language_model.sliding_window is {info.sliding_window} with {len(info.sliding_layers)} sliding_layers: "
+            f"expected both or neither"
+        )
+
+
+def _of_layers(name: str, layers: Sequence[int], count: int) -> Iterator[str]:
+    falls = [(a, b) for a, b in pairwise(layers) if a >= b]
+    if falls:
+        yield f"{name} has {falls[0][1]} after {falls[0][0]}: expected ascending layers, each once"
+    outside = [layer for layer in layers if layer >= count]
+    if outside:
+        yield f"{name} has layer {outside[0]}: expected 0 to {count - 1}, the layers of the model"
+
+
+def _of_policy(policy: Policy, info: LanguageModelInfo) -> Iterator[str]:
+    wanted = set(METHODS[1:]) if policy.method == ALL else {policy.method} - {"none"}
+    if set(policy.prune_layers) != wanted:
+        yield (
+            f"policy.prune_layers is for {_list(policy.prune_layers)}: expected {_list(sorted(wanted))}, as the method "
+            f"is {policy.method}"
+        )
+        return
+    for method, layers in policy.prune_layers.items():
+        name = f"policy.prune_layers.{method}"
+        yield from _of_layers(name, layers, info.layers)
+        if method in ("fastmmoe", "random") and not set(layers) <= set(info.moe_layers):
+            yield f"{name} is {_list(layers)}: expected layers of moe_layers"
+        if method == "fastv" and (len(layers) > 1 or layers[0] == 0):
+            yield f"{name} is {_list(layers)}: expected one layer, from 1 on"
+    ours = [policy.prune_layers[method] for method in ("fastmmoe", "random") if method in policy.prune_layers]
+    if len(set(ours)) > 1:
+        yield "policy.prune_layers of fastmmoe and random differ: expected the same layers"
+    exponents = policy.stage_exponents
+    stages = len(ours[0]) if ours else 0
+    if len(exponents) != stages or (exponents and exponents[-1] != 1) or any(a > b for a, b in pairwise(exponents)):
+        yield f"policy.stage_exponents is {_list(exponents)}: expected {stages}, ascending, the last 1"
+    if len(policy.visual_top_k) != len(info.moe_layers) or max(policy.visual_top_k, default=0) > info.top_k:
+        yield (
+            f"policy.visual_top_k is {_list(policy.visual_top_k)}: expected {len(info.moe_layers)}, one for each of "
+            f"moe_layers, at most top_k, {info.top_k}"
+        )
+
+
+def _of_processor(processor: ProcessorConfig, manifest: Manifest) -> Iterator[str]:
+    tag = processor.__struct_config__.tag
+    if tag != PROCESSORS[manifest.family]:
+        yield f"processor.type is {tag}: expected {PROCESSORS[manifest.family]} for family {manifest.family}"
+        return
+    if processor.vocab_size != manifest.language_model.vocab_size:
+        yield (
+            f"processor.vocab_size is {processor.vocab_size}: expected {manifest.language_model.vocab_size}, as in "
+            f"language_model"
+        )
+    names = [name for name in processor.__struct_fields__ if name.endswith("_token_id")]
+    ids = [
+        *((name, getattr(processor, name)) for name in names),
+        *(("stop_token_ids", i) for i in processor.stop_token_ids),
+    ]
+    for name, token_id in ids:
+        if token_id is not None and token_id >= processor.vocab_size:
+            yield f"processor.{name} has {token_id}: expected at most {processor.vocab_size - 1}, the last id"
+    tokens = manifest.vision.tokens_per_tile
+    if isinstance(processor, DeepseekVl2ProcessorConfig):
+        for name in ("bos_token_id", "eos_token_id"):
+            if processor.image_token_id is not None and getattr(processor, name) is None:
+                yield f"processor.{name} is null: expected an id, as there is an image_token_id and so a tokenizer"
+        yield from _of_deepseek_tiles(processor, tokens)
+        return
+    if processor.tokens_per_tile != tokens:
+        yield f"processor.tokens_per_tile is {processor.tokens_per_tile}: expected {tokens}, as in vision"
+    if processor.min_tiles > processor.max_tiles:
+        yield f"processor.min_tiles is {processor.min_tiles}: expected at most max_tiles, {processor.max_tiles}"
+
+
+def _of_deepseek_tiles(processor: DeepseekVl2ProcessorConfig, tokens: int) -> Iterator[str]:
+    side = processor.tile_size
+    uneven = [size for pair in processor.candidate_resolutions for size in pair if size % side]
+    if uneven:
+        yield f"processor.candidate_resolutions has {uneven[0]}: expected multiples of the first, {side}"
+    if processor.grid_side**2 != tokens:
+        yield (
+            f"processor gives {processor.grid_side**2} tokens a tile (side {side}, patch_size {processor.patch_size}, "
+            f"downsample_ratio {processor.downsample_ratio}): expected {tokens}, as in vision"
+        )
+
+
+def _of_experts(experts: ExpertsInfo, target: str) -> Iterator[str]:
+    is_float = experts.weight_format == "float"
+    if is_float != (experts.group_size == 0) or (is_float and experts.zero_points):
+        yield (
+            f"experts are {experts.weight_format} with group_size {experts.group_size} and zero_points "
+            f"{experts.zero_points}: expected a group_size with int8 and int4, and neither with float"
+        )
+
+
+def _of_files(manifest: Manifest) -> Iterator[str]:
+    required = {graph_file(graph) for graph in GRAPHS}
+    allowed = {PLUGIN: manifest.plugin is not None, graph_file(GRAPHS[-1], portable=True): manifest.portable}
+    required |= {name for name, is_there in allowed.items() if is_there}
+    processor = manifest.processor
+    if isinstance(processor, DeepseekVl2ProcessorConfig):
+        allowed[TOKENIZER] = processor.image_token_id is not None
+        required |= {TOKENIZER} if allowed[TOKENIZER] else set()
+    missing = sorted(required - manifest.files.keys())
+    if missing:
+        yield f"files does not have {_list(missing)}, which a bundle like this one consists of"
+    unexpected = sorted(name for name, is_there in allowed.items() if not is_there and name in manifest.files)
+    if unexpected:
+        yield f"files has {_list(unexpected)}, which plugin, portable and image_token_id say is not there"
+    operators = custom_operators(manifest.policy)
+    if manifest.ops.keys() != operators:
+        yield f"ops has {_list(manifest.ops) or 'none'}: expected {_list(sorted(operators))} for the policy"
+
+
+def _list(values: object) -> str:
+    assert hasattr(values, "__iter__")
+    return ", ".join(map(str, values))

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a loaded graph is the one that the manifest describes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastmmoe.runtime.bundle.manifest import MANIFEST, Manifest, weights_file
+from fastmmoe.runtime.bundle.onnx_file import read_operators, weight_files
+from fastmmoe.runtime.bundle.signatures import Signature, Tensor
+from fastmmoe.runtime.errors import BundleMismatch
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+TYPES = {
+    "tensor(float)": "float32",
+    "tensor(float16)": "float16",
+    "tensor(bfloat16)": "bfloat16",
+    "tensor(int8)": "int8",
+    "tensor(int32)": "int32",
+}
+"""ONNX Runtime's names of element types -> NumPy's."""
+
+LAYER = re.compile(r"layers\.(\d+)\.")
+
+
+def check_weight_files(path: Path, graph: str, manifest: Manifest) -> None:
+    """Raise BundleMismatch where the graph in this file takes weights from a file that is not its own."""
+    own = {weights_file(graph)} & manifest.files.keys()
+    for name in sorted(weight_files(path) - own):
+        raise BundleMismatch(
+            f"{path}: has weights in {name!r}, expected {weights_file(graph)}, as listed in {MANIFEST}; copy the whole "
+            f"bundle or export again"
+        )
+
+
+def check_operators(path: Path, manifest: Manifest) -> None:
+    """Raise BundleMismatch where the operators in a language model's file compute otherwise than the manifest says."""
+    info, policy, experts = manifest.language_model, manifest.policy, manifest.experts
+    expected: dict[str, dict[str, int | str]] = {
+        "FmmSparseMoE": {
+            "top_k": info.top_k,
+            "reduction_weights": policy.reduction_weights,
+            "weight_format": experts.weight_format,
+            "group_size": experts.group_size,
+            "zero_points": int(experts.zero_points),
+        },
+        "FmmTokenPrune": {"window": policy.window, "merge": policy.merge},
+    }
+    try:
+        operators = read_operators(path)
+    except ValueError as error:
+        raise BundleMismatch(f"{error}; copy the whole bundle or export again") from error
+    for operator in operators:
+        for name, value in expected.get(operator.kind, {}).items():
+            found = operator.attributes.get(name)
+            if found != value:
+                raise _misfit(path, f"{operator.name} has {name} {found}, expected {value}")
+    moe = [operator.name for operator in operators if operator.kind == "FmmSparseMoE"]
+    # Nodes are named by the module that they come from.
+    layers = [int(layer[1]) if (layer := LAYER.match(name)) else None for name in moe]
+    if layers != list(info.moe_layers):
+        raise _misfit(path, f"has experts in layers {_listed(layers)}, expected {_listed(info.moe_layers)}")
+
+
+def check_fit(path: Path, session: onnxruntime.InferenceSession, signature: Signature) -> None:
+    """Raise BundleMismatch unless the graph in this file takes and gives what the manifest's numbers ask for."""
+    sides = (("input", session.get_inputs(), signature.inputs), ("output", session.get_outputs(), signature.outputs))
+    for side, found, expected in sides:
+        tensors = [_tensor(one, has_names=side == "input") for one in found]
+        for difference in _differences(side, tensors, expected):
+            raise _misfit(path, difference)
+
+
+def _misfit(path: Path, difference: str) -> BundleMismatch:
+    return BundleMismatch(
+        f"{path}: {difference}, by {MANIFEST}: the graph is of another export or model; copy the whole bundle or "
+        f"export again"
+    )
+
+
+def _listed(layers: Sequence[int | None]) -> str:
+    return ", ".join(map(str, layers)) or "none"
+
+
+def _tensor(argument: Any, *, has_names: bool) -> Tensor:
+    """has_names: its dimensions that may change have names of our own, which ONNX Runtime leaves as they are."""
+    shape = tuple(size if isinstance(size, int) else size if has_names else "" for size in argument.shape)
+    return Tensor(argument.name, shape, TYPES.get(argument.type, argument.type))
+
+
+def _differences(side: str, found: Sequence[Tensor], expected: Sequence[Tensor]) -> Iterator[str]:
+    by_name = {tensor.name: tensor for tensor in found}
+    names = {tensor.name for tensor in expected}
+    for name in sorted(by_name.keys() - names):
+        yield f"has an {side} {name}, which is not expected"
+    for tensor in expected:
+        if tensor.name not in by_name:
+            yield f"has no {side} {tensor.name}, which is expected"
+            continue
+        _, shape, dtype = by_name[tensor.name]
+        if (dtype, shape) != (tensor.dtype, tensor.shape):
+            yield f"{side} {tensor.name} is {dtype} {_shown(shape)}, expected {tensor.dtype} {_shown(tensor.shape)}"
+
+
+def _shown(shape: Sequence[int | str]) -> str:
+    return f"[{', '.join(str(size) or 'any' for size in shape)}]"

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is in a bundle, as plain data and as lines for people; damaged bundles as far as they can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from fastmmoe.runtime.bundle.manifest import (
+    GRAPHS,
+    Manifest,
+    damaged_files,
+    damaged_manifest,
+    graph_file,
+    load_manifest,
+    read_engines,
+)
+from fastmmoe.runtime.bundle.onnx_file import read_weights
+from fastmmoe.runtime.errors import BundleMismatch, without_breaks
+
+MOST_VALUES = 1 << 50
+"""Of one graph: far above every model."""
+
+
+def inspect_bundle(directory: Path) -> dict[str, Any]:
+    """Plain data for JSON; `damage` lists what is wrong in lines. Files are not hashed.
+
+    Raises:
+        BundleMismatch: the manifest cannot be read.
+    """
+    manifest = load_manifest(directory)
+    damage = [*damaged_files(directory, manifest), *damaged_manifest(directory, manifest)]
+    engines = None
+    try:
+        engines = read_engines(directory)
+    except BundleMismatch as error:
+        damage.append(str(error))
+    info, policy = manifest.language_model, manifest.policy
+    # Gate, up and down.
+    experts = len(info.moe_layers) * info.num_experts * 3 * info.hidden_size * info.moe_intermediate_size
+    parameters: dict[str, int] = {"routed experts": experts}
+    # What is no regular file of the size that was exported is not read: a pipe has no end.
+    paths = {graph: directory / graph_file(graph) for graph in GRAPHS}
+    whole = [graph for graph in GRAPHS if not any(line.startswith(f"{paths[graph]}: ") for line in damage)]
+    for graph in whole:
+        try:
+            parameters[graph] = _stored_values(paths[graph])
+        except (OSError, ValueError) as error:
+            damage.append(f"{paths[graph]}: {error.strerror}" if isinstance(error, OSError) else str(error))
+    return {
+        "bundle": str(directory),
+        "model": manifest.model,
+        "family": manifest.family,
+        "checkpoint_identity": manifest.checkpoint_identity,
+        "format": manifest.format,
+        "fastmmoe_version": manifest.fastmmoe_version,
+        "target": manifest.target,
+        "dtype": manifest.dtype,
+        "activation_dtype": manifest.activation_dtype,
+        "experts": _plain(manifest.experts),
+        "ops": manifest.ops,
+        "portable": manifest.portable,
+        "plugin": _plain(manifest.plugin),
+        "methods": list(policy.methods),
+        "default_method": policy.default_method,
+        "policy": _plain(policy),
+        "processor": _plain(manifest.processor),
+        "vision": _plain(manifest.vision),
+        "language_model": _plain(info),
+        "parameters": parameters,
+        "files": {name: _plain(entry) for name, entry in manifest.files.items()},
+        "engines": _plain(engines),
+        "damage": damage,
+    }
+
+
+def describe_bundle(directory: Path, found: dict[str, Any]) -> list[str]:
+    """Aligned lines of what `inspect_bundle` found, damage first."""
+    rows = list(_rows(load_manifest(directory), found))
+    width = max(len(name) for name, _ in rows)
+    lines = [*(f"DAMAGED: {line}" for line in found["damage"]), *(f"{name:<{width}}  {text}" for name, text in rows)]
+    return [without_breaks(line) for line in lines]
+
+
+def _rows(manifest: Manifest, found: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    info, policy, experts = manifest.language_model, manifest.policy, manifest.experts
+    yield "model", f"{manifest.model} ({manifest.family})"
+    yield "checkpoint", manifest.checkpoint_identity
+    yield "exported", f"by fastmmoe {manifest.fastmmoe_version}, bundle format {manifest.format}"
+    packed = "" if experts.weight_format == "float" else f", experts {experts.weight_format} by {experts.group_size}"
+    yield "target", f"{manifest.target}, dtype {manifest.dtype}{packed}, activations {manifest.activation_dtype}"
+    yield "layers", f"{info.layers}, {len(info.moe_layers)} with experts: {info.num_experts}, {info.top_k} a token"
+    yield "sizes", f"hidden {info.hidden_size:,}, vocabulary {info.vocab_size:,}, heads {info.heads}/{info.kv_heads}"
+    yield "positions", f"{manifest.processor.max_position_embeddings:,} tokens at most"
+    side, tokens = manifest.processor.tile_size, manifest.vision.tokens_per_tile
+    yield "pictures", f"tiles of {side} x {side} pixels, {tokens} tokens each"
+    yield "methods", ", ".join(policy.methods)
+    yield "default", f"{policy.default_method} at retention {policy.retention:g}, alpha {policy.alpha:g}"
+    for method, layers in policy.prune_layers.items():
+        yield "prune layers", f"{method} {','.join(map(str, layers))}"
+    for part, count in found["parameters"].items():
+        yield "parameters", f"{part} {count:,}"
+    for name, entry in manifest.files.items():
+        yield "file", f"{name}  {entry.bytes:,} bytes"
+    engines = found["engines"]
+    if engines is not None:
+        yield "engines", f"{engines['module']} {engines['tensorrt_version']}: {', '.join(engines['files'])}"
+
+
+def _stored_values(path: Path) -> int:
+    """Values in external data: the tensors of a checkpoint, not the constants of a graph; packed ones as stored.
+
+    Raises:
+        ValueError: it is no ONNX graph, or one that no machine could hold.
+    """
+    count = sum(weight.size for weight in read_weights(path) if weight.location)
+    if count > MOST_VALUES:
+        raise ValueError(f"{path}: says that it has more than {MOST_VALUES:,} stored values: damaged")
+    return count
+
+
+def _plain(value: Any) -> Any:
+    import msgspec
+
+    return msgspec.to_builtins(value)

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fastmmoe verify, fastmmoe inspect: whether a bundle is what was exported, and what it is."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from fastmmoe.runtime.errors import BundleMismatch
+
+VERIFY_DESCRIPTION = """Compare every file of a bundle with what was exported, whatever has been verified before: names,
+sizes, SHA-256, engines if there are any, and that its graphs fit the manifest where they run here."""
+INSPECT_DESCRIPTION = """Show what is in a bundle. Its files are not hashed and nothing is run; of a damaged bundle what
+can be read is shown, with what is wrong."""
+
+
+def add_bundle_commands(commands: Any) -> None:
+    """Add the two commands to a parser's subcommands."""
+    verify = commands.add_parser("verify", help="check a bundle's files", description=VERIFY_DESCRIPTION)
+    verify.add_argument("bundle", type=Path, metavar="OUT", help="the bundle's directory")
+    verify.set_defaults(function=_verify)
+    inspect = commands.add_parser("inspect", help="show what is in a bundle", description=INSPECT_DESCRIPTION)
+    inspect.add_argument("bundle", type=Path, metavar="OUT", help="the bundle's directory")
+    inspect.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    inspect.set_defaults(function=_inspect)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from fastmmoe.runtime.bundle.verification import verify_bundle
+
+    for line in verify_bundle(arguments.bundle):
+        print(line, flush=True)
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from fastmmoe.runtime.bundle.inspection import describe_bundle, inspect_bundle
+
+    found = inspect_bundle(arguments.bundle)
+    lines = [json.dumps(found)] if arguments.json else describe_bundle(arguments.bundle, found)
+    print("\n".join(lines))
+    if found["damage"]:
+        raise BundleMismatch(f"{arguments.bundle}: damaged in {len(found['damage'])} place(s): {found['damage'][0]}")
+    return 0

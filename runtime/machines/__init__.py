@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Targets, devices and what this machine has."""
