@@ -20,12 +20,13 @@ import numpy.typing as npt
 import torch
 from safetensors.numpy import save_file
 
-from fastmmoe.calibration.torch_model import Decoder, TorchModel
+from fastmmoe.calibration.torch_model import TorchModel
 from fastmmoe.exporter.checkpoint.reader import WeightRule
 from fastmmoe.exporter.models.layers import SparseMoe
 from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE
 from fastmmoe.exporter.ops.sparse_moe.reference import activate_reference
 from fastmmoe.exporter.ops.sparse_moe.torch_op import route
+from fastmmoe.exporter.torch_backend import TorchBackend
 
 Array = npt.NDArray[Any]
 JSON_FILE, TENSORS_FILE = "activations.json", "activations.safetensors"
@@ -102,11 +103,11 @@ class ActivationRecorder:
     """Watches the inputs of a model's linear layers while it runs; the layers are those of the vision tower, the
     projector and a decoder without pruning."""
 
-    def __init__(self, model: TorchModel, decoder: Decoder) -> None:
+    def __init__(self, model: TorchModel, decoder: TorchBackend) -> None:
         self._model = model
         self._modules: list[tuple[str, torch.nn.Module]] = [
             *((f"vision.{name}", module) for name, module in model.model.graphs.vision.named_modules()),
-            *((f"language_model.{name}", module) for name, module in decoder.module.named_modules()),
+            *((f"language_model.{name}", module) for name, module in decoder.language_model.named_modules()),
         ]
         self._rules = model.model.rules
         self._ranges: dict[str, _Range] = {}

@@ -13,9 +13,9 @@ import numpy.typing as npt
 import torch
 
 from fastmmoe.calibration.prompts import Prompt, Prompts
-from fastmmoe.calibration.torch_model import Decoder, Outputs, TorchModel
+from fastmmoe.calibration.torch_model import Prefilled, TorchModel
 from fastmmoe.exporter.pruning.settings import PolicyOptions
-from fastmmoe.runtime.bundle import graph_io
+from fastmmoe.exporter.torch_backend import TorchBackend
 
 Array = npt.NDArray[Any]
 Kind: TypeAlias = Literal["accuracy", "kl"]
@@ -90,23 +90,22 @@ class Evaluator:
         judge = self._judge_answers if self.kind == "accuracy" else self._judge_distributions
         return self._collect(decoder, judge, count)
 
-    def _collect(self, decoder: Decoder, judge: Callable[..., list[Row]], count: int | None) -> Outcomes:
+    def _collect(self, decoder: TorchBackend, judge: Callable[..., list[Row]], count: int | None) -> Outcomes:
         rows = [
             row
-            for places, outputs in run_prompts(self.model, decoder, self.prompts, count)
-            for row in judge(decoder, places, outputs)
+            for places, before in run_prompts(self.model, decoder, self.prompts, count)
+            for row in judge(decoder, places, before)
         ]
         values, probabilities, first = zip(*rows, strict=True)
         return Outcomes(self.kind, np.array(values), np.array(probabilities), np.array(first, np.int64))
 
-    def _judge_answers(self, decoder: Decoder, places: range, outputs: Outputs) -> list[Row]:
+    def _judge_answers(self, decoder: TorchBackend, places: range, before: Prefilled) -> list[Row]:
         questions = [self.prompts.questions[i] for i in places]
         answers = [_answer(q) for q in questions]
-        lengths = [len(q.input_ids) for q in questions]
-        after = torch.from_numpy(self.model.continue_with(decoder, outputs, lengths, answers))
+        after = torch.from_numpy(self.model.continue_with(decoder, before, answers))
         starts = [0, *itertools.accumulate(map(len, answers))]
         rows = []
-        for logits, answer, start in zip(outputs[graph_io.LOGITS], answers, starts, strict=False):
+        for logits, answer, start in zip(torch.from_numpy(before.logits), answers, starts, strict=False):
             steps = torch.cat((logits[None], after[start : start + len(answer)])).double().log_softmax(-1)
             best = steps.argmax(-1)
             stops = torch.isin(best[-1], self._stops)
@@ -117,9 +116,9 @@ class Evaluator:
             rows.append((float(is_right), float(log_probability.exp()), int(best[0])))
         return rows
 
-    def _judge_distributions(self, decoder: Decoder, places: range, outputs: Outputs) -> list[Row]:
+    def _judge_distributions(self, decoder: TorchBackend, places: range, before: Prefilled) -> list[Row]:
         rows = []
-        for place, logits in zip(places, outputs[graph_io.LOGITS], strict=True):
+        for place, logits in zip(places, torch.from_numpy(before.logits), strict=True):
             ours, full = logits.double().log_softmax(-1), self._full(place)
             divergence = float((full.exp() * (full - ours)).sum())
             rows.append((divergence, float(ours[full.argmax()].exp()), int(ours.argmax())))
@@ -131,17 +130,17 @@ class Evaluator:
             decoder = self.model.decoder(self.model.resolve(FULL_MODEL))
             first = place - place % PACKED
             places = range(first, min(first + PACKED, len(self.prompts.questions)))
-            outputs = run_pack(self.model, decoder, self.prompts, places)
-            for i, logits in zip(places, outputs[graph_io.LOGITS], strict=True):
+            full = run_pack(self.model, decoder, self.prompts, places)
+            for i, logits in zip(places, torch.from_numpy(full.logits), strict=True):
                 # Kept for every question: half the memory.
                 self._full_log_probs[i] = logits.double().log_softmax(-1).float()
         return self._full_log_probs[place].double()
 
 
 def run_prompts(
-    model: TorchModel, decoder: Decoder, prompts: Prompts, count: int | None = None, *, method: str | None = None
-) -> Iterator[tuple[range, Outputs]]:
-    """(places of some questions, outputs of `TorchModel.prefill` for them) until the first `count` have been run."""
+    model: TorchModel, decoder: TorchBackend, prompts: Prompts, count: int | None = None, *, method: str | None = None
+) -> Iterator[tuple[range, Prefilled]]:
+    """(places of some questions, `TorchModel.prefill` of them) until the first `count` have been run."""
     total = len(prompts.questions) if count is None else min(count, len(prompts.questions))
     for first in range(0, total, PACKED):
         places = range(first, min(first + PACKED, total))
@@ -149,9 +148,9 @@ def run_prompts(
 
 
 def run_pack(
-    model: TorchModel, decoder: Decoder, prompts: Prompts, places: Sequence[int], *, method: str | None = None
-) -> Outputs:
-    """Outputs of `TorchModel.prefill` for these questions."""
+    model: TorchModel, decoder: TorchBackend, prompts: Prompts, places: Sequence[int], *, method: str | None = None
+) -> Prefilled:
+    """`TorchModel.prefill` of these questions."""
     questions = [prompts.questions[i] for i in places]
     embeds = []
     for question in questions:

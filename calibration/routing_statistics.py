@@ -13,12 +13,13 @@ import torch
 
 from fastmmoe.calibration.evaluate import run_pack
 from fastmmoe.calibration.prompts import Prompts
-from fastmmoe.calibration.torch_model import Decoder, TorchModel
+from fastmmoe.calibration.torch_model import TorchModel
 from fastmmoe.exporter.models.layers import SparseMoe
 from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE
 from fastmmoe.exporter.ops.sparse_moe.torch_op import route
 from fastmmoe.exporter.ops.token_prune.reference import choose_reference, windows_reference
 from fastmmoe.exporter.pruning.settings import WINDOW, PolicyOptions
+from fastmmoe.exporter.torch_backend import TorchBackend
 
 Array = npt.NDArray[Any]
 
@@ -79,10 +80,10 @@ class _Sums:
 class _Recorder:
     """Hooks on a decoder that has a prune site in every layer that may have one, for calls of one prompt each."""
 
-    def __init__(self, decoder: Decoder, experts: int) -> None:
-        self.sums = {i: _Sums(experts) for i in decoder.module.moe_layers}
+    def __init__(self, decoder: TorchBackend, experts: int) -> None:
+        self.sums = {i: _Sums(experts) for i in decoder.language_model.moe_layers}
         self._attention: torch.Tensor | None = None
-        for i, layer in enumerate(decoder.module.layers):
+        for i, layer in enumerate(decoder.language_model.layers):
             if i in decoder.policy.prune_layers["fastmmoe"]:
                 layer.self_attn.register_forward_hook(self._keep_attention)
             if i in self.sums:

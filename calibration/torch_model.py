@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,32 +15,36 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastmmoe.exporter.check.streamed import empty_cache
 from fastmmoe.exporter.check.weights import check_weights
 from fastmmoe.exporter.checkpoint.processor import read_processor_config
 from fastmmoe.exporter.checkpoint.reader import Checkpoint
 from fastmmoe.exporter.manifest import language_model_info
 from fastmmoe.exporter.model import FAMILY_BY_MODEL_TYPE, Model, Precision
-from fastmmoe.exporter.models.decoder import LanguageModel
 from fastmmoe.exporter.pruning.settings import Layers, PolicyOptions, resolve_policy
-from fastmmoe.runtime.backends.feeds import NO_VISUAL_TOKENS, Chunk, call_feeds
+from fastmmoe.exporter.torch_backend import TorchBackend
+from fastmmoe.runtime.backends.batch import Batch
 from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.bundle.manifest import TOKENIZER, LanguageModelInfo
 from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Call, Chunk
 from fastmmoe.runtime.method.policy import Policy
 from fastmmoe.runtime.method.schedule import Schedule, plan_request
 from fastmmoe.runtime.request.processor import Processor
 
 Array = npt.NDArray[Any]
-Outputs = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Decoder:
-    """The language model with one policy built in."""
+class Prefilled:
+    """Sequences after their prompts.
 
-    module: LanguageModel
-    policy: Policy
+    Attributes:
+        logits: [B, vocab] float32, of each prompt's last row.
+        batch: the sequences, which may go on.
+    """
+
+    logits: Array
+    batch: Batch
 
 
 class TorchModel:
@@ -74,69 +79,67 @@ class TorchModel:
         config = read_processor_config(checkpoint.path, self.model.config_reader, vocab_size=c.vocab_size)
         self.processor = Processor(config, tokenizer)
         self.info: LanguageModelInfo = language_model_info(c)
+        self._backend = TorchBackend(self.model.graphs, self.model.policy, self.info)
 
     def resolve(self, options: PolicyOptions) -> Policy:
         """The policy of an export with these options."""
         return resolve_policy(options, family=self.family, layers=self.layers)
 
-    def decoder(self, policy: Policy) -> Decoder:
-        """The language model with this policy; its parameters are those of every other one."""
+    def decoder(self, policy: Policy) -> TorchBackend:
+        """The model with this policy; its parameters are those of every other one."""
         with torch.device("meta"):
             module = self._build_graphs(self.config, policy).language_model
         module.load_state_dict(self._values, assign=True)
-        return Decoder(module.eval(), policy)
+        graphs = dataclasses.replace(self.model.graphs, language_model=module.eval())
+        return TorchBackend(graphs, policy, self.info)
 
     def plan(self, policy: Policy, visual_tokens: int, *, method: str | None = None) -> Schedule:
         """The schedule of a prompt at the policy's retention."""
         moe = self.config.moe_layers, self.config.moe.top_k
         return plan_request(policy, visual_tokens=visual_tokens, moe_layers=moe[0], top_k=moe[1], method=method)
 
-    @torch.no_grad()
     def image_features(self, vision_inputs: dict[str, Array]) -> Array:
         """Features [V, H] float32 of every visual position."""
-        inputs = {name: torch.from_numpy(value) for name, value in vision_inputs.items()}
-        features: Array = self.model.graphs.vision(inputs)[graph_io.IMAGE_FEATURES].numpy()
-        return features
+        return self._backend.image_features(vision_inputs)
 
-    @torch.no_grad()
     def embed(self, input_ids: Sequence[int] | Array) -> Array:
         """Token embeddings [T, H] float32."""
-        ids = torch.from_numpy(np.asarray(input_ids, np.int32))
-        embeds: Array = self.model.graphs.embedding({graph_io.INPUT_IDS: ids})[graph_io.INPUTS_EMBEDS].numpy()
-        return embeds
+        return self._backend.embed(np.asarray(input_ids))
 
-    @torch.no_grad()
     def prefill(
-        self, decoder: Decoder, embeds: Sequence[Array], visual_index: Sequence[Array], *, method: str | None = None
-    ) -> Outputs:
-        """All outputs of the language model for prompts packed into one call.
+        self,
+        decoder: TorchBackend,
+        embeds: Sequence[Array],
+        visual_index: Sequence[Array],
+        *,
+        method: str | None = None,
+    ) -> Prefilled:
+        """Run prompts packed into one call.
 
         Args:
-            embeds: [T, H] of each prompt. visual_index: int32 [V] of each.
+            embeds: [T, H] of each prompt.
+            visual_index: int32 [V] of each.
             method: None = the policy's default; "none" prunes nothing.
         """
-        policy = decoder.policy
+        batch = Batch(decoder, len(embeds))
         chunks = [
-            Chunk(row, x, index, self.plan(policy, len(index), method=method))
-            for row, (x, index) in enumerate(zip(embeds, visual_index, strict=True))
+            Chunk(i, x, index, self.plan(decoder.policy, len(index), method=method))
+            for i, (x, index) in enumerate(zip(embeds, visual_index, strict=True))
         ]
-        feeds = call_feeds(policy, chunks, [0] * len(chunks), alpha=policy.alpha, seed=0)
-        return self._run(decoder, feeds, empty_cache(decoder.module, self.config))
+        return Prefilled(batch.extend(chunks, alpha=decoder.policy.alpha), batch)
 
-    @torch.no_grad()
-    def continue_with(
-        self, decoder: Decoder, before: Outputs, lengths: Sequence[int], ids: Sequence[Sequence[int]]
-    ) -> Array:
+    def continue_with(self, decoder: TorchBackend, before: Prefilled, ids: Sequence[Sequence[int]]) -> Array:
         """Logits [sum of tokens, vocab] float32 after every one of the tokens that each sequence goes on with.
 
         Args:
-            before: outputs of `prefill` for the same sequences. lengths: original positions of each so far.
+            before: of `prefill` for the same sequences.
         """
-        policy = decoder.policy
+        policy, batch = decoder.policy, before.batch
         text = self.plan(policy, 0)
-        rows = [i for i, tokens in enumerate(ids) if len(tokens)]
-        chunks = [Chunk(i, self.embed(ids[i]), NO_VISUAL_TOKENS, text) for i in rows]
-        feeds = call_feeds(policy, chunks, [lengths[i] for i in rows], alpha=policy.alpha, seed=0)
+        going_on = [i for i, tokens in enumerate(ids) if len(tokens)]
+        chunks = [Chunk(i, self.embed(ids[i]), NO_VISUAL_TOKENS, text) for i in going_on]
+        lengths = [batch.lengths[i] for i in going_on]
+        feeds = graph_io.feeds(self.info, Call(policy, chunks, lengths, policy.alpha, seed=0))
         # The head runs on the last row of each sequence. With every row as the last one of a sequence without visual
         # tokens it runs on all; which keys a row sees is told by sequence_ids, which stay.
         T = len(feeds[graph_io.INPUTS_EMBEDS])
@@ -144,14 +147,8 @@ class TorchModel:
             if name.split(".")[0].endswith("_offsets"):
                 feeds[name] = np.zeros(T + 1, np.int32)
         feeds[graph_io.SEQUENCE_OFFSETS] = np.arange(T + 1, dtype=np.int32)
-        cache = {name: before[graph_io.present_name(name)] for name in empty_cache(decoder.module, self.config)}
-        logits: Array = self._run(decoder, feeds, cache)[graph_io.LOGITS].numpy()
-        return logits
-
-    @staticmethod
-    def _run(decoder: Decoder, feeds: dict[str, Array], cache: Outputs) -> Outputs:
-        outputs: Outputs = decoder.module({name: torch.from_numpy(value) for name, value in feeds.items()} | cache)
-        return outputs
+        outputs, _ = decoder.extend(feeds, batch.caches)
+        return outputs[graph_io.LOGITS]
 
 
 def hash_values(model: TorchModel) -> str:

@@ -15,7 +15,7 @@ from fastmmoe import __version__
 from fastmmoe.exporter.config import DEMO, ExportConfig
 from fastmmoe.exporter.pruning.policy_file import read_policy
 from fastmmoe.exporter.pruning.settings import EXPERT_FACTOR, FAMILY_ROWS, METHOD_OPTIONS, PolicyOptions
-from fastmmoe.exporter.targets import ATOL, DTYPES, NEXT_STEP
+from fastmmoe.exporter.targets import ATOL, DTYPES
 from fastmmoe.runtime.cli.command import (
     ArgumentParser,
     check_installed,
@@ -169,7 +169,7 @@ def _export(config: ExportConfig) -> int:
     except CheckFailed as error:
         print(f"fastmmoe-export: check failed: {error}", file=sys.stderr)
         return 1
-    print(NEXT_STEP[config.target].format(out=shlex.quote(str(plan.out))))
+    print(plan.target.next_step.format(out=shlex.quote(str(plan.out))))
     return 0
 
 

@@ -143,7 +143,7 @@ def _write(
 ) -> tuple[Manifest, int]:
     """Write graphs, weights, tokenizer, plugin and manifest; return it and the time at which hashing began."""
     directory.mkdir()
-    portable = plan.target.tensorrt is None
+    portable = plan.target.is_portable
     write_graphs(directory, model, portable=portable, report=report, shown=plan.out)
     tokenizer = model.checkpoint.path / TOKENIZER
     if tokenizer.is_file():

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fastmmoe.runtime.backends.batch import Batch
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.generation import Run, since
 from fastmmoe.runtime.request.inputs import ModelInputs
@@ -30,7 +31,7 @@ class Conversation:
     def __init__(self, vlm: VLM, *, system: str | None = None, **options: Any) -> None:
         self._vlm, self._system = vlm, system
         self._options = RequestOptions.of(options)
-        self._batch = vlm.graphs.new_batch(1)
+        self._batch = Batch(vlm.backend)
         self._run: Run | None = None
         self._pictures = 0
         # The last answer: its tokens without the one that ended it, and whether one did.
@@ -48,7 +49,7 @@ class Conversation:
         start = time.perf_counter()
         inputs = self._inputs(content)
         preprocess_ms = since(start)
-        run = Run(self._vlm.graphs, [inputs], self._options, self._batch)
+        run = Run(self._vlm.manifest, self._vlm.backend, [inputs], self._options, self._batch)
         run.stats[0].preprocess_ms = preprocess_ms
         return self._stream(run, self._run, len(inputs.tile_counts))
 

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmmoe.runtime.backends.feeds import NO_VISUAL_TOKENS, Chunk
-from fastmmoe.runtime.backends.onnxruntime import Batch, Graphs
+from fastmmoe.runtime.backends.base import Backend, embed_prompt
+from fastmmoe.runtime.backends.batch import Batch
+from fastmmoe.runtime.bundle.manifest import Manifest
 from fastmmoe.runtime.cost.flops import count_prefill, vision_flops
+from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
 from fastmmoe.runtime.method.schedule import Schedule, plan_request
 from fastmmoe.runtime.request.inputs import ModelInputs
 from fastmmoe.runtime.request.options import RequestOptions
@@ -70,9 +72,9 @@ class RequestStats:
 
 @dataclass(frozen=True)
 class Token:
-    """A token of the sequence in this row, and the logits [vocab] it was chosen from."""
+    """A token of one sequence of a run, and the logits [vocab] it was chosen from."""
 
-    row: int
+    sequence: int
     id: int
     logits: Array
 
@@ -81,7 +83,9 @@ class Run:
     """Sequences on their way from prompt to answer.
 
     Args:
-        inputs: what each sequence is extended by. batch: sequences that go on, one for each; None = new ones.
+        manifest: of the bundle that the backend runs.
+        inputs: what each sequence is extended by.
+        batch: sequences that go on, one for each; None = new ones.
     Raises:
         InvalidRequest: options outside what the model or the method allows.
 
@@ -91,15 +95,20 @@ class Run:
     """
 
     def __init__(
-        self, graphs: Graphs, inputs: Sequence[ModelInputs], options: RequestOptions, batch: Batch | None = None
+        self,
+        manifest: Manifest,
+        backend: Backend,
+        inputs: Sequence[ModelInputs],
+        options: RequestOptions,
+        batch: Batch | None = None,
     ) -> None:
-        self._graphs, self._inputs = graphs, inputs
-        self.batch = graphs.new_batch(len(inputs)) if batch is None else batch
-        self._alpha = graphs.manifest.policy.alpha if options.alpha is None else options.alpha
+        self._manifest, self._backend, self._inputs = manifest, backend, inputs
+        self.batch = Batch(backend, len(inputs)) if batch is None else batch
+        self._alpha = manifest.policy.alpha if options.alpha is None else options.alpha
         self._seed = options.seed
         self.schedules = [self._plan(options, one) for one in inputs]
-        self.stats = [self._stats(row) for row in range(len(inputs))]
-        longest = graphs.manifest.processor.max_position_embeddings
+        self.stats = [self._stats(sequence) for sequence in range(len(inputs))]
+        longest = manifest.processor.max_position_embeddings
         # The last token of an answer is never fed back, so one more than there are positions left is possible.
         room = [longest - n - len(i.input_ids) + 1 for n, i in zip(self.batch.lengths, inputs, strict=True)]
         self.max_new_tokens = [min(options.max_new_tokens, one) for one in room]
@@ -108,26 +117,26 @@ class Run:
 
     def tokens(self) -> Iterator[list[Token]]:
         """The next token of every sequence that is not finished. Ties: the smaller token id."""
-        logits, rows, count = self._prefill(), list(range(len(self._inputs))), 0
+        logits, open_ones, count = self._prefill(), list(range(len(self._inputs))), 0
         while True:
             count += 1
-            tokens = [Token(row, int(np.argmax(values)), values) for row, values in zip(rows, logits, strict=True)]
+            tokens = [Token(i, int(np.argmax(values)), values) for i, values in zip(open_ones, logits, strict=True)]
             for token in tokens:
-                self.unfed[token.row] = token.id
+                self.unfed[token.sequence] = token.id
             yield tokens
-            rows = [row for row in rows if not self._is_finished[row] and count < self.max_new_tokens[row]]
-            if not rows:
+            open_ones = [i for i in open_ones if not self._is_finished[i] and count < self.max_new_tokens[i]]
+            if not open_ones:
                 return
-            logits = self._decode(rows)
+            logits = self._decode(open_ones)
 
-    def finish(self, row: int) -> None:
+    def finish(self, sequence: int) -> None:
         """No more tokens of this sequence."""
-        self._is_finished[row] = True
+        self._is_finished[sequence] = True
 
     def _plan(self, options: RequestOptions, inputs: ModelInputs) -> Schedule:
-        info = self._graphs.manifest.language_model
+        info = self._manifest.language_model
         return plan_request(
-            self._graphs.manifest.policy,
+            self._manifest.policy,
             visual_tokens=len(inputs.visual_index),
             moe_layers=info.moe_layers,
             top_k=info.top_k,
@@ -136,15 +145,15 @@ class Run:
             visual_top_k=options.visual_top_k,
         )
 
-    def _stats(self, row: int) -> RequestStats:
-        manifest, inputs, schedule = self._graphs.manifest, self._inputs[row], self.schedules[row]
+    def _stats(self, sequence: int) -> RequestStats:
+        manifest, inputs, schedule = self._manifest, self._inputs[sequence], self.schedules[sequence]
         info, T, V = manifest.language_model, len(inputs.input_ids), len(inputs.visual_index)
         unmodified = plan_request(
             manifest.policy, visual_tokens=V, moe_layers=info.moe_layers, top_k=info.top_k, method="none"
         )
         tiles = len(inputs.vision_inputs["pixel_values"]) if inputs.vision_inputs else 0
-        past = self.batch.lengths[row]
-        cached = self.batch.cache_lengths[row].tolist()
+        past = self.batch.lengths[sequence]
+        cached = self.batch.cache_lengths[sequence].tolist()
         return RequestStats(
             method=schedule.method,
             retention=schedule.retention,
@@ -164,43 +173,41 @@ class Run:
 
     def _prefill(self) -> Array:
         chunks = []
-        for row, (inputs, stats) in enumerate(zip(self._inputs, self.stats, strict=True)):
+        for i, (inputs, stats) in enumerate(zip(self._inputs, self.stats, strict=True)):
             start = time.perf_counter()
-            embeds = self._graphs.embed(inputs.input_ids)
-            if inputs.vision_inputs:
-                embeds[inputs.visual_index] = self._graphs.image_features(inputs.vision_inputs)
+            embeds = embed_prompt(self._backend, inputs.input_ids, inputs.visual_index, inputs.vision_inputs)
             stats.vision_ms = since(start)
-            chunks.append(Chunk(row, embeds, inputs.visual_index, self.schedules[row]))
+            chunks.append(Chunk(i, embeds, inputs.visual_index, self.schedules[i]))
         start = time.perf_counter()
         logits = self.batch.extend(chunks, alpha=self._alpha, seed=self._seed)
-        lengths = self.batch.cache_lengths
-        for row, stats in enumerate(self.stats):
+        for i, stats in enumerate(self.stats):
             stats.prefill_ms = since(start)
-            stats.cache_lengths = lengths[row].tolist()
-            stats.kept_index = self._kept_index(row)
+            stats.cache_lengths = self.batch.cache_lengths[i].tolist()
+            stats.kept_index = self._kept_index(i)
         return logits
 
-    def _kept_index(self, row: int) -> list[Array]:
+    def _kept_index(self, sequence: int) -> list[Array]:
         """Rows of one prompt that survive each stage of the method."""
         starts = np.cumsum([0, *(len(inputs.input_ids) for inputs in self._inputs)])
+        first, end = starts[sequence], starts[sequence + 1]
         rows, kept = np.arange(starts[-1]), []
         for site, kept_index in enumerate(self.batch.kept_index):
             rows = rows[kept_index]
-            if site in self.schedules[row].stages:
-                kept.append(rows[(rows >= starts[row]) & (rows < starts[row + 1])] - starts[row])
+            if site in self.schedules[sequence].sites:
+                kept.append(rows[(rows >= first) & (rows < end)] - first)
         return kept
 
-    def _decode(self, rows: list[int]) -> Array:
+    def _decode(self, sequences: list[int]) -> Array:
         start = time.perf_counter()
-        embeds = self._graphs.embed(np.array([self.unfed[row] for row in rows]))
+        embeds = self._backend.embed(np.array([self.unfed[i] for i in sequences]))
         chunks = [
-            Chunk(row, embed[None], NO_VISUAL_TOKENS, self.schedules[row].for_text())
-            for row, embed in zip(rows, embeds, strict=True)
+            Chunk(i, embed[None], NO_VISUAL_TOKENS, self.schedules[i].for_text())
+            for i, embed in zip(sequences, embeds, strict=True)
         ]
         logits = self.batch.extend(chunks, alpha=self._alpha, seed=self._seed)
-        for row in rows:
-            self.unfed[row] = None
-            self.stats[row].decode_ms.append(since(start))
+        for i in sequences:
+            self.unfed[i] = None
+            self.stats[i].decode_ms.append(since(start))
         return logits
 
 

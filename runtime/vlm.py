@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from fastmmoe.runtime.backends.load import load_backend
+from fastmmoe.runtime.backends.onnxruntime import Settings
 from fastmmoe.runtime.bundle.manifest import TOKENIZER, Manifest
 from fastmmoe.runtime.bundle.verification import open_bundle
 from fastmmoe.runtime.errors import InvalidRequest
@@ -84,7 +86,7 @@ class VLM:
         self.manifest: Manifest = opened.manifest
         tokenizer = opened.directory / TOKENIZER if TOKENIZER in self.manifest.files else None
         self.processor = Processor(self.manifest.processor, tokenizer)
-        self.graphs = opened.load(portable=portable, threads=threads)
+        self.backend = load_backend(opened, Settings(portable=portable, threads=threads))
 
     def generate_stream(self, messages: Any, **options: Any) -> Iterator[Piece]:
         """Answer a conversation token by token, greedily.
@@ -99,7 +101,7 @@ class VLM:
         start = time.perf_counter()
         inputs = self.processor(messages, max_tiles=request.max_tiles)
         preprocess_ms = since(start)
-        run = Run(self.graphs, [inputs], request)
+        run = Run(self.manifest, self.backend, [inputs], request)
         run.stats[0].preprocess_ms = preprocess_ms
         return (piece for _, piece in self.pieces(run))
 
@@ -126,24 +128,24 @@ class VLM:
         answers = []
         for run in self._runs(inputs, request):
             pieces: list[list[Piece]] = [[] for _ in run.stats]
-            for row, piece in self.pieces(run):
-                pieces[row].append(piece)
+            for sequence, piece in self.pieces(run):
+                pieces[sequence].append(piece)
             answers += [Answer.of(of_row) for of_row in pieces]
         return answers
 
     def pieces(self, run: Run) -> Iterator[tuple[int, Piece]]:
-        """(row, piece) of every sequence of a run until each has ended."""
+        """(number, piece) of every sequence of a run until each has ended."""
         streams = [self.processor.new_stream() for _ in run.stats]
         for count, tokens in enumerate(run.tokens(), start=1):
             for token in tokens:
-                row, stream = token.row, streams[token.row]
+                i, stream = token.sequence, streams[token.sequence]
                 text = stream.push(token.id)
-                reason = "stop" if stream.has_ended else "length" if count == run.max_new_tokens[row] else None
+                reason = "stop" if stream.has_ended else "length" if count == run.max_new_tokens[i] else None
                 if reason == "stop":
-                    run.finish(row)
+                    run.finish(i)
                 elif reason == "length":
                     text += stream.rest()
-                yield row, Piece(text, token.id, reason, run.stats[row], stream.channel, stream.aside)
+                yield i, Piece(text, token.id, reason, run.stats[i], stream.channel, stream.aside)
 
     def run_tensors(self, tensors: Mapping[str, Array], **options: Any) -> dict[str, Array]:
         """Run ready-made tensors and decode exactly max_new_tokens tokens, stop tokens or not.
@@ -168,7 +170,7 @@ class VLM:
             of_rows: list[list[Token]] = [[] for _ in run.stats]
             for tokens in run.tokens():
                 for token in tokens:
-                    of_rows[token.row].append(token)
+                    of_rows[token.sequence].append(token)
             steps += of_rows
             stats += run.stats
         # A row near the model's longest sequence may have room for fewer tokens.
@@ -192,4 +194,4 @@ class VLM:
         """The rows in one packed run, or in one each where the method cannot prune several at once."""
         method = request.method or self.manifest.policy.default_method
         groups = [[one] for one in inputs] if method == "sparsevlm" else [list(inputs)]
-        return [Run(self.graphs, group, request) for group in groups]
+        return [Run(self.manifest, self.backend, group, request) for group in groups]

@@ -24,6 +24,8 @@ from benchmark_tools.roofline import balance_tokens, bound
 from benchmark_tools.tables import Row, machine_table, share_table, time_table
 from markers import write_part
 
+from fastmmoe.runtime.backends.load import load_backend
+from fastmmoe.runtime.backends.onnxruntime import Settings
 from fastmmoe.runtime.bundle.manifest import Manifest
 from fastmmoe.runtime.bundle.verification import open_bundle
 from fastmmoe.runtime.cli.command import run_command
@@ -55,7 +57,7 @@ def run(bundle: Path, repeats: int, threads: int) -> tuple[Machine, Manifest, li
     counted = {}
     for setting in settings:
         counted[setting] = bound(machine, manifest, plan(manifest, setting), tokens, findings[setting].experts_used)
-    times = measure_prefills(opened.load(threads=threads), manifest, settings, prompt, repeats)
+    times = measure_prefills(load_backend(opened, Settings(threads=threads)), manifest, settings, prompt, repeats)
     rows = []
     for setting in settings:
         schedule, (flops, least) = plan(manifest, setting), counted[setting]

@@ -16,8 +16,9 @@ from fastmmoe.calibration.data import BUILTIN, QUESTIONS_PER_SCENE, Sample, load
 from fastmmoe.calibration.report.stages import StageTracer
 from fastmmoe.calibration.report.survivors import draw_survivors
 from fastmmoe.exporter.cli import main as export_main
-from fastmmoe.runtime.backends.feeds import Chunk
+from fastmmoe.runtime.backends.base import embed_prompt
 from fastmmoe.runtime.generation import Run
+from fastmmoe.runtime.method.call import Chunk
 from fastmmoe.runtime.request.options import RequestOptions
 from fastmmoe.runtime.vlm import Answer
 
@@ -97,10 +98,9 @@ def print_table(rows: list[Row], align: Callable[[str, int], str]) -> None:
 def draw_fates(vlm: VLM, sample: Sample, path: Path) -> None:
     """Which patches each stage kept, merged and dropped while it was asked one question, as a PNG file."""
     inputs = vlm.processor(sample.messages)
-    embeds = vlm.graphs.embed(inputs.input_ids)
-    embeds[inputs.visual_index] = vlm.graphs.image_features(inputs.vision_inputs)
-    (schedule,) = Run(vlm.graphs, [inputs], RequestOptions(retention=SHOWN_RETENTION)).schedules
-    stages = StageTracer(BUNDLE, vlm.manifest).trace(Chunk(0, embeds, inputs.visual_index, schedule))
+    embeds = embed_prompt(vlm.backend, inputs.input_ids, inputs.visual_index, inputs.vision_inputs)
+    (schedule,) = Run(vlm.manifest, vlm.backend, [inputs], RequestOptions(retention=SHOWN_RETENTION)).schedules
+    stages = StageTracer(vlm.backend).trace(Chunk(0, embeds, inputs.visual_index, schedule))
     draw_survivors(inputs, vlm.manifest.processor, stages).save(path)
 
 

@@ -24,7 +24,7 @@ import onnxruntime
 from PIL import Image
 
 from fastmmoe.calibration.scenes import draw_scene, make_scene
-from fastmmoe.runtime.backends.onnxruntime import Graphs
+from fastmmoe.runtime.backends.onnxruntime import OnnxRuntime, Settings
 from fastmmoe.runtime.cli.command import run_command
 from fastmmoe.runtime.errors import FastmmoeError
 from fastmmoe.runtime.machines.threads import usable_cores
@@ -79,7 +79,7 @@ def variants() -> list[tuple[int, bool]]:
 def load(bundle: Path, threads: int, spinning: bool) -> VLM:
     """The bundle with graphs of this variant."""
     vlm = VLM(bundle, threads=1)
-    vlm.graphs = Graphs(bundle, vlm.manifest, threads=threads, spinning=spinning)
+    vlm.backend = OnnxRuntime(bundle, vlm.manifest, Settings(threads=threads, spinning=spinning))
     return vlm
 
 

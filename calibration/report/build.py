@@ -98,7 +98,7 @@ def build_report(bundle: Path, options: ReportOptions, say: Callable[[str], None
     store = Store(options.out, bundle, questions)
     say(f"{len(questions.items)} questions about {questions.pictures} pictures, {len(plan.settings)} settings")
     seeds = tuple(range(options.seeds))
-    measurement = Measurement(vlm.graphs, planner, questions, store, seeds=seeds, jobs=jobs, say=say)
+    measurement = Measurement(vlm.backend, planner, questions, store, seeds=seeds, jobs=jobs, say=say)
     if not measurement.run([Setting(FULL)])[Setting(FULL)].any():
         raise InvalidRequest(
             f"the full model answers none of {len(questions.items)} questions right, so there is no accuracy to keep: "
@@ -110,7 +110,7 @@ def build_report(bundle: Path, options: ReportOptions, say: Callable[[str], None
     latency = measure_latency(VLM(bundle), planner, questions, store, plan.settings, requests=options.requests, say=say)
     say(f"intervals from {options.resamples:,} resamples of the scenes")
     report = _analyse(analysis, plan, latency, options, _origin(bundle, vlm, questions, store, latency, options))
-    maps = draw_maps(bundle, vlm, planner, questions, plan.claimed, options.maps)
+    maps = draw_maps(vlm, planner, questions, plan.claimed, options.maps)
     write_pages(options.out, report, maps)
     return report
 

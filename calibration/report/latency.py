@@ -125,7 +125,7 @@ def _request(vlm: VLM, planner: Planner, questions: Questions, setting: Setting,
     start = time.perf_counter()
     inputs = vlm.processor(questions.items[number].sample.messages)
     preprocess_ms = since(start)
-    run = Run(vlm.graphs, [inputs], RequestOptions(**planner.options(setting), max_new_tokens=1))
+    run = Run(vlm.manifest, vlm.backend, [inputs], RequestOptions(**planner.options(setting), max_new_tokens=1))
     next(run.tokens())
     stats = run.stats[0]
     stats.preprocess_ms = preprocess_ms

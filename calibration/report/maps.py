@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,29 +39,27 @@ class SceneMap:
     similarity: Image.Image
 
 
-def draw_maps(
-    bundle: Path, vlm: VLM, planner: Planner, questions: Questions, claimed: Setting | None, count: int
-) -> list[SceneMap]:
+def draw_maps(vlm: VLM, planner: Planner, questions: Questions, claimed: Setting | None, count: int) -> list[SceneMap]:
     """Maps of the first questions of `count` scenes, evenly spread over the data set; fewer if it has fewer scenes."""
     setting = _FALLBACK if claimed is None else claimed
     count = min(count, questions.pictures)
     if count == 0:
         return []
-    tracer = StageTracer(bundle, vlm.manifest)
+    tracer = StageTracer(vlm.backend)
     chosen = {round(i * (questions.pictures - 1) / max(count - 1, 1)) for i in range(count)}
     first = {question.picture: number for number, question in reversed(list(enumerate(questions.items)))}
     maps = []
     for number in (first[picture] for picture in sorted(chosen)):
         sample = questions.items[number].sample
         inputs = vlm.processor(sample.messages)
-        stages = tracer.trace(questions.chunk(vlm.graphs, planner, setting, number))
+        stages = tracer.trace(questions.chunk(vlm.backend, planner, setting, number))
         alone = range(number, number + 1)
         maps.append(
             SceneMap(
                 question=sample.question,
                 expected=sample.answer or "",
-                full_answer=questions.ask(vlm.graphs, planner, Setting(FULL), alone)[0],
-                answer=questions.ask(vlm.graphs, planner, setting, alone)[0],
+                full_answer=questions.ask(vlm.backend, planner, Setting(FULL), alone)[0],
+                answer=questions.ask(vlm.backend, planner, setting, alone)[0],
                 setting=setting,
                 survivors=draw_survivors(inputs, vlm.manifest.processor, stages),
                 similarity=draw_similarity(inputs, vlm.manifest.processor, stages),

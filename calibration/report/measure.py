@@ -18,7 +18,7 @@ import onnxruntime as ort
 from fastmmoe import __version__
 from fastmmoe.calibration.report.questions import Questions
 from fastmmoe.calibration.report.settings import RANDOM, Planner, Setting
-from fastmmoe.runtime.backends.onnxruntime import Graphs
+from fastmmoe.runtime.backends.base import Backend
 from fastmmoe.runtime.bundle.manifest import MANIFEST, file_entry
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.files import write_atomically
@@ -89,13 +89,14 @@ class Measurement:
     """Measures settings, several threads at once.
 
     Args:
-        graphs: loaded for one thread each. seeds: of method random, whose outcomes are averaged. say: gets a line for
-            each setting.
+        backend: loaded for one thread each.
+        seeds: of method random, whose outcomes are averaged.
+        say: gets a line for each setting.
     """
 
     def __init__(
         self,
-        graphs: Graphs,
+        backend: Backend,
         planner: Planner,
         questions: Questions,
         store: Store,
@@ -104,7 +105,7 @@ class Measurement:
         jobs: int,
         say: Callable[[str], None],
     ) -> None:
-        self._graphs, self._planner, self._questions, self._store = graphs, planner, questions, store
+        self._backend, self._planner, self._questions, self._store = backend, planner, questions, store
         self._seeds, self._jobs, self._say = seeds, jobs, say
 
     def run(self, settings: Sequence[Setting]) -> dict[Setting, Array]:
@@ -136,7 +137,7 @@ class Measurement:
         packs = list(questions.packs(PACK))
         pool = ThreadPoolExecutor(self._jobs)
         try:
-            found = pool.map(lambda p: questions.ask(self._graphs, self._planner, setting, p, seed), packs)
+            found = pool.map(lambda p: questions.ask(self._backend, self._planner, setting, p, seed), packs)
             answers = tuple(text for texts in found for text in texts)
         finally:
             # After an interrupt the packs that wait are not asked.

@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from fastmmoe.calibration.data import Sample, identity_of
 from fastmmoe.calibration.report.settings import SPARSEVLM, Planner, Prompt, Setting
-from fastmmoe.runtime.backends.feeds import NO_VISUAL_TOKENS, Chunk
-from fastmmoe.runtime.backends.onnxruntime import Graphs
+from fastmmoe.runtime.backends.base import Backend
+from fastmmoe.runtime.backends.batch import Batch
 from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
 from fastmmoe.runtime.vlm import VLM
 
 Array = npt.NDArray[Any]
@@ -72,23 +73,24 @@ class Questions:
                 yield range(start, end)
                 start = end
 
-    def ask(self, graphs: Graphs, planner: Planner, setting: Setting, numbers: range, seed: int = 0) -> list[str]:
+    def ask(self, backend: Backend, planner: Planner, setting: Setting, numbers: range, seed: int = 0) -> list[str]:
         """Answer questions of one picture in one call, greedily until a stop token, at most max_tokens tokens.
 
         Args:
-            graphs: of the bundle. seed: of method random.
+            backend: of the bundle.
+            seed: of method random.
         Returns:
             the texts, stripped.
         """
         size = 1 if setting.variant == SPARSEVLM else len(numbers)
         packs = [numbers[i : i + size] for i in range(0, len(numbers), size)]
-        return [text for pack in packs for text in self._answer(graphs, planner, setting, pack, seed)]
+        return [text for pack in packs for text in self._answer(backend, planner, setting, pack, seed)]
 
-    def chunk(self, graphs: Graphs, planner: Planner, setting: Setting, number: int, row: int = 0) -> Chunk:
+    def chunk(self, backend: Backend, planner: Planner, setting: Setting, number: int, row: int = 0) -> Chunk:
         """A question's prompt with its picture's features, to be given to `Batch.extend` as sequence `row`."""
         question = self.items[number]
-        embeds = graphs.embed(question.input_ids)
-        embeds[question.visual_index] = self._image_features(graphs, question)
+        embeds = backend.embed(question.input_ids)
+        embeds[question.visual_index] = self._image_features(backend, question)
         schedule = planner.schedule(setting, len(question.visual_index))
         return Chunk(row, embeds, question.visual_index, schedule)
 
@@ -97,18 +99,18 @@ class Questions:
         prompt = Prompt(len(inputs.input_ids), len(inputs.visual_index), sum(inputs.tile_counts))
         return Question(sample, picture, inputs.input_ids, inputs.visual_index, prompt)
 
-    def _image_features(self, graphs: Graphs, question: Question) -> Array:
+    def _image_features(self, backend: Backend, question: Question) -> Array:
         # Pixels are prepared again rather than kept: they take far more memory than features.
         if question.picture not in self._features:
             inputs = self._vlm.processor(question.sample.messages)
-            self._features[question.picture] = graphs.image_features(inputs.vision_inputs)
+            self._features[question.picture] = backend.image_features(inputs.vision_inputs)
         return self._features[question.picture]
 
-    def _answer(self, graphs: Graphs, planner: Planner, setting: Setting, pack: range, seed: int) -> list[str]:
-        config, alpha = graphs.manifest.processor, graphs.manifest.policy.alpha
-        chunks = [self.chunk(graphs, planner, setting, n, row) for row, n in enumerate(pack)]
+    def _answer(self, backend: Backend, planner: Planner, setting: Setting, pack: range, seed: int) -> list[str]:
+        config, alpha = self._vlm.processor.config, backend.policy.alpha
+        chunks = [self.chunk(backend, planner, setting, n, row) for row, n in enumerate(pack)]
         text_only = [chunk.schedule.for_text() for chunk in chunks]
-        batch = graphs.new_batch(len(chunks))
+        batch = Batch(backend, len(chunks))
         own_seed = seed * _SEEDS_APART + self.items[pack[0]].picture
         logits, rows = batch.extend(chunks, alpha=alpha, seed=own_seed), list(range(len(chunks)))
         answers: list[list[int]] = [[] for _ in rows]
@@ -120,7 +122,7 @@ class Questions:
             rows = [row for row in tokens if len(answers[row]) < self.max_tokens]
             if not rows:
                 return [self._text(ids) for ids in answers]
-            embeds = graphs.embed(np.array([tokens[row] for row in rows]))
+            embeds = backend.embed(np.array([tokens[row] for row in rows]))
             steps = zip(rows, embeds, strict=True)
             logits = batch.extend([Chunk(r, e[None], NO_VISUAL_TOKENS, text_only[r]) for r, e in steps], alpha=alpha)
 

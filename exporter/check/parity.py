@@ -3,24 +3,24 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
-import torch
 
-from fastmmoe.exporter.check.streamed import empty_cache, streamed_weights
+from fastmmoe.exporter.check.streamed import streamed_weights
 from fastmmoe.exporter.check.structure import CheckFailed
+from fastmmoe.exporter.manifest import language_model_info
 from fastmmoe.exporter.model import Model
-from fastmmoe.runtime.backends import onnxruntime as session
-from fastmmoe.runtime.backends.feeds import Chunk, call_feeds
-from fastmmoe.runtime.backends.onnxruntime import Batch, image_features, load_graph
+from fastmmoe.exporter.torch_backend import TorchBackend
+from fastmmoe.runtime.backends.base import Backend
+from fastmmoe.runtime.backends.batch import Batch
+from fastmmoe.runtime.backends.onnxruntime import OnnxRuntime, Settings
 from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.bundle.manifest import Manifest
 from fastmmoe.runtime.files import Report
+from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
 from fastmmoe.runtime.method.schedule import Schedule, plan_request
 from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig, ProcessorConfig
 from fastmmoe.runtime.request.images import deepseek_vl2_layout
@@ -67,8 +67,9 @@ class Written:
         label = f"onnxruntime, {self.name}" if self.name else "onnxruntime"
         return {label: False} | ({f"{label}, portable": True} if self.manifest.portable else {})
 
-    def load(self, graph: str, *, portable: bool = False) -> ort.InferenceSession:
-        return load_graph(self.directory, self.manifest, graph, portable=portable)
+    def load(self, graph: str, *, portable: bool = False) -> OnnxRuntime:
+        """A backend with this graph alone."""
+        return OnnxRuntime(self.directory, self.manifest, Settings(portable=portable), graphs=(graph,))
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,8 @@ def compare(model: Model, written: Written, atol: float, report: Report) -> list
     vision_inputs = _picture(written.manifest.processor)
     report("checking vision: in torch, then in ONNX Runtime ...")
     features = _run_vision(model, vision_inputs)
-    distance = _distance(image_features(written.load("vision"), vision_inputs), features)
-    embed = functools.partial(session.embed, written.load("embedding"))
-    check = _LanguageModelCheck(model, written, features, embed, atol, report)
+    distance = _distance(written.load("vision").image_features(vision_inputs), features)
+    check = _LanguageModelCheck(model, written, features, written.load("embedding").embed, atol, report)
     return [Difference(f"{label}: vision", distance, atol), *check.run(_schedules(model, len(features)))]
 
 
@@ -169,24 +169,18 @@ class _LanguageModelCheck:
     def _run_variant(self, label: str, portable: bool, cases: dict[int, Case]) -> dict[int, list[Difference] | None]:
         """Load a variant, run every case, and let it go."""
         self.report(f"checking {', then '.join(_label(case.schedule) for case in cases.values())}: in {label} ...")
-        language_model = self.written.load("language_model", portable=portable)
-        return {number: self._differences(label, language_model, case) for number, case in cases.items()}
+        backend = self.written.load("language_model", portable=portable)
+        return {number: self._differences(label, backend, case) for number, case in cases.items()}
 
-    def _differences(self, label: str, language_model: ort.InferenceSession, case: Case) -> list[Difference] | None:
+    def _differences(self, label: str, backend: OnnxRuntime, case: Case) -> list[Difference] | None:
         """Differences of logits, or None where other tokens survive."""
-        alpha, schedule = self.model.policy.alpha, case.schedule
-        batch = Batch(self.written.manifest, language_model, 1)
-        logits = [batch.extend([Chunk(0, case.embeds, case.visual_index, schedule)], alpha=alpha, seed=SEED)[0]]
-        if not _all_equal(batch.kept_index, case.kept_index):
+        ours = _run_case(backend, case.embeds, case.visual_index, case.schedule, self.embed, case.tokens)
+        if not _all_equal(ours.kept_index, case.kept_index):
             return None
-        text, nothing = schedule.for_text(), case.visual_index[:0]
-        for token in case.tokens:
-            chunk = Chunk(0, self.embed(np.array([token])), nothing, text)
-            logits.append(batch.extend([chunk], alpha=alpha, seed=SEED)[0])
-        worst = max(_distance(a, b) for a, b in zip(logits[1:], case.logits[1:], strict=True))
-        what = f"{label}: {_label(schedule)}"
+        worst = max(_distance(a, b) for a, b in zip(ours.logits[1:], case.logits[1:], strict=True))
+        what = f"{label}: {_label(case.schedule)}"
         return [
-            Difference(f"{what}, prefill", _distance(logits[0], case.logits[0]), self.atol),
+            Difference(f"{what}, prefill", _distance(ours.logits[0], case.logits[0]), self.atol),
             Difference(f"{what}, {DECODE_STEPS} decode steps", worst, self.atol),
         ]
 
@@ -209,7 +203,7 @@ class _LanguageModelCheck:
 
 
 def _label(schedule: Schedule) -> str:
-    return f"{schedule.method}, retention {schedule.retention:g}" if schedule.stages else "unmodified model"
+    return f"{schedule.method}, retention {schedule.retention:g}" if schedule.sites else "unmodified model"
 
 
 def _is_clear(model: Model, case: Case, difference: float, seed: int) -> bool:
@@ -233,26 +227,29 @@ def _run_language_model(
     model: Model, embeds: np.ndarray, visual_index: np.ndarray, schedule: Schedule, decode_with: Embed | None
 ) -> Case:
     """Prefill in torch and, with `decode_with`, greedy decode steps."""
-    module, policy = model.graphs.language_model, model.policy
-    cache = empty_cache(module, model.config)
-    logits: list[np.ndarray] = []
-    tokens: list[int] = []
+    backend = TorchBackend(model.graphs, model.policy, language_model_info(model.config))
+    with streamed_weights(backend.language_model, lambda name: model.load(f"language_model.{name}")):
+        return _run_case(backend, embeds, visual_index, schedule, decode_with)
 
-    def extend(embeds: np.ndarray, visual_index: np.ndarray, plan: Schedule, length: int) -> dict[str, torch.Tensor]:
-        feeds = call_feeds(policy, [Chunk(0, embeds, visual_index, plan)], [length], alpha=policy.alpha, seed=SEED)
-        outputs: dict[str, torch.Tensor] = module({name: torch.from_numpy(v) for name, v in feeds.items()} | cache)
-        cache.update({name: outputs[graph_io.present_name(name)] for name in cache})
-        logits.append(outputs[graph_io.LOGITS].numpy()[0])
-        return outputs
 
-    with streamed_weights(module, lambda name: model.load(f"language_model.{name}")):
-        outputs = extend(embeds, visual_index, schedule, 0)
-        kept_index = [outputs[graph_io.kept_index(site)].numpy() for site in range(len(policy.sites))]
-        for step in range(DECODE_STEPS if decode_with else 0):
-            assert decode_with is not None
-            tokens.append(int(np.argmax(logits[-1])))
-            extend(decode_with(np.array(tokens[-1:])), visual_index[:0], schedule.for_text(), len(embeds) + step)
-    return Case(embeds, visual_index, schedule, logits, tokens, kept_index)
+def _run_case(
+    backend: Backend,
+    embeds: np.ndarray,
+    visual_index: np.ndarray,
+    schedule: Schedule,
+    decode_with: Embed | None,
+    tokens: Sequence[int] | None = None,
+) -> Case:
+    """Prefill and, with `decode_with`, decode steps: of the given tokens, or the most probable ones."""
+    batch, alpha, fed = Batch(backend), backend.policy.alpha, []
+    logits = [batch.extend([Chunk(0, embeds, visual_index, schedule)], alpha=alpha, seed=SEED)[0]]
+    kept_index = batch.kept_index
+    for step in range(DECODE_STEPS if decode_with else 0):
+        assert decode_with is not None
+        fed.append(int(np.argmax(logits[-1])) if tokens is None else tokens[step])
+        chunk = Chunk(0, decode_with(np.array(fed[-1:])), NO_VISUAL_TOKENS, schedule.for_text())
+        logits.append(batch.extend([chunk], alpha=alpha, seed=SEED)[0])
+    return Case(embeds, visual_index, schedule, logits, fed, kept_index)
 
 
 def _picture(config: ProcessorConfig) -> dict[str, np.ndarray]:
@@ -269,9 +266,9 @@ def _picture(config: ProcessorConfig) -> dict[str, np.ndarray]:
 
 
 def _run_vision(model: Model, vision_inputs: dict[str, np.ndarray]) -> np.ndarray:
-    inputs = {name: torch.from_numpy(value) for name, value in vision_inputs.items()}
+    backend = TorchBackend(model.graphs, model.policy, language_model_info(model.config))
     with streamed_weights(model.graphs.vision, lambda name: model.load(f"vision.{name}")):
-        return model.graphs.vision(inputs)[graph_io.IMAGE_FEATURES].numpy()
+        return backend.image_features(vision_inputs)
 
 
 def _distance(a: np.ndarray, b: np.ndarray) -> float:

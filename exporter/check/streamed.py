@@ -5,28 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-
-from fastmmoe.exporter.manifest import cache_shape
-from fastmmoe.exporter.models.decoder import LanguageModel
-from fastmmoe.runtime.bundle import graph_io
-
-
-def empty_cache(language_model: LanguageModel, config: Any) -> dict[str, torch.Tensor]:
-    """The caches of a batch before its first call, float32, by input name. config: the model's."""
-    *heads, width = cache_shape(config)
-    cache = {
-        name: torch.zeros(1, *heads, 0, width)
-        for i, layer in enumerate(language_model.layers)
-        for name in graph_io.past_names(i, layer.self_attn.cache_parts)
-    }
-    for group in range(len(language_model.groups)):
-        cache[graph_io.past_sequence_ids(group)] = torch.zeros(0, dtype=torch.int32)
-        if language_model.sliding_window is not None:
-            cache[graph_io.past_position_ids(group)] = torch.zeros(0, dtype=torch.int32)
-    return cache
 
 
 @contextmanager

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inputs of each graph for tracing: those of runtime/bundle/signatures.py, with torch's dtypes and least sizes."""
+"""The inputs of each graph for tracing: those of runtime/bundle/graph_io.py, with torch's dtypes and least sizes."""
 
 from __future__ import annotations
 
@@ -8,15 +8,19 @@ import torch
 from fastmmoe.exporter.graph.tracing import GraphInput
 from fastmmoe.exporter.manifest import language_model_info
 from fastmmoe.exporter.model import Model
-from fastmmoe.runtime.bundle.signatures import Tensor, embedding_inputs, language_model_inputs, vision_inputs
-
-MINIMA = {"tiles": 1, "T": 1, "offsets": 2}
-"""Dimensions that may not be 0 -> their least size. Visual tokens may be none, but not where there are tiles."""
+from fastmmoe.runtime.bundle.graph_io import (
+    LEAST_SIZES,
+    Tensor,
+    embedding_inputs,
+    language_model_inputs,
+    vision_inputs,
+)
 
 
 def graph_inputs(model: Model, graph: str) -> list[GraphInput]:
     """Inputs of the graph "vision", "embedding" or "language_model"."""
-    minima = MINIMA | ({"V": 1} if graph == "vision" else {})
+    # Visual tokens may be none, but not where there are tiles.
+    minima = LEAST_SIZES | ({"V": 1} if graph == "vision" else {})
     return [
         GraphInput(
             tensor.name,

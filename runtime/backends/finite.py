@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmmoe.runtime.backends.feeds import Chunk
 from fastmmoe.runtime.errors import NotFinite
+from fastmmoe.runtime.method.call import Chunk
 
 Array = npt.NDArray[Any]
 

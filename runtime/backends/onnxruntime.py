@@ -1,160 +1,193 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a bundle's graphs in ONNX Runtime (CPU): vision, embedding, and the language model with its caches."""
+"""A bundle's graphs in ONNX Runtime, on the CPU."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from fastmmoe.runtime.backends.feeds import Chunk, call_feeds
-from fastmmoe.runtime.backends.finite import check_finite
+from fastmmoe.runtime.backends.base import Observed
 from fastmmoe.runtime.backends.native import register_native_ops
 from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.bundle.fit import check_fit, check_operators, check_weight_files
-from fastmmoe.runtime.bundle.manifest import GRAPHS, Manifest, graph_file, weights_file
+from fastmmoe.runtime.bundle.manifest import GRAPHS, LanguageModelInfo, Manifest, graph_file, weights_file
 from fastmmoe.runtime.bundle.mapped_files import MappedFiles
-from fastmmoe.runtime.bundle.signatures import signatures
 from fastmmoe.runtime.errors import BundleMismatch, RunFailed
 from fastmmoe.runtime.machines.threads import check_threads, usable_cores
+from fastmmoe.runtime.method.policy import Policy
+
+if TYPE_CHECKING:
+    import onnx
 
 Array = npt.NDArray[Any]
+Values: TypeAlias = dict[str, ort.OrtValue]
 
-CPU_TARGET = "cpu"
+PROVIDERS = ["CPUExecutionProvider"]
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
-class Graphs:
-    """The three graphs of a bundle, loaded. One object may serve several threads, each with its own `Batch`.
+@dataclass(frozen=True)
+class Settings:
+    """How sessions are made.
 
-    Args:
+    Attributes:
         portable: run the variant whose operators have function bodies, without the native library.
         threads: of ONNX Runtime's pool; 0 = one for each core that this process may use.
         spinning: idle threads ask for work without a pause. They find it sooner, and take the cores from whatever
             else runs: on a busy machine requests take several times as long (docs/benchmark.md).
+        profile: start of the name of a file that the language model's node times are written to; None = no such file.
+    """
+
+    portable: bool = False
+    threads: int = 0
+    spinning: bool = False
+    profile: str | None = None
+
+
+DEFAULTS = Settings()
+
+
+class OnnxRuntime:
+    """The graphs of a bundle as sessions of ONNX Runtime (see `Backend`).
+
+    Args:
+        graphs: those to load; only these may be used.
+        observed: what the language model returns beside its outputs (see `Observable`).
     Raises:
         InvalidRequest: threads below 0 or more than four for each core.
-        BundleMismatch: the bundle is for another target, has no portable variant, or the native library does not fit.
+        BundleMismatch: ONNX Runtime cannot load a graph, it does not fit the manifest, the bundle has no portable
+            variant, or the native library does not fit.
     """
 
     def __init__(
         self,
         directory: Path,
         manifest: Manifest,
+        settings: Settings = DEFAULTS,
         *,
-        portable: bool = False,
-        threads: int = 0,
-        spinning: bool = False,
+        graphs: Sequence[str] = GRAPHS,
+        observed: Observed | None = None,
     ) -> None:
-        if manifest.target != CPU_TARGET:
-            raise BundleMismatch(
-                f"{directory}: exported for {manifest.target}, which needs TensorRT engines built on the device; "
-                f"this version runs bundles exported with --target {CPU_TARGET}"
-            )
-        if portable and not manifest.portable:
+        if settings.portable and not manifest.portable:
             raise BundleMismatch(f"{directory}: the bundle has no portable variant")
-        self.manifest = manifest
-        load = functools.partial(load_graph, directory, manifest, portable=portable, threads=threads, spinning=spinning)
-        self._vision, self._embedding, self._language_model = (load(graph) for graph in GRAPHS)
-        self._weights = MappedFiles(directory / name for name in map(weights_file, GRAPHS) if name in manifest.files)
+        self.manifest, self._directory, self._settings = manifest, directory, settings
+        self._shown: dict[str, str] = {}
+        self._sessions = {graph: self._load(graph, observed) for graph in graphs}
+        self._weights = MappedFiles(directory / name for name in map(weights_file, graphs) if name in manifest.files)
+        self._cache_inputs = graph_io.cache_inputs(self.info, self.policy, manifest.activation_dtype)
+
+    @property
+    def info(self) -> LanguageModelInfo:
+        """Sizes of the language model."""
+        return self.manifest.language_model
+
+    @property
+    def policy(self) -> Policy:
+        """The prune sites in its graph."""
+        return self.manifest.policy
 
     def image_features(self, vision_inputs: dict[str, Array]) -> Array:
         """Features [V, H] of every visual position."""
-        self._weights.check_unchanged()
-        return image_features(self._vision, vision_inputs)
+        return self._run("vision", graph_io.IMAGE_FEATURES, vision_inputs)
 
     def embed(self, input_ids: Array) -> Array:
         """Token embeddings [T, H] of input_ids [T]."""
+        return self._run("embedding", graph_io.INPUTS_EMBEDS, {graph_io.INPUT_IDS: input_ids.astype(np.int32)})
+
+    def new_caches(self) -> Values:
+        """Caches that hold no tokens."""
+        return {
+            name: _ort_value(np.zeros([0 if isinstance(size, str) else size for size in shape], dtype))
+            for name, shape, dtype in self._cache_inputs
+        }
+
+    def extend(self, feeds: dict[str, Array], caches: Values) -> tuple[dict[str, Array], Values]:
+        """One call of the language model; see `Backend.extend`."""
+        session = self._sessions["language_model"]
         self._weights.check_unchanged()
-        return embed(self._embedding, input_ids)
-
-    def new_batch(self, size: int = 1) -> Batch:
-        """So many empty sequences."""
-        return Batch(self.manifest, self._language_model, size, self._weights)
-
-
-def image_features(vision: ort.InferenceSession, vision_inputs: dict[str, Array]) -> Array:
-    """Features [V, H] of every visual position."""
-    with _naming_the_graph("vision"):
-        return vision.run([graph_io.IMAGE_FEATURES], vision_inputs)[0]
-
-
-def embed(embedding: ort.InferenceSession, input_ids: Array) -> Array:
-    """Token embeddings [T, H] of input_ids [T]."""
-    with _naming_the_graph("embedding"):
-        return embedding.run([graph_io.INPUTS_EMBEDS], {graph_io.INPUT_IDS: input_ids.astype(np.int32)})[0]
-
-
-class Batch:
-    """Sequences that share calls, and their key-value caches, which differ in length by layer group.
-
-    Args:
-        weights: files that must not change while it runs.
-    Attributes:
-        lengths: original positions of every sequence so far; its next token takes this one.
-        kept_index: after `extend`, the rows of each site's input that survive it.
-    """
-
-    def __init__(
-        self, manifest: Manifest, session: ort.InferenceSession, size: int, weights: MappedFiles | None = None
-    ) -> None:
-        self._session, self._weights = session, MappedFiles(()) if weights is None else weights
-        self._info, self._policy = manifest.language_model, manifest.policy
-        self._output_names = [output.name for output in session.get_outputs()]
-        self._cache: dict[str, ort.OrtValue] = {}
-        self._groups = graph_io.layer_groups(self._info.layers, self._policy.sites)
-        dtype = np.dtype(manifest.activation_dtype)
-        *heads, width = self._info.cache_shape
-        for layer in range(self._info.layers):
-            for name in graph_io.past_names(layer, self._info.cache_parts):
-                self._cache[name] = _ort_value(np.zeros((1, *heads, 0, width), dtype))
-        for group in range(len(self._groups)):
-            self._cache[graph_io.past_sequence_ids(group)] = _ort_value(np.zeros(0, np.int32))
-            if self._info.sliding_layers:
-                self._cache[graph_io.past_position_ids(group)] = _ort_value(np.zeros(0, np.int32))
-        self.lengths = [0] * size
-        self.kept_index: list[Array] = []
-
-    @property
-    def cache_lengths(self) -> Array:
-        """Cached tokens, int64 [sequences, layers]."""
-        lengths = np.zeros((len(self.lengths), self._info.layers), np.int64)
-        for group, layers in enumerate(self._groups):
-            ids = self._cache[graph_io.past_sequence_ids(group)].numpy()
-            lengths[:, list(layers)] = np.bincount(ids, minlength=len(self.lengths))[:, None]
-        return lengths
-
-    def extend(self, chunks: Sequence[Chunk], *, alpha: float, seed: int = 0) -> Array:
-        """Append rows to some of the sequences: prompts, whose visual tokens are pruned, or one decoded token each.
-
-        Args:
-            chunks: one for each sequence of the call. alpha, seed: see `call_feeds`.
-        Returns:
-            logits [B, vocab] float32 of each chunk's last row.
-        Raises:
-            InvalidRequest: see `call_feeds`. NotFinite: the logits hold NaN or infinity. BundleMismatch: the files that
-                the weights are read from have been written to. RunFailed: an operator refuses its inputs.
-        """
-        self._weights.check_unchanged()
-        lengths = [self.lengths[chunk.sequence_id] for chunk in chunks]
-        feeds = call_feeds(self._policy, chunks, lengths, alpha=alpha, seed=seed)
         values = {name: _ort_value(np.ascontiguousarray(value)) for name, value in feeds.items()}
+        names = [output.name for output in session.get_outputs()]
         with _naming_the_graph("language_model"):
-            outputs = self._session.run_with_ort_values(self._output_names, values | self._cache)
-        by_name = dict(zip(self._output_names, outputs, strict=True))
-        self._cache = {name: by_name[graph_io.present_name(name)] for name in self._cache}
-        self.kept_index = [by_name[graph_io.kept_index(site)].numpy() for site in range(len(self._policy.sites))]
-        for chunk in chunks:
-            self.lengths[chunk.sequence_id] += len(chunk.inputs_embeds)
-        logits = by_name[graph_io.LOGITS].numpy()
+            outputs = dict(zip(names, session.run_with_ort_values(names, values | caches), strict=True))
         self._weights.check_unchanged()
-        check_finite(logits, chunks)
-        return logits
+        carried = {name: outputs.pop(graph_io.present_name(name)) for name in caches}
+        # A value that is observed may be an input of the graph, and the same one for several nodes.
+        shown = {label: (outputs.get(name) or values[name]).numpy() for label, name in self._shown.items()}
+        inner = self._shown.values()
+        return {name: value.numpy() for name, value in outputs.items() if name not in inner} | shown, carried
+
+    def observe(self, observed: Observed) -> OnnxRuntime:
+        """The same language model with further outputs; see `Observable`. Needs the package onnx, to name them."""
+        return OnnxRuntime(
+            self._directory, self.manifest, self._settings, graphs=("language_model",), observed=observed
+        )
+
+    def end_profiling(self) -> Path:
+        """The language model's node times, where the settings ask for them; no more are written."""
+        return Path(self._sessions["language_model"].end_profiling())
+
+    def _run(self, graph: str, output: str, inputs: dict[str, Array]) -> Array:
+        self._weights.check_unchanged()
+        with _naming_the_graph(graph):
+            values: Array = self._sessions[graph].run([output], inputs)[0]
+        return values
+
+    def _load(self, graph: str, observed: Observed | None) -> ort.InferenceSession:
+        manifest, is_portable = self.manifest, self._settings.portable
+        path = self._directory / graph_file(graph, portable=is_portable)
+        options = self._session_options(graph)
+        check_weight_files(path, graph, manifest)
+        model: str | bytes = str(path)
+        if observed is not None:
+            import onnx
+
+            shown = onnx.load(str(path), load_external_data=False)
+            self._shown = _show(shown.graph, observed)
+            options.add_session_config_entry(_WEIGHTS_FOLDER, str(self._directory))
+            model = shown.SerializeToString()
+        try:
+            session = ort.InferenceSession(model, options, providers=PROVIDERS)
+        except Exception as error:
+            reason = str(error).splitlines()[0]
+            raise BundleMismatch(f"{path}: onnxruntime {ort.__version__} cannot load it: {reason}") from error
+        if observed is None:
+            check_fit(path, session, graph_io.signatures(manifest)[graph])
+        if graph == "language_model":
+            check_operators(path, manifest)
+        return session
+
+    def _session_options(self, graph: str) -> ort.SessionOptions:
+        settings, options = self._settings, ort.SessionOptions()
+        options.intra_op_num_threads = check_threads("threads", settings.threads) or usable_cores()
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(settings.spinning)))
+        # Errors are raised; their lines would stand among the command's own.
+        options.log_severity_level = 4
+        if graph == "language_model":
+            if settings.profile is not None:
+                options.enable_profiling, options.profile_file_prefix = True, settings.profile
+            if not settings.portable:
+                register_native_ops(options, self.manifest.ops)
+        return options
+
+
+def _show(graph: onnx.GraphProto, observed: Observed) -> dict[str, str]:
+    """What `observed` calls a value -> its name in the graph; those that it does not give yet become outputs."""
+    import onnx
+
+    shown: dict[str, str] = {}
+    for n, node in enumerate(node for node in graph.node if node.op_type == observed.operator):
+        shown |= {f"{name}.{n}": node.input[place] for name, place in observed.inputs.items()}
+        shown |= {f"{name}.{n}": node.output[place] for name, place in observed.outputs.items()}
+    known = {value.name for value in (*graph.input, *graph.output)}
+    graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(shown.values()) if name not in known)
+    return shown
 
 
 @contextmanager
@@ -169,40 +202,3 @@ def _naming_the_graph(graph: str) -> Iterator[None]:
 
 def _ort_value(value: Array) -> ort.OrtValue:
     return ort.OrtValue.ortvalue_from_numpy(value)
-
-
-def load_graph(
-    directory: Path,
-    manifest: Manifest,
-    graph: str,
-    *,
-    portable: bool = False,
-    threads: int = 0,
-    spinning: bool = False,
-) -> ort.InferenceSession:
-    """One of GRAPHS as a session.
-
-    Args:
-        portable, threads, spinning: as of `Graphs`.
-    Raises:
-        BundleMismatch: ONNX Runtime cannot load it, the native library does not fit, or the graph does not fit the
-            manifest.
-    """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = check_threads("threads", threads) or usable_cores()
-    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spinning)))
-    # Errors are raised; their lines would stand among the command's own.
-    options.log_severity_level = 4
-    if graph == "language_model" and not portable:
-        register_native_ops(options, manifest.ops)
-    path = directory / graph_file(graph, portable=portable)
-    check_weight_files(path, graph, manifest)
-    try:
-        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise BundleMismatch(f"{path}: onnxruntime {ort.__version__} cannot load it: {reason}") from error
-    check_fit(path, session, signatures(manifest)[graph])
-    if graph == "language_model":
-        check_operators(path, manifest)
-    return session

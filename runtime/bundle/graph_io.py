@@ -1,46 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names and shapes of the graphs: written by the exporter, fed by the runtime.
+"""The graphs' inputs and outputs, each written once.
 
-vision:     pixel_values [tiles, 3, S, S] (and layout_index [V] int32 for DeepSeek-VL2) -> image_features [V, H]
-embedding:  input_ids [T] int32 -> inputs_embeds [T, H]
+The exporter traces these entries, the runtime feeds them, carries the caches and checks a graph against them, the
+profiles of engines bound them, and docs/bundle.md lists them. A new input of the language model is one entry here, and
+its use in the decoder.
 
-language_model, inputs. The T rows of a call belong to B sequences, one after the other; V of them are visual tokens.
-A site s is a place where visual tokens are pruned (`Policy.sites`); the layers between two of them are a group g, whose
-caches hold S_g tokens, those of all sequences in the order in which they came.
-
-    inputs_embeds               [T, H]
-    position_ids                [T] int32, original positions, ascending within a sequence
-    sequence_ids                [T] int32, which sequence of the caches a row belongs to
-    sequence_offsets            [B + 1] int32, where in T each sequence of this call starts: 0, ..., T
-    visual_index                [V] int32, rows that are visual tokens, ascending; V = 0 when decoding
-    visual_offsets              [B + 1] int32, where in V each sequence starts: 0, ..., V
-    visual_top_k                [MoE layers] int32
-    alpha                       [sites] float32
-    method                      [1] int32, its place in `policy.METHODS`; only in comparison bundles
-    random_scores               [V] float32, the greatest are kept; only with method random in the graph
-    rater_slots                 [Q] int8, only the length counts: the last Q rows rate; only with sparsevlm, B = 1
-    keep_slots.{s}              [K_s] int8, only the length counts: visual tokens after site s
-    keep_offsets.{s}            [B + 1] int32, where in K_s each sequence starts
-    merge_slots.{s}             [M_s] int8, only the length counts: merged vectors among them; not for fastv, random
-    merge_offsets.{s}           [B + 1] int32, where in M_s each sequence starts; only for fastmmoe
-    recycle_slots.{s}           [N_s] int8, only the length counts: tokens they are made of; only for sparsevlm
-    past_key_values.{i}.key     [1, Nkv, S_g, D], .value the same; or .latent [1, S_g, rank + rope] (MLA)
-    past_position_ids.{g}       [S_g] int32, only in models with sliding layers
-    past_sequence_ids.{g}       [S_g] int32
-
-Outputs: logits [B, vocab] float32 of the last row of each sequence; present.{i}.*, present_position_ids.{g} and
-present_sequence_ids.{g} (past plus this call); kept_index.{s} int32, the rows of site s's input that survive it (a
-merged vector gives the first of its window, or the centre of its cluster).
-
-A graph exported with method "none" has neither visual_top_k nor alpha nor anything of a site.
+The T rows of a call belong to B sequences, one after the other; V of them are visual tokens. A site s is a place where
+visual tokens are pruned (`Policy.sites`); the layers between two of them are a group g, whose caches hold S_g tokens,
+those of all sequences in the order in which they came.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastmmoe.runtime.method.policy import Site
+import numpy as np
+import numpy.typing as npt
+
+from fastmmoe.runtime.method.call import Call, Chunk, offsets
+from fastmmoe.runtime.method.policy import ALL, METHODS, Policy, Site
+from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig
+
+if TYPE_CHECKING:
+    from fastmmoe.runtime.bundle.manifest import LanguageModelInfo, Manifest
+
+Array = npt.NDArray[Any]
 
 PIXEL_VALUES = "pixel_values"
 LAYOUT_INDEX = "layout_index"
@@ -62,6 +49,330 @@ LOGITS = "logits"
 KEY_VALUE = ("key", "value")
 LATENT = ("latent",)
 
+F = "F"
+"""Stands for the bundle's activation dtype."""
+OFFSETS = "offsets"
+"""The size B + 1."""
+LEAST_SIZES = {"tiles": 1, "T": 1, OFFSETS: 2}
+"""Sizes that may not be 0 -> their least value."""
+
+
+class Place(NamedTuple):
+    """Where an entry would stand. site: None outside of sites."""
+
+    info: LanguageModelInfo
+    policy: Policy
+    site: Site | None
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Which graphs, sites or layers have an input, in words and as a function."""
+
+    text: str
+    holds: Callable[[Place], bool]
+
+
+def _site_has(*methods: str) -> Condition:
+    names = ", ".join(f"`{m}`" for m in methods)
+    return Condition(f"at sites of {names}", lambda p: p.site is not None and bool({*methods} & {*p.site.methods}))
+
+
+def _graph_has(method: str) -> Condition:
+    return Condition(f"with `{method}` in the graph", lambda p: method in p.policy.methods)
+
+
+ALWAYS = Condition("", lambda place: True)
+PRUNES = Condition("not with `--method none`", lambda p: p.policy.method != "none")
+COMPARES = Condition("in comparison bundles", lambda p: p.policy.method == ALL)
+HAS_KEYS = Condition("without latent attention", lambda p: p.info.cache_parts == KEY_VALUE)
+HAS_LATENT = Condition("with multi-head latent attention", lambda p: p.info.cache_parts == LATENT)
+SLIDES = Condition("in models with sliding layers", lambda p: bool(p.info.sliding_layers))
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An input or output, or one for each site {s}, layer {i} or layer group {g}.
+
+    Attributes:
+        shape: numbers, sizes of the model, and the names of dimensions that may change.
+        dtype: NumPy's name, or F.
+        feed: its values in a call, at a site; None = an output, or a cache: empty at first, then the output of the
+            call before (`present_name`).
+    """
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+    doc: str
+    feed: Callable[[Call, int], Array] | None = None
+    only_if: Condition = ALWAYS
+
+
+def _slots(counts: Sequence[int]) -> Array:
+    return np.zeros(sum(counts), np.int8)
+
+
+VISION = (
+    Entry(PIXEL_VALUES, ("tiles", 3, "side", "side"), F, "Normalised tiles."),
+    Entry(
+        LAYOUT_INDEX,
+        ("V",),
+        "int32",
+        "DeepSeek-VL2: for every visual position a row of (features of all tiles in order, image_newline, "
+        "view_seperator).",
+    ),
+)
+EMBEDDING = (Entry(INPUT_IDS, ("T",), "int32", "Token ids."),)
+OF_CALL = (
+    Entry(
+        INPUTS_EMBEDS,
+        ("T", "H"),
+        F,
+        "Embeddings, with image features at the visual tokens.",
+        lambda call, _: np.concatenate([chunk.inputs_embeds for chunk in call.chunks]),
+    ),
+    Entry(
+        POSITION_IDS,
+        ("T",),
+        "int32",
+        "Positions in the original sequence, ascending within one.",
+        lambda call, _: call.positions(),
+    ),
+    Entry(
+        SEQUENCE_IDS,
+        ("T",),
+        "int32",
+        "Which sequence of the caches a row belongs to.",
+        lambda call, _: call.sequences(),
+    ),
+    Entry(
+        SEQUENCE_OFFSETS,
+        (OFFSETS,),
+        "int32",
+        "Where in T each sequence of this call starts.",
+        lambda call, _: offsets(call.tokens),
+    ),
+    Entry(
+        VISUAL_INDEX,
+        ("V",),
+        "int32",
+        "Rows that are visual tokens, ascending; none when decoding.",
+        lambda call, _: call.visual_index(),
+    ),
+    Entry(
+        VISUAL_OFFSETS,
+        (OFFSETS,),
+        "int32",
+        "Where in V each sequence starts.",
+        lambda call, _: offsets(call.visual_tokens),
+        PRUNES,
+    ),
+    Entry(
+        VISUAL_TOP_K,
+        ("MoE layers",),
+        "int32",
+        "Experts of a visual token, layer by layer.",
+        lambda call, _: np.array(call.schedule.visual_top_k),
+        PRUNES,
+    ),
+    Entry(
+        ALPHA,
+        ("sites",),
+        "float32",
+        "Weight of redundancy against importance.",
+        lambda call, _: np.full(len(call.policy.sites), call.alpha),
+        PRUNES,
+    ),
+    Entry(
+        METHOD,
+        (1,),
+        "int32",
+        f"The request's method: {', '.join(f'{i} {m}' for i, m in enumerate(METHODS))}.",
+        lambda call, _: np.array([call.method_number()]),
+        COMPARES,
+    ),
+    Entry(
+        RANDOM_SCORES,
+        ("V",),
+        "float32",
+        "The visual tokens of the greatest are kept.",
+        lambda call, _: call.random_scores(),
+        _graph_has("random"),
+    ),
+    Entry(
+        RATER_SLOTS,
+        ("Q",),
+        "int8",
+        "Only the length counts: the last Q rows rate; none by other methods.",
+        lambda call, _: _slots([call.rater_rows()]),
+        _graph_has("sparsevlm"),
+    ),
+)
+OF_SITE = (
+    Entry(
+        "keep_slots.{s}",
+        ("K{s}",),
+        "int8",
+        "Only the length counts: visual tokens that the site leaves.",
+        lambda call, s: _slots(call.keep(s)),
+    ),
+    Entry(
+        "keep_offsets.{s}",
+        (OFFSETS,),
+        "int32",
+        "Where in K{s} each sequence starts.",
+        lambda call, s: offsets(call.keep(s)),
+    ),
+    Entry(
+        "merge_slots.{s}",
+        ("M{s}",),
+        "int8",
+        "Only the length counts: merged vectors among them.",
+        lambda call, s: _slots(call.merge(s)),
+        _site_has("fastmmoe", "sparsevlm"),
+    ),
+    Entry(
+        "merge_offsets.{s}",
+        (OFFSETS,),
+        "int32",
+        "Where in M{s} each sequence starts.",
+        lambda call, s: offsets(call.merge(s)),
+        _site_has("fastmmoe"),
+    ),
+    Entry(
+        "recycle_slots.{s}",
+        ("N{s}",),
+        "int8",
+        "Only the length counts: tokens that become merged vectors.",
+        lambda call, s: _slots(call.recycle(s)),
+        _site_has("sparsevlm"),
+    ),
+)
+OF_LAYER = (
+    Entry("past_key_values.{i}.key", (1, "Nkv", "S{g}", "D"), F, "Cached keys after RoPE.", only_if=HAS_KEYS),
+    Entry("past_key_values.{i}.value", (1, "Nkv", "S{g}", "D"), F, "Cached values.", only_if=HAS_KEYS),
+    Entry("past_key_values.{i}.latent", (1, "S{g}", "D"), F, "Cached latents; D = rank + rope.", only_if=HAS_LATENT),
+)
+OF_GROUP = (
+    Entry("past_position_ids.{g}", ("S{g}",), "int32", "Original position of each cached token.", only_if=SLIDES),
+    Entry("past_sequence_ids.{g}", ("S{g}",), "int32", "Sequence of each cached token."),
+)
+OUTPUTS = (
+    Entry(LOGITS, ("B", "vocab"), "float32", "Of the last row of each sequence."),
+    Entry("present.*, present_*", ("as the caches",), "", "Each cache with the rows of this call added."),
+    Entry(
+        "kept_index.{s}",
+        ("T{s}",),
+        "int32",
+        "Rows of the site's input that survive it; a merged vector gives the first of its window, or the centre of its "
+        "cluster.",
+    ),
+)
+
+
+class Tensor(NamedTuple):
+    """Name, shape with the names of dimensions that may change, NumPy's name of the element type."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a graph takes and gives, in the order of its inputs; of the outputs the lengths that may change are ""."""
+
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+
+def signatures(manifest: Manifest) -> dict[str, Signature]:
+    """Graph -> its signature, as the manifest says."""
+    processor, info, dtype = manifest.processor, manifest.language_model, manifest.activation_dtype
+    is_deepseek = isinstance(processor, DeepseekVl2ProcessorConfig)
+    vision = vision_inputs(processor.tile_size, dtype, has_layout=is_deepseek)
+    return {
+        "vision": Signature(vision, [Tensor(IMAGE_FEATURES, ("", info.hidden_size), dtype)]),
+        "embedding": Signature(embedding_inputs(), [Tensor(INPUTS_EMBEDS, ("", info.hidden_size), dtype)]),
+        "language_model": Signature(
+            language_model_inputs(info, manifest.policy, dtype), _language_model_outputs(info, manifest.policy, dtype)
+        ),
+    }
+
+
+def vision_inputs(side: int, dtype: str, *, has_layout: bool) -> list[Tensor]:
+    """Of the vision graph with square tiles of this side; has_layout: DeepSeek-VL2's second input."""
+    return [_tensor(entry, {"side": side}, dtype) for entry in VISION[: 1 + has_layout]]
+
+
+def embedding_inputs() -> list[Tensor]:
+    """Of the embedding graph."""
+    return [_tensor(entry, {}, "") for entry in EMBEDDING]
+
+
+def language_model_inputs(info: LanguageModelInfo, policy: Policy, dtype: str) -> list[Tensor]:
+    """Of the language model with the policy's prune sites."""
+    sizes = _sizes(info, policy)
+    called = [_tensor(entry, sizes, dtype, s=s) for entry, s in _called(info, policy)]
+    return called + cache_inputs(info, policy, dtype)
+
+
+def cache_inputs(info: LanguageModelInfo, policy: Policy, dtype: str) -> list[Tensor]:
+    """The language model's inputs that hold what the calls before left."""
+    sizes, place = _sizes(info, policy), Place(info, policy, None)
+    found = []
+    for g, layers in enumerate(layer_groups(info.layers, policy.sites)):
+        of_layers = [(entry, i) for i in layers for entry in OF_LAYER]
+        for entry, i in [*of_layers, *((entry, 0) for entry in OF_GROUP)]:
+            if entry.only_if.holds(place):
+                found.append(_tensor(entry, sizes, dtype, i=i, g=g))
+    return found
+
+
+def feeds(info: LanguageModelInfo, call: Call) -> dict[str, Array]:
+    """The language model's inputs in a call but its caches.
+
+    Raises:
+        InvalidRequest: the call is none that the graph can do, see `Call.rater_rows`.
+    """
+    found = {}
+    for entry, s in _called(info, call.policy):
+        assert entry.feed is not None
+        value = entry.feed(call, s)
+        found[entry.name.format(s=s)] = value if entry.dtype == F else value.astype(entry.dtype, copy=False)
+    return found
+
+
+def _called(info: LanguageModelInfo, policy: Policy) -> Iterator[tuple[Entry, int]]:
+    """The entries that a call gives values, with the number of their site."""
+    for entry in OF_CALL:
+        if entry.only_if.holds(Place(info, policy, None)):
+            yield entry, 0
+    for s, site in enumerate(policy.sites):
+        for entry in OF_SITE:
+            if entry.only_if.holds(Place(info, policy, site)):
+                yield entry, s
+
+
+def _sizes(info: LanguageModelInfo, policy: Policy) -> dict[str, int]:
+    """Sizes that the model alone decides."""
+    *heads, width = info.cache_shape
+    sizes = {"H": info.hidden_size, "MoE layers": len(info.moe_layers), "sites": len(policy.sites), "D": width}
+    return sizes | dict(zip(("Nkv",), heads, strict=False))
+
+
+def _tensor(entry: Entry, sizes: dict[str, int], dtype: str, **numbers: int) -> Tensor:
+    shape = tuple(sizes.get(d, d.format(**numbers)) if isinstance(d, str) else d for d in entry.shape)
+    return Tensor(entry.name.format(**numbers), shape, dtype if entry.dtype == F else entry.dtype)
+
+
+def _language_model_outputs(info: LanguageModelInfo, policy: Policy, dtype: str) -> list[Tensor]:
+    outputs = [Tensor(LOGITS, ("", info.vocab_size), "float32")]
+    for name, shape, of_cache in cache_inputs(info, policy, dtype):
+        outputs.append(Tensor(present_name(name), tuple("" if isinstance(d, str) else d for d in shape), of_cache))
+    return outputs + [Tensor(kept_index(s), ("",), "int32") for s in range(len(policy.sites))]
+
 
 def layer_groups(layers: int, sites: Sequence[Site]) -> tuple[tuple[int, ...], ...]:
     """Layers that share a cache length: up to and including the layer of the first site, then to the next, and so on.
@@ -73,19 +384,14 @@ def layer_groups(layers: int, sites: Sequence[Site]) -> tuple[tuple[int, ...], .
     return tuple(g for g in groups if g)
 
 
-def takes_merges(site: Site) -> bool:
-    """Whether a site has merge_slots."""
-    return "fastmmoe" in site.methods or "sparsevlm" in site.methods
-
-
-def takes_merge_offsets(site: Site) -> bool:
-    """Whether a site has merge_offsets."""
-    return "fastmmoe" in site.methods
-
-
-def takes_recycling(site: Site) -> bool:
-    """Whether a site has recycle_slots."""
-    return "sparsevlm" in site.methods
+def cached_rows(info: LanguageModelInfo, policy: Policy, chunk: Chunk) -> Array:
+    """Tokens that a chunk adds to the cache of every layer, int64 [layers]: fewer after each layer with a site."""
+    rows, schedule = np.empty(info.layers, np.int64), chunk.schedule
+    for layers in layer_groups(info.layers, policy.sites):
+        before = [s for s, site in enumerate(policy.sites) if site.layer < layers[0]]
+        visual = schedule.keep[before[-1]] if before else schedule.visual_tokens
+        rows[list(layers)] = len(chunk.inputs_embeds) - schedule.visual_tokens + visual
+    return rows
 
 
 def keep_slots(site: int) -> str:

@@ -7,10 +7,9 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fastmmoe.runtime.bundle.manifest import (
     ENGINES,
@@ -28,10 +27,6 @@ from fastmmoe.runtime.bundle.manifest import (
 )
 from fastmmoe.runtime.bundle.stamps import DIRECTORY, FileState, Stamp, state_of
 from fastmmoe.runtime.errors import BundleMismatch
-from fastmmoe.runtime.machines.targets import TARGETS
-
-if TYPE_CHECKING:
-    from fastmmoe.runtime.backends.onnxruntime import Graphs
 
 PIECE_BYTES = 1 << 22
 MOST_THREADS = 4
@@ -49,18 +44,6 @@ class Bundle:
     directory: Path
     manifest: Manifest
     states: dict[str, FileState]
-
-    def load(self, *, portable: bool = False, threads: int = 0) -> Graphs:
-        """Its graphs, loaded from the files that were verified.
-
-        Raises:
-            BundleMismatch: see `Graphs`, or a file has changed since it was opened.
-        """
-        from fastmmoe.runtime.backends.onnxruntime import Graphs
-
-        graphs = Graphs(self.directory, self.manifest, portable=portable, threads=threads)
-        self.check_unchanged()
-        return graphs
 
     def check_unchanged(self) -> None:
         """Raise BundleMismatch where a file is not what it was when the bundle was opened."""
@@ -109,11 +92,13 @@ def open_bundle(directory: Path, *, verify: bool = True, say: Say = say_on_stder
     return opened
 
 
-def verify_bundle(directory: Path, say: Say = say_on_stderr) -> Iterator[str]:
+def verify_bundle(directory: Path, say: Say = say_on_stderr) -> Generator[str, None, Bundle]:
     """Check everything of a bundle, whatever its stamp says, and remember it where it is as it was exported.
 
     Yields:
         A line for each thing that was checked.
+    Returns:
+        The bundle.
     Raises:
         BundleMismatch: see `open_bundle`; where several files are damaged, it names them all.
     """
@@ -137,10 +122,7 @@ def verify_bundle(directory: Path, say: Say = say_on_stderr) -> Iterator[str]:
     engines = read_engines(directory)
     if engines is not None:
         yield _verify_engines(directory, engines, say)
-    target = TARGETS.get(manifest.target)
-    if target is not None and target.tensorrt is None:
-        opened.load()
-        yield "[✓] the graphs fit the manifest and each other"
+    return opened
 
 
 def _verify_engines(directory: Path, engines: Engines, say: Say) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +29,19 @@ def add_bundle_commands(commands: Any) -> None:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from fastmmoe.runtime.bundle.verification import verify_bundle
-
-    for line in verify_bundle(arguments.bundle):
+    for line in _verified(arguments.bundle):
         print(line, flush=True)
     return 0
+
+
+def _verified(directory: Path) -> Iterator[str]:
+    from fastmmoe.runtime.backends.load import load_backend, runs_here
+    from fastmmoe.runtime.bundle.verification import verify_bundle
+
+    bundle = yield from verify_bundle(directory)
+    if runs_here(bundle.manifest):
+        load_backend(bundle)
+        yield "[✓] the graphs fit the manifest and each other"
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

@@ -198,8 +198,8 @@ def count_layers(
             for s, site in enumerate(policy.sites):
                 if (site.layer, site.point) != (layer, point):
                     continue
-                if s in schedule.stages:
-                    flops.pruning += _stage_flops(info, policy, schedule, s, text + cached, raters)
+                if s in schedule.sites:
+                    flops.pruning += _site_flops(info, policy, schedule, s, text + cached, raters)
                 visual = schedule.keep[s]
             if point == "moe":
                 _add_feed_forward(flops, info, layer, text, visual, schedule)
@@ -260,14 +260,14 @@ def _add_feed_forward(
     flops.softmax += SOFTMAX_OPERATIONS * rows * info.num_experts
 
 
-def _stage_flops(
-    info: LanguageModelInfo, policy: Policy, schedule: Schedule, stage: int, others: int, raters: int
+def _site_flops(
+    info: LanguageModelInfo, policy: Policy, schedule: Schedule, site: int, others: int, raters: int
 ) -> int:
-    """What a stage costs by itself. Its scores are computed even where the request keeps every token.
+    """What a site costs by itself. Its scores are computed even where the request keeps every token.
 
-    others: keys in the stage's layer that are no visual tokens of this prompt.
+    others: keys in the site's layer that are no visual tokens of this prompt.
     """
-    visual, keep = (schedule.visual_tokens, *schedule.keep)[stage], schedule.keep[stage]
+    visual, keep = (schedule.visual_tokens, *schedule.keep)[site], schedule.keep[site]
     if visual == 0:
         return 0
     watched_row = 2 * info.heads * info.query_key_dim * (others + visual)
@@ -276,15 +276,15 @@ def _stage_flops(
         "fastv": watched_row,
         "sparsevlm": raters * watched_row if schedule.prunes else 0,
     }.get(schedule.method, 0)
-    if keep == visual and not schedule.merge[stage]:
+    if keep == visual and not schedule.merge[site]:
         return scores
     # Choosing is sorting: one comparison = 1 FLOP.
-    return scores + visual * (visual - 1).bit_length() + _merge_flops(info, policy, schedule, stage, visual)
+    return scores + visual * (visual - 1).bit_length() + _merge_flops(info, policy, schedule, site, visual)
 
 
-def _merge_flops(info: LanguageModelInfo, policy: Policy, schedule: Schedule, stage: int, visual: int) -> int:
-    """What a stage's merged vectors cost: finding what is alike, then averaging it."""
-    merge, recycle = schedule.merge[stage], schedule.recycle[stage]
+def _merge_flops(info: LanguageModelInfo, policy: Policy, schedule: Schedule, site: int, visual: int) -> int:
+    """What a site's merged vectors cost: finding what is alike, then averaging it."""
+    merge, recycle = schedule.merge[site], schedule.recycle[site]
     if not merge:
         return 0
     if schedule.method == "sparsevlm":

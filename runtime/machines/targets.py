@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -44,20 +45,45 @@ class TensorRT:
 
 
 @dataclass(frozen=True)
+class KernelLimits:
+    """What the kernels of FmmSparseMoE take on a target.
+
+    Attributes:
+        most_experts: of a layer.
+        columns_multiple: weight format -> what H and I are multiples of.
+    """
+
+    most_experts: int
+    columns_multiple: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Target:
     """One kind of machine.
 
     Attributes:
-        dtypes: that its kernels take, by the names a user gives; the first is the default.
+        dtypes: that a user may give, by the names a user gives; the first is the default.
+        activation_dtypes: for each of them the element type of graph boundaries and of every weight but the experts';
+            ONNX Runtime's CPU provider computes no 16-bit floats, so there a 16-bit dtype stores expert weights only.
+        expert_formats: of the routed experts' weights.
+        kernels: their limits; None = those of the operators' contract alone.
+        is_portable: bundles hold the variant whose operators have function bodies.
+        backend: what runs its bundles.
         devices: those of `DEVICES` it is for; an engine target may run on others of its compute capabilities.
-        tensorrt: None where ONNX Runtime's CPU provider runs the graphs. It computes no 16-bit floats: there a 16-bit
-            dtype is a storage type of expert weights, and every graph boundary and every other weight is float32.
+        tensorrt: how its engines are built; None where it has none.
+        next_step: what the user can do after an export; {out} is the bundle, quoted for a shell.
     """
 
     name: str
     dtypes: tuple[str, ...]
+    activation_dtypes: tuple[str, ...]
+    expert_formats: tuple[str, ...]
+    kernels: KernelLimits | None
+    is_portable: bool
+    backend: Literal["onnxruntime", "tensorrt"]
     devices: tuple[str, ...]
     tensorrt: TensorRT | None
+    next_step: str
 
 
 JETSON_ORIN = TensorRT(
@@ -82,11 +108,51 @@ RTX = TensorRT(
     is_ahead_of_time=True,
 )
 
+CUDA_KERNELS = KernelLimits(most_experts=256, columns_multiple={"float": 16, "int8": 16, "int4": 32})
+"""Those of plugins/sparse_moe/kernel.h; a test compares them."""
+
+_NO_ENGINE_RUNTIME = "This version does not run engines; to try the model here, export with --target cpu"
+
 TARGETS = {
     target.name: target
     for target in (
-        Target("cpu", ("fp32", "fp16", "bf16"), (), None),
-        Target("jetson-orin", ("fp16", "bf16"), ("orin-nano-8gb", "orin-nx-16gb", "agx-orin-64gb"), JETSON_ORIN),
-        Target("rtx", ("fp16", "bf16"), ("a100-sxm-80gb", "l4"), RTX),
+        Target(
+            name="cpu",
+            dtypes=("fp32", "fp16", "bf16"),
+            activation_dtypes=("float32", "float32", "float32"),
+            expert_formats=("float",),
+            kernels=None,
+            is_portable=True,
+            backend="onnxruntime",
+            devices=(),
+            tensorrt=None,
+            next_step="run it: fastmmoe run {out} --image a.png --prompt '...'",
+        ),
+        Target(
+            name="jetson-orin",
+            dtypes=("fp16", "bf16"),
+            activation_dtypes=("float16", "bfloat16"),
+            expert_formats=("float", "int8", "int4"),
+            kernels=CUDA_KERNELS,
+            is_portable=False,
+            backend="tensorrt",
+            devices=("orin-nano-8gb", "orin-nx-16gb", "agx-orin-64gb"),
+            tensorrt=JETSON_ORIN,
+            next_step="copy {out} to the Jetson and build its engines there: fastmmoe build {out}. "
+            + _NO_ENGINE_RUNTIME,
+        ),
+        Target(
+            name="rtx",
+            dtypes=("fp16", "bf16"),
+            activation_dtypes=("float16", "bfloat16"),
+            expert_formats=("float", "int8", "int4"),
+            kernels=CUDA_KERNELS,
+            is_portable=False,
+            backend="tensorrt",
+            devices=("a100-sxm-80gb", "l4"),
+            tensorrt=RTX,
+            next_step="the engines are there; to build them with other limits: fastmmoe build {out}. "
+            + _NO_ENGINE_RUNTIME,
+        ),
     )
 }

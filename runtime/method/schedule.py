@@ -28,7 +28,7 @@ class Schedule:
         retention: the share of visual tokens asked for. visual_tokens: V of the prompt.
         keep: visual tokens after every site of the graph. merge: merged vectors among them. recycle: tokens that
             sparsevlm makes its merged vectors of.
-        stages: the sites of the request's method; the others are identities.
+        sites: those of the request's method, its stages in order; the graph's others are identities.
         visual_top_k: experts of a visual token in every MoE layer.
     """
 
@@ -38,23 +38,23 @@ class Schedule:
     keep: tuple[int, ...]
     merge: tuple[int, ...]
     recycle: tuple[int, ...]
-    stages: tuple[int, ...]
+    sites: tuple[int, ...]
     visual_top_k: tuple[int, ...]
 
     @property
     def kept_visual_tokens(self) -> tuple[int, ...]:
         """Visual tokens after each stage of the method."""
-        return tuple(self.keep[site] for site in self.stages)
+        return tuple(self.keep[site] for site in self.sites)
 
     @property
     def merged_vectors(self) -> tuple[int, ...]:
         """Merged vectors that each stage of the method makes."""
-        return tuple(self.merge[site] for site in self.stages)
+        return tuple(self.merge[site] for site in self.sites)
 
     @property
     def prunes(self) -> bool:
         """Whether any visual token is dropped or merged."""
-        return any(self.keep[site] < self.visual_tokens or self.merge[site] for site in self.stages)
+        return any(self.keep[site] < self.visual_tokens or self.merge[site] for site in self.sites)
 
     def for_text(self) -> Schedule:
         """The schedule of rows without visual tokens: decode steps, questions without a picture."""
@@ -154,12 +154,11 @@ def plan_request(
     if visual_top_k is None:
         visual_top_k = policy.visual_top_k if chosen == "fastmmoe" and R < 1 else top_k
     experts = _experts_by_layer(visual_top_k, moe_layers, top_k)
-    sites = policy.sites
-    stages = tuple(i for i, site in enumerate(sites) if chosen in site.methods)
-    counts = _stage_counts(policy, chosen, visual_tokens, R, len(stages))
+    sites = tuple(s for s, site in enumerate(policy.sites) if chosen in site.methods)
+    stages = _stage_counts(policy, chosen, visual_tokens, R, len(sites))
     by_site, V = [], visual_tokens
-    for i in range(len(sites)):
-        by_site.append(counts[stages.index(i)] if i in stages else StageCounts(V))
+    for s in range(len(policy.sites)):
+        by_site.append(stages[sites.index(s)] if s in sites else StageCounts(V))
         V = by_site[-1].keep
     return Schedule(
         method=chosen,
@@ -168,7 +167,7 @@ def plan_request(
         keep=tuple(c.keep for c in by_site),
         merge=tuple(c.merge for c in by_site),
         recycle=tuple(c.recycle for c in by_site),
-        stages=stages,
+        sites=sites,
         visual_top_k=experts,
     )
 

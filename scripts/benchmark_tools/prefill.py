@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmark_tools.errors import BenchmarkError
-from fastmmoe.runtime.backends.feeds import Chunk
-from fastmmoe.runtime.backends.onnxruntime import Graphs
+from fastmmoe.runtime.backends.base import Backend
+from fastmmoe.runtime.backends.batch import Batch
 from fastmmoe.runtime.bundle.manifest import Manifest
+from fastmmoe.runtime.method.call import Chunk
 from fastmmoe.runtime.method.policy import Policy
 from fastmmoe.runtime.method.schedule import Schedule, plan_request
 
@@ -105,7 +106,7 @@ def _smooth_tile(rng: np.random.Generator, hidden_size: int) -> Array:
 
 
 def measure_prefills(
-    graphs: Graphs, manifest: Manifest, settings: list[Setting], prompt: Prompt, repeats: int
+    backend: Backend, manifest: Manifest, settings: list[Setting], prompt: Prompt, repeats: int
 ) -> dict[Setting, list[float]]:
     """Milliseconds of a prefill, one for each repeat.
 
@@ -117,19 +118,19 @@ def measure_prefills(
     """
     schedules = {setting: plan(manifest, setting) for setting in settings}
     order = random.Random(0)
-    _check_logits(settings, {s: _prefill(graphs, manifest, schedules[s], prompt)[0] for s in settings})
+    _check_logits(settings, {s: _prefill(backend, manifest, schedules[s], prompt)[0] for s in settings})
     times: dict[Setting, list[float]] = {setting: [] for setting in settings}
     for repeat in range(repeats):
         for setting in order.sample(settings, len(settings)):
-            times[setting].append(_prefill(graphs, manifest, schedules[setting], prompt)[1])
+            times[setting].append(_prefill(backend, manifest, schedules[setting], prompt)[1])
         print(f"repeat {repeat + 1} of {repeats}: unmodified {times[UNMODIFIED][-1]:.0f} ms", flush=True)
     return times
 
 
-def _prefill(graphs: Graphs, manifest: Manifest, schedule: Schedule, prompt: Prompt) -> tuple[Array, float]:
+def _prefill(backend: Backend, manifest: Manifest, schedule: Schedule, prompt: Prompt) -> tuple[Array, float]:
     """Logits [1, vocab] and milliseconds."""
     chunk = Chunk(0, prompt.inputs_embeds, prompt.visual_index, schedule)
-    batch = graphs.new_batch(1)
+    batch = Batch(backend)
     start = time.perf_counter()
     logits = batch.extend([chunk], alpha=manifest.policy.alpha, seed=0)
     return logits, (time.perf_counter() - start) * 1e3

@@ -15,10 +15,10 @@ import torch
 
 from fastmmoe.calibration.evaluate import FULL_MODEL, Evaluator, Outcomes, run_pack
 from fastmmoe.calibration.prompts import Prompts
-from fastmmoe.calibration.torch_model import Decoder, Outputs, TorchModel
+from fastmmoe.calibration.torch_model import Prefilled, TorchModel
 from fastmmoe.exporter.pruning.settings import PolicyOptions
-from fastmmoe.runtime.backends.feeds import NO_VISUAL_TOKENS, Chunk, call_feeds
-from fastmmoe.runtime.bundle import graph_io
+from fastmmoe.exporter.torch_backend import TorchBackend
+from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
 
 Array = npt.NDArray[Any]
 MODELS = ("dsvl2-mha", "internvl-qwen3moe", "internvl-gptoss")
@@ -26,29 +26,19 @@ PRUNED = PolicyOptions(retention=0.3)
 ANSWER_TOKENS = 2
 
 
-def step(model: TorchModel, decoder: Decoder, before: Outputs, length: int, token: int) -> Outputs:
+def step(model: TorchModel, decoder: TorchBackend, before: Prefilled, token: int) -> Prefilled:
     """One decode step of one sequence, as the runtime makes it."""
     chunk = Chunk(0, model.embed([token]), NO_VISUAL_TOKENS, model.plan(decoder.policy, 0))
-    feeds = call_feeds(decoder.policy, [chunk], [length], alpha=0.5, seed=0)
-    values = {name: torch.from_numpy(value) for name, value in feeds.items()}
-    cache = {
-        name.replace("present.", "past_key_values.").replace("present_", "past_"): value
-        for name, value in before.items()
-        if name.startswith("present")
-    }
-    with torch.no_grad():
-        outputs: Outputs = decoder.module(values | cache)
-    return outputs
+    return Prefilled(before.batch.extend([chunk], alpha=0.5), before.batch)
 
 
-def greedy(model: TorchModel, decoder: Decoder, prompts: Prompts, place: int) -> tuple[list[int], list[Array]]:
+def greedy(model: TorchModel, decoder: TorchBackend, prompts: Prompts, place: int) -> tuple[list[int], list[Array]]:
     """The tokens of an answer and one more, and the logits each was chosen from."""
-    outputs = run_pack(model, decoder, prompts, [place])
-    length, tokens, logits = len(prompts.questions[place].input_ids), [], []
-    for count in range(ANSWER_TOKENS + 1):
-        logits.append(outputs[graph_io.LOGITS][0].numpy())
+    run, tokens, logits = run_pack(model, decoder, prompts, [place]), [], []
+    for _ in range(ANSWER_TOKENS + 1):
+        logits.append(run.logits[0])
         tokens.append(int(logits[-1].argmax()))
-        outputs = step(model, decoder, outputs, length + count, tokens[-1])
+        run = step(model, decoder, run, tokens[-1])
     return tokens, logits
 
 
@@ -62,13 +52,12 @@ def test_answers_continue_a_pruned_prompt(
     model, prompts = golden_model(name), golden_prompts(name)
     decoder = model.decoder(model.resolve(PRUNED))
     expected = [greedy(model, decoder, prompts, place) for place in range(2)]
-    outputs = run_pack(model, decoder, prompts, [0, 1])
-    lengths = [len(prompts.questions[place].input_ids) for place in range(2)]
+    before = run_pack(model, decoder, prompts, [0, 1])
     # The second answer is shorter.
     answers = [expected[0][0][:2], expected[1][0][:1]]
-    logits = model.continue_with(decoder, outputs, lengths, answers)
-    layers = len(decoder.module.layers)
-    assert_close("logits", outputs[graph_io.LOGITS], np.stack([e[1][0] for e in expected]), layers)
+    logits = model.continue_with(decoder, before, answers)
+    layers = len(decoder.language_model.layers)
+    assert_close("logits", before.logits, np.stack([e[1][0] for e in expected]), layers)
     assert_close("logits", logits, np.stack([*expected[0][1][1:3], expected[1][1][1]]), layers)
 
 
@@ -112,8 +101,8 @@ def test_divergence_from_the_full_model(
     assert len(pruned.values) == 2
     logs = []
     for options in (FULL_MODEL, PolicyOptions(retention=0.05)):
-        outputs = run_pack(model, model.decoder(model.resolve(options)), prompts, [1])
-        logs.append(outputs[graph_io.LOGITS][0].double().log_softmax(0))
+        before = run_pack(model, model.decoder(model.resolve(options)), prompts, [1])
+        logs.append(torch.from_numpy(before.logits[0]).double().log_softmax(0))
     expected = float((logs[0].exp() * (logs[0] - logs[1])).sum())
     assert expected > 1e-4
     assert pruned.values[1] == pytest.approx(expected, rel=1e-2)

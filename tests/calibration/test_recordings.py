@@ -20,7 +20,6 @@ from fastmmoe.calibration.evaluate import FULL_MODEL, run_pack, run_prompts
 from fastmmoe.calibration.prompts import Prompts
 from fastmmoe.calibration.routing_statistics import record_statistics
 from fastmmoe.calibration.torch_model import TorchModel
-from fastmmoe.runtime.bundle import graph_io
 
 Array = npt.NDArray[Any]
 MODELS = ("dsvl2-mha", "dsvl2-mla", "internvl-qwen3moe", "internvl-gptoss")
@@ -75,7 +74,7 @@ def test_statistics_tell_visual_from_text_tokens(
 ) -> None:
     model, prompts = golden_model("internvl-qwen3moe"), golden_prompts("internvl-qwen3moe")
     decoder, inputs = model.decoder(model.resolve(FULL_MODEL)), []
-    experts = decoder.module.layers[4].mlp.experts
+    experts = decoder.language_model.layers[4].mlp.experts
     experts.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     run_pack(model, decoder, prompts, [0])
     with torch.no_grad():
@@ -140,7 +139,7 @@ def test_activations_are_those_of_the_model(
     model, prompts = golden_model("dsvl2-mha"), golden_prompts("dsvl2-mha")
     seen: list[Array] = []
     decoder = model.decoder(model.resolve(FULL_MODEL))
-    attention = decoder.module.layers[3].self_attn
+    attention = decoder.language_model.layers[3].self_attn
     handle = attention.o_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0].numpy()))
     for place in (0, 1):
         run_pack(model, decoder, prompts, [place])
@@ -164,7 +163,7 @@ def test_down_projections_see_the_gated_product(
     experts = model.model.graphs.language_model.layers[0].mlp.experts
     inputs: list[torch.Tensor] = []
     decoder = model.decoder(model.resolve(FULL_MODEL))
-    decoder.module.layers[0].mlp.experts.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    decoder.language_model.layers[0].mlp.experts.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     run_pack(model, decoder, prompts, [0])
     x = inputs[0]
     chosen = experts.router_logits(x).topk(model.config.moe.top_k).indices
@@ -200,6 +199,6 @@ def test_last_row_shares_nothing_with_other_prompts(
     """Packing does not change a prompt's logits beyond rounding."""
     model, prompts = golden_model("dsvl2-mla"), golden_prompts("dsvl2-mla")
     decoder = model.decoder(model.resolve(FULL_MODEL))
-    packed = run_pack(model, decoder, prompts, [0, 2])[graph_io.LOGITS].numpy()
-    alone = np.stack([run_pack(model, decoder, prompts, [place])[graph_io.LOGITS][0] for place in (0, 2)])
-    assert_close("logits", packed, alone, len(decoder.module.layers))
+    packed = run_pack(model, decoder, prompts, [0, 2]).logits
+    alone = np.stack([run_pack(model, decoder, prompts, [place]).logits[0] for place in (0, 2)])
+    assert_close("logits", packed, alone, len(decoder.language_model.layers))

@@ -25,11 +25,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from fastmmoe.runtime.backends.feeds import Chunk, call_feeds
 from fastmmoe.runtime.backends.native import register_native_ops
+from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.bundle.manifest import Manifest, read_manifest
 from fastmmoe.runtime.cli.main import main
 from fastmmoe.runtime.cost.flops import RequestFlops, count_request, vision_flops
+from fastmmoe.runtime.method.call import Call, Chunk
 from fastmmoe.runtime.method.schedule import Schedule
 
 Array = npt.NDArray[Any]
@@ -142,7 +143,7 @@ class Walk:
         self.heads, self.top_k = config["num_attention_heads"], config["num_experts_per_tok"]
         self.window, self.hidden_size = config.get("sliding_window"), config["hidden_size"]
         # A comparison bundle scores for every method; these layers are those of the request's.
-        self.scored = {sites[stage].layer for stage in schedule.stages}
+        self.scored = {sites[stage].layer for stage in schedule.sites}
         self.latent_weights: dict[str, list[Shape]] = {}
         for node in run.nodes:
             if ".self_attn/" in node.name and node.op_type == "MatMul" and node.input[1] in run.weights:
@@ -213,7 +214,8 @@ def walk_request(
     counted = count_request(manifest, tokens=tokens, visual_tokens=VISUAL, rater_rows=TEXT_AFTER, **options)
     embeds = np.random.default_rng(3).standard_normal((tokens, config["hidden_size"]), np.float32)
     chunk = Chunk(0, embeds, np.arange(TEXT_BEFORE, TEXT_BEFORE + VISUAL, dtype=np.int32), counted.schedule)
-    feeds = call_feeds(manifest.policy, [chunk], [0], alpha=manifest.policy.alpha, seed=0)
+    call = Call(manifest.policy, [chunk], [0], alpha=manifest.policy.alpha, seed=0)
+    feeds = graph_io.feeds(manifest.language_model, call)
     run = run_graph(directory, "language_model", scratch, feeds, manifest)
     return counted, Walk(run, manifest, counted.schedule, config=config)
 

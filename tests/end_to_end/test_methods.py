@@ -13,12 +13,12 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from fastmmoe.runtime.backends.feeds import Chunk
-from fastmmoe.runtime.backends.onnxruntime import Batch
+from fastmmoe.runtime.backends.batch import Batch
 from fastmmoe.runtime.cli.main import main as run_main
 from fastmmoe.runtime.conversation import Conversation
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.generation import Run
+from fastmmoe.runtime.method.call import Chunk
 from fastmmoe.runtime.method.policy import METHODS
 from fastmmoe.runtime.request.inputs import ModelInputs
 from fastmmoe.runtime.request.options import RequestOptions
@@ -152,7 +152,9 @@ def test_packed_logits_are_those_of_single_runs(
 
 def steps(model: VLM, inputs: list[ModelInputs], options: RequestOptions) -> Array:
     """Logits [steps, rows, vocab]."""
-    return np.stack([[token.logits for token in tokens] for tokens in Run(model.graphs, inputs, options).tokens()])
+    return np.stack(
+        [[token.logits for token in tokens] for tokens in Run(model.manifest, model.backend, inputs, options).tokens()]
+    )
 
 
 @pytest.mark.parametrize("method", ["none", "random"])
@@ -174,7 +176,12 @@ def test_a_second_question_equals_a_fresh_run(
     answer = [token for token in first.token_ids if token not in stop]
     ending = model.processor.follow_up("And what else is in the picture?", tokens_before=len(start.input_ids))
     ids = np.concatenate([start.input_ids, np.array(answer, np.int32), ending.input_ids])
-    run = Run(model.graphs, [ModelInputs(ids, start.visual_index, start.vision_inputs)], RequestOptions(**options))
+    run = Run(
+        model.manifest,
+        model.backend,
+        [ModelInputs(ids, start.visual_index, start.vision_inputs)],
+        RequestOptions(**options),
+    )
     fresh = [tokens[0].id for tokens in run.tokens()]
     assert list(second.token_ids) == fresh[: len(second.token_ids)]
     assert second.stats.cache_lengths == run.stats[0].cache_lengths
@@ -270,18 +277,19 @@ def test_the_native_operators_refuse_bad_visual_rows_too(
 def small_chunk(model: VLM, rows: list[int]) -> tuple[Batch, Chunk]:
     info = model.manifest.language_model
     run = Run(
-        model.graphs,
+        model.manifest,
+        model.backend,
         [ModelInputs(np.arange(12, dtype=np.int32), np.arange(2, 6, dtype=np.int32), {})],
         RequestOptions(),
     )
     embeds = np.random.default_rng(0).standard_normal((12, info.hidden_size)).astype(np.float32)
-    return model.graphs.new_batch(), Chunk(0, embeds, np.array(rows, np.int32), run.schedules[0])
+    return Batch(model.backend), Chunk(0, embeds, np.array(rows, np.int32), run.schedules[0])
 
 
 def test_sparsevlm_needs_text_to_rate_by(comparison: Callable[..., VLM]) -> None:
     model = comparison("dsvl2-mla")
     inputs = ModelInputs(np.full(30, 7, np.int32), np.arange(4, 30, dtype=np.int32), {})
-    run = Run(model.graphs, [inputs], RequestOptions(method="sparsevlm", retention=0.5))
+    run = Run(model.manifest, model.backend, [inputs], RequestOptions(method="sparsevlm", retention=0.5))
     with pytest.raises(InvalidRequest, match="the prompt ends with a visual token: sparsevlm rates by the text"):
         next(run.tokens())
 

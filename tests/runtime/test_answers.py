@@ -192,12 +192,12 @@ def test_what_a_conversation_goes_on_with(
     fed: list[list[int]] = [[]]
     batch = SimpleNamespace(lengths=[0])
 
-    def new_run(_graphs: Any, inputs: list[Any], _options: Any, _batch: Any) -> ScriptedRun:
+    def new_run(_manifest: Any, _backend: Any, inputs: list[Any], _options: Any, _batch: Any) -> ScriptedRun:
         return ScriptedRun([script], inputs, fed, [len(script)])
 
     monkeypatch.setattr("fastmmoe.runtime.conversation.Run", new_run)
-    graphs = SimpleNamespace(new_batch=lambda _count: batch)
-    vlm: Any = SimpleNamespace(processor=gpt_oss.processor, graphs=graphs)
+    monkeypatch.setattr("fastmmoe.runtime.conversation.Batch", lambda _backend: batch)
+    vlm: Any = SimpleNamespace(processor=gpt_oss.processor, manifest=None, backend=None)
     vlm.pieces = lambda run: VLM.pieces(vlm, run)
     conversation = Conversation(vlm)
     assert conversation.ask("First?").finish_reason == ("length" if is_cut else "stop")

@@ -6,13 +6,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastmmoe.runtime.backends.feeds import Chunk
 from fastmmoe.runtime.backends.finite import check_finite
 from fastmmoe.runtime.errors import NotFinite
+from fastmmoe.runtime.method.call import Chunk
 from fastmmoe.runtime.method.schedule import Schedule
 
 SCHEDULE = Schedule(
-    method="none", retention=1.0, visual_tokens=2, keep=(), merge=(), recycle=(), stages=(), visual_top_k=()
+    method="none", retention=1.0, visual_tokens=2, keep=(), merge=(), recycle=(), sites=(), visual_top_k=()
 )
 
 

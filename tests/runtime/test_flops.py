@@ -77,7 +77,7 @@ SCHEDULE = Schedule(
     keep=(2,),
     merge=(0,),
     recycle=(0,),
-    stages=(0,),
+    sites=(0,),
     visual_top_k=(1,),
 )
 FASTMMOE = policy({"fastmmoe": (1,)})
@@ -126,8 +126,8 @@ def test_a_comparison_bundle_prunes_where_the_method_does() -> None:
     """Sites of layer 0 after it (fastv) and of layer 1 before its MoE block (fastmmoe): only one of them drops."""
     every = policy({"fastmmoe": (1,), "fastv": (1,)})
     assert [site.point for site in every.sites] == ["output", "moe"]
-    by_fastv = replace(SCHEDULE, method="fastv", keep=(2, 2), merge=(0, 0), recycle=(0, 0), stages=(0,))
-    by_fastmmoe = replace(by_fastv, method="fastmmoe", keep=(3, 2), stages=(1,))
+    by_fastv = replace(SCHEDULE, method="fastv", keep=(2, 2), merge=(0, 0), recycle=(0, 0), sites=(0,))
+    by_fastmmoe = replace(by_fastv, method="fastmmoe", keep=(3, 2), sites=(1,))
     for schedule, alone in ((by_fastv, policy({"fastv": (1,)})), (by_fastmmoe, FASTMMOE)):
         same = replace(SCHEDULE, method=schedule.method)
         assert count_prefill(TOY, every, schedule, 5) == count_prefill(TOY, alone, same, 5)

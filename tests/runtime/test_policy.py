@@ -268,7 +268,7 @@ def test_only_the_sites_of_the_method_prune() -> None:
     assert (random.keep, random.merge) == ((1023, 811, 811, 644, 644, 511, 511), (0,) * 7)
     assert random.kept_visual_tokens == (811, 644, 511)
     fastv = plan(ALL, method="fastv", retention=0.5)
-    assert (fastv.keep, fastv.kept_visual_tokens, fastv.stages) == ((512,) * 7, (512,), (0,))
+    assert (fastv.keep, fastv.kept_visual_tokens, fastv.sites) == ((512,) * 7, (512,), (0,))
     none = plan(ALL, method="none")
     assert (none.keep, none.kept_visual_tokens, none.prunes) == ((1023,) * 7, (), False)
 
@@ -285,10 +285,10 @@ def test_fastv_keeps_the_rounded_share(V: int, R: float, kept: int) -> None:
 def test_sparsevlm_scales_its_list() -> None:
     """At its authors' V of 576 and last count of 110 the list is theirs; each stage adds its merged vectors."""
     schedule = plan(ALL, method="sparsevlm", visual_tokens=576, retention=110 / 576)
-    kept = [schedule.keep[s] - schedule.merge[s] for s in schedule.stages]
+    kept = [schedule.keep[s] - schedule.merge[s] for s in schedule.sites]
     assert kept == [300, 200, 110]
     # int(0.3 (576 - 300)) + 1 = 83 tokens become int(83 / 10) + 1 = 9 vectors; then V is 309.
-    assert [schedule.recycle[s] for s in schedule.stages] == [83, int(0.3 * 109) + 1, int(0.3 * (204 - 110)) + 1]
+    assert [schedule.recycle[s] for s in schedule.sites] == [83, int(0.3 * 109) + 1, int(0.3 * (204 - 110)) + 1]
     assert schedule.merged_vectors == (9, 4, 3)
     assert schedule.kept_visual_tokens == (309, 204, 113)
 

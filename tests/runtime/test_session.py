@@ -8,7 +8,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from fastmmoe.runtime.backends.onnxruntime import embed, image_features
+from fastmmoe.runtime.backends.onnxruntime import OnnxRuntime
+from fastmmoe.runtime.bundle.mapped_files import MappedFiles
 from fastmmoe.runtime.errors import FastmmoeError, RunFailed
 
 
@@ -27,14 +28,22 @@ def _session(node: str, given: str, of: int, gives: str) -> ort.InferenceSession
     return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
+def _backend(**sessions: ort.InferenceSession) -> OnnxRuntime:
+    backend = OnnxRuntime.__new__(OnnxRuntime)
+    backend._sessions, backend._weights = sessions, MappedFiles(())
+    return backend
+
+
 def test_an_operator_that_refuses_its_inputs() -> None:
-    embedding = _session("Gather", "input_ids", TensorProto.INT32, "inputs_embeds")
-    assert embed(embedding, np.array([3])).tolist() == [[6, 7]]
+    backend = _backend(
+        embedding=_session("Gather", "input_ids", TensorProto.INT32, "inputs_embeds"),
+        vision=_session("MatMul", "pixel_values", TensorProto.FLOAT, "image_features"),
+    )
+    assert backend.embed(np.array([3])).tolist() == [[6, 7]]
     with pytest.raises(
         RunFailed, match=r"^embedding: onnxruntime [\d.]+ cannot run it: [^\n]*out of data bounds[^\n]*$"
     ):
-        embed(embedding, np.array([9]))
-    vision = _session("MatMul", "pixel_values", TensorProto.FLOAT, "image_features")
+        backend.embed(np.array([9]))
     for pixels in (np.ones((1, 3), np.float32), np.ones((1, 4), np.int64)):
         with pytest.raises(FastmmoeError, match=r"^vision: onnxruntime [^\n]+$"):
-            image_features(vision, {"pixel_values": pixels})
+            backend.image_features({"pixel_values": pixels})

@@ -3,12 +3,17 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
-from fastmmoe.exporter.targets import DTYPES, NEXT_STEP, activation_dtype, choose_dtype
+from fastmmoe.exporter.targets import DTYPES, activation_dtype, choose_dtype
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.machines.devices import DEVICES
-from fastmmoe.runtime.machines.targets import TARGETS
+from fastmmoe.runtime.machines.targets import CUDA_KERNELS, TARGETS
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -23,9 +28,27 @@ def test_jetson_orin_is_every_orin_of_the_table() -> None:
     assert set(TARGETS["jetson-orin"].devices) == {name for name, device in DEVICES.items() if device.sm == 87}
 
 
-def test_the_exporter_knows_every_target_and_dtype() -> None:
-    assert NEXT_STEP.keys() == TARGETS.keys()
+def test_the_exporter_knows_every_dtype() -> None:
+    for target in TARGETS.values():
+        assert len(target.dtypes) == len(target.activation_dtypes)
+        assert set(target.activation_dtypes) <= set(DTYPES.values())
     assert {dtype for target in TARGETS.values() for dtype in target.dtypes} == DTYPES.keys()
+
+
+def test_the_limits_are_those_of_the_kernels() -> None:
+    header = (REPOSITORY / "plugins" / "sparse_moe" / "kernel.h").read_text()
+    constants = {name: int(value) for name, value in re.findall(r"constexpr int64_t (kSparseMoe\w+) = (\d+);", header)}
+    assert CUDA_KERNELS.most_experts == constants["kSparseMoeMaxExperts"]
+    depth, int4_depth = constants["kSparseMoeDepth"], constants["kSparseMoeInt4Depth"]
+    assert CUDA_KERNELS.columns_multiple == {"float": depth, "int8": depth, "int4": int4_depth}
+    assert all(target.kernels in (None, CUDA_KERNELS) for target in TARGETS.values())
+
+
+def test_what_follows_from_engines() -> None:
+    for target in TARGETS.values():
+        assert (target.tensorrt is None) == (target.backend == "onnxruntime")
+        assert target.is_portable == (target.backend == "onnxruntime")
+        assert "{out}" in target.next_step
 
 
 def test_dtypes() -> None:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from fastmmoe.runtime.backends.onnxruntime import Batch, Graphs
+from fastmmoe.runtime.backends.onnxruntime import OnnxRuntime
 from fastmmoe.runtime.bundle import stamps, verification
-from fastmmoe.runtime.bundle.manifest import MANIFEST, read_manifest, write_manifest
+from fastmmoe.runtime.bundle.manifest import GRAPHS, MANIFEST, read_manifest, write_manifest
 from fastmmoe.runtime.bundle.mapped_files import MappedFiles
 from fastmmoe.runtime.bundle.stamps import Stamp
 from fastmmoe.runtime.bundle.verification import leave_stamp, open_bundle
@@ -289,13 +289,13 @@ def test_files_are_looked_at_before_they_are_read(call: str, tmp_path: Path) -> 
     """Reading behind the new end of a mapped file that has become shorter ends the process."""
     path = tmp_path / "weights"
     path.write_bytes(bytes(100))
-    graphs, batch = Graphs.__new__(Graphs), Batch.__new__(Batch)
-    graphs._weights = batch._weights = MappedFiles([path])
+    backend = OnnxRuntime.__new__(OnnxRuntime)
+    backend._weights, backend._sessions = MappedFiles([path]), dict.fromkeys(GRAPHS)
     os.truncate(path, 10)
     calls: dict[str, Callable[[], object]] = {
-        "embed": lambda: graphs.embed(np.zeros(1)),
-        "image_features": lambda: graphs.image_features({}),
-        "extend": lambda: batch.extend([], alpha=0.5),
+        "embed": lambda: backend.embed(np.zeros(1)),
+        "image_features": lambda: backend.image_features({}),
+        "extend": lambda: backend.extend({}, {}),
     }
     with pytest.raises(BundleMismatch, match="weights: has been written to or renamed since"):
         calls[call]()

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
+
+import numpy as np
 
 from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.bundle.manifest import Limits, Manifest
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.method.policy import Site
+from fastmmoe.runtime.method.call import Chunk
+from fastmmoe.runtime.method.policy import Policy, Site
 from fastmmoe.runtime.method.schedule import Schedule, merge_count, plan_request, sparsevlm_counts
 from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig, ProcessorConfig
 
@@ -83,29 +86,41 @@ def engine_profiles(manifest: Manifest, limits: Limits) -> dict[str, tuple[Profi
 
     Inputs whose shape is fixed are not named.
     """
-    tokens = (1, _typical_tokens(limits), limits.max_tokens)
-    return {
-        "vision": (_vision(manifest, limits),),
-        "embedding": ({graph_io.INPUT_IDS: _vectors(tokens)},),
+    lengths = {
+        "vision": ({"tiles": _tiles(limits), "V": (1, _typical_visual(limits), limits.max_visual)},),
+        "embedding": ({"T": _tokens(limits)},),
         "language_model": (_prefill(manifest, limits), _decode(manifest, limits)),
+    }
+    signatures = graph_io.signatures(manifest)
+    return {
+        graph: tuple(_profile(signatures[graph].inputs, dimensions) for dimensions in profiles)
+        for graph, profiles in lengths.items()
     }
 
 
-def _shapes(lengths: Lengths, shape: Callable[[int], tuple[int, ...]]) -> TensorRange:
-    smallest, typical, greatest = (shape(length) for length in lengths)
-    return smallest, typical, greatest
+def _profile(inputs: Sequence[graph_io.Tensor], lengths: Mapping[str, Lengths]) -> Profile:
+    """The shapes of the inputs that have a dimension which may change, from the lengths of each dimension."""
+
+    def shape(tensor: graph_io.Tensor, which: int) -> tuple[int, ...]:
+        return tuple(lengths[size][which] if isinstance(size, str) else size for size in tensor.shape)
+
+    return {
+        tensor.name: (shape(tensor, 0), shape(tensor, 1), shape(tensor, 2))
+        for tensor in inputs
+        if any(isinstance(size, str) for size in tensor.shape)
+    }
 
 
-def _vectors(lengths: Lengths) -> TensorRange:
-    return _shapes(lengths, lambda length: (length,))
+def _tiles(limits: Limits) -> Lengths:
+    return 1, max(1, limits.max_tiles // 2), limits.max_tiles
+
+
+def _tokens(limits: Limits) -> Lengths:
+    return 1, min(limits.max_tokens, _typical_visual(limits) + TYPICAL_TEXT_TOKENS), limits.max_tokens
 
 
 def _typical_visual(limits: Limits) -> int:
     return max(1, limits.max_visual // 2)
-
-
-def _typical_tokens(limits: Limits) -> int:
-    return min(limits.max_tokens, _typical_visual(limits) + TYPICAL_TEXT_TOKENS)
 
 
 def _typical_schedule(manifest: Manifest, limits: Limits) -> Schedule:
@@ -115,96 +130,39 @@ def _typical_schedule(manifest: Manifest, limits: Limits) -> Schedule:
     )
 
 
-def _vision(manifest: Manifest, limits: Limits) -> Profile:
-    side = manifest.processor.tile_size
-    tiles = (1, max(1, limits.max_tiles // 2), limits.max_tiles)
-    profile = {graph_io.PIXEL_VALUES: _shapes(tiles, lambda count: (count, 3, side, side))}
-    if isinstance(manifest.processor, DeepseekVl2ProcessorConfig):
-        profile[graph_io.LAYOUT_INDEX] = _vectors((1, _typical_visual(limits), limits.max_visual))
-    return profile
-
-
-def _prefill(manifest: Manifest, limits: Limits) -> Profile:
-    """A prompt, or more of a conversation after what the caches hold."""
-    profile = _token_inputs(manifest, (1, _typical_tokens(limits), limits.max_tokens))
-    profile |= _visual_inputs(manifest, (0, _typical_visual(limits), limits.max_visual))
-    groups = graph_io.layer_groups(manifest.language_model.layers, manifest.policy.sites)
-    caches = _cache_inputs(manifest, [(0, 0, limits.max_cache)] * len(groups))
-    return profile | _slot_inputs(manifest, limits) | caches
-
-
-def _slot_inputs(manifest: Manifest, limits: Limits) -> Profile:
-    """Inputs of which only the length counts, in a prefill."""
+def _prefill(manifest: Manifest, limits: Limits) -> dict[str, Lengths]:
+    """A prompt, or more of a conversation after what the caches hold. Engines take one sequence at a time."""
     typical = _typical_schedule(manifest, limits)
-    profile: Profile = {}
+    lengths: dict[str, Lengths] = {
+        "T": _tokens(limits),
+        graph_io.OFFSETS: (2, 2, 2),
+        "V": (0, _typical_visual(limits), limits.max_visual),
+        "Q": (0, TYPICAL_TEXT_TOKENS, limits.max_tokens),
+    }
     for s, site in enumerate(manifest.policy.sites):
-        profile[graph_io.keep_slots(s)] = _vectors((0, typical.keep[s], limits.max_visual))
-        if graph_io.takes_merges(site):
-            profile[graph_io.merge_slots(s)] = _vectors((0, typical.merge[s], _most_merged(manifest, limits, site)))
-        if graph_io.takes_recycling(site):
-            most, _ = sparsevlm_counts(limits.max_visual, 0)
-            profile[graph_io.recycle_slots(s)] = _vectors((0, typical.recycle[s], most))
-    if "sparsevlm" in manifest.policy.methods:
-        profile[graph_io.RATER_SLOTS] = _vectors((0, TYPICAL_TEXT_TOKENS, limits.max_tokens))
-    return profile
+        lengths[f"K{s}"] = (0, typical.keep[s], limits.max_visual)
+        lengths[f"M{s}"] = (0, typical.merge[s], _most_merged(manifest.policy, limits, site))
+        lengths[f"N{s}"] = (0, typical.recycle[s], sparsevlm_counts(limits.max_visual, 0)[0])
+    groups = graph_io.layer_groups(manifest.language_model.layers, manifest.policy.sites)
+    return lengths | {f"S{g}": (0, 0, limits.max_cache) for g in range(len(groups))}
 
 
-def _most_merged(manifest: Manifest, limits: Limits, site: Site) -> int:
+def _most_merged(policy: Policy, limits: Limits, site: Site) -> int:
     """The most merged vectors a site can make."""
-    policy, visual = manifest.policy, limits.max_visual
-    if graph_io.takes_recycling(site):
+    visual = limits.max_visual
+    if "sparsevlm" in site.methods:
         return sparsevlm_counts(visual, 0)[1]
     return max(merge_count(visual, keep, policy.merge_ratio, policy.window) for keep in range(1, visual + 1))
 
 
-def _decode(manifest: Manifest, limits: Limits) -> Profile:
-    """One token after a prompt: no visual tokens, nothing to prune."""
-    none = (0, 0, 0)
-    profile = _token_inputs(manifest, (1, 1, 1)) | _visual_inputs(manifest, none)
-    profile |= dict.fromkeys(_slot_inputs(manifest, limits), _vectors(none))
-    text = _typical_tokens(limits) - _typical_visual(limits)
-    # Every layer with a site leaves fewer rows to the caches of the layers after it.
-    typical, visual = _typical_schedule(manifest, limits), [_typical_visual(limits)]
-    for s, site in enumerate(manifest.policy.sites):
-        following = manifest.policy.sites[s + 1 : s + 2]
-        if not following or following[0].layer != site.layer:
-            visual.append(typical.keep[s])
-    return profile | _cache_inputs(manifest, [(1, text + kept, limits.max_cache) for kept in visual])
-
-
-def _token_inputs(manifest: Manifest, tokens: Lengths) -> Profile:
-    hidden = manifest.language_model.hidden_size
-    profile = {
-        graph_io.INPUTS_EMBEDS: _shapes(tokens, lambda count: (count, hidden)),
-        graph_io.POSITION_IDS: _vectors(tokens),
-        graph_io.SEQUENCE_IDS: _vectors(tokens),
-    }
-    # Engines take one sequence at a time.
-    names = [graph_io.SEQUENCE_OFFSETS]
-    if manifest.policy.method != "none":
-        names.append(graph_io.VISUAL_OFFSETS)
-    for s, site in enumerate(manifest.policy.sites):
-        names += [graph_io.keep_offsets(s)] + [graph_io.merge_offsets(s)] * graph_io.takes_merge_offsets(site)
-    return profile | {name: _vectors((2, 2, 2)) for name in names}
-
-
-def _visual_inputs(manifest: Manifest, visual: Lengths) -> Profile:
-    profile = {graph_io.VISUAL_INDEX: _vectors(visual)}
-    if "random" in manifest.policy.methods:
-        profile[graph_io.RANDOM_SCORES] = _vectors(visual)
-    return profile
-
-
-def _cache_inputs(manifest: Manifest, lengths: Sequence[Lengths]) -> Profile:
-    """Caches of every layer group, from the lengths of each."""
-    info = manifest.language_model
-    *heads, width = info.cache_shape
-    profile: Profile = {}
-    for group, layers in enumerate(graph_io.layer_groups(info.layers, manifest.policy.sites)):
-        shapes = _shapes(lengths[group], lambda length: (1, *heads, length, width))
-        for layer in layers:
-            profile |= dict.fromkeys(graph_io.past_names(layer, info.cache_parts), shapes)
-        profile[graph_io.past_sequence_ids(group)] = _vectors(lengths[group])
-        if info.sliding_layers:
-            profile[graph_io.past_position_ids(group)] = _vectors(lengths[group])
-    return profile
+def _decode(manifest: Manifest, limits: Limits) -> dict[str, Lengths]:
+    """One token after a prompt: no visual tokens, nothing to prune; the caches hold what the prompt left."""
+    _, text_and_visual, _ = _tokens(limits)
+    prompt = Chunk(
+        0, np.empty((text_and_visual, 0)), np.arange(_typical_visual(limits)), _typical_schedule(manifest, limits)
+    )
+    rows = graph_io.cached_rows(manifest.language_model, manifest.policy, prompt)
+    lengths: dict[str, Lengths] = dict.fromkeys(_prefill(manifest, limits), (0, 0, 0))
+    lengths |= {"T": (1, 1, 1), graph_io.OFFSETS: (2, 2, 2)}
+    groups = graph_io.layer_groups(manifest.language_model.layers, manifest.policy.sites)
+    return lengths | {f"S{g}": (1, int(rows[layers[0]]), limits.max_cache) for g, layers in enumerate(groups)}

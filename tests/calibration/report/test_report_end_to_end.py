@@ -19,7 +19,7 @@ from fastmmoe.calibration.report.questions import Questions
 from fastmmoe.calibration.report.settings import Planner, Setting
 from fastmmoe.calibration.report.stages import Fate, StageTracer
 from fastmmoe.exporter.cli import main as export
-from fastmmoe.runtime.backends.onnxruntime import Batch
+from fastmmoe.runtime.backends.batch import Batch
 from fastmmoe.runtime.bundle.manifest import read_manifest, write_manifest
 from fastmmoe.runtime.cli.main import main as fastmmoe
 from fastmmoe.runtime.vlm import VLM
@@ -91,7 +91,7 @@ def test_questions_without_an_answer_are_left_out_and_counted(questions: Questio
 def test_answers_are_those_of_the_runtime(
     vlm: VLM, questions: Questions, bundle_planner: Planner, setting: Setting
 ) -> None:
-    asked = questions.ask(vlm.graphs, bundle_planner, setting, range(3))
+    asked = questions.ask(vlm.backend, bundle_planner, setting, range(3))
     options = bundle_planner.options(setting) | {"max_new_tokens": questions.max_tokens}
     expected = [vlm.generate(question.sample.messages, **options) for question in questions.items[:3]]
     assert asked == [answer.text.strip() for answer in expected]
@@ -114,7 +114,7 @@ def test_random_choices_hang_on_seed_and_picture_alone(
     pictures = [questions.items[n].picture for n in (0, 3, 6)]
     for seed in (0, 1):
         for numbers in (range(2), range(3, 4), range(6, 8)):
-            questions.ask(vlm.graphs, bundle_planner, setting, numbers, seed)
+            questions.ask(vlm.backend, bundle_planner, setting, numbers, seed)
     assert pictures == [0, 0, 1]
     one, same, other, *second = seeds
     assert one == same
@@ -123,8 +123,8 @@ def test_random_choices_hang_on_seed_and_picture_alone(
 
 def test_stages_agree_with_the_runtime(bundle: Path, vlm: VLM, questions: Questions, bundle_planner: Planner) -> None:
     setting = Setting("fastmmoe", 0.3)
-    chunk = questions.chunk(vlm.graphs, bundle_planner, setting, 0)
-    stages = StageTracer(bundle, vlm.manifest).trace(chunk)
+    chunk = questions.chunk(vlm.backend, bundle_planner, setting, 0)
+    stages = StageTracer(vlm.backend).trace(chunk)
     stats = vlm.generate(questions.items[0].sample.messages, method="fastmmoe", retention=0.3, max_new_tokens=1).stats
     assert [stage.layer for stage in stages] == [1, 2, 3]
     window, alive = vlm.manifest.policy.window, stats.visual_tokens

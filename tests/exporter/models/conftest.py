@@ -15,12 +15,13 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from fastmmoe.exporter.check.streamed import empty_cache
 from fastmmoe.exporter.checkpoint.reader import Checkpoint
+from fastmmoe.exporter.manifest import language_model_info
 from fastmmoe.exporter.model import Model, Precision
 from fastmmoe.exporter.pruning.settings import MethodOption, PolicyOptions
-from fastmmoe.runtime.backends.feeds import NO_VISUAL_TOKENS, Chunk, call_feeds
+from fastmmoe.exporter.torch_backend import TorchBackend
 from fastmmoe.runtime.bundle import graph_io
+from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Call, Chunk
 from fastmmoe.runtime.method.schedule import Schedule, plan_request
 from fastmmoe.runtime.request.images import deepseek_vl2_layout
 
@@ -130,8 +131,9 @@ class TorchModel:
         self, chunks: list[Chunk], lengths: list[int], before: Outputs | None, alpha: float = 0.5, seed: int = 0
     ) -> Outputs:
         """All outputs of one call after the call whose outputs are `before`."""
-        feeds = call_feeds(self.model.policy, chunks, lengths, alpha=alpha, seed=seed)
-        cache = empty_cache(self.model.graphs.language_model, self.model.config)
+        info, policy = language_model_info(self.model.config), self.model.policy
+        feeds = graph_io.feeds(info, Call(policy, chunks, lengths, alpha, seed))
+        cache = TorchBackend(self.model.graphs, policy, info).new_caches()
         if before is not None:
             cache = {name: before[graph_io.present_name(name)] for name in cache}
         return self.language_model({name: torch.from_numpy(value) for name, value in feeds.items()} | cache)

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from fastmmoe.exporter.pruning.settings import PolicyOptions
-from fastmmoe.runtime.backends.feeds import NO_VISUAL_TOKENS, Chunk, random_scores
 from fastmmoe.runtime.bundle import graph_io
+from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk, random_scores
 from fastmmoe.runtime.method.policy import METHODS
 from fastmmoe.runtime.method.schedule import Schedule, sparsevlm_counts
 
@@ -130,7 +130,7 @@ def test_random_keeps_the_greatest_scores_of_its_seed(comparison: Any) -> None:
     kept = {}
     for seed in (0, 1):
         outputs, rows = model.prefill(embeds, visual, schedule, seed=seed), np.arange(len(embeds))
-        for site in schedule.stages:
+        for site in schedule.sites:
             rows = rows[outputs[graph_io.kept_index(site)].numpy()]
             best = np.argsort(-random_scores(seed, 0, V))[: schedule.keep[site]]
             assert np.intersect1d(rows, visual).tolist() == sorted(visual[best].tolist())

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The modules of a model in torch, as one of the runtime's backends: for the export's check and for calibration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fastmmoe.exporter.models.decoder import LanguageModel
+from fastmmoe.exporter.models.graphs import GraphModules
+from fastmmoe.runtime.bundle import graph_io
+from fastmmoe.runtime.bundle.manifest import LanguageModelInfo
+from fastmmoe.runtime.method.policy import Policy
+
+Array = npt.NDArray[Any]
+Tensors = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class TorchBackend:
+    """See `Backend`. The parameters are float32, and there while it runs (`streamed_weights`)."""
+
+    graphs: GraphModules
+    policy: Policy
+    info: LanguageModelInfo
+
+    @property
+    def language_model(self) -> LanguageModel:
+        """The decoder with the policy's sites."""
+        return self.graphs.language_model
+
+    @torch.no_grad()
+    def image_features(self, vision_inputs: dict[str, Array]) -> Array:
+        """Features [V, H] of every visual position."""
+        inputs = {name: torch.from_numpy(value) for name, value in vision_inputs.items()}
+        features: Array = self.graphs.vision(inputs)[graph_io.IMAGE_FEATURES].numpy()
+        return features
+
+    @torch.no_grad()
+    def embed(self, input_ids: Array) -> Array:
+        """Token embeddings [T, H] of input_ids [T]."""
+        ids = torch.from_numpy(np.asarray(input_ids, np.int32))
+        embeds: Array = self.graphs.embedding({graph_io.INPUT_IDS: ids})[graph_io.INPUTS_EMBEDS].numpy()
+        return embeds
+
+    def new_caches(self) -> Tensors:
+        """Caches that hold no tokens."""
+        return {
+            name: torch.zeros([0 if isinstance(size, str) else size for size in shape], dtype=getattr(torch, dtype))
+            for name, shape, dtype in graph_io.cache_inputs(self.info, self.policy, "float32")
+        }
+
+    @torch.no_grad()
+    def extend(self, feeds: dict[str, Array], caches: Tensors) -> tuple[dict[str, Array], Tensors]:
+        """One call of the language model; see `Backend.extend`."""
+        values = {name: torch.from_numpy(value) for name, value in feeds.items()}
+        outputs: Tensors = self.graphs.language_model(values | caches)
+        carried = {name: outputs.pop(graph_io.present_name(name)) for name in caches}
+        return {name: value.numpy() for name, value in outputs.items()}, carried

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The seam between the runtime and what computes: everything above works on NumPy arrays and a `Backend`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmmoe.runtime.bundle.manifest import LanguageModelInfo
+from fastmmoe.runtime.method.policy import Policy
+
+Array = npt.NDArray[Any]
+
+Caches: TypeAlias = Any
+"""Key-value caches of some sequences, in whatever form and memory the backend keeps them."""
+
+
+class Backend(Protocol):
+    """A model's three graphs. One object may serve several threads, each with caches of its own.
+
+    Errors of a library come as RunFailed with the graph's name; files that changed under it as BundleMismatch.
+    """
+
+    @property
+    def info(self) -> LanguageModelInfo:
+        """Sizes of the language model."""
+
+    @property
+    def policy(self) -> Policy:
+        """The prune sites in its graph."""
+
+    def image_features(self, vision_inputs: dict[str, Array]) -> Array:
+        """Features [V, H] of every visual position."""
+
+    def embed(self, input_ids: Array) -> Array:
+        """Token embeddings [T, H] of input_ids [T]."""
+
+    def new_caches(self) -> Caches:
+        """Caches that hold no tokens."""
+
+    def extend(self, feeds: dict[str, Array], caches: Caches) -> tuple[dict[str, Array], Caches]:
+        """One call of the language model.
+
+        Args:
+            feeds: its inputs but the caches (`graph_io.feeds`).
+        Returns:
+            Its outputs but the caches, and the caches with the call's rows; those given must not be used again.
+        """
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Inputs and outputs of an operator's nodes, by a name and their place in the operator's contract."""
+
+    operator: str
+    inputs: Mapping[str, int]
+    outputs: Mapping[str, int] = field(default_factory=dict)
+
+
+class Observable(Backend, Protocol):
+    """A backend that can show what happens inside of its language model."""
+
+    def observe(self, observed: Observed) -> Backend:
+        """The same language model, whose `extend` also returns these values of every node of the operator.
+
+        The n-th node's are called `NAME.n`.
+        """
+
+
+def embed_prompt(backend: Backend, input_ids: Array, visual_index: Array, vision_inputs: dict[str, Array]) -> Array:
+    """Embeddings [T, H] of a prompt, with the pictures' features at its visual tokens."""
+    embeds = backend.embed(input_ids)
+    if vision_inputs:
+        embeds[visual_index] = backend.image_features(vision_inputs)
+    return np.asarray(embeds)

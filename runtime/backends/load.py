@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The backend of a bundle's target."""
+
+from __future__ import annotations
+
+from fastmmoe.runtime.backends.onnxruntime import DEFAULTS, OnnxRuntime, Settings
+from fastmmoe.runtime.bundle.manifest import Manifest
+from fastmmoe.runtime.bundle.verification import Bundle
+from fastmmoe.runtime.errors import BundleMismatch
+from fastmmoe.runtime.machines.targets import TARGETS
+
+BACKEND = "onnxruntime"
+
+
+def runs_here(manifest: Manifest) -> bool:
+    """Whether this version runs bundles of the manifest's target."""
+    return manifest.target in TARGETS and TARGETS[manifest.target].backend == BACKEND
+
+
+def load_backend(bundle: Bundle, settings: Settings = DEFAULTS) -> OnnxRuntime:
+    """Its graphs, loaded from the files that were verified.
+
+    Raises:
+        BundleMismatch: the bundle is for a target whose engines this version does not run, or a file has changed since
+            it was opened; see also `OnnxRuntime`.
+    """
+    target = bundle.manifest.target
+    if not runs_here(bundle.manifest):
+        runnable = " or ".join(name for name, known in TARGETS.items() if known.backend == BACKEND)
+        raise BundleMismatch(
+            f"{bundle.directory}: exported for {target}, which needs TensorRT engines built on the device; "
+            f"this version runs bundles exported with --target {runnable}"
+        )
+    backend = OnnxRuntime(bundle.directory, bundle.manifest, settings)
+    bundle.check_unchanged()
+    return backend
