@@ -15,7 +15,7 @@ from fastmmoe.runtime.method.policy import Policy
 
 
 class Cost:
-    """Counts what a policy costs on prompts of given sizes (spec section 5).
+    """Counts what a policy costs on prompts of given sizes (docs/flops.md).
 
     Args:
         sizes: (tokens, visual tokens) of every prompt.

@@ -30,8 +30,8 @@ class LayerStatistics(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         routing_entropy_visual, routing_entropy_text: of the routing distribution, in nats; log(experts) is even.
         expert_load_visual, expert_load_text: share of the choices that fall on each expert.
-        window_similarity: cosine of the routing of visual tokens with the mean of their window (spec section 2, s_g),
-            windows of 3; those of one token are left out.
+        window_similarity: cosine of the routing of visual tokens with the mean of their window (the redundancy of
+            docs/operators.md, FmmTokenPrune, step 2); windows of 3, those of one token left out.
         attention_on_visual: share of the last row's attention that falls on visual tokens, mean over heads; None in
             sliding layers, which never prune.
     """

@@ -25,7 +25,7 @@ Array = npt.NDArray[Any]
 
 @dataclass
 class RequestStats:
-    """What a request did. Times in milliseconds; FLOPs of the language model's prefill, as spec section 5 counts.
+    """What a request did. Times in milliseconds; FLOPs of the language model's prefill, counted by docs/flops.md.
 
     Of packed sequences each has stats of its own, in which prefill and decode steps take the time of the whole batch.
 

@@ -69,7 +69,7 @@ def draw_maps(vlm: VLM, planner: Planner, questions: Questions, claimed: Setting
 
 
 def draw_similarity(inputs: ModelInputs, config: ProcessorConfig, stages: Sequence[Stage]) -> Image.Image:
-    """A heat map for each stage: how alike the routing of a token's window is, s_g of spec section 2.
+    """A heat map for each stage: the redundancy of each token's window (docs/operators.md, FmmTokenPrune, step 2).
 
     The colours span the values found. A window of one token, which has the similarity 0 by definition, gets the least.
 

@@ -40,8 +40,8 @@ class Stage:
     Attributes:
         layer: between whose attention and MoE block it prunes.
         fates: uint8 [V], a `Fate` for each visual token of the prompt; GONE = an earlier stage dropped or merged it.
-        similarity: float32 [V], how alike the routing of its window is (s_g of spec section 2); NaN for tokens that
-            are GONE.
+        similarity: float32 [V], how alike the routing of its window is: the redundancy of docs/operators.md,
+            FmmTokenPrune, step 2. NaN for tokens that are GONE.
     """
 
     layer: int

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Default settings of a model's pruning methods and the check of those a user gives (spec sections 3 and 6)."""
+"""Default settings of a model's pruning methods and the check of those a user gives (docs/methods.md)."""
 
 from __future__ import annotations
 

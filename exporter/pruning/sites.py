@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each method does at its prune sites (spec sections 2 and 6; FastV and SparseVLM: their official code)."""
+"""What each method does at its prune sites; docs/methods.md has the rules and their sources."""
 
 from __future__ import annotations
 

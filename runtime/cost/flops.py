@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FLOPs of one request (spec section 5): one multiply-add = 2 FLOPs, attention over the causal half, MLA expanded."""
+"""FLOPs of one request, by the rules of docs/flops.md: a multiply-add is 2, attention its causal half, MLA expanded."""
 
 from __future__ import annotations
 

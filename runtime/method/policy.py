@@ -36,7 +36,7 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Pruning settings of a bundle (spec sections 3 and 6).
+    """Pruning settings of a bundle; docs/methods.md has the rules.
 
     Attributes:
         method: the pruning built into the graph; "none" is the unmodified model, "all" a comparison of every method.

@@ -16,7 +16,7 @@ import pytest
 from fastmmoe.exporter.cli import read_arguments
 from fastmmoe.exporter.config import ExportConfig
 from fastmmoe.exporter.pruning.policy_file import PolicyFile, read_policy, write_policy
-from fastmmoe.exporter.pruning.settings import PolicyModel, PolicyOptions
+from fastmmoe.exporter.pruning.settings import FAMILY_ROWS, PolicyModel, PolicyOptions
 from fastmmoe.runtime.errors import InvalidRequest
 
 POLICY = PolicyFile(
@@ -94,6 +94,13 @@ def test_every_key_is_documented() -> None:
     text = (Path(__file__).resolve().parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
     missing = [key for key in (*KEYS, *PolicyModel.__struct_fields__) if f"`{key}`" not in text]
     assert missing == []
+
+
+def test_the_defaults_of_every_family_are_documented() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    for family, row in FAMILY_ROWS.items():
+        layers = ", ".join(map(str, row.prune_layers))
+        assert f"| `{family}` | {row.layers} | {layers} | {row.alpha} | {row.merge_ratio} |" in text
 
 
 def test_its_options_are_all_its_settings() -> None:

@@ -49,7 +49,7 @@ def choose_reference(
     Returns:
         source [K] (visual token each survivor comes from, ascending), merged_length [K] (0 where a token is kept as it
         is, else its window's length) and the windows' scores c [G].
-    Source: spec section 2, steps 0 to 6.
+    Source: docs/operators.md, FmmTokenPrune, steps 0 to 6.
     """
     V = len(a)
     bad: Array = np.asarray(~np.isfinite(p).all(axis=1))

@@ -219,7 +219,7 @@ def test_default_prune_layers(config: Json, prune_layers: tuple[int, ...], alpha
 
 
 def test_class_defaults_of_deepseek_base() -> None:
-    """What its config.json leaves out (spec models.md, 1.6)."""
+    """What its config.json leaves out is the default of the official configuration class."""
     _, c = read(deepseek(DEEPSEEK_BASE))
     mla = (c.mla.kv_lora_rank, c.mla.qk_nope_head_dim, c.mla.qk_rope_head_dim, c.mla.v_head_dim)
     assert mla == (512, 128, 64, 128)

@@ -27,7 +27,7 @@ WIDTH, MLP_WIDTH, HEADS, LAYERS, HIDDEN = 32, 48, 4, 2, 64
 IMAGE, PATCH = 56, 14
 EPS, PROJECTOR_EPS = 1e-6, 1e-5
 
-# Name in the original checkpoint -> name in the Hugging Face one (spec models.md, 2.5); q, k and v are apart there.
+# Name in the original checkpoint -> name in the Hugging Face one ; q, k and v are apart there.
 HF_NAMES = (
     (r"^vision_model\.embeddings\.class_embedding$", "vision_tower.embeddings.cls_token"),
     (r"^vision_model\.embeddings\.position_embedding$", "vision_tower.embeddings.position_embeddings"),
@@ -120,7 +120,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def run_tower(tensors: dict[str, torch.Tensor], pixels: torch.Tensor) -> torch.Tensor:
-    """image_features [tiles * side^2, HIDDEN] in float64, straight from spec models.md 2.2 and 2.3."""
+    """image_features [tiles * side^2, HIDDEN] in float64, head by head, pixel shuffle by slices."""
     w = {name: tensor.double() for name, tensor in tensors.items()}
     embeddings = "vision_model.embeddings."
     tiles, side, D = len(pixels), IMAGE // PATCH, WIDTH // HEADS
@@ -174,7 +174,7 @@ GROUP_GATE = {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group":
 
 
 def expert_weights(gate: dict[str, Any], logits: torch.Tensor, bias: torch.Tensor | None, used: int) -> torch.Tensor:
-    """[E] weights of one token that uses `used` of 4 experts, straight from spec models.md 1.6 and fastmmoe.md 1."""
+    """[E] weights of one token that uses `used` of 4 experts, as docs/operators.md says (FmmSparseMoE)."""
     E, k, weights = len(logits), 4, torch.zeros_like(logits)
     if gate is SIGMOID_GATE:
         assert bias is not None
