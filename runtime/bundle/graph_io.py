@@ -83,7 +83,7 @@ def _graph_has(method: str) -> Condition:
 
 
 ALWAYS = Condition("", lambda place: True)
-PRUNES = Condition("not with `--method none`", lambda p: p.policy.method != "none")
+PRUNES = Condition("with a pruning method", lambda p: p.policy.method != "none")
 COMPARES = Condition("in comparison bundles", lambda p: p.policy.method == ALL)
 HAS_KEYS = Condition("without latent attention", lambda p: p.info.cache_parts == KEY_VALUE)
 HAS_LATENT = Condition("with multi-head latent attention", lambda p: p.info.cache_parts == LATENT)
@@ -258,9 +258,8 @@ OF_GROUP = (
     Entry("past_position_ids.{g}", ("S{g}",), "int32", "Original position of each cached token.", only_if=SLIDES),
     Entry("past_sequence_ids.{g}", ("S{g}",), "int32", "Sequence of each cached token."),
 )
-OUTPUTS = (
-    Entry(LOGITS, ("B", "vocab"), "float32", "Of the last row of each sequence."),
-    Entry("present.*, present_*", ("as the caches",), "", "Each cache with the rows of this call added."),
+OUTPUTS = (Entry(LOGITS, ("B", "vocab"), "float32", "Of the last row of each sequence."),)
+SITE_OUTPUTS = (
     Entry(
         "kept_index.{s}",
         ("T{s}",),
@@ -358,8 +357,8 @@ def _called(info: LanguageModelInfo, policy: Policy) -> Iterator[tuple[Entry, in
 def _sizes(info: LanguageModelInfo, policy: Policy) -> dict[str, int]:
     """Sizes that the model alone decides."""
     *heads, width = info.cache_shape
-    sizes = {"H": info.hidden_size, "MoE layers": len(info.moe_layers), "sites": len(policy.sites), "D": width}
-    return sizes | dict(zip(("Nkv",), heads, strict=False))
+    sizes = {"H": info.hidden_size, "vocab": info.vocab_size, "D": width} | dict(zip(("Nkv",), heads, strict=False))
+    return sizes | {"MoE layers": len(info.moe_layers), "sites": len(policy.sites)}
 
 
 def _tensor(entry: Entry, sizes: dict[str, int], dtype: str, **numbers: int) -> Tensor:
@@ -368,10 +367,11 @@ def _tensor(entry: Entry, sizes: dict[str, int], dtype: str, **numbers: int) -> 
 
 
 def _language_model_outputs(info: LanguageModelInfo, policy: Policy, dtype: str) -> list[Tensor]:
-    outputs = [Tensor(LOGITS, ("", info.vocab_size), "float32")]
-    for name, shape, of_cache in cache_inputs(info, policy, dtype):
-        outputs.append(Tensor(present_name(name), tuple("" if isinstance(d, str) else d for d in shape), of_cache))
-    return outputs + [Tensor(kept_index(s), ("",), "int32") for s in range(len(policy.sites))]
+    sizes = _sizes(info, policy)
+    outputs = [_tensor(entry, sizes, dtype) for entry in OUTPUTS]
+    outputs += [cache._replace(name=present_name(cache.name)) for cache in cache_inputs(info, policy, dtype)]
+    outputs += [_tensor(entry, sizes, dtype, s=s) for s in range(len(policy.sites)) for entry in SITE_OUTPUTS]
+    return [o._replace(shape=tuple("" if isinstance(d, str) else d for d in o.shape)) for o in outputs]
 
 
 def layer_groups(layers: int, sites: Sequence[Site]) -> tuple[tuple[int, ...], ...]:
