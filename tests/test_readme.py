@@ -33,28 +33,6 @@ def test_make_targets_exist() -> None:
         subprocess.run(["make", "-n", target], cwd=ROOT, check=True, capture_output=True)
 
 
-def test_links_exist() -> None:
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
-    assert len(links) >= 5
-    assert not [link for link in links if not leads_somewhere(link)]
-
-
-def leads_somewhere(link: str) -> bool:
-    """The file is there, and has the heading that the link names."""
-    name, _, anchor = link.partition("#")
-    path = ROOT / name
-    if not anchor or not path.is_file():
-        return path.exists() and not anchor
-    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), flags=re.M)
-    return anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-def test_a_link_to_nowhere_is_found() -> None:
-    assert leads_somewhere("docs/report.md#the-demo-model")
-    assert not leads_somewhere("docs/report.md#the-model-of-another-page")
-    assert not leads_somewhere("docs/of-another-repository.md")
-
-
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with the picture that make demo draws."""
