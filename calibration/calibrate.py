@@ -252,7 +252,8 @@ def _at_goal(setup: _Setup, options: PolicyOptions) -> PolicyOptions | None:
     if goal != "flops_reduction":
         return None
     retention = setup.cost.retention_for(setup.model.resolve(options), value)
-    return None if retention is None else replace(options, retention=retention)
+    found: dict[str, Any] = {"retention": retention}
+    return None if retention is None else replace(options, **found)
 
 
 def _flops(setup: _Setup, cost: float) -> float:
@@ -300,22 +301,11 @@ def _default_like(setup: _Setup, cost: float) -> tuple[PolicyOptions, float]:
 
 
 def _policy_file(model: TorchModel, options: PolicyOptions) -> PolicyFile:
-    policy = model.resolve(options)
-    return PolicyFile(
-        prune_layers=policy.prune_layers["fastmmoe"],
-        stage_exponents=policy.stage_exponents,
-        retention=policy.retention,
-        alpha=policy.alpha,
-        merge_ratio=policy.merge_ratio,
-        window=policy.window,
-        merge=policy.merge,
-        reduction_weights=policy.reduction_weights,
-        visual_top_k=policy.visual_top_k,
-        model=PolicyModel(
-            family=model.family,
-            layers=model.layers.count,
-            moe_layers=model.layers.moe,
-            top_k=model.layers.top_k,
-            checkpoint_identity=model.identity,
-        ),
+    found_for = PolicyModel(
+        family=model.family,
+        layers=model.layers.count,
+        moe_layers=model.layers.moe,
+        top_k=model.layers.top_k,
+        checkpoint_identity=model.identity,
     )
+    return PolicyFile.of(model.resolve(options), found_for)

@@ -18,9 +18,11 @@ from fastmmoe.exporter.models.layers import SparseMoe
 from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE
 from fastmmoe.exporter.ops.sparse_moe.torch_op import route
 from fastmmoe.exporter.ops.token_prune.reference import choose_reference, windows_reference
-from fastmmoe.exporter.pruning.settings import WINDOW, PolicyOptions
+from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.exporter.torch_backend import TorchBackend
+from fastmmoe.runtime.method.policy import SETTINGS
 
+WINDOW: int = SETTINGS["window"].default
 Array = npt.NDArray[Any]
 
 

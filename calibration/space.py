@@ -11,7 +11,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from fastmmoe.exporter.pruning.settings import Layers, PolicyOptions
-from fastmmoe.runtime.method.policy import Policy
+from fastmmoe.runtime.method.policy import SETTINGS, Policy
 from fastmmoe.runtime.method.schedule import REDUCTION_START_LAYER
 
 MOST_STAGES = 4
@@ -62,7 +62,7 @@ class Space:
         found["merge_ratio"] = FloatDistribution(*MERGE_RATIOS)
         ranges: dict[str, BaseDistribution] = dict(found)
         ranges["window"] = IntDistribution(*WINDOWS)
-        ranges["merge"] = CategoricalDistribution(("mlerp", "mean"))
+        ranges["merge"] = CategoricalDistribution(SETTINGS["merge"].choices)
         ranges["first"] = IntDistribution(0, places - 1)
         for stage in range(1, min(MOST_STAGES, places) + 1):
             ranges[f"share_{stage}"] = FloatDistribution(0.1, 1.0)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from fastmmoe import __version__
 from fastmmoe.exporter.config import DEMO, ExportConfig
@@ -24,6 +25,7 @@ from fastmmoe.runtime.cli.command import (
     saying_what_memory_lacks,
 )
 from fastmmoe.runtime.machines.targets import TARGETS
+from fastmmoe.runtime.method.policy import SETTINGS, Setting
 
 DESCRIPTION = """Export a DeepSeek-VL2 or InternVL3.5 (MoE) checkpoint to a bundle: ONNX graphs with FastMMoE inside,
 weights, tokenizer and manifest. The written graphs are checked against torch before OUT appears."""
@@ -75,8 +77,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_pruning(group: argparse._ArgumentGroup) -> None:
     """Options that are not given do not appear among the parsed ones, so that --policy keeps what it says of them."""
-    policy, rows = PolicyOptions(), FAMILY_ROWS.values()
-    method = functools.partial(group.add_argument, default=argparse.SUPPRESS)
+    rows = FAMILY_ROWS.values()
+    add = functools.partial(group.add_argument, default=argparse.SUPPRESS)
     group.add_argument(
         "--policy",
         dest="policy_file",
@@ -84,18 +86,13 @@ def _add_pruning(group: argparse._ArgumentGroup) -> None:
         metavar="FILE",
         help="policy.json of settings found for this model; options given beside it override single ones",
     )
-    method(
+    add(
         "--method",
         choices=METHOD_OPTIONS,
-        help=f"pruning in the graph; all = a comparison bundle, each request chooses (default {policy.method})",
+        help="pruning in the graph; all = a comparison bundle, each request chooses "
+        f"(default {PolicyOptions().method})",
     )
-    method(
-        "--retention",
-        type=float,
-        metavar="R",
-        help=f"default share of visual tokens to keep; each request may choose another (default {policy.retention})",
-    )
-    method(
+    add(
         "--prune-layers",
         type=_layers,
         metavar="L,L,...",
@@ -103,32 +100,22 @@ def _add_pruning(group: argparse._ArgumentGroup) -> None:
         + "; ".join(f"{','.join(map(str, r.prune_layers))} of {r.layers}" for r in rows)
         + "; scaled to other depths; fastv 2: the first layer that runs on fewer tokens; sparsevlm 2,6,15 of 32)",
     )
-    method(
+    add(
         "--expert-factor",
         type=float,
         metavar="F",
         help=f"share of the experts that visual tokens use from layer 2 on (default {EXPERT_FACTOR})",
     )
-    alphas = " / ".join(f"{r.alpha:g}" for r in rows)
-    ratios = " / ".join(f"{r.merge_ratio:g}" for r in rows)
-    method("--alpha", type=float, metavar="A", help=f"redundancy against importance (default by family: {alphas})")
-    method(
-        "--merge-ratio", type=float, metavar="M", help=f"merged windows per kept token (default by family: {ratios})"
-    )
-    method("--window", type=int, metavar="N", help=f"tokens per window (default {policy.window})")
-    method("--merge", choices=("mlerp", "mean"), help=f"default {policy.merge}")
-    method(
-        "--reduction-weights",
-        choices=("preserve_sum", "none"),
-        help="weights of the remaining experts where the model does not renormalise "
-        f"(default {policy.reduction_weights})",
-    )
-    method(
-        "--sparsevlm-positions",
-        choices=("compact", "original"),
-        help="whether sparsevlm numbers the remaining tokens anew, as its version 1.5 does "
-        f"(default {policy.sparsevlm_positions})",
-    )
+    for setting in SETTINGS.values():
+        kind: dict[str, Any] = {"choices": setting.choices} if setting.choices else {"type": setting.type}
+        kind |= {"metavar": setting.metavar} if setting.metavar else {}
+        add(f"--{setting.name.replace('_', '-')}", help=f"{setting.what} (default {_default(setting)})", **kind)
+
+
+def _default(setting: Setting) -> str:
+    if setting.default is not None:
+        return str(setting.default)
+    return "by family: " + " / ".join(f"{getattr(row, setting.name):g}" for row in FAMILY_ROWS.values())
 
 
 def read_arguments(argv: Sequence[str] | None) -> ExportConfig:

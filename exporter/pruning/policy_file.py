@@ -4,65 +4,76 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from fastmmoe import __version__
 from fastmmoe.exporter.pruning.settings import (
-    RANGES,
     PolicyModel,
     PolicyOptions,
     check_exponents,
-    check_range,
+    check_setting,
     check_visual_top_k,
     shown_numbers,
 )
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.files import write_atomically
-from fastmmoe.runtime.method.schedule import check_retention
+from fastmmoe.runtime.method.policy import SETTINGS, Policy
 from fastmmoe.runtime.strict_json import parse_strictly
 
 FORMAT = 1
+IN_FILE = tuple(setting.name for setting in SETTINGS.values() if setting.in_file)
 
 
-class PolicyFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The contents of policy.json; settings as in `Policy`, all of method fastmmoe.
+_Fields: Any = msgspec.defstruct(
+    "_Fields",
+    [
+        ("format", int, FORMAT),
+        ("method", Literal["fastmmoe"], "fastmmoe"),
+        ("prune_layers", tuple[int, ...]),
+        ("stage_exponents", tuple[float, ...]),
+        *((setting.name, setting.type) for setting in SETTINGS.values() if setting.in_file),
+        ("visual_top_k", tuple[int, ...]),
+        ("model", PolicyModel),
+    ],
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+)
+
+
+class PolicyFile(_Fields):  # type: ignore[misc]
+    """The contents of policy.json; settings (`SETTINGS`) as in `Policy`, all of method fastmmoe.
 
     Attributes:
-        format: of this file; another one is refused.
-        prune_layers: MoE layers, ascending. stage_exponents: one for each. visual_top_k: one for every MoE layer.
-        retention: default of requests.
+        format: number of this file's format; another one is refused.
+        prune_layers: MoE layers, ascending.
+        stage_exponents: one for each prune layer.
+        visual_top_k: one for every MoE layer.
         model: what the settings were found for.
     """
 
-    format: int = FORMAT
-    method: Literal["fastmmoe"] = "fastmmoe"
-    prune_layers: tuple[int, ...]
-    stage_exponents: tuple[float, ...]
-    retention: float
-    alpha: float
-    merge_ratio: float
-    window: int
-    merge: Literal["mlerp", "mean"]
-    reduction_weights: Literal["preserve_sum", "none"]
-    visual_top_k: tuple[int, ...]
-    model: PolicyModel
+    @staticmethod
+    def of(policy: Policy, model: PolicyModel) -> PolicyFile:
+        """The settings of a policy of method fastmmoe that was found for this model."""
+        return PolicyFile(
+            prune_layers=policy.prune_layers["fastmmoe"],
+            stage_exponents=policy.stage_exponents,
+            visual_top_k=policy.visual_top_k,
+            model=model,
+            **{name: getattr(policy, name) for name in IN_FILE},
+        )
 
     def options(self) -> PolicyOptions:
         """Settings of an export; `dataclasses.replace` overrides single ones."""
         return PolicyOptions(
             method=self.method,
-            retention=self.retention,
             prune_layers=self.prune_layers,
             stage_exponents=self.stage_exponents,
             visual_top_k=self.visual_top_k,
-            alpha=self.alpha,
-            merge_ratio=self.merge_ratio,
-            window=self.window,
-            merge=self.merge,
-            reduction_weights=self.reduction_weights,
             found_for=self.model,
+            **{name: getattr(self, name) for name in IN_FILE},
         )
 
     def check(self) -> None:
@@ -74,9 +85,8 @@ class PolicyFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 f"({shown_numbers(moe_layers)}), ascending"
             )
         check_exponents(self.stage_exponents, len(layers))
-        check_retention(self.retention)
-        for name in RANGES:
-            check_range(name, getattr(self, name), shown=name)
+        for name in IN_FILE:
+            check_setting(name, getattr(self, name), shown=name)
         check_visual_top_k(self.visual_top_k, len(moe_layers), self.model.top_k)
 
 

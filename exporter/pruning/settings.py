@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from dataclasses import dataclass, field, make_dataclass
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.method.policy import ALL, METHODS, Method, Policy
+from fastmmoe.runtime.method.policy import ALL, METHODS, SETTINGS, Method, Policy
 from fastmmoe.runtime.method.schedule import SPARSEVLM_COUNTS, check_retention, even_exponents, reduce_experts
-from fastmmoe.runtime.ranges import ExpertsPerToken, LayerIndex, PatchCount, Share, limits
+from fastmmoe.runtime.ranges import ExpertsPerToken, LayerIndex, limits
 from fastmmoe.runtime.ranges import Layers as LayerCount
 
 MethodOption: TypeAlias = Literal["none", "fastmmoe", "random", "fastv", "sparsevlm", "all"]
@@ -35,13 +35,9 @@ FAMILY_ROWS = {
 }
 SPARSEVLM_LAYERS, SPARSEVLM_DEPTH = (2, 6, 15), 32
 FASTV_LAYER = 2
-WINDOW = 3
 EXPERT_FACTOR = 0.5
-RETENTION = 0.5
 MOST_SHOWN = 128
 """Numbers of a list that a message holds: all layers of every published model."""
-RANGES = {"alpha": Share, "merge_ratio": Share, "window": PatchCount}
-"""Settings -> their ranges."""
 
 
 class PolicyModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -60,9 +56,17 @@ class PolicyModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     checkpoint_identity: str
 
 
-@dataclass(frozen=True)
-class PolicyOptions:
-    """What a user may set at export; None = the default of the family and the method.
+_Settings: Any = make_dataclass(
+    "_Settings",
+    [(s.name, s.type if s.default is not None else s.type | None, field(default=s.default)) for s in SETTINGS.values()],
+    frozen=True,
+    kw_only=True,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyOptions(_Settings):  # type: ignore[misc]
+    """What a user may set at export: the settings of `SETTINGS` and these; None = the default of family and method.
 
     Attributes:
         prune_layers: those of the method; with method "all", of fastmmoe and random.
@@ -73,17 +77,10 @@ class PolicyOptions:
     """
 
     method: MethodOption = "fastmmoe"
-    retention: float = RETENTION
     prune_layers: tuple[int, ...] | None = None
     stage_exponents: tuple[float, ...] | None = None
     expert_factor: float | None = None
     visual_top_k: tuple[int, ...] | None = None
-    alpha: float | None = None
-    merge_ratio: float | None = None
-    window: int = WINDOW
-    merge: Literal["mlerp", "mean"] = "mlerp"
-    reduction_weights: Literal["preserve_sum", "none"] = "preserve_sum"
-    sparsevlm_positions: Literal["compact", "original"] = "compact"
     found_for: PolicyModel | None = None
 
 
@@ -137,18 +134,15 @@ def resolve_policy(options: PolicyOptions, *, family: str, layers: Layers) -> Po
         _check_shape(options.found_for, family, layers)
     prune_layers = _prune_layers(options, row, layers)
     stages = len(prune_layers.get("fastmmoe", prune_layers.get("random", ())))
+    given = {name: getattr(options, name) for name in SETTINGS}
+    settings = {name: getattr(row, name) if value is None else value for name, value in given.items()}
+    settings["retention"] = 1.0 if options.method == "none" else float(options.retention)
     return Policy(
         method=options.method,
         prune_layers=prune_layers,
         stage_exponents=_stage_exponents(options, stages),
-        retention=1.0 if options.method == "none" else float(options.retention),
-        alpha=row.alpha if options.alpha is None else options.alpha,
-        merge_ratio=row.merge_ratio if options.merge_ratio is None else options.merge_ratio,
-        window=options.window,
-        merge=options.merge,
         visual_top_k=_visual_top_k(options, layers),
-        reduction_weights=options.reduction_weights,
-        sparsevlm_positions=options.sparsevlm_positions,
+        **settings,
     )
 
 
@@ -157,10 +151,10 @@ def check_options(options: PolicyOptions) -> None:
     _check_method(options)
     check_retention(options.retention)
     _check_types(options)
-    for name in RANGES:
+    for name in SETTINGS:
         value = getattr(options, name)
         if value is not None:
-            check_range(name, value, shown=f"--{name.replace('_', '-')}")
+            check_setting(name, value, shown=f"--{name.replace('_', '-')}")
     factor = options.expert_factor
     if factor is not None and not 0 < factor <= 1:
         raise InvalidRequest(f"--expert-factor {factor}: expected a number in (0, 1]")
@@ -299,11 +293,15 @@ def check_visual_top_k(visual_top_k: tuple[int, ...], count: int, top_k: int) ->
         )
 
 
-def check_range(name: str, value: float, *, shown: str) -> None:
-    """Raise InvalidRequest unless the value is in its row of RANGES; shown: what the message calls it."""
-    low, _, high = limits(RANGES[name])
-    if not low <= value <= high:
-        raise InvalidRequest(f"{shown} {value}: expected {low} to {high}")
+def check_setting(name: str, value: Any, *, shown: str) -> None:
+    """Raise InvalidRequest unless a number is in the setting's range; shown: what the message calls it."""
+    setting = SETTINGS[name]
+    if name == "retention":
+        check_retention(value)
+    elif not setting.choices:
+        low, _, high = limits(setting.kind)
+        if not low <= value <= high:
+            raise InvalidRequest(f"{shown} {value}: expected {low} to {high}")
 
 
 def shown_numbers(value: object) -> str:

@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeAlias
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -35,6 +36,40 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     methods: tuple[Method, ...]
 
 
+@dataclass(frozen=True)
+class Setting:
+    """A field of `Policy` that a user gives by its name: at export, in a policy file, on the command line.
+
+    Attributes:
+        kind: annotation of the field, with its range or its choices.
+        what: it is, as help texts and documents say it.
+        default: of an export; None = that of the model's family.
+        metavar: what stands for a number in a help text.
+        in_file: a policy file holds it.
+    """
+
+    name: str
+    kind: Any
+    what: str
+    default: Any
+    metavar: str
+    in_file: bool
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The legal words; empty for numbers."""
+        return get_args(get_args(self.kind)[0])
+
+    @property
+    def type(self) -> Any:
+        """float, int or the choices, without a range."""
+        return get_args(self.kind)[0]
+
+
+def _setting(what: str, *, default: Any = None, metavar: str = "", in_file: bool = True) -> Meta:
+    return Meta(description=what, extra={"default": default, "metavar": metavar, "in_file": in_file})
+
+
 class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Pruning settings of a bundle; docs/methods.md has the rules.
 
@@ -45,26 +80,37 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             sparsevlm: layers after which tokens are pruned.
         stage_exponents: e_s of fastmmoe and random, one for each of their prune layers, ascending, in (0, 1], the last
             1: at retention R stage s leaves the share R^e_s. Empty without these methods.
-        retention: default share of visual tokens left after the last stage, in (0, 1].
-        alpha: weight of redundancy against importance. merge_ratio: merged windows per kept token.
-        window: tokens per window. merge: vector of a merged window.
         visual_top_k: experts of a visual token in every MoE layer, by fastmmoe at a retention below 1.
-        reduction_weights: rule for the kept weights where the model does not renormalise.
-        sparsevlm_positions: after a stage of sparsevlm, "compact" = tokens are numbered anew (v1.5), "original" = they
-            keep their numbers (v2.0).
+
+    The others are settings (`SETTINGS`), each said at its place. A new one is one field here, and its use.
     """
 
     method: Literal["none", "fastmmoe", "random", "fastv", "sparsevlm", "all"]
     prune_layers: dict[Method, PruneLayers]
     stage_exponents: Exponents
-    retention: PositiveShare
-    alpha: Share
-    merge_ratio: Share
-    window: PatchCount
-    merge: Literal["mlerp", "mean"]
+    retention: Annotated[
+        PositiveShare,
+        _setting(
+            "share of visual tokens left after the last stage where a request names none", default=0.5, metavar="R"
+        ),
+    ]
+    alpha: Annotated[Share, _setting("weight of redundancy against importance", metavar="A")]
+    merge_ratio: Annotated[Share, _setting("merged windows per kept token", metavar="M")]
+    window: Annotated[PatchCount, _setting("tokens per window", default=3, metavar="N")]
+    merge: Annotated[Literal["mlerp", "mean"], _setting("vector of a merged window", default="mlerp")]
     visual_top_k: LayerExperts
-    reduction_weights: Literal["preserve_sum", "none"]
-    sparsevlm_positions: Literal["compact", "original"]
+    reduction_weights: Annotated[
+        Literal["preserve_sum", "none"],
+        _setting("weights of the remaining experts where the model does not renormalise", default="preserve_sum"),
+    ]
+    sparsevlm_positions: Annotated[
+        Literal["compact", "original"],
+        _setting(
+            "after a stage of sparsevlm tokens are numbered anew, as its version 1.5 does, or keep their numbers",
+            default="compact",
+            in_file=False,
+        ),
+    ]
 
     @property
     def methods(self) -> tuple[Method, ...]:
@@ -88,6 +134,18 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             for (layer, point, _), methods in sorted(found.items())
         )
 
+
+def _settings() -> dict[str, Setting]:
+    found = {}
+    for name, kind in get_type_hints(Policy, include_extras=True).items():
+        meta = get_args(kind)[-1] if get_origin(kind) is Annotated else None
+        if isinstance(meta, Meta) and meta.extra is not None and meta.description is not None:
+            found[name] = Setting(name, kind, meta.description, **meta.extra)
+    return found
+
+
+SETTINGS = _settings()
+"""The settings among a policy's fields, by name."""
 
 # They sort in the order in which a layer has them.
 _MOE, _OUTPUT = "1 moe", "2 output"
