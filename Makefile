@@ -20,7 +20,7 @@ CXX_SOURCES := $(sort $(shell find plugins tests -name '*.cpp' -o -name '*.h' -o
 BUILD_INPUTS := fastmmoe/__init__.py $(wildcard plugins/CMakeLists.txt plugins/cmake/* scripts/fetch_*.sh)
 PLUGIN_SOURCES := $(filter-out plugins/testing/% tests/%,$(CXX_SOURCES))
 PLUGIN_INPUTS := $(PLUGIN_SOURCES) $(BUILD_INPUTS) scripts/build_plugins.sh
-CPU_SOURCES := $(filter-out plugins/tensorrt/% plugins/onnxruntime/cuda/% %.cu %.cuh,$(PLUGIN_SOURCES))
+CPU_SOURCES := $(filter-out plugins/tensorrt/% $(addsuffix /%,$(wildcard plugins/*/cuda)),$(PLUGIN_SOURCES))
 NATIVE_INPUTS := $(CPU_SOURCES) $(BUILD_INPUTS) scripts/build_native.sh
 JETSON_PLUGIN := plugins/lib/aarch64/libfastmmoe_trt.so
 ifeq ($(shell uname -m),aarch64)

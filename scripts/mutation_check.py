@@ -32,8 +32,8 @@ EXPERTS, ROUTING, PRUNING = (
     for name in ("sparse_moe_experts", "sparse_moe_emulated", "token_prune_emulated")
 )
 TESTS = {
-    "sparse_moe/route.cuh": (ROUTING, EXPERTS),
-    "sparse_moe/sort.cuh": (ROUTING, EXPERTS),
+    "sparse_moe/cuda/route.cuh": (ROUTING, EXPERTS),
+    "sparse_moe/cuda/sort.cuh": (ROUTING, EXPERTS),
     "sparse_moe": (EXPERTS, ROUTING),
     "token_prune": (PRUNING,),
     "common": (PRUNING, ROUTING, EXPERTS),
@@ -50,9 +50,9 @@ DEFINITION = "ptx.cuh"
 # Places whose removal changes no result, and why they stay.
 ORDERS_MEMORY = "lanes meet in a warp function anyway; this orders their accesses to memory, which is not emulated"
 REDUNDANT = {
-    "sparse_moe/route.cuh#2": ORDERS_MEMORY,
-    "sparse_moe/sort.cuh#2": ORDERS_MEMORY,
-    "sparse_moe/sort.cuh#8": ORDERS_MEMORY,
+    "sparse_moe/cuda/route.cuh#2": ORDERS_MEMORY,
+    "sparse_moe/cuda/sort.cuh#2": ORDERS_MEMORY,
+    "sparse_moe/cuda/sort.cuh#8": ORDERS_MEMORY,
 }
 
 
@@ -80,7 +80,7 @@ class Site:
 
 def sites_of(folder: Path) -> list[Site]:
     """Every place in the kernels and in what they share; comments do not count."""
-    files = [*folder.glob("sparse_moe/*.cu*"), *folder.glob("token_prune/*.cu*"), *folder.glob("common/cuda/*")]
+    files = [*folder.glob("*/cuda/*.cu*"), *folder.glob("common/cuda/*.h")]
     sites = []
     for path in sorted(files):
         if path.name == DEFINITION:

@@ -10,7 +10,7 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   set(avx512_flags -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma)
 endif()
 foreach(isa IN LISTS isas)
-  add_library(gemm_${isa} OBJECT sparse_moe/gemm_kernel.cpp)
+  add_library(gemm_${isa} OBJECT sparse_moe/cpu/gemm_kernel.cpp)
   target_include_directories(gemm_${isa} PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}")
   target_compile_definitions(gemm_${isa} PRIVATE FASTMMOE_ISA=${isa})
   target_compile_options(gemm_${isa} PRIVATE -Wall -Wextra -ffp-contract=fast ${${isa}_flags})
@@ -22,10 +22,10 @@ add_library(fastmmoe_ort SHARED
   onnxruntime/register.cpp
   onnxruntime/sparse_moe_op.cpp
   onnxruntime/token_prune_op.cpp
-  sparse_moe/cpu.cpp
-  sparse_moe/gemm.cpp
-  sparse_moe/route.cpp
-  token_prune/cpu.cpp
+  sparse_moe/cpu/kernel.cpp
+  sparse_moe/cpu/gemm.cpp
+  sparse_moe/cpu/route.cpp
+  token_prune/cpu/kernel.cpp
   ${gemm_objects}
   $<TARGET_OBJECTS:fastmmoe_nodes>)
 target_include_directories(fastmmoe_ort PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}")

@@ -11,8 +11,4 @@ namespace fastmmoe {
 /// argument, so that they know no framework; their results do not depend on how many threads it has.
 using ParallelFor = std::function<void(int64_t count, const std::function<void(int64_t)>& body)>;
 
-inline int64_t divide_up(int64_t numerator, int64_t denominator) {
-  return (numerator + denominator - 1) / denominator;
-}
-
 }  // namespace fastmmoe

@@ -2,6 +2,7 @@
 #include "contract/float_type.h"
 #include "onnxruntime/glue.h"
 #include "onnxruntime/ops.h"
+#include "sparse_moe/cpu/kernel.h"
 #include "sparse_moe/node.h"
 
 namespace fastmmoe {

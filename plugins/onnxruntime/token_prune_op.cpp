@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "onnxruntime/glue.h"
 #include "onnxruntime/ops.h"
+#include "token_prune/cpu/kernel.h"
 #include "token_prune/kernel_params.h"
 
 namespace fastmmoe {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #include <utility>
 
-#include "sparse_moe/kernel_params.h"
+#include "sparse_moe/cuda/kernel_params.h"
 #include "tensorrt/plugins.h"
 
 namespace fastmmoe {

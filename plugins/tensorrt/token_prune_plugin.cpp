@@ -2,7 +2,7 @@
 #include <utility>
 
 #include "tensorrt/plugins.h"
-#include "token_prune/kernel.h"
+#include "token_prune/cuda/kernel.h"
 #include "token_prune/kernel_params.h"
 
 namespace fastmmoe {

@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// FmmTokenPrune: routing-aware pruning of visual tokens between attention and MoE. cpu.cpp and kernel.cu take
-// the same parameters.
-// Letters: B sequences, T tokens, V visual tokens, K of them survive, M windows are merged, H hidden, E
-// experts.
+// FmmTokenPrune: routing-aware pruning of visual tokens between attention and MoE. The kernels of CPU and
+// CUDA take the same parameters. Letters: B sequences, T tokens, V visual tokens, K of them survive, M
+// windows are merged, H hidden, E experts.
 #pragma once
 
 #include <cstdint>
 
 #include "common/half.h"
-#include "common/parallel.h"
 
 namespace fastmmoe {
 
@@ -43,9 +41,5 @@ struct TokenPruneParams {
 
 /// The most windows that may be merged when K of V tokens survive.
 int64_t merge_capacity(int64_t V, int64_t K, int64_t window);
-
-/// Writes the four outputs; the same bit for bit for any number of threads. type must be kFloat. K = V
-/// copies. Source: FastMMoE (arXiv 2511.17885). Ties: the smaller index. O(V E + V log V + T H).
-void token_prune_cpu(const TokenPruneParams& params, const ParallelFor& parallel_for);
 
 }  // namespace fastmmoe

@@ -109,7 +109,7 @@ RTX = TensorRT(
 )
 
 CUDA_KERNELS = KernelLimits(most_experts=256, columns_multiple={"float": 16, "int8": 16, "int4": 32})
-"""Those of plugins/sparse_moe/kernel.h; a test compares them."""
+"""Those of plugins/sparse_moe/cuda/kernel.h; a test compares them."""
 
 _NO_ENGINE_RUNTIME = "This version does not run engines; to try the model here, export with --target cpu"
 

@@ -12,7 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from sass_tools.binaries import KernelCode
+from sass_tools.binaries import KernelCode, object_name
 from sass_tools.launches import FOLDER, Case, Launch, build_folder, compiler, run_cases
 from sass_tools.toolchain import REPOSITORY, ReportError, run
 
@@ -69,7 +69,7 @@ def count_steps(offsets: list[int], size: int) -> tuple[int, int]:
 def _build(sources: list[Path], folder: Path) -> Path:
     run(["bash", REPOSITORY / "scripts" / "build_emulator.sh"])
     emulated = [*compiler(), "-DFASTMMOE_EMULATOR", "-fno-tree-vectorize", "-ffp-contract=off"]
-    objects = [folder / f"{source.parent.name}-{source.stem}.o" for source in sources]
+    objects = [folder / f"{object_name(source)}.o" for source in sources]
     for source, output in zip(sources, objects, strict=True):
         run([*emulated, "-fsanitize=thread", "-x", "c++", "-c", source, "-o", output])
     program = folder / "trace"

@@ -57,7 +57,12 @@ class KernelCode:
 
 def cuda_sources() -> list[Path]:
     """The sources of all kernels."""
-    return sorted(PLUGINS.glob("*/*.cu"))
+    return sorted(PLUGINS.glob("*/cuda/*.cu"))
+
+
+def object_name(source: Path) -> str:
+    """The name of a source's object file, without its end: sparse_moe-kernel."""
+    return f"{source.parents[1].name}-{source.stem}"
 
 
 def compile_source(source: Path, arch: int, output: Path) -> str:
@@ -86,7 +91,7 @@ def compile_all(archs: list[int]) -> dict[int, list[Path]]:
 
     def compile_one(task: tuple[Path, int]) -> Path:
         source, arch = task
-        output = folder / f"{source.parent.name}-{source.stem}-{arch}.o"
+        output = folder / f"{object_name(source)}-{arch}.o"
         log = output.with_suffix(".log")
         if not log.exists():
             said = compile_source(source, arch, output)

@@ -13,8 +13,8 @@
 #include <sstream>
 #include <string>
 
-#include "sparse_moe/kernel.h"
-#include "token_prune/kernel.h"
+#include "sparse_moe/cuda/kernel.h"
+#include "token_prune/cuda/kernel.h"
 
 namespace {
 

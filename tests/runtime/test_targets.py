@@ -36,7 +36,7 @@ def test_the_exporter_knows_every_dtype() -> None:
 
 
 def test_the_limits_are_those_of_the_kernels() -> None:
-    header = (REPOSITORY / "plugins" / "sparse_moe" / "kernel.h").read_text()
+    header = (REPOSITORY / "plugins" / "sparse_moe" / "cuda" / "kernel.h").read_text()
     constants = {name: int(value) for name, value in re.findall(r"constexpr int64_t (kSparseMoe\w+) = (\d+);", header)}
     assert CUDA_KERNELS.most_experts == constants["kSparseMoeMaxExperts"]
     depth, int4_depth = constants["kSparseMoeDepth"], constants["kSparseMoeInt4Depth"]

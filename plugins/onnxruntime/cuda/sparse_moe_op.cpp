@@ -2,7 +2,7 @@
 #include "onnxruntime/cuda/device.h"
 #include "onnxruntime/glue.h"
 #include "onnxruntime/ops.h"
-#include "sparse_moe/kernel_params.h"
+#include "sparse_moe/cuda/kernel_params.h"
 
 namespace fastmmoe {
 namespace {

@@ -2,7 +2,7 @@
 #include "onnxruntime/cuda/device.h"
 #include "onnxruntime/glue.h"
 #include "onnxruntime/ops.h"
-#include "token_prune/kernel.h"
+#include "token_prune/cuda/kernel.h"
 #include "token_prune/kernel_params.h"
 
 namespace fastmmoe {

@@ -106,7 +106,7 @@ def emulated_op(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Emu
 
     def build(name: str) -> EmulatedOp:
         library = tmp_path_factory.mktemp("cuda") / f"lib{name}.so"
-        sources = [*sorted((PLUGINS / name).glob("*.cu")), Path(__file__).with_name(f"{name}_abi.cpp")]
+        sources = [*sorted((PLUGINS / name / "cuda").glob("*.cu")), Path(__file__).with_name(f"{name}_abi.cpp")]
         command = [str(REPOSITORY / "scripts" / "build_emulator.sh"), str(library), *map(str, sources)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // C entry points of the FmmSparseMoE kernels for the tests.
-#include "sparse_moe/kernel.h"
+#include "sparse_moe/cuda/kernel.h"
 #include "testing/emulator/entry.h"
 
 extern "C" {

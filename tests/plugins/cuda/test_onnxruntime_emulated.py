@@ -71,7 +71,7 @@ def library(ort_headers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
         wrapper = folder / source.replace("/", "_")
         wrapper.write_text(f'{definitions}#include "{PLUGINS / source}"\n', encoding="utf-8")
         wrappers.append(str(wrapper))
-    kernels = sorted(str(path) for path in PLUGINS.glob("*/*.cu"))
+    kernels = sorted(str(path) for path in PLUGINS.glob("*/cuda/*.cu"))
     output = folder / "libfastmmoe_ort_cuda.so"
     done = subprocess.run(
         [str(REPOSITORY / "scripts" / "build_emulator.sh"), str(output), *kernels, *wrappers],

@@ -22,7 +22,7 @@ from fastmmoe.runtime.errors import FastmmoeError
 from fastmmoe.runtime.machines.devices import DEVICES, Device
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-PRUNE_KERNEL = REPOSITORY / "plugins" / "token_prune" / "kernel.cu"
+PRUNE_KERNEL = REPOSITORY / "plugins" / "token_prune" / "cuda" / "kernel.cu"
 sys.path.append(str(REPOSITORY / "scripts"))
 
 report = importlib.import_module("sass_report")
@@ -69,7 +69,7 @@ int main() {
 # In place of plugins/sparse_moe, whose sources take longer to compile.
 NO_SPARSE_MOE = """
 #include <stdexcept>
-#include "sparse_moe/kernel.h"
+#include "sparse_moe/cuda/kernel.h"
 size_t fastmmoe::sparse_moe_workspace_bytes(const SparseMoeKernelParams&) { return 0; }
 void fastmmoe::launch_sparse_moe(const SparseMoeKernelParams&, void*, cudaStream_t) {
   throw std::runtime_error("no FmmSparseMoE here");
@@ -266,7 +266,7 @@ def test_unknown_kernels_are_refused() -> None:
 
 
 def test_all_kernels_in_the_sources_have_a_phase_and_are_in_the_document() -> None:
-    text = "".join(path.read_text("utf-8") for path in (REPOSITORY / "plugins").glob("*/*.cu*"))
+    text = "".join(path.read_text("utf-8") for path in (REPOSITORY / "plugins").glob("*/cuda/*.cu*"))
     names = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(", text)
     assert len(names) > 8
     assert {roofline.phase_of(name) for name in names} == {*roofline.MOE_PHASES, roofline.PRUNE}

@@ -15,7 +15,7 @@ import pytest
 Array = npt.NDArray[Any]
 Maker = Callable[..., dict[str, Array]]
 
-KERNELS = Path(__file__).resolve().parents[3] / "plugins" / "sparse_moe"
+KERNELS = Path(__file__).resolve().parents[3] / "plugins" / "sparse_moe" / "cuda"
 SCORING_FUNCS = ("softmax", "sigmoid", "topk_softmax")
 TOPK_METHODS = ("greedy", "group_limited_greedy", "noaux_tc")
 SEED = 1

@@ -21,7 +21,7 @@ Array = npt.NDArray[Any]
 Maker = Callable[..., dict[str, Array]]
 
 REPOSITORY = Path(__file__).resolve().parents[3]
-KERNEL = REPOSITORY / "plugins" / "token_prune" / "kernel.cu"
+KERNEL = REPOSITORY / "plugins" / "token_prune" / "cuda" / "kernel.cu"
 MLERP: dict[str, Any] = {"window": 3, "merge": "mlerp"}
 
 # Of the output's greatest value; the order is that of the enumeration FloatType.

@@ -2,7 +2,7 @@
 // C entry points of the FmmTokenPrune kernel for the tests.
 #include "common/cuda/device.cuh"
 #include "testing/emulator/entry.h"
-#include "token_prune/kernel.h"
+#include "token_prune/cuda/kernel.h"
 
 extern "C" {
 

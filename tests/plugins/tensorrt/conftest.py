@@ -269,8 +269,10 @@ def host(tmp_path_factory: pytest.TempPathFactory, tensorrt_include: str) -> Hos
     folder = tmp_path_factory.mktemp("tensorrt")
     options = ["-isystem", tensorrt_include, f'-DFASTMMOE_VERSION="{__version__}"']
     glue = [*PLUGINS.glob("tensorrt/*.cpp"), *PLUGINS.glob("contract/*.cpp"), *PLUGINS.glob("*/node.cpp")]
-    kernels = [*PLUGINS.glob("sparse_moe/*.cu"), *PLUGINS.glob("token_prune/*.cu")]
-    sources = {"plugin.so": [*glue, *kernels], "harness.so": [*PLUGINS.glob("testing/harness/*.cpp")]}
+    sources = {
+        "plugin.so": [*glue, *PLUGINS.glob("*/cuda/*.cu")],
+        "harness.so": [*PLUGINS.glob("testing/harness/*.cpp")],
+    }
 
     def build(name: str) -> None:
         _script("build_emulator.sh", str(folder / name), *options, *map(str, sources[name]))

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "sparse_moe/gemm.h"
+#include "sparse_moe/cpu/gemm.h"
 
 namespace fastmmoe {
 

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 // Sums are taken in double and rounded to float before anything is compared, so that a choice depends on the
 // values and not on the order of additions.
+#include "token_prune/cpu/kernel.h"
+
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numeric>
 #include <vector>
 
+#include "common/divide.h"
 #include "common/order.h"
 #include "contract/tables.h"
-#include "token_prune/params.h"
 
 namespace fastmmoe {
 namespace {

@@ -4,7 +4,7 @@
 #include <limits>
 
 #include "contract/float_type.h"
-#include "sparse_moe/kernel.h"
+#include "sparse_moe/cuda/kernel.h"
 #include "sparse_moe/node.h"
 
 namespace fastmmoe::sparse_moe {

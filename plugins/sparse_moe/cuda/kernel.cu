@@ -7,11 +7,12 @@
 
 #include "common/check.h"
 #include "common/cuda/launch.h"
-#include "sparse_moe/combine.cuh"
-#include "sparse_moe/experts.h"
-#include "sparse_moe/kernel.h"
-#include "sparse_moe/route.cuh"
-#include "sparse_moe/sort.cuh"
+#include "common/divide.h"
+#include "sparse_moe/cuda/combine.cuh"
+#include "sparse_moe/cuda/experts.h"
+#include "sparse_moe/cuda/kernel.h"
+#include "sparse_moe/cuda/route.cuh"
+#include "sparse_moe/cuda/sort.cuh"
 
 namespace fastmmoe {
 namespace sparse_moe {

@@ -4,9 +4,10 @@
 
 #include "common/check.h"
 #include "common/cuda/launch.h"
-#include "sparse_moe/decode.cuh"
-#include "sparse_moe/experts.h"
-#include "sparse_moe/gemm.cuh"
+#include "common/divide.h"
+#include "sparse_moe/cuda/decode.cuh"
+#include "sparse_moe/cuda/experts.h"
+#include "sparse_moe/cuda/gemm.cuh"
 
 namespace fastmmoe::sparse_moe {
 

@@ -9,9 +9,9 @@
 #pragma once
 
 #include "common/cuda/ptx.cuh"
-#include "sparse_moe/dequantise.cuh"
-#include "sparse_moe/device.cuh"
-#include "sparse_moe/experts.h"
+#include "sparse_moe/cuda/dequantise.cuh"
+#include "sparse_moe/cuda/device.cuh"
+#include "sparse_moe/cuda/experts.h"
 
 namespace fastmmoe::sparse_moe {
 

@@ -5,7 +5,7 @@
 #include <cstring>
 
 #include "common/half.h"
-#include "sparse_moe/gemm.h"
+#include "sparse_moe/cpu/gemm.h"
 
 namespace fastmmoe::FASTMMOE_ISA {
 namespace {

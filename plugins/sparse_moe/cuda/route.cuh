@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Chooses experts, one warp a token: scores, groups, the best k, weights. What it computes and in which order
-// it adds the chosen scores is that of route.cpp.
+// it adds the chosen scores is that of cpu/route.cpp.
 #pragma once
 
 #include <cmath>
 
-#include "sparse_moe/device.cuh"
+#include "sparse_moe/cuda/device.cuh"
 
 namespace fastmmoe::sparse_moe {
 

@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
+#include "sparse_moe/cpu/kernel.h"
+
 #include <algorithm>
 #include <array>
 #include <cmath>
@@ -9,10 +11,10 @@
 #include <string>
 #include <vector>
 
+#include "common/divide.h"
 #include "contract/tables.h"
-#include "sparse_moe/gemm.h"
-#include "sparse_moe/params.h"
-#include "sparse_moe/route.h"
+#include "sparse_moe/cpu/gemm.h"
+#include "sparse_moe/cpu/route.h"
 
 namespace fastmmoe {
 namespace {

@@ -5,7 +5,7 @@
 //
 // Scoring and choosing see one sequence at a time, as if it were alone, so that it is pruned to the same bits
 // in any request. Nothing depends on the grid: work is cut into chunks of fixed size, each is summed in a
-// fixed order, and atomics only count integers. As in cpu.cpp, what a choice depends on is summed in double
+// fixed order, and atomics only count integers. As on the CPU, what a choice depends on is summed in double
 // and rounded to float before it is compared, so that both kernels choose alike. For 1000 tokens of 128
 // experts that is about a million operations, an estimated 30 us on 16 multiprocessors with two units for
 // double each.
@@ -14,10 +14,11 @@
 
 #include "common/check.h"
 #include "common/cuda/launch.h"
-#include "token_prune/gather.cuh"
-#include "token_prune/kernel.h"
-#include "token_prune/select.cuh"
-#include "token_prune/sequence.cuh"
+#include "common/divide.h"
+#include "token_prune/cuda/gather.cuh"
+#include "token_prune/cuda/kernel.h"
+#include "token_prune/cuda/select.cuh"
+#include "token_prune/cuda/sequence.cuh"
 
 namespace fastmmoe {
 namespace {

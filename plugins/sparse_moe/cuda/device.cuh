@@ -8,7 +8,7 @@
 
 #include "common/cuda/device.cuh"
 #include "common/cuda/ptx.cuh"
-#include "sparse_moe/kernel.h"
+#include "sparse_moe/cuda/kernel.h"
 
 namespace fastmmoe::sparse_moe {
 

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "common/half.h"
 #include "sparse_moe/params.h"
 
 namespace fastmmoe {
@@ -54,8 +55,8 @@ size_t sparse_moe_workspace_bytes(const SparseMoeKernelParams& params);
 ///
 /// Sums are float. Integer weights are rounded to F once, as scale (q - zero). Between the two projections,
 /// and where a token's experts wait for their sum, values are rounded to F, so with kFloat16 the activation
-/// must stay below 65504. Choices and ties: as route_token (route.h). Throws CheckError for sizes or types it
-/// cannot take; a failed launch throws what launch.h says.
+/// must stay below 65504. Choices and ties: as route_token (cpu/route.h). Throws CheckError for sizes or
+/// types it cannot take; a failed launch throws what launch.h says.
 void launch_sparse_moe(const SparseMoeKernelParams& params, void* workspace, cudaStream_t stream);
 
 }  // namespace fastmmoe

@@ -4,8 +4,8 @@
 // rows of an expert ascend by token.
 #pragma once
 
-#include "sparse_moe/device.cuh"
-#include "sparse_moe/route.cuh"
+#include "sparse_moe/cuda/device.cuh"
+#include "sparse_moe/cuda/route.cuh"
 
 namespace fastmmoe::sparse_moe {
 

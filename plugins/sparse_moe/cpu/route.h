@@ -4,7 +4,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "sparse_moe/params.h"
+#include "sparse_moe/cpu/kernel.h"
 
 namespace fastmmoe {
 

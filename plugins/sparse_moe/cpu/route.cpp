@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "sparse_moe/route.h"
+#include "sparse_moe/cpu/route.h"
 
 #include <algorithm>
 #include <cmath>

@@ -8,7 +8,7 @@
 // leaves time for.
 #pragma once
 
-#include "sparse_moe/dequantise.cuh"
+#include "sparse_moe/cuda/dequantise.cuh"
 
 namespace fastmmoe::sparse_moe {
 

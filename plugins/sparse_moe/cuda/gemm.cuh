@@ -8,7 +8,7 @@
 // read them once even where the L2 cache is small.
 #pragma once
 
-#include "sparse_moe/tile.cuh"
+#include "sparse_moe/cuda/tile.cuh"
 
 namespace fastmmoe::sparse_moe {
 

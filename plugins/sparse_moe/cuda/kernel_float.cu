@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-#include "sparse_moe/experts.cuh"
+#include "sparse_moe/cuda/experts.cuh"
 
 namespace fastmmoe::sparse_moe {
 

@@ -5,7 +5,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "sparse_moe/device.cuh"
+#include "sparse_moe/cuda/device.cuh"
 
 namespace fastmmoe::sparse_moe {
 

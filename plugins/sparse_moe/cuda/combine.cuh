@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
-#include "sparse_moe/device.cuh"
+#include "sparse_moe/cuda/device.cuh"
 
 namespace fastmmoe::sparse_moe {
 

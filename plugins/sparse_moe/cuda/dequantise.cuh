@@ -12,7 +12,7 @@
 #include <type_traits>
 
 #include "common/cuda/ptx.cuh"
-#include "sparse_moe/device.cuh"
+#include "sparse_moe/cuda/device.cuh"
 
 namespace fastmmoe::sparse_moe {
 
