@@ -23,7 +23,7 @@ from fastmmoe.exporter.model import FAMILY_BY_MODEL_TYPE, Model, Precision
 from fastmmoe.exporter.pruning.settings import Layers, PolicyOptions, resolve_policy
 from fastmmoe.exporter.torch_backend import TorchBackend
 from fastmmoe.runtime.backends.batch import Batch
-from fastmmoe.runtime.bundle import graph_io
+from fastmmoe.runtime.bundle import graph_io, signatures
 from fastmmoe.runtime.bundle.manifest import TOKENIZER, LanguageModelInfo
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Call, Chunk
@@ -139,7 +139,7 @@ class TorchModel:
         going_on = [i for i, tokens in enumerate(ids) if len(tokens)]
         chunks = [Chunk(i, self.embed(ids[i]), NO_VISUAL_TOKENS, text) for i in going_on]
         lengths = [batch.lengths[i] for i in going_on]
-        feeds = graph_io.feeds(self.info, Call(policy, chunks, lengths, policy.alpha, seed=0))
+        feeds = signatures.feeds(self.info, Call(policy, chunks, lengths, policy.alpha, seed=0))
         # The head runs on the last row of each sequence. With every row as the last one of a sequence without visual
         # tokens it runs on all; which keys a row sees is told by sequence_ids, which stay.
         T = len(feeds[graph_io.INPUTS_EMBEDS])

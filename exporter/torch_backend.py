@@ -12,7 +12,7 @@ import torch
 
 from fastmmoe.exporter.models.decoder import LanguageModel
 from fastmmoe.exporter.models.graphs import GraphModules
-from fastmmoe.runtime.bundle import graph_io
+from fastmmoe.runtime.bundle import graph_io, signatures
 from fastmmoe.runtime.bundle.manifest import LanguageModelInfo
 from fastmmoe.runtime.method.policy import Policy
 
@@ -51,7 +51,7 @@ class TorchBackend:
         """Caches that hold no tokens."""
         return {
             name: torch.zeros([0 if isinstance(size, str) else size for size in shape], dtype=getattr(torch, dtype))
-            for name, shape, dtype in graph_io.cache_inputs(self.info, self.policy, "float32")
+            for name, shape, dtype in signatures.cache_inputs(self.info, self.policy, "float32")
         }
 
     @torch.no_grad()

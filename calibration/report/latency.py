@@ -12,11 +12,11 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
-import onnxruntime as ort
 
 from fastmmoe.calibration.report.measure import Store
 from fastmmoe.calibration.report.questions import Questions
 from fastmmoe.calibration.report.settings import Planner, Setting
+from fastmmoe.runtime.backends.onnxruntime import ONNXRUNTIME_VERSION
 from fastmmoe.runtime.files import write_atomically
 from fastmmoe.runtime.generation import Run, since
 from fastmmoe.runtime.machines.threads import usable_cores
@@ -114,7 +114,7 @@ def describe_machine() -> Machine:
         system=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),
         numpy=np.__version__,
-        onnxruntime=ort.__version__,
+        onnxruntime=ONNXRUNTIME_VERSION,
         date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         load=round(os.getloadavg()[0], 2),
     )

@@ -13,12 +13,12 @@ from typing import Any
 import msgspec
 import numpy as np
 import numpy.typing as npt
-import onnxruntime as ort
 
 from fastmmoe import __version__
 from fastmmoe.calibration.report.questions import Questions
 from fastmmoe.calibration.report.settings import RANDOM, Planner, Setting
 from fastmmoe.runtime.backends.base import Backend
+from fastmmoe.runtime.backends.onnxruntime import ONNXRUNTIME_VERSION
 from fastmmoe.runtime.bundle.manifest import MANIFEST, file_entry
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.files import write_atomically
@@ -54,7 +54,7 @@ class Store:
 
     def __init__(self, directory: Path, bundle: Path, questions: Questions) -> None:
         self.bundle_identity = file_entry(bundle / MANIFEST).sha256
-        versions = (__version__, ort.__version__)
+        versions = (__version__, ONNXRUNTIME_VERSION)
         parts = (self.bundle_identity, questions.identity, str(questions.max_tokens), *versions)
         self.identity = hashlib.sha256(" ".join(parts).encode()).hexdigest()
         self.folder = directory / FOLDER / self.identity[:16]

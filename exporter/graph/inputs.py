@@ -8,13 +8,8 @@ import torch
 from fastmmoe.exporter.graph.tracing import GraphInput
 from fastmmoe.exporter.manifest import language_model_info
 from fastmmoe.exporter.model import Model
-from fastmmoe.runtime.bundle.graph_io import (
-    LEAST_SIZES,
-    Tensor,
-    embedding_inputs,
-    language_model_inputs,
-    vision_inputs,
-)
+from fastmmoe.runtime.bundle.graph_io import LEAST_SIZES
+from fastmmoe.runtime.bundle.signatures import Tensor, embedding_inputs, language_model_inputs, vision_inputs
 
 
 def graph_inputs(model: Model, graph: str) -> list[GraphInput]:

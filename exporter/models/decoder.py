@@ -17,7 +17,7 @@ from torch import nn
 from fastmmoe.exporter.models.layers import SparseMoe, causal_mask
 from fastmmoe.exporter.pruning.sites import Sites
 from fastmmoe.exporter.pruning.tokens import Rows, Tokens
-from fastmmoe.runtime.bundle import graph_io
+from fastmmoe.runtime.bundle import graph_io, signatures
 from fastmmoe.runtime.method.policy import Policy
 
 
@@ -74,7 +74,7 @@ class LanguageModel(nn.Module):
         self.norm, self.lm_head = norm, lm_head
         self.inv_freq = nn.Parameter(torch.empty(rotary_dim // 2))
         self.policy, self.rope_scale, self.sliding_window = policy, rope_scale, sliding_window
-        self.groups = graph_io.layer_groups(len(layers), policy.sites)
+        self.groups = signatures.layer_groups(len(layers), policy.sites)
         self.moe_layers = tuple(i for i, layer in enumerate(layers) if isinstance(layer.mlp, MoeBlock))
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -46,7 +46,7 @@ class Backend(Protocol):
         """One call of the language model.
 
         Args:
-            feeds: its inputs but the caches (`graph_io.feeds`).
+            feeds: its inputs but the caches (`signatures.feeds`).
         Returns:
             Its outputs but the caches, and the caches with the call's rows; those given must not be used again.
         """

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from fastmmoe.runtime.backends.base import Backend
 from fastmmoe.runtime.backends.finite import check_finite
-from fastmmoe.runtime.bundle import graph_io
+from fastmmoe.runtime.bundle import graph_io, signatures
 from fastmmoe.runtime.method.call import Call, Chunk
 
 Array = npt.NDArray[Any]
@@ -52,11 +52,11 @@ class Batch:
         """
         policy, info = self._backend.policy, self._backend.info
         lengths = [self.lengths[chunk.sequence_id] for chunk in chunks]
-        feeds = graph_io.feeds(info, Call(policy, chunks, lengths, alpha, seed))
+        feeds = signatures.feeds(info, Call(policy, chunks, lengths, alpha, seed))
         outputs, self.caches = self._backend.extend(feeds, self.caches)
         for chunk in chunks:
             self.lengths[chunk.sequence_id] += len(chunk.inputs_embeds)
-            self.cache_lengths[chunk.sequence_id] += graph_io.cached_rows(info, policy, chunk)
+            self.cache_lengths[chunk.sequence_id] += signatures.cached_rows(info, policy, chunk)
         self.kept_index = [outputs.pop(graph_io.kept_index(site)) for site in range(len(policy.sites))]
         logits = outputs.pop(graph_io.LOGITS)
         self.observed = outputs

@@ -14,9 +14,9 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from fastmmoe.runtime.backends.base import Observed
+from fastmmoe.runtime.backends.fit import check_fit, check_operators, check_weight_files
 from fastmmoe.runtime.backends.native import register_native_ops
-from fastmmoe.runtime.bundle import graph_io
-from fastmmoe.runtime.bundle.fit import check_fit, check_operators, check_weight_files
+from fastmmoe.runtime.bundle import graph_io, signatures
 from fastmmoe.runtime.bundle.manifest import GRAPHS, LanguageModelInfo, Manifest, graph_file, weights_file
 from fastmmoe.runtime.bundle.mapped_files import MappedFiles
 from fastmmoe.runtime.errors import BundleMismatch, RunFailed
@@ -30,6 +30,7 @@ Array = npt.NDArray[Any]
 Values: TypeAlias = dict[str, ort.OrtValue]
 
 PROVIDERS = ["CPUExecutionProvider"]
+ONNXRUNTIME_VERSION: str = ort.__version__
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -81,7 +82,7 @@ class OnnxRuntime:
         self._shown: dict[str, str] = {}
         self._sessions = {graph: self._load(graph, observed) for graph in graphs}
         self._weights = MappedFiles(directory / name for name in map(weights_file, graphs) if name in manifest.files)
-        self._cache_inputs = graph_io.cache_inputs(self.info, self.policy, manifest.activation_dtype)
+        self._cache_inputs = signatures.cache_inputs(self.info, self.policy, manifest.activation_dtype)
 
     @property
     def info(self) -> LanguageModelInfo:
@@ -156,9 +157,9 @@ class OnnxRuntime:
             session = ort.InferenceSession(model, options, providers=PROVIDERS)
         except Exception as error:
             reason = str(error).splitlines()[0]
-            raise BundleMismatch(f"{path}: onnxruntime {ort.__version__} cannot load it: {reason}") from error
+            raise BundleMismatch(f"{path}: onnxruntime {ONNXRUNTIME_VERSION} cannot load it: {reason}") from error
         if observed is None:
-            check_fit(path, session, graph_io.signatures(manifest)[graph])
+            check_fit(path, session, signatures.signatures(manifest)[graph])
         if graph == "language_model":
             check_operators(path, manifest)
         return session
@@ -197,7 +198,7 @@ def _naming_the_graph(graph: str) -> Iterator[None]:
         yield
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise RunFailed(f"{graph}: onnxruntime {ort.__version__} cannot run it: {reason}") from error
+        raise RunFailed(f"{graph}: onnxruntime {ONNXRUNTIME_VERSION} cannot run it: {reason}") from error
 
 
 def _ort_value(value: Array) -> ort.OrtValue:

@@ -26,7 +26,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from fastmmoe.runtime.backends.native import register_native_ops
-from fastmmoe.runtime.bundle import graph_io
+from fastmmoe.runtime.bundle import signatures
 from fastmmoe.runtime.bundle.manifest import Manifest, read_manifest
 from fastmmoe.runtime.cli.main import main
 from fastmmoe.runtime.cost.flops import RequestFlops, count_request, vision_flops
@@ -215,7 +215,7 @@ def walk_request(
     embeds = np.random.default_rng(3).standard_normal((tokens, config["hidden_size"]), np.float32)
     chunk = Chunk(0, embeds, np.arange(TEXT_BEFORE, TEXT_BEFORE + VISUAL, dtype=np.int32), counted.schedule)
     call = Call(manifest.policy, [chunk], [0], alpha=manifest.policy.alpha, seed=0)
-    feeds = graph_io.feeds(manifest.language_model, call)
+    feeds = signatures.feeds(manifest.language_model, call)
     run = run_graph(directory, "language_model", scratch, feeds, manifest)
     return counted, Walk(run, manifest, counted.schedule, config=config)
 

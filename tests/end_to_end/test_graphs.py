@@ -15,7 +15,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from fastmmoe.runtime.bundle import graph_io
+from fastmmoe.runtime.bundle import signatures
 from fastmmoe.runtime.bundle.manifest import Manifest, read_manifest
 from fastmmoe.runtime.vlm import VLM
 
@@ -76,7 +76,7 @@ def expected_inputs(manifest: Manifest) -> dict[str, list[int | str]]:
             expected[f"merge_offsets.{s}"] = ["offsets"]
         if site.methods[0] == "sparsevlm":
             expected[f"recycle_slots.{s}"] = [f"N{s}"]
-    for g, layers in enumerate(graph_io.layer_groups(info.layers, policy.sites)):
+    for g, layers in enumerate(signatures.layer_groups(info.layers, policy.sites)):
         for layer in layers:
             for part in info.cache_parts:
                 *heads, width = info.cache_shape
@@ -102,7 +102,7 @@ def check_language_model(directory: Path, graph: str = "language_model") -> None
     # The length of a cache is symbolic, and one symbol for the layers of a group.
     lengths = {name: outputs[name][0 if "_ids" in name else -2] for name in present}
     assert all(isinstance(length, str) for length in lengths.values())
-    groups = graph_io.layer_groups(manifest.language_model.layers, manifest.policy.sites)
+    groups = signatures.layer_groups(manifest.language_model.layers, manifest.policy.sites)
     for layers in groups:
         assert len({lengths[f"present.{i}.{manifest.language_model.cache_parts[0]}"] for i in layers}) == 1
     for s in sites:
@@ -224,6 +224,6 @@ def test_stock_onnxruntime_runs_the_portable_graph(
     assert np.isfinite(outputs["logits"]).all()
     assert [len(outputs[f"kept_index.{s}"]) for s in range(3)] == [T - V + k for k in keep]
     part = manifest.language_model.cache_parts[0]
-    groups = graph_io.layer_groups(manifest.language_model.layers, manifest.policy.sites)
+    groups = signatures.layer_groups(manifest.language_model.layers, manifest.policy.sites)
     lengths = [outputs[f"present.{layers[0]}.{part}"].shape[-2] for layers in groups]
     assert lengths == [T, *(T - V + k for k in keep)][: len(groups)]

@@ -13,10 +13,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from fastmmoe.runtime.bundle.fit import TYPES, check_fit, check_operators, check_weight_files
-from fastmmoe.runtime.bundle.graph_io import Signature, Tensor, signatures
+from fastmmoe.runtime.backends.fit import TYPES, check_fit, check_operators, check_weight_files
 from fastmmoe.runtime.bundle.manifest import parse_manifest
 from fastmmoe.runtime.bundle.onnx_file import read_weights, weight_files
+from fastmmoe.runtime.bundle.signatures import Signature, Tensor, signatures
 from fastmmoe.runtime.errors import BundleMismatch
 
 NAMES = {dtype: name for name, dtype in TYPES.items()}

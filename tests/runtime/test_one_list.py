@@ -27,7 +27,7 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from fastmmoe.runtime.backends.tensorrt.profiles import engine_profiles, resolve_limits
-from fastmmoe.runtime.bundle import graph_io
+from fastmmoe.runtime.bundle import graph_io, signatures
 from fastmmoe.runtime.bundle.manifest import load_manifest
 from fastmmoe.runtime.method.call import Call, Chunk
 from fastmmoe.runtime.method.schedule import plan_request
@@ -36,13 +36,13 @@ manifest = load_manifest(Path(sys.argv[1]))
 info, policy = manifest.language_model, manifest.policy
 schedule = plan_request(policy, visual_tokens=4, moe_layers=info.moe_layers, top_k=info.top_k)
 chunk = Chunk(0, np.zeros((9, info.hidden_size), np.float32), np.arange(2, 6, dtype=np.int32), schedule)
-feed = graph_io.feeds(info, Call(policy, [chunk], [0], 0.5, 0))["temperature"]
+feed = signatures.feeds(info, Call(policy, [chunk], [0], 0.5, 0))["temperature"]
 assert (feed.shape, feed.dtype, float(feed[0, 0])) == ((9, len(policy.sites)), np.float32, 0.5)
 limits = resolve_limits(manifest)
 prefill, decode = engine_profiles(manifest, limits)["language_model"]
 assert prefill["temperature"][2] == (limits.max_tokens, len(policy.sites))
 assert decode["temperature"] == ((1, len(policy.sites)),) * 3
-(traced,) = [t for t in graph_io.signatures(manifest)["language_model"].inputs if t.name == "temperature"]
+(traced,) = [t for t in signatures.signatures(manifest)["language_model"].inputs if t.name == "temperature"]
 assert traced == ("temperature", ("T", len(policy.sites)), "float32")
 """
 NEW_SETTING = """    window: Annotated[PatchCount,"""

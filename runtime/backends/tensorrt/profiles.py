@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from fastmmoe.runtime.bundle import graph_io
+from fastmmoe.runtime.bundle import graph_io, signatures
 from fastmmoe.runtime.bundle.manifest import Limits, Manifest
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.method.call import Chunk
@@ -91,17 +91,17 @@ def engine_profiles(manifest: Manifest, limits: Limits) -> dict[str, tuple[Profi
         "embedding": ({"T": _tokens(limits)},),
         "language_model": (_prefill(manifest, limits), _decode(manifest, limits)),
     }
-    signatures = graph_io.signatures(manifest)
+    taken = signatures.signatures(manifest)
     return {
-        graph: tuple(_profile(signatures[graph].inputs, dimensions) for dimensions in profiles)
+        graph: tuple(_profile(taken[graph].inputs, dimensions) for dimensions in profiles)
         for graph, profiles in lengths.items()
     }
 
 
-def _profile(inputs: Sequence[graph_io.Tensor], lengths: Mapping[str, Lengths]) -> Profile:
+def _profile(inputs: Sequence[signatures.Tensor], lengths: Mapping[str, Lengths]) -> Profile:
     """The shapes of the inputs that have a dimension which may change, from the lengths of each dimension."""
 
-    def shape(tensor: graph_io.Tensor, which: int) -> tuple[int, ...]:
+    def shape(tensor: signatures.Tensor, which: int) -> tuple[int, ...]:
         return tuple(lengths[size][which] if isinstance(size, str) else size for size in tensor.shape)
 
     return {
@@ -143,7 +143,7 @@ def _prefill(manifest: Manifest, limits: Limits) -> dict[str, Lengths]:
         lengths[f"K{s}"] = (0, typical.keep[s], limits.max_visual)
         lengths[f"M{s}"] = (0, typical.merge[s], _most_merged(manifest.policy, limits, site))
         lengths[f"N{s}"] = (0, typical.recycle[s], sparsevlm_counts(limits.max_visual, 0)[0])
-    groups = graph_io.layer_groups(manifest.language_model.layers, manifest.policy.sites)
+    groups = signatures.layer_groups(manifest.language_model.layers, manifest.policy.sites)
     return lengths | {f"S{g}": (0, 0, limits.max_cache) for g in range(len(groups))}
 
 
@@ -161,8 +161,8 @@ def _decode(manifest: Manifest, limits: Limits) -> dict[str, Lengths]:
     prompt = Chunk(
         0, np.empty((text_and_visual, 0)), np.arange(_typical_visual(limits)), _typical_schedule(manifest, limits)
     )
-    rows = graph_io.cached_rows(manifest.language_model, manifest.policy, prompt)
+    rows = signatures.cached_rows(manifest.language_model, manifest.policy, prompt)
     lengths: dict[str, Lengths] = dict.fromkeys(_prefill(manifest, limits), (0, 0, 0))
     lengths |= {"T": (1, 1, 1), graph_io.OFFSETS: (2, 2, 2)}
-    groups = graph_io.layer_groups(manifest.language_model.layers, manifest.policy.sites)
+    groups = signatures.layer_groups(manifest.language_model.layers, manifest.policy.sites)
     return lengths | {f"S{g}": (1, int(rows[layers[0]]), limits.max_cache) for g, layers in enumerate(groups)}

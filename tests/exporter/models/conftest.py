@@ -20,7 +20,7 @@ from fastmmoe.exporter.manifest import language_model_info
 from fastmmoe.exporter.model import Model, Precision
 from fastmmoe.exporter.pruning.settings import MethodOption, PolicyOptions
 from fastmmoe.exporter.torch_backend import TorchBackend
-from fastmmoe.runtime.bundle import graph_io
+from fastmmoe.runtime.bundle import graph_io, signatures
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Call, Chunk
 from fastmmoe.runtime.method.schedule import Schedule, plan_request
 from fastmmoe.runtime.request.images import deepseek_vl2_layout
@@ -132,7 +132,7 @@ class TorchModel:
     ) -> Outputs:
         """All outputs of one call after the call whose outputs are `before`."""
         info, policy = language_model_info(self.model.config), self.model.policy
-        feeds = graph_io.feeds(info, Call(policy, chunks, lengths, alpha, seed))
+        feeds = signatures.feeds(info, Call(policy, chunks, lengths, alpha, seed))
         cache = TorchBackend(self.model.graphs, policy, info).new_caches()
         if before is not None:
             cache = {name: before[graph_io.present_name(name)] for name in cache}

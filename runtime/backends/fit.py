@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastmmoe.runtime.bundle.graph_io import Signature, Tensor
 from fastmmoe.runtime.bundle.manifest import MANIFEST, Manifest, weights_file
 from fastmmoe.runtime.bundle.onnx_file import read_operators, weight_files
+from fastmmoe.runtime.bundle.signatures import Signature, Tensor
 from fastmmoe.runtime.errors import BundleMismatch
 
 if TYPE_CHECKING:

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What each graph of a model takes and gives, its feeds in a call and its caches, as graph_io.py's entries say."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from fastmmoe.runtime.bundle import graph_io
+from fastmmoe.runtime.method.call import Call, Chunk
+from fastmmoe.runtime.method.policy import Policy, Site
+from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig
+
+if TYPE_CHECKING:
+    from fastmmoe.runtime.bundle.manifest import LanguageModelInfo, Manifest
+
+Array = npt.NDArray[Any]
+
+
+class Tensor(NamedTuple):
+    """Name, shape with the names of dimensions that may change, NumPy's name of the element type."""
+
+    name: str
+    shape: tuple[int | str, ...]
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a graph takes and gives, in the order of its inputs; of the outputs the lengths that may change are ""."""
+
+    inputs: list[Tensor]
+    outputs: list[Tensor]
+
+
+def signatures(manifest: Manifest) -> dict[str, Signature]:
+    """Graph -> its signature, as the manifest says."""
+    processor, info, dtype = manifest.processor, manifest.language_model, manifest.activation_dtype
+    is_deepseek = isinstance(processor, DeepseekVl2ProcessorConfig)
+    vision = vision_inputs(processor.tile_size, dtype, has_layout=is_deepseek)
+    return {
+        "vision": Signature(vision, [Tensor(graph_io.IMAGE_FEATURES, ("", info.hidden_size), dtype)]),
+        "embedding": Signature(embedding_inputs(), [Tensor(graph_io.INPUTS_EMBEDS, ("", info.hidden_size), dtype)]),
+        "language_model": Signature(
+            language_model_inputs(info, manifest.policy, dtype), _language_model_outputs(info, manifest.policy, dtype)
+        ),
+    }
+
+
+def vision_inputs(side: int, dtype: str, *, has_layout: bool) -> list[Tensor]:
+    """Of the vision graph with square tiles of this side; has_layout: DeepSeek-VL2's second input."""
+    return [_tensor(entry, {"side": side}, dtype) for entry in graph_io.VISION[: 1 + has_layout]]
+
+
+def embedding_inputs() -> list[Tensor]:
+    """Of the embedding graph."""
+    return [_tensor(entry, {}, "") for entry in graph_io.EMBEDDING]
+
+
+def language_model_inputs(info: LanguageModelInfo, policy: Policy, dtype: str) -> list[Tensor]:
+    """Of the language model with the policy's prune sites."""
+    sizes = _sizes(info, policy)
+    called = [_tensor(entry, sizes, dtype, s=s) for entry, s in _called(info, policy)]
+    return called + cache_inputs(info, policy, dtype)
+
+
+def cache_inputs(info: LanguageModelInfo, policy: Policy, dtype: str) -> list[Tensor]:
+    """The language model's inputs that hold what the calls before left."""
+    sizes, place = _sizes(info, policy), graph_io.Place(info, policy, None)
+    found = []
+    for g, layers in enumerate(layer_groups(info.layers, policy.sites)):
+        of_layers = [(entry, i) for i in layers for entry in graph_io.OF_LAYER]
+        for entry, i in [*of_layers, *((entry, 0) for entry in graph_io.OF_GROUP)]:
+            if entry.only_if.holds(place):
+                found.append(_tensor(entry, sizes, dtype, i=i, g=g))
+    return found
+
+
+def feeds(info: LanguageModelInfo, call: Call) -> dict[str, Array]:
+    """The language model's inputs in a call but its caches.
+
+    Raises:
+        InvalidRequest: the call is none that the graph can do, see `Call.rater_rows`.
+    """
+    found = {}
+    for entry, s in _called(info, call.policy):
+        assert entry.feed is not None
+        value = entry.feed(call, s)
+        found[entry.name.format(s=s)] = value if entry.dtype == graph_io.F else value.astype(entry.dtype, copy=False)
+    return found
+
+
+def _called(info: LanguageModelInfo, policy: Policy) -> Iterator[tuple[graph_io.Entry, int]]:
+    """The entries that a call gives values, with the number of their site."""
+    for entry in graph_io.OF_CALL:
+        if entry.only_if.holds(graph_io.Place(info, policy, None)):
+            yield entry, 0
+    for s, site in enumerate(policy.sites):
+        for entry in graph_io.OF_SITE:
+            if entry.only_if.holds(graph_io.Place(info, policy, site)):
+                yield entry, s
+
+
+def _sizes(info: LanguageModelInfo, policy: Policy) -> dict[str, int]:
+    """Sizes that the model alone decides."""
+    *heads, width = info.cache_shape
+    sizes = {"H": info.hidden_size, "vocab": info.vocab_size, "D": width} | dict(zip(("Nkv",), heads, strict=False))
+    return sizes | {"MoE layers": len(info.moe_layers), "sites": len(policy.sites)}
+
+
+def _tensor(entry: graph_io.Entry, sizes: dict[str, int], dtype: str, **numbers: int) -> Tensor:
+    shape = tuple(sizes.get(d, d.format(**numbers)) if isinstance(d, str) else d for d in entry.shape)
+    return Tensor(entry.name.format(**numbers), shape, dtype if entry.dtype == graph_io.F else entry.dtype)
+
+
+def _language_model_outputs(info: LanguageModelInfo, policy: Policy, dtype: str) -> list[Tensor]:
+    sizes = _sizes(info, policy)
+    outputs = [_tensor(entry, sizes, dtype) for entry in graph_io.OUTPUTS]
+    outputs += [cache._replace(name=graph_io.present_name(cache.name)) for cache in cache_inputs(info, policy, dtype)]
+    outputs += [_tensor(entry, sizes, dtype, s=s) for s in range(len(policy.sites)) for entry in graph_io.SITE_OUTPUTS]
+    return [o._replace(shape=tuple("" if isinstance(d, str) else d for d in o.shape)) for o in outputs]
+
+
+def layer_groups(layers: int, sites: Sequence[Site]) -> tuple[tuple[int, ...], ...]:
+    """Layers that share a cache length: up to and including the layer of the first site, then to the next, and so on.
+
+    A last group without layers (the last layer prunes) is left out.
+    """
+    bounds = [0, *sorted({site.layer + 1 for site in sites}), layers]
+    groups = [tuple(range(a, b)) for a, b in itertools.pairwise(bounds)]
+    return tuple(g for g in groups if g)
+
+
+def cached_rows(info: LanguageModelInfo, policy: Policy, chunk: Chunk) -> Array:
+    """Tokens that a chunk adds to the cache of every layer, int64 [layers]: fewer after each layer with a site."""
+    rows, schedule = np.empty(info.layers, np.int64), chunk.schedule
+    for layers in layer_groups(info.layers, policy.sites):
+        before = [s for s, site in enumerate(policy.sites) if site.layer < layers[0]]
+        visual = schedule.keep[before[-1]] if before else schedule.visual_tokens
+        rows[list(layers)] = len(chunk.inputs_embeds) - schedule.visual_tokens + visual
+    return rows

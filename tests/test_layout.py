@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rooms of the packages: who may import whom, and how large a function and a file may be."""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+PACKAGES = ("runtime", "exporter", "calibration")
+SOURCES = [path for package in PACKAGES for path in sorted((REPOSITORY / package).rglob("*.py"))]
+MOST_LINES, MOST_FUNCTION_LINES, SHORT_SHARE = 400, 60, 0.9
+
+
+def room_of(module: str) -> str:
+    """The folder of a module such as runtime.bundle.manifest; a module that lies in a package itself is its own."""
+    path = REPOSITORY / module.replace(".", "/")
+    return module if path.is_dir() or module.count(".") < 2 else module.rpartition(".")[0]
+
+
+@cache
+def imports(path: Path) -> frozenset[str]:
+    """The modules and names of ours that a file imports, wherever in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.startswith("fastmmoe."):
+            module = node.module.removeprefix("fastmmoe.")
+            is_folder = (REPOSITORY / module.replace(".", "/")).is_dir()
+            found |= {f"{module}.{alias.name}" for alias in node.names} if is_folder else {module}
+    return frozenset(found)
+
+
+def rooms() -> dict[str, set[str]]:
+    """Room -> the rooms that it imports."""
+    graph: dict[str, set[str]] = {}
+    for path in SOURCES:
+        module = ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
+        own = room_of(module)
+        theirs = {room_of(name) for name in imports(path)}
+        # An operator's folder is a part of the folder of operators.
+        graph.setdefault(own, set()).update(room for room in theirs if not f"{room}.".startswith(f"{own}."))
+    return graph
+
+
+def test_no_room_imports_itself_in_a_circle() -> None:
+    try:
+        list(TopologicalSorter(rooms()).static_order())
+    except CycleError as error:
+        pytest.fail(f"rooms import each other: {' <- '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize(
+    ("package", "forbidden"), [("runtime", ("exporter", "calibration")), ("exporter", ("calibration",))]
+)
+def test_nothing_imports_upwards(package: str, forbidden: tuple[str, ...]) -> None:
+    for path in SOURCES:
+        if path.relative_to(REPOSITORY).parts[0] == package:
+            wrong = [name for name in imports(path) if name.split(".")[0] in forbidden]
+            assert not wrong, f"{path} imports {wrong}"
+
+
+def test_only_the_backend_knows_onnx_runtime() -> None:
+    users = [p for p in SOURCES if "import onnxruntime" in p.read_text(encoding="utf-8")]
+    assert {str(p.relative_to(REPOSITORY).parent) for p in users} == {"runtime/backends"}
+
+
+def test_files_and_functions_are_short() -> None:
+    lengths = []
+    for path in SOURCES:
+        text = path.read_text(encoding="utf-8")
+        assert text.count("\n") < MOST_LINES, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                assert node.end_lineno is not None
+                lengths.append(node.end_lineno - node.lineno + 1)
+                assert lengths[-1] < MOST_FUNCTION_LINES, f"{path}: {node.name}"
+    assert sum(length < 50 for length in lengths) > SHORT_SHARE * len(lengths)
