@@ -14,8 +14,8 @@ from PIL import Image, ImageDraw, ImageFont
 from fastmmoe.calibration.report.stages import Fate, Stage
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig, InternVlProcessorConfig, ProcessorConfig
-from fastmmoe.runtime.request.images import select_grid
 from fastmmoe.runtime.request.inputs import ModelInputs
+from fastmmoe.runtime.request.internvl import select_grid
 
 Array = npt.NDArray[Any]
 Rgb = tuple[int, int, int]

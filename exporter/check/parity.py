@@ -23,7 +23,7 @@ from fastmmoe.runtime.files import Report
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
 from fastmmoe.runtime.method.schedule import Schedule, plan_request
 from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig, ProcessorConfig
-from fastmmoe.runtime.request.images import deepseek_vl2_layout
+from fastmmoe.runtime.request.deepseek_vl2 import deepseek_vl2_layout
 
 TEXT_BEFORE, TEXT_AFTER = 7, 24
 # Ten times what float32 rounding does, so that a choice that rounding can turn turns here too.

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.method.call import Call, Chunk
 from fastmmoe.runtime.method.policy import Policy, Site
-from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig
+from fastmmoe.runtime.request.family import family_of
 
 if TYPE_CHECKING:
     from fastmmoe.runtime.bundle.manifest import LanguageModelInfo, Manifest
@@ -41,8 +41,7 @@ class Signature:
 def signatures(manifest: Manifest) -> dict[str, Signature]:
     """Graph -> its signature, as the manifest says."""
     processor, info, dtype = manifest.processor, manifest.language_model, manifest.activation_dtype
-    is_deepseek = isinstance(processor, DeepseekVl2ProcessorConfig)
-    vision = vision_inputs(processor.tile_size, dtype, has_layout=is_deepseek)
+    vision = vision_inputs(processor.tile_size, dtype, has_layout=family_of(processor).HAS_LAYOUT)
     return {
         "vision": Signature(vision, [Tensor(graph_io.IMAGE_FEATURES, ("", info.hidden_size), dtype)]),
         "embedding": Signature(embedding_inputs(), [Tensor(graph_io.INPUTS_EMBEDS, ("", info.hidden_size), dtype)]),

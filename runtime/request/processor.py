@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,22 +13,10 @@ import numpy.typing as npt
 from fastmmoe.runtime.errors import BundleMismatch, InvalidRequest
 from fastmmoe.runtime.request.answers import AnswerStream
 from fastmmoe.runtime.request.chat_template import ChatRenderer
-from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig, InternVlProcessorConfig, ProcessorConfig
+from fastmmoe.runtime.request.config import ProcessorConfig
+from fastmmoe.runtime.request.family import family_of
 from fastmmoe.runtime.request.image_reader import Picture
-from fastmmoe.runtime.request.images import (
-    Pixels,
-    deepseek_vl2_grid,
-    deepseek_vl2_tiles,
-    internvl_grid,
-    internvl_tiles,
-)
-from fastmmoe.runtime.request.inputs import (
-    ModelInputs,
-    check_tokens,
-    deepseek_vl2_tensor_inputs,
-    deepseek_vl2_vision_inputs,
-    internvl_tensor_inputs,
-)
+from fastmmoe.runtime.request.inputs import ModelInputs, check_tokens
 from fastmmoe.runtime.request.prompts import (
     Marker,
     Messages,
@@ -45,9 +33,6 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-# DeepSeek-VL2's processor cuts pictures into tiles only in conversations with at most so many of them.
-MAX_TILED_IMAGES = 2
-
 
 class Processor:
     """Preprocessing of one checkpoint, equal to its official processor.
@@ -60,7 +45,7 @@ class Processor:
     """
 
     def __init__(self, config: ProcessorConfig, tokenizer_file: Path | None) -> None:
-        self.config = config
+        self.config, self._family = config, family_of(config)
         self._tokenizer: Tokenizer | None = None
         self._encoder: Encoder | None = None
         self._chat_renderer: ChatRenderer | None = None
@@ -117,16 +102,14 @@ class Processor:
 
         Args:
             tensors: DeepSeek-VL2: input_ids, attention_mask, images_seq_mask, images_spatial_crop, images. InternVL:
-                input_ids, attention_mask, pixel_values. Shapes and types: see `deepseek_vl2_tensor_inputs` and
-                `internvl_tensor_inputs`.
+                input_ids, attention_mask, pixel_values. Shapes and types: see `tensor_inputs` in deepseek_vl2.py and
+                internvl.py.
         Raises:
             InvalidRequest: names, shapes, types, ids or counts do not fit.
         """
         if not isinstance(tensors, Mapping):
             raise InvalidRequest(f"tensors is of type {type(tensors).__name__}: expected a dict of names and arrays")
-        if isinstance(self.config, DeepseekVl2ProcessorConfig):
-            return deepseek_vl2_tensor_inputs(tensors, self.config)
-        return internvl_tensor_inputs(tensors, self.config)
+        return self._family.tensor_inputs(tensors, self.config)
 
     def encode(self, pieces: Iterable[str | Special]) -> list[int]:
         """Token ids of text and of the template's tokens between it. Raises InvalidRequest if there is no tokenizer."""
@@ -152,12 +135,7 @@ class Processor:
     ) -> ModelInputs:
         encoder, config = self._require_encoder(), self.config
         pictures = [Picture(image) for image in prompt.images]
-        cut: _Cut
-        if isinstance(config, DeepseekVl2ProcessorConfig):
-            tiled = images_before + len(pictures) <= MAX_TILED_IMAGES
-            cut = _DeepseekVl2Cut(config, [p.size for p in pictures], max_tiles, tiled=tiled)
-        else:
-            cut = _InternVlCut(config, [p.size for p in pictures], max_tiles)
+        cut = self._family.cut(config, [picture.size for picture in pictures], max_tiles, images_before)
         visual = sum(cut.visual_counts)
         if visual > config.max_position_embeddings:
             # So many ids, and after them tiles, may not fit into memory.
@@ -193,9 +171,7 @@ class Processor:
 
 def image_tokens(config: ProcessorConfig) -> set[str]:
     """Names of the tokens that pictures are written with."""
-    if isinstance(config, DeepseekVl2ProcessorConfig):
-        return {config.image_token}
-    return {config.image_token, config.image_start_token, config.image_end_token}
+    return {config.image_token, *family_of(config).around_image(config)}
 
 
 def _ids(
@@ -206,86 +182,20 @@ def _ids(
     The official code encodes the text with all tokens in it at once. Special tokens split a text, so what stands
     between two of them can be encoded by itself, and is text whatever it spells.
     """
-    is_deepseek = isinstance(config, DeepseekVl2ProcessorConfig)
-    front, back = ([], []) if is_deepseek or prompt.is_complete else encoder.surrounding()
+    family = family_of(config)
+    front, back = ([], []) if family.HAS_OWN_ENDS or prompt.is_complete else encoder.surrounding()
+    around = [encoder.pieces([Special(name)]) for name in family.around_image(config)] or [[], []]
     ids: list[int | None] = list(front)
     visual: list[int] = []
     counts = iter(visual_counts)
     for piece in prompt.pieces:
         if piece is Marker.IMAGE:
-            start, end = _around_image(config, encoder)
+            start, end = around
             count = next(counts)
             visual += range(len(ids) + len(start), len(ids) + len(start) + count)
             ids += [*start, *[config.image_token_id] * count, *end]
         elif isinstance(piece, Marker):
-            assert isinstance(config, DeepseekVl2ProcessorConfig)
-            ids.append(config.bos_token_id if piece is Marker.BOS else config.eos_token_id)
+            ids.append(family.marker_id(config, piece))
         else:
             ids += encoder.pieces([piece])
     return np.array([*ids, *back], np.int32), np.array(visual, np.int32)
-
-
-def _around_image(config: ProcessorConfig, encoder: Encoder) -> tuple[list[int], list[int]]:
-    if isinstance(config, DeepseekVl2ProcessorConfig):
-        return [], []
-    return encoder.pieces([Special(config.image_start_token)]), encoder.pieces([Special(config.image_end_token)])
-
-
-class _Cut(Protocol):
-    """How pictures will be cut, known from their sizes alone.
-
-    Attributes:
-        tile_counts, visual_counts: tiles and visual tokens of each picture.
-    """
-
-    tile_counts: tuple[int, ...]
-    visual_counts: list[int]
-
-    def vision_inputs(self, pictures: Sequence[Picture]) -> dict[str, Array]:
-        """Inputs of the vision graph; one picture is decoded at a time."""
-
-
-class _DeepseekVl2Cut:
-    def __init__(
-        self,
-        config: DeepseekVl2ProcessorConfig,
-        sizes: Sequence[tuple[int, int]],
-        max_tiles: int | None,
-        *,
-        tiled: bool,
-    ) -> None:
-        self._config, self._tiled, self._max_tiles = config, tiled, max_tiles
-        self._grids = [deepseek_vl2_grid(size, config, tiled=tiled, max_tiles=max_tiles) for size in sizes]
-        side = config.grid_side
-        self.tile_counts = tuple(1 + wide * high for wide, high in self._grids)
-        self.visual_counts = [side * (side + 1) + 1 + high * side * (wide * side + 1) for wide, high in self._grids]
-
-    def vision_inputs(self, pictures: Sequence[Picture]) -> dict[str, Array]:
-        config, tiled, max_tiles = self._config, self._tiled, self._max_tiles
-        tiles = (deepseek_vl2_tiles(p.decode(), config, tiled=tiled, max_tiles=max_tiles)[0] for p in pictures)
-        pixels = _stack(tiles, self.tile_counts, config.tile_size)
-        return deepseek_vl2_vision_inputs(self._config, pixels, self._grids) if pictures else {}
-
-
-class _InternVlCut:
-    def __init__(
-        self, config: InternVlProcessorConfig, sizes: Sequence[tuple[int, int]], max_tiles: int | None
-    ) -> None:
-        self._config, self._max_tiles = config, max_tiles
-        self.tile_counts = tuple(internvl_grid(size, config, max_tiles=max_tiles)[2] for size in sizes)
-        self.visual_counts = [count * config.tokens_per_tile for count in self.tile_counts]
-
-    def vision_inputs(self, pictures: Sequence[Picture]) -> dict[str, Array]:
-        tiles = (internvl_tiles(p.decode(), self._config, max_tiles=self._max_tiles) for p in pictures)
-        pixels = _stack(tiles, self.tile_counts, self._config.tile_size)
-        return {"pixel_values": pixels} if pictures else {}
-
-
-def _stack(tiles: Iterable[Pixels], counts: Sequence[int], side: int) -> Pixels:
-    """[sum of counts, 3, S, S] from the tiles of each picture, of which no two exist at a time."""
-    pixels = np.empty((sum(counts), 3, side, side), np.float32)
-    start = 0
-    for one, count in zip(tiles, counts, strict=True):
-        pixels[start : start + count] = one
-        start += count
-    return pixels

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from demo_training.config import GRID, LANGUAGE, VISION, VOCAB_SIZE
-from fastmmoe.runtime.request.images import deepseek_vl2_layout
+from fastmmoe.runtime.request.deepseek_vl2 import deepseek_vl2_layout
 
 HIDDEN = LANGUAGE["hidden_size"]
 VIEW = GRID * (GRID + 1)

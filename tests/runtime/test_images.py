@@ -16,15 +16,12 @@ from PIL import Image
 from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
 from fastmmoe.exporter.checkpoint.processor import read_processor_config
 from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.request import deepseek_vl2
+from fastmmoe.runtime.request import internvl as internvl3_5
 from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig, InternVlProcessorConfig
+from fastmmoe.runtime.request.deepseek_vl2 import deepseek_vl2_layout, select_best_resolution
 from fastmmoe.runtime.request.image_reader import open_image
-from fastmmoe.runtime.request.images import (
-    deepseek_vl2_layout,
-    deepseek_vl2_tiles,
-    internvl_tiles,
-    select_best_resolution,
-    select_grid,
-)
+from fastmmoe.runtime.request.internvl import select_grid
 
 GoldenArray = Callable[[str, str], npt.NDArray[Any]]
 TOLERANCE = 1e-6  # float32 pixels
@@ -109,7 +106,7 @@ def test_deepseek_pixels(
 ) -> None:
     expected = golden_array(f"dsvl2-inputs/inputs_{case}.npz", "images")[0]
     image = open_image(golden / "dsvl2-inputs" / f"{names[0]}.png")
-    pixels, grid = deepseek_vl2_tiles(image, deepseek, tiled=tiled)
+    pixels, grid = deepseek_vl2.cut_tiles(image, deepseek, tiled=tiled)
     assert pixels.dtype == np.float32
     assert 1 + grid[0] * grid[1] == len(pixels)
     np.testing.assert_allclose(pixels, expected, rtol=0, atol=TOLERANCE)
@@ -132,7 +129,8 @@ def test_deepseek_pixel_samples(
 ) -> None:
     file = f"dsvl2-inputs/inputs_{case}.npz"
     tiles = [
-        deepseek_vl2_tiles(open_image(golden / "dsvl2-inputs" / f"{name}.png"), deepseek, tiled=tiled) for name in names
+        deepseek_vl2.cut_tiles(open_image(golden / "dsvl2-inputs" / f"{name}.png"), deepseek, tiled=tiled)
+        for name in names
     ]
     assert [list(grid) for _, grid in tiles] == golden_array(file, "images_spatial_crop")[0].tolist()
     pixels = np.concatenate([p for p, _ in tiles])
@@ -149,7 +147,7 @@ def test_deepseek_tiles_of_a_picture_in_reading_order(
 ) -> None:
     ramp = np.add.outer(np.arange(size[1]) // 384 * 30, np.arange(size[0]) // 384 * 10).astype(np.uint8)
     image = open_image(np.repeat(ramp[:, :, None], 3, axis=2))
-    pixels, found = deepseek_vl2_tiles(image, deepseek, tiled=True)
+    pixels, found = deepseek_vl2.cut_tiles(image, deepseek, tiled=True)
     assert found == grid
     centres = np.round((pixels[1:, 0, 192, 192] * 0.5 + 0.5) * 255).astype(int)
     expected = [row * 30 + column * 10 for row in range(grid[1]) for column in range(grid[0])]
@@ -161,18 +159,18 @@ def test_deepseek_max_tiles_limits_the_candidates(
     max_tiles: int, grid: tuple[int, int], deepseek: DeepseekVl2ProcessorConfig, golden: Path
 ) -> None:
     image = open_image(golden / "dsvl2-inputs" / "img0_700x500.png")
-    pixels, found = deepseek_vl2_tiles(image, deepseek, tiled=True, max_tiles=max_tiles)
+    pixels, found = deepseek_vl2.cut_tiles(image, deepseek, tiled=True, max_tiles=max_tiles)
     assert found == grid
     assert len(pixels) == 1 + grid[0] * grid[1]
 
 
 def test_internvl_pixels(internvl: InternVlProcessorConfig, golden: Path, golden_array: GoldenArray) -> None:
     image = open_image(golden / "internvl-inputs" / "img0_700x500.png")
-    pixels = internvl_tiles(image, internvl, max_tiles=6)
+    pixels = internvl3_5.cut_tiles(image, internvl, max_tiles=6)
     expected = golden_array("internvl-inputs/pixels_img0_max6.npz", "pixel_values")
     assert pixels.dtype == np.float32
     np.testing.assert_allclose(pixels, expected, rtol=0, atol=TOLERANCE)
-    small = internvl_tiles(open_image(golden / "internvl-inputs" / "img2_300x260.png"), internvl, max_tiles=6)
+    small = internvl3_5.cut_tiles(open_image(golden / "internvl-inputs" / "img2_300x260.png"), internvl, max_tiles=6)
     expected = golden_array("internvl-qwen3moe/outputs_batch2.npz", "pixel_values")
     np.testing.assert_allclose(small, expected, rtol=0, atol=TOLERANCE)
 
@@ -180,7 +178,7 @@ def test_internvl_pixels(internvl: InternVlProcessorConfig, golden: Path, golden
 def test_internvl_takes_twelve_tiles_by_default(
     internvl: InternVlProcessorConfig, golden: Path, golden_array: GoldenArray
 ) -> None:
-    pixels = internvl_tiles(open_image(golden / "internvl-inputs" / "img0_700x500.png"), internvl)
+    pixels = internvl3_5.cut_tiles(open_image(golden / "internvl-inputs" / "img0_700x500.png"), internvl)
     file = "internvl-inputs/pixels_img0_max12_sample.npz"
     np.testing.assert_allclose(pixels[..., ::16, ::16], golden_array(file, "sample"), rtol=0, atol=TOLERANCE)
     for name, found in (("mean", pixels.mean((1, 2, 3))), ("std", pixels.std((1, 2, 3)))):
@@ -197,9 +195,9 @@ def test_every_value_is_normalised_as_in_float32(
     array = np.stack([values, values[::-1], values.T], axis=-1)
     image = open_image(array)
     if family == "deepseek":
-        pixels = deepseek_vl2_tiles(image, config, tiled=False)[0][0]
+        pixels = deepseek_vl2.cut_tiles(image, config, tiled=False)[0][0]
     else:
-        pixels = internvl_tiles(image, config, max_tiles=1)[0]
+        pixels = internvl3_5.cut_tiles(image, config, max_tiles=1)[0]
     expected = (array.astype(np.float64) / 255 - config.image_mean) / config.image_std
     np.testing.assert_allclose(pixels, expected.transpose(2, 0, 1), rtol=0, atol=TOLERANCE)
 
@@ -228,12 +226,12 @@ def test_layout_uses_every_feature_once(grids: list[tuple[int, int]], count: int
 def test_unusable_requests(deepseek: DeepseekVl2ProcessorConfig, internvl: InternVlProcessorConfig) -> None:
     image = Image.new("RGB", (40, 30))
     with pytest.raises(InvalidRequest, match=r"max_tiles 0: expected at least 1 local tile"):
-        deepseek_vl2_tiles(image, deepseek, tiled=True, max_tiles=0)
+        deepseek_vl2.cut_tiles(image, deepseek, tiled=True, max_tiles=0)
     with pytest.raises(InvalidRequest, match=r"max_tiles -1: expected at least 1 local tile"):
-        internvl_tiles(image, internvl, max_tiles=-1)
+        internvl3_5.cut_tiles(image, internvl, max_tiles=-1)
     for size in ((1, 1000), (1000, 1)):
         with pytest.raises(InvalidRequest, match=r"too thin to fit into 384x384 pixels; crop it"):
-            deepseek_vl2_tiles(Image.new("RGB", size), deepseek, tiled=True)
+            deepseek_vl2.cut_tiles(Image.new("RGB", size), deepseek, tiled=True)
 
 
 def test_grids_of_many_tiles_are_found_at_once() -> None:

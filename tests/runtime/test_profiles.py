@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from fastmmoe.runtime.backends.tensorrt.profiles import engine_profiles, picture_tiles, resolve_limits, visual_tokens
+from fastmmoe.runtime.backends.tensorrt.profiles import engine_profiles, resolve_limits
 from fastmmoe.runtime.bundle.manifest import FORMAT, ExpertsInfo, LanguageModelInfo, Limits, Manifest, VisionInfo
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.method.policy import Policy
 from fastmmoe.runtime.method.schedule import even_exponents, merge_count, plan_request
 from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig, InternVlProcessorConfig
-from fastmmoe.runtime.request.images import deepseek_vl2_layout
+from fastmmoe.runtime.request.deepseek_vl2 import deepseek_vl2_layout, most_visual_tokens, picture_tiles
 
 DEEPSEEK = DeepseekVl2ProcessorConfig(
     candidate_resolutions=((384, 384), (384, 768), (768, 384), (384, 3456), (1152, 1152)),
@@ -278,7 +278,7 @@ def test_visual_tokens_bound_every_combination_of_pictures() -> None:
     for pictures in ([grid] * count for grid in grids for count in (1, 2, 3)):
         tiles = sum(1 + wide * high for wide, high in pictures)
         visual = len(deepseek_vl2_layout(pictures, DEEPSEEK.grid_side, global_view_first=True))
-        assert visual <= visual_tokens(DEEPSEEK, tiles)
+        assert visual <= most_visual_tokens(DEEPSEEK, tiles)
     # Pictures of a single column have that many.
-    assert len(deepseek_vl2_layout([(1, 9)], 14, global_view_first=True)) == visual_tokens(DEEPSEEK, 10) - 4
-    assert len(deepseek_vl2_layout([(1, 1)], 14, global_view_first=True)) == visual_tokens(DEEPSEEK, 2)
+    assert len(deepseek_vl2_layout([(1, 9)], 14, global_view_first=True)) == most_visual_tokens(DEEPSEEK, 10) - 4
+    assert len(deepseek_vl2_layout([(1, 1)], 14, global_view_first=True)) == most_visual_tokens(DEEPSEEK, 2)

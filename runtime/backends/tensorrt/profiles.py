@@ -14,7 +14,7 @@ from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.method.call import Chunk
 from fastmmoe.runtime.method.policy import Policy, Site
 from fastmmoe.runtime.method.schedule import Schedule, merge_count, plan_request, sparsevlm_counts
-from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig, ProcessorConfig
+from fastmmoe.runtime.request.family import family_of
 
 # Room for text in a prompt and for the answer where the user sets no limit, and the text of a typical prompt.
 TEXT_TOKENS = 512
@@ -49,10 +49,13 @@ def resolve_limits(
     for name, value in given.items():
         if value is not None and value < 1:
             raise InvalidRequest(f"--max-{name} {value}: expected at least 1")
-    tiles = picture_tiles(manifest.processor) if max_tiles is None else max_tiles
+    family = family_of(manifest.processor)
+    tiles = family.picture_tiles(manifest.processor) if max_tiles is None else max_tiles
     visual = max_visual
     if visual is None:
-        visual = min(visual_tokens(manifest.processor, tiles), longest if max_tokens is None else max_tokens)
+        visual = min(
+            family.most_visual_tokens(manifest.processor, tiles), longest if max_tokens is None else max_tokens
+        )
     tokens = min(visual + TEXT_TOKENS, longest) if max_tokens is None else max_tokens
     cache = min(tokens + NEW_TOKENS, longest) if max_cache is None else max_cache
     if visual > tokens:
@@ -62,23 +65,6 @@ def resolve_limits(
     if cache > longest:
         raise InvalidRequest(f"--max-cache {cache}: expected at most {longest}, the model's longest sequence")
     return Limits(max_tokens=tokens, max_visual=visual, max_cache=cache, max_tiles=tiles)
-
-
-def picture_tiles(processor: ProcessorConfig) -> int:
-    """The most tiles of one picture, its global view or thumbnail among them."""
-    if isinstance(processor, DeepseekVl2ProcessorConfig):
-        side = processor.tile_size
-        return 1 + max((width // side) * (height // side) for width, height in processor.candidate_resolutions)
-    return processor.max_tiles + (processor.use_thumbnail and processor.max_tiles > 1)
-
-
-def visual_tokens(processor: ProcessorConfig, tiles: int) -> int:
-    """The most visual tokens that pictures of so many tiles in all can have."""
-    if isinstance(processor, DeepseekVl2ProcessorConfig):
-        side = processor.grid_side
-        # At worst every tile's rows end with a newline of their own. A picture has two tiles or more and one separator.
-        return tiles * side * (side + 1) + tiles // 2
-    return tiles * processor.tokens_per_tile
 
 
 def engine_profiles(manifest: Manifest, limits: Limits) -> dict[str, tuple[Profile, ...]]:

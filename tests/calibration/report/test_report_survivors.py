@@ -14,7 +14,7 @@ from fastmmoe.calibration.report.stages import Fate, Stage
 from fastmmoe.calibration.report.survivors import CELL, DROPPED, GONE, MERGED, draw_survivors, find_views
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig, InternVlProcessorConfig
-from fastmmoe.runtime.request.images import deepseek_vl2_layout
+from fastmmoe.runtime.request.deepseek_vl2 import deepseek_vl2_layout
 from fastmmoe.runtime.request.inputs import ModelInputs
 
 SIDE, PITCH = 3, 28

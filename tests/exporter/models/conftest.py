@@ -23,7 +23,7 @@ from fastmmoe.exporter.torch_backend import TorchBackend
 from fastmmoe.runtime.bundle import graph_io, signatures
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Call, Chunk
 from fastmmoe.runtime.method.schedule import Schedule, plan_request
-from fastmmoe.runtime.request.images import deepseek_vl2_layout
+from fastmmoe.runtime.request.deepseek_vl2 import deepseek_vl2_layout
 
 Array = npt.NDArray[Any]
 Outputs = dict[str, torch.Tensor]

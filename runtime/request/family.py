@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the preprocessing of a family supplies. A new family is one file here, and one entry of `FAMILIES`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from fastmmoe.runtime.request import deepseek_vl2, internvl
+from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig, InternVlProcessorConfig, ProcessorConfig
+from fastmmoe.runtime.request.image_reader import Picture
+from fastmmoe.runtime.request.inputs import ModelInputs
+from fastmmoe.runtime.request.prompts import Marker
+
+Array = npt.NDArray[Any]
+
+
+class Cut(Protocol):
+    """How pictures will be cut, known from their sizes alone.
+
+    Attributes:
+        tile_counts: tiles of each picture.
+        visual_counts: visual tokens of each picture.
+    """
+
+    tile_counts: tuple[int, ...]
+    visual_counts: list[int]
+
+    def vision_inputs(self, pictures: Sequence[Picture]) -> dict[str, Array]:
+        """Inputs of the vision graph; one picture is decoded at a time."""
+
+
+class Family(Protocol):
+    """A module with these functions; `config` is the family's own processor configuration.
+
+    Attributes:
+        HAS_LAYOUT: the vision graph has the input `layout_index`.
+        HAS_OWN_ENDS: its template writes what stands around a prompt; otherwise the tokenizer adds it.
+    """
+
+    HAS_LAYOUT: bool
+    HAS_OWN_ENDS: bool
+
+    def cut(self, config: Any, sizes: Sequence[tuple[int, int]], max_tiles: int | None, images_before: int) -> Cut:
+        """How pictures of these sizes, (width, height), are cut after other pictures of the conversation."""
+
+    def tensor_inputs(self, tensors: Mapping[str, Array], config: Any) -> list[ModelInputs]:
+        """Inputs of every row of a batch that the official processor made."""
+
+    def around_image(self, config: Any) -> tuple[str, ...]:
+        """Names of the tokens before and after a picture's visual tokens; empty where there are none."""
+
+    def marker_id(self, config: Any, marker: Marker) -> int | None:
+        """The token that a marker of the template stands for."""
+
+    def picture_tiles(self, config: Any) -> int:
+        """The most tiles of one picture, its global view or thumbnail among them."""
+
+    def most_visual_tokens(self, config: Any, tiles: int) -> int:
+        """The most visual tokens that pictures of so many tiles in all can have."""
+
+
+FAMILIES: dict[type, Family] = {DeepseekVl2ProcessorConfig: deepseek_vl2, InternVlProcessorConfig: internvl}
+
+
+def family_of(config: ProcessorConfig) -> Family:
+    """The family of a processor configuration."""
+    return FAMILIES[type(config)]
