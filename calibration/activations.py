@@ -16,7 +16,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import torch
 from safetensors.numpy import save_file
 
@@ -27,8 +26,8 @@ from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE
 from fastmmoe.exporter.ops.sparse_moe.reference import activate_reference
 from fastmmoe.exporter.ops.sparse_moe.torch_op import route
 from fastmmoe.exporter.torch_backend import TorchBackend
+from fastmmoe.runtime.types import Array
 
-Array = npt.NDArray[Any]
 JSON_FILE, TENSORS_FILE = "activations.json", "activations.safetensors"
 
 # Logarithmic bins of |x| between 2^-16 and 2^16, 64 to an octave: a percentile is exact to 1.1 %.

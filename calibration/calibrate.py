@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shlex
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,8 +36,7 @@ from fastmmoe.exporter.pruning.settings import PolicyModel, PolicyOptions
 from fastmmoe.runtime.cost.budget import STEPS
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.files import write_atomically
-
-Report = Callable[[str], None]
+from fastmmoe.runtime.types import Say
 
 STATISTICS_FILE, FRONT_FILE, SUMMARY_FILE, POLICY_FILE = (
     "statistics.json",
@@ -65,7 +64,7 @@ class _Setup:
     held_out: Prompts
     cost: Cost
     space: Space
-    report: Report
+    say: Say
 
     def cost_of(self, options: PolicyOptions) -> float:
         """FLOPs of settings as a share of the full model's, on the calibration questions."""
@@ -78,11 +77,11 @@ class _Setup:
         return Job(self.checkpoint, self.model.identity, path, digest, self.data.kind, self.options.threads)
 
 
-def calibrate(options: CalibrationOptions, report: Report = print) -> Path:
+def calibrate(options: CalibrationOptions, say: Say = print) -> Path:
     """Find settings and write them with what was found on the way.
 
     Args:
-        report: is called with a line for each step.
+        say: is called with a line for each step.
     Returns:
         The directory with policy.json, front.json, calibration.md and statistics.json; with `activations`, with
         activations.json and activations.safetensors only.
@@ -99,11 +98,11 @@ def calibrate(options: CalibrationOptions, report: Report = print) -> Path:
     with scratch_directory as scratch, torch_threads(options.threads):
         model = load_model(checkpoint, Checkpoint(checkpoint).identity)
         data = load_data(options)
-        report(f"{options.data}: {len(data.calibration)} questions, {len(data.held_out)} held out; {data.note}")
+        say(f"{options.data}: {len(data.calibration)} questions, {len(data.held_out)} held out; {data.note}")
         if options.activations:
-            _record_activations(model, data.calibration, out, report)
+            _record_activations(model, data.calibration, out, say)
             return out
-        setup = _set_up(options, checkpoint, Path(scratch), model, data, report)
+        setup = _set_up(options, checkpoint, Path(scratch), model, data, say)
         _record_statistics(setup, out)
         with worker_pool(options) as pool:
             _search_and_write(setup, pool, out)
@@ -111,14 +110,14 @@ def calibrate(options: CalibrationOptions, report: Report = print) -> Path:
 
 
 def _set_up(
-    options: CalibrationOptions, checkpoint: Path, scratch: Path, model: TorchModel, data: Data, report: Report
+    options: CalibrationOptions, checkpoint: Path, scratch: Path, model: TorchModel, data: Data, say: Say
 ) -> _Setup:
     start = _answer_start(model, data) if data.kind == "accuracy" else ()
     prompts = prepare(model, data.calibration, start)
     held_out = prepare(model, data.held_out, start)
     cost = Cost(model.info, prompts.sizes)
     space = Space(model.layers, model.resolve(PolicyOptions()))
-    return _Setup(options, checkpoint, scratch, model, data, prompts, held_out, cost, space, report)
+    return _Setup(options, checkpoint, scratch, model, data, prompts, held_out, cost, space, say)
 
 
 def _answer_start(model: TorchModel, data: Data) -> AnswerStart:
@@ -134,10 +133,10 @@ def _answer_start(model: TorchModel, data: Data) -> AnswerStart:
 def _record_statistics(setup: _Setup, out: Path) -> None:
     found = record_statistics(setup.model, setup.prompts, setup.options.search_questions)
     write_atomically(out / STATISTICS_FILE, msgspec.json.format(msgspec.json.encode(found), indent=2) + b"\n")
-    setup.report(f"wrote {out / STATISTICS_FILE}: routing and attention of {len(found.layers)} MoE layers")
+    setup.say(f"wrote {out / STATISTICS_FILE}: routing and attention of {len(found.layers)} MoE layers")
 
 
-def _record_activations(model: TorchModel, samples: Sequence[Sample], out: Path, report: Report) -> None:
+def _record_activations(model: TorchModel, samples: Sequence[Sample], out: Path, say: Say) -> None:
     decoder = model.decoder(model.resolve(FULL_MODEL))
     recorder = ActivationRecorder(model, decoder)
     with recorder.recording():
@@ -146,12 +145,12 @@ def _record_activations(model: TorchModel, samples: Sequence[Sample], out: Path,
             pass
     activations, channels = recorder.finished(len(samples))
     write_activations(out, activations, channels)
-    report(
+    say(
         f"wrote activations of {len(activations.ranges)} linear layers in {out}; "
         f"{len(activations.unreached)} of experts that no token reached"
     )
     for name in activations.unreached:
-        report(f"no token reached {name}")
+        say(f"no token reached {name}")
 
 
 def _search_and_write(setup: _Setup, pool: Any, out: Path) -> None:
@@ -193,13 +192,13 @@ def _search_and_write(setup: _Setup, pool: Any, out: Path) -> None:
     text = summary(findings)
     write_atomically(out / SUMMARY_FILE, text.encode())
     write_policy(out / POLICY_FILE, _policy_file(setup.model, chosen.options))
-    setup.report(text)
+    setup.say(text)
     next_step = shlex.join(["fastmmoe-export", setup.options.model, "OUT", "--policy", str(out / POLICY_FILE)])
-    setup.report(f"wrote {out / POLICY_FILE}: {next_step}")
+    setup.say(f"wrote {out / POLICY_FILE}: {next_step}")
 
 
 def _check_full(setup: _Setup, full: Outcomes) -> None:
-    setup.report(f"full model: quality {full.quality:.4f} on {len(full.values)} questions")
+    setup.say(f"full model: quality {full.quality:.4f} on {len(full.values)} questions")
     if full.quality == 0:
         raise InvalidRequest(
             f"the full model answers 0 of {len(full.values)} questions rightly, so no settings can keep any: check the "
@@ -218,7 +217,7 @@ def _search(setup: _Setup, out: Path) -> Search:
         "search_questions": options.search_questions,
     }
     first = [setup.space.default_params(R) for R in DEFAULT_RETENTIONS]
-    return Search(out / JOURNAL, identity, setup.space, setup.cost_of, first, setup.report)
+    return Search(out / JOURNAL, identity, setup.space, setup.cost_of, first, setup.say)
 
 
 def _compare(setup: _Setup, search: Search, evaluate: Evaluate) -> list[Candidate]:
@@ -238,7 +237,7 @@ def _compare(setup: _Setup, search: Search, evaluate: Evaluate) -> list[Candidat
     default = _at_goal(setup, setup.space.options(setup.space.default_params(0.5)))
     if default is not None:
         names.setdefault(default, f"default at {default.retention:g}")
-    setup.report(f"comparing {len(names)} settings on all {len(setup.prompts.questions)} questions")
+    setup.say(f"comparing {len(names)} settings on all {len(setup.prompts.questions)} questions")
     outcomes = evaluate(list(names), None)
     return [
         Candidate(name, options, setup.cost_of(options), found)
@@ -265,7 +264,7 @@ def _latency(setup: _Setup) -> LatencyModel:
     default = export_with(setup.checkpoint, PolicyOptions(), setup.scratch / "default")
     found = measure_latency(default, setup.data.calibration)
     times = ", ".join(f"{ms:.1f}" for ms in found.prefill_ms)
-    setup.report(f"measured on this machine: prefill {times} ms, before it {found.other_ms:.1f} ms")
+    setup.say(f"measured on this machine: prefill {times} ms, before it {found.other_ms:.1f} ms")
     return found
 
 
@@ -278,13 +277,13 @@ def _choose(
     fitting = candidates_for(goal, value, candidates, full, predict)
     answers = [len(q.answer_ids) for q in setup.prompts.questions if q.answer_ids is not None]
     for attempt, candidate in enumerate(fitting[:CONFIRM_ATTEMPTS]):
-        setup.report(f"confirming {candidate.name} on the exported graph")
+        setup.say(f"confirming {candidate.name} on the exported graph")
         vlm = export_with(setup.checkpoint, candidate.options, setup.scratch / f"chosen-{attempt}")
         most = max(answers, default=0) + 1
         confirmed = confirm(vlm, setup.data.calibration, candidate.outcomes, setup.data.kind, most)
         if goal != "max_ttft_ms" or confirmed.ttft_ms <= value:
             return candidate, confirmed
-        setup.report(f"{candidate.name}: measured {confirmed.ttft_ms:.1f} ms, more than {value:g}")
+        setup.say(f"{candidate.name}: measured {confirmed.ttft_ms:.1f} ms, more than {value:g}")
     raise CalibrationFailed(
         f"--max-ttft-ms {value:g}: {min(CONFIRM_ATTEMPTS, len(fitting))} candidates were predicted within it and "
         "measured above it; give more time, or calibrate on an idle machine"

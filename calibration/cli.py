@@ -112,5 +112,5 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     # Ranges are written at the end only.
     goes_on = nullcontext() if options.activations else resumable(options.directory)
     with goes_on, saying_what_memory_lacks("lower --jobs, end other programs, or use a machine with more memory"):
-        calibrate(options, report=lambda line: print(line, flush=True))
+        calibrate(options, say=lambda line: print(line, flush=True))
     return 0

@@ -7,10 +7,8 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fastmmoe.calibration.data import Sample
 from fastmmoe.calibration.evaluate import Kind, Outcomes
@@ -19,9 +17,8 @@ from fastmmoe.exporter.check.structure import CheckFailed
 from fastmmoe.exporter.config import ExportConfig
 from fastmmoe.exporter.export import export
 from fastmmoe.exporter.pruning.settings import PolicyOptions
+from fastmmoe.runtime.types import Array
 from fastmmoe.runtime.vlm import VLM
-
-Array = npt.NDArray[Any]
 
 MOST_DIFFERENT = 0.02
 """Share of the questions on which torch and the runtime may differ: near ties of experts, tokens and answers."""
@@ -68,7 +65,7 @@ def export_with(checkpoint: Path, options: PolicyOptions, out: Path) -> VLM:
         CalibrationFailed: the export's own check fails.
     """
     try:
-        export(ExportConfig(model=str(checkpoint), out=out, policy=options), report=lambda _: None)
+        export(ExportConfig(model=str(checkpoint), out=out, policy=options), say=lambda _: None)
     except CheckFailed as error:
         raise CalibrationFailed(f"the export with the chosen settings fails its check: {error}") from error
     return VLM(out)

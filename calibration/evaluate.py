@@ -9,15 +9,14 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from fastmmoe.calibration.prompts import Prompt, Prompts
 from fastmmoe.calibration.torch_model import Prefilled, TorchModel
 from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.exporter.torch_backend import TorchBackend
+from fastmmoe.runtime.types import Array
 
-Array = npt.NDArray[Any]
 Kind: TypeAlias = Literal["accuracy", "kl"]
 Row: TypeAlias = tuple[float, float, int]
 

@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fastmmoe.calibration.evaluate import Outcomes, quality
 from fastmmoe.calibration.measure.bootstrap import Bootstrap, Interval
+from fastmmoe.runtime.types import Array
 
-Array = npt.NDArray[Any]
 RESAMPLES = 10_000
 
 

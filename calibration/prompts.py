@@ -7,16 +7,15 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from fastmmoe.calibration.data import Sample
 from fastmmoe.calibration.torch_model import TorchModel
 from fastmmoe.runtime.request.prompts import GPT_OSS_ANSWER_HEADER, Special, join_text
+from fastmmoe.runtime.types import Array
 
-Array = npt.NDArray[Any]
 AnswerStart: TypeAlias = "tuple[str | Special, ...]"
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from fastmmoe.calibration.evaluate import run_pack
@@ -21,9 +20,9 @@ from fastmmoe.exporter.ops.token_prune.reference import choose_reference, window
 from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.exporter.torch_backend import TorchBackend
 from fastmmoe.runtime.method.policy import SETTINGS
+from fastmmoe.runtime.types import Array
 
 WINDOW: int = SETTINGS["window"].default
-Array = npt.NDArray[Any]
 
 
 class LayerStatistics(msgspec.Struct, frozen=True, kw_only=True):

@@ -23,6 +23,7 @@ from fastmmoe.calibration.space import Params, Space
 from fastmmoe.calibration.workers import Evaluate
 from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.types import Say
 
 JOURNAL = "trials.jsonl"
 STUDY = "fastmmoe"
@@ -31,7 +32,6 @@ BATCH = 8
 RANDOM_TRIALS = 32
 """After these the sampler looks where the good ones were."""
 DIRECTIONS: tuple[Literal["maximize", "minimize"], ...] = ("maximize", "minimize")
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Search:
         identity: what the trials depend on; a journal of another one is refused.
         cost_of: FLOPs of settings as a share of the full model's.
         first: parameters of the first trials, in order.
-        report: gets a line for each batch, and for what was dropped of a journal that was cut off.
+        say: gets a line for each batch, and for what was dropped of a journal that was cut off.
     Raises:
         InvalidRequest: the journal is damaged, or belongs to other questions, another model, seed or version.
     """
@@ -64,13 +64,13 @@ class Search:
         space: Space,
         cost_of: Callable[[PolicyOptions], float],
         first: Sequence[Params],
-        report: Report,
+        say: Say,
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._space, self._cost_of, self._first, self._report = space, cost_of, first, report
+        self._space, self._cost_of, self._first, self._say = space, cost_of, first, say
         self._seed = int(identity["seed"])
         if dropped := mend_journal(journal):
-            report(dropped)
+            say(dropped)
         self._study = _open_study(journal)
         _check_identity(journal, self._study, identity)
 
@@ -105,7 +105,7 @@ class Search:
                 )
             ended = self.trials
             best = front([(t.score, t.cost) for t in ended])
-            self._report(f"trial {len(ended)} of {trials}: {len(best)} on the front")
+            self._say(f"trial {len(ended)} of {trials}: {len(best)} on the front")
 
     def _ask(self, done: int, trials: int) -> list[optuna.trial.Trial]:
         """What the batch lacks of which `done` is a part, up to `trials`.

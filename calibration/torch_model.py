@@ -9,10 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from fastmmoe.exporter.check.weights import check_weights
@@ -30,8 +28,7 @@ from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Call, Chunk
 from fastmmoe.runtime.method.policy import Policy
 from fastmmoe.runtime.method.schedule import Schedule, plan_request
 from fastmmoe.runtime.request.processor import Processor
-
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class TorchModel:
     def __init__(self, directory: Path) -> None:
         checkpoint = Checkpoint(directory)
         self.model = Model(checkpoint, PolicyOptions(), Precision(torch.float32, torch.float32))
-        check_weights(self.model, report=lambda _: None)
+        check_weights(self.model, say=lambda _: None)
         self.config, self.family, self.identity = self.model.config, self.model.family, checkpoint.identity
         for graph, module in self.model.graphs.items():
             values = {name: self.model.load(f"{graph}.{name}") for name, _ in module.named_parameters()}

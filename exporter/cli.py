@@ -139,20 +139,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(config: ExportConfig) -> int:
-    def report(line: str) -> None:
+    def say(line: str) -> None:
         print(line, flush=True)
 
     check_installed("fastmmoe-export", MODULES, "export")
     from fastmmoe.exporter.plan import plan_export
 
-    plan = plan_export(config, report)
+    plan = plan_export(config, say)
     with importing("fastmmoe-export"):
         from fastmmoe.exporter.check.structure import CheckFailed
         from fastmmoe.exporter.export import run_export
 
     try:
         with saying_what_memory_lacks(MEMORY_HINT):
-            run_export(plan, report)
+            run_export(plan, say)
     except CheckFailed as error:
         print(f"fastmmoe-export: check failed: {error}", file=sys.stderr)
         return 1

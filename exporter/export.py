@@ -41,29 +41,30 @@ from fastmmoe.runtime.bundle.manifest import (
     write_manifest,
 )
 from fastmmoe.runtime.bundle.verification import leave_stamp
-from fastmmoe.runtime.files import Report, size_text, writing
+from fastmmoe.runtime.files import size_text, writing
 from fastmmoe.runtime.machines.targets import Target
 from fastmmoe.runtime.request.config import ProcessorConfig
+from fastmmoe.runtime.types import Say
 
 TWIN_NAME = "float32 twin"
 STAGED, TWIN = "bundle", "twin"
 """In the scratch directory: the unfinished bundle, and the graphs that the check of a 16-bit one runs."""
 
 
-def export(config: ExportConfig, report: Report = print) -> Path:
+def export(config: ExportConfig, say: Say = print) -> Path:
     """Write a bundle. It appears complete or not at all.
 
     Args:
-        report: is called with a line before and after each step.
+        say: is called with a line before and after each step.
     Returns:
         The bundle's directory.
     Raises:
         As `plan_export` and `run_export`.
     """
-    return run_export(plan_export(config, report), report)
+    return run_export(plan_export(config, say), say)
 
 
-def run_export(plan: ExportPlan, report: Report) -> Path:
+def run_export(plan: ExportPlan, say: Say) -> Path:
     """Write the bundle of a plan.
 
     Raises:
@@ -73,7 +74,7 @@ def run_export(plan: ExportPlan, report: Report) -> Path:
         CheckFailed: the written graphs do not agree with torch; nothing is left behind.
     """
     config, target, checkpoint = plan.config, plan.target, plan.checkpoint
-    with reserve_output(plan.out, checkpoint.path, overwrite=config.overwrite, report=report) as output:
+    with reserve_output(plan.out, checkpoint.path, overwrite=config.overwrite, say=say) as output:
         model = Model(checkpoint, config.policy, _precision(target, plan.dtype, plan.packing))
         check_kernels(target, model.config, plan.packing)
         processor = read_processor_config(
@@ -81,23 +82,23 @@ def run_export(plan: ExportPlan, report: Report) -> Path:
             model.config_reader,
             vocab_size=model.config.vocab_size,
             chat_template=config.chat_template,
-            report=report,
+            say=say,
         )
         if config.model == DEMO:
-            report("demo: a small model trained on drawn scenes; it knows nothing else")
-        _report_model(model, plan.name, report)
+            say("demo: a small model trained on drawn scenes; it knows nothing else")
+        _report_model(model, plan.name, say)
         if config.policy.found_for is not None:
-            _report_policy(model, config.policy.found_for, report)
+            _report_policy(model, config.policy.found_for, say)
         check_space(plan.out, model)
-        check_weights(model, report)
+        check_weights(model, say)
         staged = output.scratch / STAGED
-        manifest, hashed_at = _write(staged, plan, model, processor, report)
-        _check(staged, output.scratch / TWIN, manifest, model, plan, report)
+        manifest, hashed_at = _write(staged, plan, model, processor, say)
+        _check(staged, output.scratch / TWIN, manifest, model, plan, say)
         if target.tensorrt is not None and target.tensorrt.is_ahead_of_time:
-            build_engines(staged, report=report, verify=False)
+            build_engines(staged, say=say, verify=False)
         output.publish(staged)
     leave_stamp(plan.out, manifest, hashed_at)
-    report(f"wrote {plan.out}: {_contents(plan.out)}")
+    say(f"wrote {plan.out}: {_contents(plan.out)}")
     return plan.out
 
 
@@ -106,45 +107,45 @@ def _precision(target: Target, dtype: str, packing: Packing | None) -> Precision
     return Precision(getattr(torch, DTYPES[dtype]), activations, packing=packing)
 
 
-def _report_model(model: Model, name: str, report: Report) -> None:
+def _report_model(model: Model, name: str, say: Say) -> None:
     config, policy = model.config, model.policy
-    report(
+    say(
         f"{name}: {model.family}, {config.num_hidden_layers} layers, {config.moe.num_experts} experts, "
         f"top-{config.moe.top_k}; every tensor accounted for"
     )
     if policy.method == "none":
-        report("pruning: none in the graph (--method none)")
+        say("pruning: none in the graph (--method none)")
     for method, layers in policy.prune_layers.items():
-        report(f"pruning: {method} at layers {','.join(map(str, layers))}")
+        say(f"pruning: {method} at layers {','.join(map(str, layers))}")
     if policy.method != "none":
-        report(f"default: {policy.default_method} at retention {policy.retention:g}, alpha {policy.alpha:g}")
+        say(f"default: {policy.default_method} at retention {policy.retention:g}, alpha {policy.alpha:g}")
     unread = model.config_reader.unread()
     if unread:
-        report(f"config.json keys not read: {listed(unread)}")
+        say(f"config.json keys not read: {listed(unread)}")
     if not (model.checkpoint.path / TOKENIZER).is_file():
-        report("no tokenizer.json: this bundle takes ready-made tensors (fastmmoe run --inputs) only")
+        say("no tokenizer.json: this bundle takes ready-made tensors (fastmmoe run --inputs) only")
 
 
-def _report_policy(model: Model, found_for: PolicyModel, report: Report) -> None:
+def _report_policy(model: Model, found_for: PolicyModel, say: Say) -> None:
     """What a policy file says, and whether it was found for another checkpoint of the same shape."""
     policy = model.policy
     exponents, experts = (",".join(f"{v:.4g}" for v in each) for each in (policy.stage_exponents, policy.visual_top_k))
-    report(f"policy: stage exponents {exponents}; experts per visual token by MoE layer {experts}")
+    say(f"policy: stage exponents {exponents}; experts per visual token by MoE layer {experts}")
     theirs, ours = found_for.checkpoint_identity, model.checkpoint.identity
     if theirs != ours:
-        report(
+        say(
             f"policy: found for ANOTHER checkpoint of this shape ({theirs[:12]}, this one is {ours[:12]}): measure its "
             f"quality on this one"
         )
 
 
 def _write(
-    directory: Path, plan: ExportPlan, model: Model, processor: ProcessorConfig, report: Report
+    directory: Path, plan: ExportPlan, model: Model, processor: ProcessorConfig, say: Say
 ) -> tuple[Manifest, int]:
     """Write graphs, weights, tokenizer, plugin and manifest; return it and the time at which hashing began."""
     directory.mkdir()
     portable = plan.target.is_portable
-    write_graphs(directory, model, portable=portable, report=report, shown=plan.out)
+    write_graphs(directory, model, portable=portable, say=say, shown=plan.out)
     tokenizer = model.checkpoint.path / TOKENIZER
     if tokenizer.is_file():
         _copy(tokenizer, directory / TOKENIZER, plan.out)
@@ -152,7 +153,7 @@ def _write(
     if plan.plugin is not None:
         library, info = plan.plugin
         _copy(library, directory / PLUGIN, plan.out)
-        report(f"copied the TensorRT plugin {info.version} for {info.architecture}")
+        say(f"copied the TensorRT plugin {info.version} for {info.architecture}")
     hashed_at = time.time_ns()
     manifest = build_manifest(
         directory,
@@ -174,7 +175,7 @@ def _copy(source: Path, file: Path, shown: Path) -> None:
         shutil.copyfile(source, file)
 
 
-def write_graphs(directory: Path, model: Model, *, portable: bool, report: Report, shown: Path | None = None) -> None:
+def write_graphs(directory: Path, model: Model, *, portable: bool, say: Say, shown: Path | None = None) -> None:
     """Trace and write the graphs; weights go to external data, one tensor in memory at a time.
 
     Args:
@@ -185,7 +186,7 @@ def write_graphs(directory: Path, model: Model, *, portable: bool, report: Repor
     sizes = weights_bytes(model)
     for graph, module in model.graphs.items():
         depth = f" ({model.config.num_hidden_layers} layers)" if graph == "language_model" else ""
-        report(f"tracing {graph}{depth} ...")
+        say(f"tracing {graph}{depth} ...")
         start = time.perf_counter()
         load = functools.partial(_load, model, graph)
         traced = trace(module, graph_inputs(model, graph), load, name=graph)
@@ -196,7 +197,7 @@ def write_graphs(directory: Path, model: Model, *, portable: bool, report: Repor
             # One worker: tensors are read, written and dropped in turn.
             ir.save(traced, directory / file, external_data=weights, alignment=64, align_threshold=0)
         size = size_text((directory / weights).stat().st_size) if (directory / weights).is_file() else "no weights"
-        report(f"traced {graph}: {len(traced.graph)} nodes, {size} ({time.perf_counter() - start:.1f} s)")
+        say(f"traced {graph}: {len(traced.graph)} nodes, {size} ({time.perf_counter() - start:.1f} s)")
     if portable:
         file = graph_file("language_model", portable=True)
         least = (directory / graph_file("language_model")).stat().st_size
@@ -220,27 +221,27 @@ def _write_portable(directory: Path) -> None:
     ir.save(model, directory / graph_file("language_model", portable=True))
 
 
-def _check(staged: Path, twin: Path, manifest: Manifest, model: Model, plan: ExportPlan, report: Report) -> None:
-    report(f"[✓] {check_structure(staged, model, portable=manifest.portable)}")
+def _check(staged: Path, twin: Path, manifest: Manifest, model: Model, plan: ExportPlan, say: Say) -> None:
+    say(f"[✓] {check_structure(staged, model, portable=manifest.portable)}")
     written = Written(staged, manifest)
     if model.precision.activations != torch.float32:
-        report("the check runs a float32 twin of these graphs, as no CPU runtime computes them")
+        say("the check runs a float32 twin of these graphs, as no CPU runtime computes them")
         model = Model(model.checkpoint, plan.config.policy, model.precision.float32_twin())
         twin.mkdir()
         write_graphs(
             twin,
             model,
             portable=False,
-            report=lambda line: report(f"{TWIN_NAME}: {line}"),
+            say=lambda line: say(f"{TWIN_NAME}: {line}"),
             shown=plan.out / f"({TWIN_NAME})",
         )
         manifest = build_manifest(
             twin, manifest.model, model, manifest.processor, target="cpu", dtype="fp32", portable=False
         )
         written = Written(twin, manifest, TWIN_NAME)
-    differences = compare(model, written, plan.atol, report)
+    differences = compare(model, written, plan.atol, say)
     for difference in differences:
-        report(_difference_line(difference))
+        say(_difference_line(difference))
     if not all(difference.is_ok for difference in differences):
         raise CheckFailed("the exported graphs differ from torch by more than the tolerance; nothing was written")
 

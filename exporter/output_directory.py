@@ -22,7 +22,8 @@ import msgspec
 from fastmmoe.runtime.bundle.manifest import ENGINES, GRAPHS, MANIFEST, FileEntry, engine_file
 from fastmmoe.runtime.cli.command import uninterrupted
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.files import Report, remove_left_scratch, scratch_directory, sync, writing
+from fastmmoe.runtime.files import remove_left_scratch, scratch_directory, sync, writing
+from fastmmoe.runtime.types import Say
 
 _MOUNTS = Path("/proc/self/mountinfo")
 _AT_FDCWD = -100
@@ -116,28 +117,28 @@ class Output:
         return True
 
 
-def check_output(given: Path, model: Path, *, overwrite: bool, report: Report) -> Path:
+def check_output(given: Path, model: Path, *, overwrite: bool, say: Say) -> Path:
     """Whether a bundle may be written there, as things are now; what killed processes left there is removed.
 
     Args:
         given: as the user says it. model: the checkpoint's directory. overwrite: a bundle there may be replaced.
-        report: is called with a line where something was removed.
+        say: is called with a line where something was removed.
     Returns:
         The absolute path, links followed.
     Raises:
         InvalidRequest: it cannot be the output, or is not to be replaced.
     """
     path = _resolve(given, model)
-    remove_left_scratch(path.parent, report)
+    remove_left_scratch(path.parent, say)
     if overwrite:
         # Of a build of engines.
-        remove_left_scratch(path, report)
+        remove_left_scratch(path, say)
     _look(path, overwrite)
     return path
 
 
 @contextmanager
-def reserve_output(given: Path, model: Path, *, overwrite: bool, report: Report) -> Iterator[Output]:
+def reserve_output(given: Path, model: Path, *, overwrite: bool, say: Say) -> Iterator[Output]:
     """Keep the output directory for this export alone.
 
     Args:
@@ -145,10 +146,10 @@ def reserve_output(given: Path, model: Path, *, overwrite: bool, report: Report)
     Raises:
         InvalidRequest: as `check_output`, or another export is writing it.
     """
-    path = check_output(given, model, overwrite=overwrite, report=report)
+    path = check_output(given, model, overwrite=overwrite, say=say)
     output = None
     try:
-        with scratch_directory(path.parent, path.name, report) as scratch:
+        with scratch_directory(path.parent, path.name, say) as scratch:
             output = Output(path, scratch, _look(path, overwrite))
             yield output
     except KeyboardInterrupt:

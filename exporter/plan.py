@@ -15,8 +15,8 @@ from fastmmoe.exporter.targets import ATOL, choose_dtype, choose_packing
 from fastmmoe.runtime.backends.tensorrt.api import load_module
 from fastmmoe.runtime.bundle.plugin_library import find_plugin
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.files import Report
 from fastmmoe.runtime.machines.targets import TARGETS, Target
+from fastmmoe.runtime.types import Say
 
 if TYPE_CHECKING:
     from fastmmoe.exporter.ops.quantise import Packing
@@ -43,11 +43,11 @@ class ExportPlan:
     plugin: tuple[Path, PluginInfo] | None
 
 
-def plan_export(config: ExportConfig, report: Report = print) -> ExportPlan:
+def plan_export(config: ExportConfig, say: Say = print) -> ExportPlan:
     """Check an export's options, output directory, plugin and checkpoint; nothing is written, torch is not imported.
 
     Args:
-        report: is called with a line where something that a killed process left was removed.
+        say: is called with a line where something that a killed process left was removed.
     Raises:
         InvalidRequest, UnsupportedModel: see `ExportConfig`, `check_output`, `Checkpoint`.
         BundleMismatch, EngineBuildFailed: the target's plugin or TensorRT is not there or does not fit.
@@ -62,7 +62,7 @@ def plan_export(config: ExportConfig, report: Report = print) -> ExportPlan:
     directory = checkpoint_directory(config.model)
     name = directory.resolve().name if config.model != DEMO else DEMO
     out = Path(f"{name}-{target.name}") if config.out is None else config.out
-    check_output(out, directory, overwrite=config.overwrite, report=report)
+    check_output(out, directory, overwrite=config.overwrite, say=say)
     checkpoint = Checkpoint(directory)
     return ExportPlan(config, checkpoint, name, out, target, dtype, packing, atol, _find_plugin(target))
 

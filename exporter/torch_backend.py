@@ -4,10 +4,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from fastmmoe.exporter.models.decoder import LanguageModel
@@ -15,8 +13,8 @@ from fastmmoe.exporter.models.graphs import GraphModules
 from fastmmoe.runtime.bundle import graph_io, signatures
 from fastmmoe.runtime.bundle.manifest import LanguageModelInfo
 from fastmmoe.runtime.method.policy import Policy
+from fastmmoe.runtime.types import Array
 
-Array = npt.NDArray[Any]
 Tensors = dict[str, torch.Tensor]
 
 

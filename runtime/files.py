@@ -10,11 +10,12 @@ import resource
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fastmmoe.runtime.errors import FastmmoeError, InvalidRequest
+from fastmmoe.runtime.types import Say
 
 SCRATCH_SUFFIX = ".fastmmoe-unfinished"
 LOCK = "lock"
@@ -22,8 +23,6 @@ LOCK = "lock"
 LOCK_SECONDS = 1.0
 
 _OF_SIZE = (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-Report = Callable[[str], None]
 
 
 class WriteFailed(FastmmoeError, OSError):
@@ -106,13 +105,13 @@ def scratch_name(name: str) -> str:
 
 
 @contextmanager
-def scratch_directory(directory: Path, name: str, report: Report) -> Iterator[Path]:
+def scratch_directory(directory: Path, name: str, say: Say) -> Iterator[Path]:
     """A hidden directory for what becomes `name` in the directory: one at a time, removed however the work ends.
 
     A lock in it tells a running process from a killed one, whose directory is emptied, with a word, and used.
 
     Args:
-        report: is called with a line where something was removed.
+        say: is called with a line where something was removed.
     Raises:
         InvalidRequest: another process works on it.
     """
@@ -124,19 +123,19 @@ def scratch_directory(directory: Path, name: str, report: Report) -> Iterator[Pa
         )
     try:
         if _empty(path):
-            report(_removed(path))
+            say(_removed(path))
         yield path
     finally:
         _remove(path, lock)
 
 
-def remove_left_scratch(directory: Path, report: Report) -> None:
+def remove_left_scratch(directory: Path, say: Say) -> None:
     """Remove scratch directories of killed processes, with a word for each; those of running ones stay."""
     for path in sorted(directory.glob(f".*{SCRATCH_SUFFIX}")):
         lock = _try_lock(path, 0) if _is_ours(path) else None
         if lock is not None:
             _remove(path, lock)
-            report(_removed(path))
+            say(_removed(path))
 
 
 def _removed(path: Path) -> str:

@@ -6,10 +6,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fastmmoe.runtime.backends.base import Backend, embed_prompt
 from fastmmoe.runtime.backends.batch import Batch
@@ -19,8 +17,7 @@ from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
 from fastmmoe.runtime.method.schedule import Schedule, plan_request
 from fastmmoe.runtime.request.inputs import ModelInputs
 from fastmmoe.runtime.request.options import RequestOptions
-
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
 
 
 @dataclass

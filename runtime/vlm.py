@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fastmmoe.runtime.backends.load import load_backend
 from fastmmoe.runtime.backends.onnxruntime import Settings
@@ -22,8 +21,7 @@ from fastmmoe.runtime.request.answers import FINAL
 from fastmmoe.runtime.request.inputs import ModelInputs
 from fastmmoe.runtime.request.options import RequestOptions
 from fastmmoe.runtime.request.processor import Processor
-
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,10 @@ import shutil
 import sys
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
 
 LIMIT_BYTES = 20_000_000
 

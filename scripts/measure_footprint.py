@@ -51,7 +51,7 @@ def run(command: list[str]) -> str:
     return result.stdout
 
 
-def report(name: str, value: float, limit: float, unit: str) -> bool:
+def say(name: str, value: float, limit: float, unit: str) -> bool:
     """Print one measured value; True where it is within its limit."""
     good = value <= limit
     print(f"{name:36} {value:8.2f} {unit:2}   limit {limit:g} {unit}   {'ok' if good else 'TOO MUCH'}", flush=True)
@@ -85,7 +85,7 @@ def check_size(python: Path) -> bool:
     counted = {name: mb for name, mb in sizes.items() if re.split(r"[-.]", name)[0].lower() not in NOT_COUNTED}
     largest = sorted(counted.items(), key=lambda item: -item[1])[:6]
     print("largest: " + ", ".join(f"{name} {mb:.1f} MB" for name, mb in largest))
-    return report("size without onnxruntime and pip", sum(counted.values()), LIMIT_SIZE_MB, "MB")
+    return say("size without onnxruntime and pip", sum(counted.values()), LIMIT_SIZE_MB, "MB")
 
 
 def seconds(command: list[str]) -> float:
@@ -104,9 +104,9 @@ def time_checks(python: Path) -> Iterator[bool]:
     command = str(python.with_name("fastmmoe"))
     bare = seconds([str(python), "-c", ""])
     imported = seconds([str(python), "-c", "import fastmmoe"])
-    yield report("import fastmmoe", max(imported - bare, 0.0), LIMIT_IMPORT_S, "s")
-    yield report("fastmmoe --help", seconds([command, "--help"]), LIMIT_HELP_S, "s")
-    yield report("fastmmoe run --help", seconds([command, "run", "--help"]), LIMIT_HELP_S, "s")
+    yield say("import fastmmoe", max(imported - bare, 0.0), LIMIT_IMPORT_S, "s")
+    yield say("fastmmoe --help", seconds([command, "--help"]), LIMIT_HELP_S, "s")
+    yield say("fastmmoe run --help", seconds([command, "run", "--help"]), LIMIT_HELP_S, "s")
 
 
 def check_imports(python: Path) -> bool:
@@ -143,7 +143,7 @@ def main() -> int:
         checks = [check_size(python), check_imports(python), *time_checks(python)]
         if arguments.export_venv:
             command = [str(arguments.export_venv.absolute().with_name("fastmmoe-export")), "--help"]
-            checks.append(report("fastmmoe-export --help", seconds(command), LIMIT_HELP_S, "s"))
+            checks.append(say("fastmmoe-export --help", seconds(command), LIMIT_HELP_S, "s"))
         if arguments.resolve:
             checks.append(check_wheels(python, Path(directory) / "wheels"))
     return 0 if all(checks) else 1

@@ -14,12 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from fastmmoe import __version__
-
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 TRIMMED = REPOSITORY / "tests" / "golden"

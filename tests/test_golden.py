@@ -7,14 +7,12 @@ import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from safetensors import safe_open
 
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
 
 TRIMMED = Path(__file__).resolve().parent / "golden"
 LIMIT_BYTES = 20_000_000

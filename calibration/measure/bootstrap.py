@@ -4,13 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
 
 COVERAGE = 0.95
 _AT_A_TIME = 1000

@@ -6,11 +6,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from fastmmoe.calibration.measure.bootstrap import Bootstrap, Interval
 from fastmmoe.calibration.report.latency import Latency
@@ -18,8 +16,7 @@ from fastmmoe.calibration.report.questions import Questions
 from fastmmoe.calibration.report.results import Claim, Comparison, KindRow, Point, Verdict
 from fastmmoe.calibration.report.settings import BASELINES, FASTMMOE, FULL, PRUNING, REDUCTION, Planner, Setting
 from fastmmoe.runtime.errors import InvalidRequest
-
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
 
 CLAIMED_REDUCTION, CLAIMED_QUALITY, CLAIMED_BOUND = 0.55, 0.955, 0.945
 """The published headline, and the least lower bound with which it counts as kept."""

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from fastmmoe.calibration.report.settings import FULL, RETENTIONS, Planner, Sett
 from fastmmoe.calibration.scenes import Split
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.machines.threads import check_threads, usable_cores
+from fastmmoe.runtime.types import Say
 from fastmmoe.runtime.vlm import VLM
 
 DEFAULT_QUESTIONS = 2000
@@ -79,7 +79,7 @@ class ReportOptions:
             raise InvalidRequest(f"--retentions {outside or 'none'}: expected numbers in (0, 1)")
 
 
-def build_report(bundle: Path, options: ReportOptions, say: Callable[[str], None] = print) -> Report:
+def build_report(bundle: Path, options: ReportOptions, say: Say = print) -> Report:
     """Measure what was not measured before, and write report.html, report.md, report.json and the figures.
 
     Args:

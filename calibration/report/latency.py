@@ -7,7 +7,7 @@ import datetime
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -21,6 +21,7 @@ from fastmmoe.runtime.files import write_atomically
 from fastmmoe.runtime.generation import Run, since
 from fastmmoe.runtime.machines.threads import usable_cores
 from fastmmoe.runtime.request.options import RequestOptions
+from fastmmoe.runtime.types import Say
 from fastmmoe.runtime.vlm import VLM
 
 FILE = "latency.json"
@@ -71,7 +72,7 @@ def measure_latency(
     settings: Sequence[Setting],
     *,
     requests: int,
-    say: Callable[[str], None],
+    say: Say,
 ) -> Latency:
     """Measure, or read what was measured before of the same settings and as many requests.
 
@@ -140,7 +141,7 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def _read(path: Path, say: Callable[[str], None]) -> Latency | None:
+def _read(path: Path, say: Say) -> Latency | None:
     if not path.is_file():
         return None
     try:

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from fastmmoe.calibration.report.questions import Questions
@@ -17,9 +15,8 @@ from fastmmoe.calibration.report.stages import Stage, StageTracer
 from fastmmoe.calibration.report.survivors import GONE, Rgb, View, draw_panels, draw_survivors, find_views
 from fastmmoe.runtime.request.config import ProcessorConfig
 from fastmmoe.runtime.request.inputs import ModelInputs
+from fastmmoe.runtime.types import Array
 from fastmmoe.runtime.vlm import VLM
-
-Array = npt.NDArray[Any]
 
 # Where no retention saves the claimed share.
 _FALLBACK = Setting(FASTMMOE, 0.5)

@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
 from fastmmoe import __version__
 from fastmmoe.calibration.report.questions import Questions
@@ -22,8 +20,7 @@ from fastmmoe.runtime.backends.onnxruntime import ONNXRUNTIME_VERSION
 from fastmmoe.runtime.bundle.manifest import MANIFEST, file_entry
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.files import write_atomically
-
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array, Say
 
 PACK = 2
 """Questions of one picture in a call. On the demo model two take 5 to 20% less time than one by one, three no less
@@ -59,7 +56,7 @@ class Store:
         self.identity = hashlib.sha256(" ".join(parts).encode()).hexdigest()
         self.folder = directory / FOLDER / self.identity[:16]
 
-    def read(self, setting: Setting, seed: int, say: Callable[[str], None]) -> Outcomes | None:
+    def read(self, setting: Setting, seed: int, say: Say) -> Outcomes | None:
         """What was measured before; None where nothing was, or what is left of it is damaged, of which `say` is told.
 
         Raises:
@@ -103,7 +100,7 @@ class Measurement:
         *,
         seeds: Sequence[int],
         jobs: int,
-        say: Callable[[str], None],
+        say: Say,
     ) -> None:
         self._backend, self._planner, self._questions, self._store = backend, planner, questions, store
         self._seeds, self._jobs, self._say = seeds, jobs, say

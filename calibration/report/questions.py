@@ -5,10 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fastmmoe.calibration.data import Sample, identity_of
 from fastmmoe.calibration.report.settings import SPARSEVLM, Planner, Prompt, Setting
@@ -16,9 +14,8 @@ from fastmmoe.runtime.backends.base import Backend
 from fastmmoe.runtime.backends.batch import Batch
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
+from fastmmoe.runtime.types import Array
 from fastmmoe.runtime.vlm import VLM
-
-Array = npt.NDArray[Any]
 
 # Of method random: questions of one picture share a seed, so that the choice does not hang on how they are packed.
 _SEEDS_APART = 1_000_000

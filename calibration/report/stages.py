@@ -5,10 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fastmmoe.exporter.ops.token_prune.contract import TOKEN_PRUNE
 from fastmmoe.exporter.ops.token_prune.reference import choose_reference, windows_reference
@@ -16,8 +14,7 @@ from fastmmoe.runtime.backends.base import Observable, Observed
 from fastmmoe.runtime.backends.batch import Batch
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.method.call import Chunk
-
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
 
 FASTMMOE = "fastmmoe"
 _INPUT_NAMES = [tensor.name for tensor in TOKEN_PRUNE.inputs]

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from fastmmoe.calibration.report.stages import Fate, Stage
@@ -16,8 +15,8 @@ from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig, InternVlProcessorConfig, ProcessorConfig
 from fastmmoe.runtime.request.inputs import ModelInputs
 from fastmmoe.runtime.request.internvl import select_grid
+from fastmmoe.runtime.types import Array
 
-Array = npt.NDArray[Any]
 Rgb = tuple[int, int, int]
 
 CELL, GAP, MARGIN, LINE = 22, 18, 14, 20

@@ -19,11 +19,11 @@ from fastmmoe.runtime.backends.batch import Batch
 from fastmmoe.runtime.backends.onnxruntime import OnnxRuntime, Settings
 from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.bundle.manifest import Manifest
-from fastmmoe.runtime.files import Report
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
 from fastmmoe.runtime.method.schedule import Schedule, plan_request
 from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig, ProcessorConfig
 from fastmmoe.runtime.request.deepseek_vl2 import deepseek_vl2_layout
+from fastmmoe.runtime.types import Say
 
 TEXT_BEFORE, TEXT_AFTER = 7, 24
 # Ten times what float32 rounding does, so that a choice that rounding can turn turns here too.
@@ -84,23 +84,23 @@ class Case:
     kept_index: list[np.ndarray]
 
 
-def compare(model: Model, written: Written, atol: float, report: Report) -> list[Difference]:
+def compare(model: Model, written: Written, atol: float, say: Say) -> list[Difference]:
     """Run torch and the written graphs on one picture, unmodified and by every method in the graph.
 
     One language model is loaded at a time, so that no more memory is needed than to run the bundle.
 
     Args:
         model: with float32 activations and exactly the values the graphs hold.
-        report: is called with a line before each step that takes long.
+        say: is called with a line before each step that takes long.
     Raises:
         CheckFailed: other tokens survive, or no prompt of several seeds makes the choices clear.
     """
     label = next(iter(written.variants))
     vision_inputs = _picture(written.manifest.processor)
-    report("checking vision: in torch, then in ONNX Runtime ...")
+    say("checking vision: in torch, then in ONNX Runtime ...")
     features = _run_vision(model, vision_inputs)
     distance = _distance(written.load("vision").image_features(vision_inputs), features)
-    check = _LanguageModelCheck(model, written, features, written.load("embedding").embed, atol, report)
+    check = _LanguageModelCheck(model, written, features, written.load("embedding").embed, atol, say)
     return [Difference(f"{label}: vision", distance, atol), *check.run(_schedules(model, len(features)))]
 
 
@@ -130,7 +130,7 @@ class _LanguageModelCheck:
     features: np.ndarray
     embed: Embed
     atol: float
-    report: Report
+    say: Say
 
     def run(self, schedules: list[Schedule]) -> list[Difference]:
         """Differences by schedule, on the first prompt that all variants agree on with torch or that is clear.
@@ -158,7 +158,7 @@ class _LanguageModelCheck:
     def _torch_case(self, schedule: Schedule, seed: int) -> Case:
         """A random prompt around the picture, and what torch makes of it."""
         again = f", prompt {seed + 1}, as near ties decided about the one before" if seed else ""
-        self.report(f"checking {_label(schedule)}: in torch{again} ...")
+        self.say(f"checking {_label(schedule)}: in torch{again} ...")
         visual_index = np.arange(TEXT_BEFORE, TEXT_BEFORE + len(self.features), dtype=np.int32)
         rng = np.random.default_rng(seed)
         ids = rng.integers(0, self.model.config.vocab_size, TEXT_BEFORE + len(self.features) + TEXT_AFTER)
@@ -168,7 +168,7 @@ class _LanguageModelCheck:
 
     def _run_variant(self, label: str, portable: bool, cases: dict[int, Case]) -> dict[int, list[Difference] | None]:
         """Load a variant, run every case, and let it go."""
-        self.report(f"checking {', then '.join(_label(case.schedule) for case in cases.values())}: in {label} ...")
+        self.say(f"checking {', then '.join(_label(case.schedule) for case in cases.values())}: in {label} ...")
         backend = self.written.load("language_model", portable=portable)
         return {number: self._differences(label, backend, case) for number, case in cases.items()}
 

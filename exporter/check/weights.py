@@ -13,6 +13,7 @@ from fastmmoe.exporter.checkpoint.reader import build
 from fastmmoe.exporter.model import EXPERT_WEIGHTS, Model
 from fastmmoe.exporter.ops.quantise import Packing
 from fastmmoe.runtime.errors import UnsupportedModel
+from fastmmoe.runtime.types import Say
 
 # A chunk is read, reduced and forgotten: its pages are the file's own.
 _CHUNK = 1 << 24
@@ -20,11 +21,11 @@ _QUIET_BYTES = 2e9
 _PROGRESS_SECONDS = 30.0
 
 
-def check_weights(model: Model, report: Callable[[str], None]) -> None:
+def check_weights(model: Model, say: Say) -> None:
     """Read every used tensor once, a chunk at a time; its range decides.
 
     Args:
-        report: is called with a line for each half minute of a large checkpoint.
+        say: is called with a line for each half minute of a large checkpoint.
     Raises:
         UnsupportedModel: a weight file cannot be mapped; a value is not finite or overflows the dtype that its tensor
             is exported in; the float16 scale of packed experts would overflow.
@@ -37,7 +38,7 @@ def check_weights(model: Model, report: Callable[[str], None]) -> None:
         for source, _ in rule.sources:
             dtypes.setdefault(source, set()).update([] if is_packed else [model.parameter_dtype(name)])
     ranges: dict[str, tuple[float, float]] = {}
-    progress = _progress(sum(checkpoint.size_bytes(source) for source in dtypes), report)
+    progress = _progress(sum(checkpoint.size_bytes(source) for source in dtypes), say)
     for source, exported in dtypes.items():
         tensor = checkpoint.load(source)
         ranges[source] = _check_finite(model, source, tensor)
@@ -48,18 +49,18 @@ def check_weights(model: Model, report: Callable[[str], None]) -> None:
         _check_scales(model, model.precision.packing, ranges)
 
 
-def _progress(total_bytes: int, report: Callable[[str], None]) -> Callable[[int], None]:
+def _progress(total_bytes: int, say: Say) -> Callable[[int], None]:
     """A function that counts bytes and reports them now and then, where there are many."""
     done, last = 0, time.monotonic()
     if total_bytes > _QUIET_BYTES:
-        report(f"reading {total_bytes / 1e9:.1f} GB of weights once: every value must be finite and fit its dtype")
+        say(f"reading {total_bytes / 1e9:.1f} GB of weights once: every value must be finite and fit its dtype")
 
     def add(count: int) -> None:
         nonlocal done, last
         done += count
         if total_bytes > _QUIET_BYTES and time.monotonic() - last > _PROGRESS_SECONDS:
             last = time.monotonic()
-            report(f"read {done / 1e9:.1f} of {total_bytes / 1e9:.1f} GB")
+            say(f"read {done / 1e9:.1f} of {total_bytes / 1e9:.1f} GB")
 
     return add
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +16,7 @@ from fastmmoe.exporter.checkpoint.tokenizer_files import TOKENIZER, check_encodi
 from fastmmoe.runtime.errors import UnsupportedModel
 from fastmmoe.runtime.ranges import PatchCount, Pixels, Positions, Tiles, TokenId, WidthRatio
 from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig, InternVlProcessorConfig, ProcessorConfig, Rgb
+from fastmmoe.runtime.types import Say
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -41,7 +41,7 @@ def read_processor_config(
     *,
     vocab_size: int,
     chat_template: str = BUILTIN,
-    report: Callable[[str], None] = lambda _: None,
+    say: Say = lambda _: None,
 ) -> ProcessorConfig:
     """What preprocessing needs, from all files of the checkpoint.
 
@@ -49,7 +49,7 @@ def read_processor_config(
         model_dir: holds tokenizer.json and the files that exporter/checkpoint/side_files.py names, where present.
         config: of config.json. vocab_size: rows of the embedding.
         chat_template: BUILTIN or CHECKPOINT.
-        report: is called with a line for what the files say and this program does not follow.
+        say: is called with a line for what the files say and this program does not follow.
     Raises:
         UnsupportedModel: a file is damaged, a value is missing or not implemented, or two files contradict each other.
     Source: DeepSeek-VL2's processor; InternVL's chat(), and its processor in transformers.
@@ -69,12 +69,12 @@ def read_processor_config(
     outside = [i for i in ids if i is not None and not 0 <= i < vocab_size]
     if outside:
         raise UnsupportedModel(f"token ids {outside}: expected ids from 0 to {vocab_size - 1}, the vocabulary's last")
-    files.finish(report)
+    files.finish(say)
     if files.has(TOKENIZER):
         check_encoding(result, model_dir / TOKENIZER)
     template, line = choose_template(files, result, chat_template)
     if line is not None:
-        report(line)
+        say(line)
     return msgspec.structs.replace(result, chat_template=template)
 
 

@@ -9,7 +9,7 @@ Source: what transformers 4.38 to 5.23 writes into these files and reads from th
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from fastmmoe.exporter.checkpoint.config_reader import ConfigReader, is_same, li
 from fastmmoe.exporter.checkpoint.files import check_small_file, parse_object, read_bytes
 from fastmmoe.exporter.checkpoint.known_keys import ANYWHERE, Known, ignore_known
 from fastmmoe.runtime.errors import UnsupportedModel
+from fastmmoe.runtime.types import Say
 
 PROCESSOR = "processor_config.json"
 PREPROCESSOR = "preprocessor_config.json"
@@ -150,7 +151,7 @@ class SideFiles:
             found.append(self[PROCESSOR].section("image_processor", optional=True))
         return found
 
-    def finish(self, report: Callable[[str], None]) -> None:
+    def finish(self, say: Say) -> None:
         """Sort the keys that nobody read, and report what is not followed.
 
         Raises:
@@ -161,20 +162,20 @@ class SideFiles:
                 ignore_known(reader, KNOWN[name])
         if "image_processor" in self[PROCESSOR].values:
             ignore_known(self[PROCESSOR].section("image_processor"), KNOWN[PREPROCESSOR])
-        _check_tokenizer_config(self[TOKENIZER_CONFIG], report)
-        _report_generation(self[GENERATION], report)
+        _check_tokenizer_config(self[TOKENIZER_CONFIG], say)
+        _report_generation(self[GENERATION], say)
         for name in (PROCESSOR, PREPROCESSOR, GENERATION):
             unread = self._readers[name].unread() if name in self._readers else []
             if unread:
-                report(f"{name} keys not read: {listed(unread)}")
+                say(f"{name} keys not read: {listed(unread)}")
 
 
-def _check_tokenizer_config(reader: ConfigReader, report: Callable[[str], None]) -> None:
+def _check_tokenizer_config(reader: ConfigReader, say: Say) -> None:
     for key, value in TOKENIZER_VALUES.items():
         if not reader.has_read(key):
             reader.choice(key, (value, None), None)
     if reader.get("clean_up_tokenization_spaces", None, bool | None):
-        report(f"{reader.file}: clean_up_tokenization_spaces is not followed: answers are shown as they are written")
+        say(f"{reader.file}: clean_up_tokenization_spaces is not followed: answers are shown as they are written")
     unknown = reader.own_unread()
     if unknown:
         raise UnsupportedModel(
@@ -183,7 +184,7 @@ def _check_tokenizer_config(reader: ConfigReader, report: Callable[[str], None])
         )
 
 
-def _report_generation(reader: ConfigReader, report: Callable[[str], None]) -> None:
+def _report_generation(reader: ConfigReader, say: Say) -> None:
     """One line on what transformers' generate() would do to the logits of a greedy answer, or instead of one."""
     changed = ["do_sample"] if reader.values.get("do_sample") is True else []
     for key, neutral in _GENERATION_CHANGES.items():
@@ -193,4 +194,4 @@ def _report_generation(reader: ConfigReader, report: Callable[[str], None]) -> N
             changed.append(key)
     if changed:
         values = ", ".join(f"{key} {shown(reader.values[key])}" for key in changed)
-        report(f"{reader.file} is not followed in {values}: answers are greedy, from the logits as they are")
+        say(f"{reader.file} is not followed in {values}: answers are greedy, from the logits as they are")

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
 
 NIBBLE_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
 _WORD = len(NIBBLE_COLUMNS)

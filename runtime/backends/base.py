@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from fastmmoe.runtime.bundle.manifest import LanguageModelInfo
 from fastmmoe.runtime.method.policy import Policy
-
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
 
 Caches: TypeAlias = Any
 """Key-value caches of some sequences, in whatever form and memory the backend keeps them."""

@@ -4,17 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fastmmoe.runtime.backends.base import Backend
 from fastmmoe.runtime.backends.finite import check_finite
 from fastmmoe.runtime.bundle import graph_io, signatures
 from fastmmoe.runtime.method.call import Call, Chunk
-
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
 
 
 class Batch:

@@ -4,15 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fastmmoe.runtime.errors import NotFinite
 from fastmmoe.runtime.method.call import Chunk
-
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
 
 
 def check_finite(logits: Array, chunks: Sequence[Chunk]) -> None:

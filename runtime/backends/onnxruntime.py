@@ -7,10 +7,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime as ort
 
 from fastmmoe.runtime.backends.base import Observed
@@ -22,11 +21,11 @@ from fastmmoe.runtime.bundle.mapped_files import MappedFiles
 from fastmmoe.runtime.errors import BundleMismatch, RunFailed
 from fastmmoe.runtime.machines.threads import check_threads, usable_cores
 from fastmmoe.runtime.method.policy import Policy
+from fastmmoe.runtime.types import Array
 
 if TYPE_CHECKING:
     import onnx
 
-Array = npt.NDArray[Any]
 Values: TypeAlias = dict[str, ort.OrtValue]
 
 PROVIDERS = ["CPUExecutionProvider"]

@@ -14,18 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from fastmmoe.runtime.method.call import Call, offsets
 from fastmmoe.runtime.method.policy import ALL, METHODS, Policy, Site
+from fastmmoe.runtime.types import Array
 
 if TYPE_CHECKING:
     from fastmmoe.runtime.bundle.manifest import LanguageModelInfo
 
-Array = npt.NDArray[Any]
 
 PIXEL_VALUES = "pixel_values"
 LAYOUT_INDEX = "layout_index"

@@ -6,20 +6,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.method.call import Call, Chunk
 from fastmmoe.runtime.method.policy import Policy, Site
 from fastmmoe.runtime.request.family import family_of
+from fastmmoe.runtime.types import Array
 
 if TYPE_CHECKING:
     from fastmmoe.runtime.bundle.manifest import LanguageModelInfo, Manifest
-
-Array = npt.NDArray[Any]
 
 
 class Tensor(NamedTuple):

@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,14 +27,13 @@ from fastmmoe.runtime.bundle.manifest import (
 )
 from fastmmoe.runtime.bundle.stamps import DIRECTORY, FileState, Stamp, state_of
 from fastmmoe.runtime.errors import BundleMismatch
+from fastmmoe.runtime.types import Say
 
 PIECE_BYTES = 1 << 22
 MOST_THREADS = 4
 QUIET_SECONDS = 1.0
 """Hashing that takes no longer says nothing."""
 REPORT_SECONDS = 5.0
-
-Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)

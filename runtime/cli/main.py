@@ -124,7 +124,7 @@ def _build(arguments: argparse.Namespace) -> int:
         workspace_mib=arguments.workspace,
     )
     engines = build_engines(
-        arguments.bundle, options, report=lambda line: print(line, flush=True), verify=not arguments.no_verify
+        arguments.bundle, options, say=lambda line: print(line, flush=True), verify=not arguments.no_verify
     )
     print(f"wrote {', '.join(engines.files)} in {arguments.bundle}")
     return 0

@@ -6,16 +6,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.method.policy import METHODS, Policy
 from fastmmoe.runtime.method.schedule import Schedule
+from fastmmoe.runtime.types import Array
 
-Array = npt.NDArray[Any]
 NO_VISUAL_TOKENS = np.zeros(0, np.int32)
 
 

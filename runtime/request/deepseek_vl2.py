@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -31,11 +31,11 @@ from fastmmoe.runtime.request.inputs import (
     read_rows,
 )
 from fastmmoe.runtime.request.prompts import Marker
+from fastmmoe.runtime.types import Array
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-Array: TypeAlias = npt.NDArray[Any]
 Size: TypeAlias = tuple[int, int]
 Grids: TypeAlias = Sequence[tuple[int, int]]
 

@@ -6,15 +6,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import numpy.typing as npt
-
 from fastmmoe.runtime.request import deepseek_vl2, internvl
 from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig, InternVlProcessorConfig, ProcessorConfig
 from fastmmoe.runtime.request.image_reader import Picture
 from fastmmoe.runtime.request.inputs import ModelInputs
 from fastmmoe.runtime.request.prompts import Marker
-
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
 
 
 class Cut(Protocol):

@@ -5,15 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.request.config import ProcessorConfig
+from fastmmoe.runtime.types import Array
 
-Array: TypeAlias = npt.NDArray[Any]
 Ids: TypeAlias = npt.NDArray[np.int32]
 Tensors: TypeAlias = Mapping[str, Array]
 

@@ -27,11 +27,10 @@ from fastmmoe.runtime.request.prompts import (
     template_tokens,
 )
 from fastmmoe.runtime.request.tokens import Encoder, load_tokenizer
+from fastmmoe.runtime.types import Array
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-
-Array = npt.NDArray[Any]
 
 
 class Processor:

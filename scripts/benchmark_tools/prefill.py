@@ -7,10 +7,8 @@ import random
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from benchmark_tools.errors import BenchmarkError
 from fastmmoe.runtime.backends.base import Backend
@@ -19,8 +17,7 @@ from fastmmoe.runtime.bundle.manifest import Manifest
 from fastmmoe.runtime.method.call import Chunk
 from fastmmoe.runtime.method.policy import Policy
 from fastmmoe.runtime.method.schedule import Schedule, plan_request
-
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
 
 RETENTIONS = (1.0, 0.75, 0.5, 0.25)
 TILES, TILE_SIDE = 7, 16

@@ -8,10 +8,8 @@ import statistics
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from benchmark_tools.errors import BenchmarkError
@@ -23,8 +21,7 @@ from fastmmoe.runtime.backends.onnxruntime import OnnxRuntime, Settings
 from fastmmoe.runtime.bundle.manifest import Manifest, graph_file
 from fastmmoe.runtime.method.call import Chunk
 from fastmmoe.runtime.method.schedule import Schedule
-
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
 
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 ROUTING = Observed("FmmSparseMoE", {"router_logits": 1, "visual_index": 2})

@@ -5,11 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 
@@ -19,8 +17,8 @@ from fastmmoe.calibration.torch_model import Prefilled, TorchModel
 from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.exporter.torch_backend import TorchBackend
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
+from fastmmoe.runtime.types import Array
 
-Array = npt.NDArray[Any]
 MODELS = ("dsvl2-mha", "internvl-qwen3moe", "internvl-gptoss")
 PRUNED = PolicyOptions(retention=0.3)
 ANSWER_TOKENS = 2

@@ -7,10 +7,8 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from safetensors.numpy import load_file
@@ -20,8 +18,8 @@ from fastmmoe.calibration.evaluate import FULL_MODEL, run_pack, run_prompts
 from fastmmoe.calibration.prompts import Prompts
 from fastmmoe.calibration.routing_statistics import record_statistics
 from fastmmoe.calibration.torch_model import TorchModel
+from fastmmoe.runtime.types import Array
 
-Array = npt.NDArray[Any]
 MODELS = ("dsvl2-mha", "dsvl2-mla", "internvl-qwen3moe", "internvl-gptoss")
 RTOL = 1e-4  # float32
 

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from fastmmoe.exporter.cli import main as export_main
 from fastmmoe.runtime.cli.command import SIGNALS
 from fastmmoe.runtime.cli.main import main as run_main
+from fastmmoe.runtime.types import Array
 from fastmmoe.runtime.vlm import VLM
 
-Array = npt.NDArray[Any]
 Tensors = dict[str, Array]
 
 # Of the golden fastmmoe_*.npz; an original checkpoint has those of its Hugging Face twin.

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from msgspec.structs import replace
 from PIL import Image
@@ -16,9 +15,9 @@ from PIL import Image
 from fastmmoe.runtime.bundle.manifest import read_manifest, write_manifest
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.generation import RequestStats
+from fastmmoe.runtime.types import Array
 from fastmmoe.runtime.vlm import VLM
 
-Array = npt.NDArray[Any]
 Tensors = dict[str, Array]
 Question = Callable[..., list[dict[str, Any]]]
 

@@ -93,7 +93,7 @@ def write_bundle(
     model = Model(Checkpoint(source), PolicyOptions(prune_layers=prune_layers, method=method), precision)
     processor = read_processor_config(source, model.config_reader, vocab_size=model.config.vocab_size)
     out.mkdir()
-    write_graphs(out, model, portable=False, report=print)
+    write_graphs(out, model, portable=False, say=print)
     shutil.copyfile(library, out / PLUGIN)
     shutil.copyfile(source / TOKENIZER, out / TOKENIZER)
     dtype = {torch.float16: "fp16", torch.bfloat16: "bf16"}[precision.experts]
@@ -113,7 +113,7 @@ def test_engines_are_built(
     precision, out = Precision(dtype, dtype, packing=packing), tmp_path / "out"
     model = write_bundle(source, out, precision, PRUNE_LAYERS.get(name, (1, 2, 3)))
     lines: list[str] = []
-    engines = build_engines(out, report=lines.append)
+    engines = build_engines(out, say=lines.append)
     assert engines.compute_capabilities == (80, 86, 89, 120)
     assert list(engines.files) == [f"{graph}.engine" for graph in GRAPHS]
     for graph in GRAPHS:
@@ -134,7 +134,7 @@ def test_engines_of_a_comparison_bundle(wide_checkpoint: Callable[[str], Path], 
     out, precision = tmp_path / "out", Precision(torch.float16, torch.float16)
     model = write_bundle(wide_checkpoint("internvl-qwen3moe"), out, precision, (1, 2, 3), "all")
     assert len(model.policy.sites) == 7
-    engines = build_engines(out, report=print)
+    engines = build_engines(out, say=print)
     assert engines.files["language_model.engine"].bytes > 0.9 * (out / "language_model.data").stat().st_size
     nodes = onnx.load(out / "language_model.onnx", load_external_data=False).graph.node
     assert sum(node.op_type == "FmmTokenPrune" for node in nodes) == 4
@@ -145,7 +145,7 @@ def test_latent_attention_of_true_width(wide_checkpoint: Callable[[str], Path], 
     source = write_latent_checkpoint(wide_checkpoint("dsvl2-mla"), tmp_path / "latent")
     model = write_bundle(source, tmp_path / "out", Precision(torch.float16, torch.float16), (1, 2, 3))
     assert model.config.mla.kv_lora_rank + model.config.mla.qk_rope_head_dim == 576
-    engines = build_engines(tmp_path / "out", report=print)
+    engines = build_engines(tmp_path / "out", say=print)
     assert (
         engines.files["language_model.engine"].bytes > 0.9 * (tmp_path / "out" / "language_model.data").stat().st_size
     )

@@ -153,7 +153,7 @@ def test_device_build_and_progress(own_rtx_bundle: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(engines_module, "find_gpu", lambda: Gpu("Orin", 87))
     monkeypatch.setattr(engines_module, "PROGRESS_SECONDS", 0.2)
     lines: list[str] = []
-    engines = build_engines(own_rtx_bundle, FEW, report=lines.append)
+    engines = build_engines(own_rtx_bundle, FEW, say=lines.append)
     assert engines == read_engines(own_rtx_bundle)
     assert (engines.device, engines.compute_capabilities) == ("Orin", (87,))
     assert lines[0].endswith("engines for Orin, SM 87")
@@ -166,7 +166,7 @@ def test_untried_version_is_named(own_rtx_bundle: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(engines_module._Builder, "build", stop_here)
     lines: list[str] = []
     with pytest.raises(EngineBuildFailed, match="stopped"):
-        build_engines(own_rtx_bundle, FEW, report=lines.append)
+        build_engines(own_rtx_bundle, FEW, say=lines.append)
     assert lines[1].endswith("has not been tried with this version of fastmmoe; 1.70 (PyPI) has")
 
 

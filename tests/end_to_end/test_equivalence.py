@@ -10,17 +10,15 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import pytest
 
 from fastmmoe.runtime.cli.main import main as run_main
+from fastmmoe.runtime.types import Array
 from fastmmoe.runtime.vlm import VLM
 
-Array = npt.NDArray[Any]
 Tensors = dict[str, Array]
 
 SMALL = "dsvl2-small"

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 import pytest
 import torch
@@ -26,8 +25,8 @@ from safetensors.numpy import load_file, save_file
 from fastmmoe.exporter.cli import main as export_main
 from fastmmoe.exporter.graph import tracing
 from fastmmoe.runtime.cli.main import main as run_main
+from fastmmoe.runtime.types import Array
 
-Array = npt.NDArray[Any]
 Tensors = dict[str, Array]
 Refusal = Callable[..., str]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
+
 Tensors = dict[str, Array]
 
 CHECKPOINTS = ("dsvl2-mha", "dsvl2-mla", "internvl-qwen3moe", "internvl-gptoss")

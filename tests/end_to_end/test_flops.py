@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
@@ -32,8 +31,8 @@ from fastmmoe.runtime.cli.main import main
 from fastmmoe.runtime.cost.flops import RequestFlops, count_request, vision_flops
 from fastmmoe.runtime.method.call import Call, Chunk
 from fastmmoe.runtime.method.schedule import Schedule
+from fastmmoe.runtime.types import Array
 
-Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
 
 COMPARISON = ("dsvl2-mla", "internvl-gptoss")

@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
 
 from fastmmoe.runtime.bundle import signatures
 from fastmmoe.runtime.bundle.manifest import Manifest, read_manifest
+from fastmmoe.runtime.types import Array
 from fastmmoe.runtime.vlm import VLM
 
-Array = npt.NDArray[Any]
 Tensors = dict[str, Array]
 
 CHECKPOINTS = ("dsvl2-mha", "dsvl2-mla", "internvl-qwen3moe", "internvl-gptoss")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -22,9 +21,9 @@ from fastmmoe.runtime.method.call import Chunk
 from fastmmoe.runtime.method.policy import METHODS
 from fastmmoe.runtime.request.inputs import ModelInputs
 from fastmmoe.runtime.request.options import RequestOptions
+from fastmmoe.runtime.types import Array
 from fastmmoe.runtime.vlm import VLM
 
-Array = npt.NDArray[Any]
 Tensors = dict[str, Array]
 Messages = list[dict[str, Any]]
 

@@ -51,7 +51,7 @@ STRINGS = (
 def _read(directory: Path, choice: str = "builtin") -> tuple[ProcessorConfig, list[str]]:
     lines: list[str] = []
     config = ConfigReader(json.loads((directory / "config.json").read_text()))
-    found = read_processor_config(directory, config, vocab_size=400, chat_template=choice, report=lines.append)
+    found = read_processor_config(directory, config, vocab_size=400, chat_template=choice, say=lines.append)
     return found, lines
 
 

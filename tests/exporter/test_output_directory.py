@@ -52,7 +52,7 @@ def export_to(
 ) -> list[str]:
     """Write a bundle as an export does, and return what was reported."""
     lines: list[str] = []
-    with reserve_output(out, model, overwrite=overwrite, report=lines.append) as output:
+    with reserve_output(out, model, overwrite=overwrite, say=lines.append) as output:
         staged = write_bundle(output.scratch / "bundle", "new")
         meanwhile()
         output.publish(staged)
@@ -350,7 +350,7 @@ def test_everything_is_on_the_disk_before_it_appears(place: Path, monkeypatch: p
 def test_an_interrupt_after_the_last_step_says_that_it_was_written(place: Path) -> None:
     with (
         pytest.raises(KeyboardInterrupt, match="out was written"),
-        reserve_output(place / "out", MODEL, overwrite=False, report=print) as output,
+        reserve_output(place / "out", MODEL, overwrite=False, say=print) as output,
     ):
         output.publish(write_bundle(output.scratch / "bundle"))
         raise KeyboardInterrupt
@@ -365,5 +365,5 @@ def test_scratch_is_removed_after_an_error(place: Path) -> None:
 
 
 def test_output_is_kept_apart_from_its_scratch(place: Path) -> None:
-    with reserve_output(place / "out", MODEL, overwrite=False, report=print) as output:
+    with reserve_output(place / "out", MODEL, overwrite=False, say=print) as output:
         assert output == Output(place / "out", place / ".out.fastmmoe-unfinished", None)

@@ -147,7 +147,7 @@ def test_exported_bundle_says_how_its_experts_are_stored(
         zero_points=True,
     )
     lines: list[str] = []
-    export(config, report=lines.append)
+    export(config, say=lines.append)
     assert read_manifest(tmp_path / "out").experts == ExpertsInfo(weight_format="int8", group_size=32, zero_points=True)
     nodes = [n for n in ir.load(tmp_path / "out" / "language_model.onnx").graph if n.op_type == SPARSE_MOE.name]
     assert nodes and all(n.attributes["weight_format"].value == "int8" for n in nodes)

@@ -19,9 +19,9 @@ OwnCheckpoint = Callable[[str], Path]
 VOCAB_SIZE = {"dsvl2-mha": 320}
 
 
-def _read(directory: Path, name: str, report: Callable[[str], None] = lambda _: None) -> ProcessorConfig:
+def _read(directory: Path, name: str, say: Callable[[str], None] = lambda _: None) -> ProcessorConfig:
     config = ConfigReader(json.loads((directory / "config.json").read_text()))
-    return read_processor_config(directory, config, vocab_size=VOCAB_SIZE.get(name, 400), report=report)
+    return read_processor_config(directory, config, vocab_size=VOCAB_SIZE.get(name, 400), say=say)
 
 
 def _change(directory: Path, file: str, path: str, value: Any) -> None:

@@ -29,7 +29,7 @@ FILES = {
 def _read(directory: Path, *, vocab_size: int = 400) -> tuple[ProcessorConfig, list[str]]:
     lines: list[str] = []
     config = ConfigReader(json.loads((directory / "config.json").read_text()))
-    return read_processor_config(directory, config, vocab_size=vocab_size, report=lines.append), lines
+    return read_processor_config(directory, config, vocab_size=vocab_size, say=lines.append), lines
 
 
 def _update(directory: Path, file: str, **values: Any) -> None:

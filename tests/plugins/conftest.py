@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
@@ -19,8 +18,7 @@ import pytest
 from fastmmoe.exporter.ops import DOMAIN, OPS
 from fastmmoe.exporter.ops.token_prune.contract import merge_capacity
 from fastmmoe.runtime.backends.native import register_native_ops
-
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
 
 SPECS = {spec.name: spec for spec in OPS}
 WEIGHTS = ("gate_up", "down")

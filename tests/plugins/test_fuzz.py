@@ -8,7 +8,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 import pytest
 from onnxruntime.capi import onnxruntime_pybind11_state as ort
 
@@ -16,8 +15,8 @@ from fastmmoe.exporter.ops import sparse_moe_reference, token_prune_reference
 from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE
 from fastmmoe.exporter.ops.token_prune.contract import TOKEN_PRUNE, merge_capacity
 from fastmmoe.exporter.ops.token_prune.reference import choose_reference
+from fastmmoe.runtime.types import Array
 
-Array = npt.NDArray[Any]
 Random = np.random.Generator
 Case = tuple[dict[str, Array], dict[str, Any]]
 Runner = Callable[..., list[Array]]

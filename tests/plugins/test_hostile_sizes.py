@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import pytest
 import torch
@@ -24,8 +23,8 @@ from fastmmoe.exporter.ops import DOMAIN, OPS, SPARSE_MOE, TOKEN_PRUNE, sparse_m
 from fastmmoe.exporter.ops.sparse_moe import torch_op as _moe  # noqa: F401  (registers the operator)
 from fastmmoe.exporter.ops.token_prune import torch_op as _prune  # noqa: F401  (registers the operator)
 from fastmmoe.plugins import native_library_path
+from fastmmoe.runtime.types import Array
 
-Array = npt.NDArray[Any]
 Shapes = dict[str, tuple[int, ...]]
 Maker = Callable[..., dict[str, Array]]
 

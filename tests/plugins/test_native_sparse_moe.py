@@ -10,12 +10,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from fastmmoe.exporter.ops import sparse_moe_reference
+from fastmmoe.runtime.types import Array
 
-Array = npt.NDArray[Any]
 Maker = Callable[..., dict[str, Array]]
 Runner = Callable[..., list[Array]]
 

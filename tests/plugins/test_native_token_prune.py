@@ -8,12 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from fastmmoe.exporter.ops import token_prune_reference
+from fastmmoe.runtime.types import Array
 
-Array = npt.NDArray[Any]
 Maker = Callable[..., dict[str, Array]]
 Runner = Callable[..., list[Array]]
 

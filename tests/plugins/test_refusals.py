@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, RuntimeException
 
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
+
 Maker = Callable[..., dict[str, Array]]
 Runner = Callable[..., list[Array]]
 

@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from PIL import Image
 
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.request import image_reader
 from fastmmoe.runtime.request.image_reader import FORMATS, Picture, open_image
+from fastmmoe.runtime.types import Array
 
-Array = npt.NDArray[Any]
 WHITE = 255
 
 # 2 wide, 3 high, every pixel another colour.

@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -25,8 +24,8 @@ from fastmmoe.runtime.request.inputs import ModelInputs
 from fastmmoe.runtime.request.processor import Processor
 from fastmmoe.runtime.request.prompts import Special, render_prompt
 from fastmmoe.runtime.request.tokens import load_tokenizer
+from fastmmoe.runtime.types import Array
 
-Array = npt.NDArray[Any]
 OwnCheckpoint = Callable[[str], Path]
 GoldenArray = Callable[[str, str], Array]
 MakeProcessor = Callable[[str], Processor]

@@ -6,12 +6,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fastmmoe.exporter.ops.quantise import QuantisedWeights, dequantise
 from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE, SWIGLU_OAI_ALPHA, check_moe_inputs
-
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
 
 
 def _best(scores: Array, count: int) -> Array:

@@ -7,11 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fastmmoe.exporter.ops.contract import Attribute, Attributes, Binding, OpSpec, Size, Tensor, check_rows
-
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
 
 
 def _input_rule(attributes: Attributes, binding: Binding) -> str | None:

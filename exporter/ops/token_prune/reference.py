@@ -7,7 +7,6 @@ import itertools
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from fastmmoe.exporter.ops.token_prune.contract import (
     COSINE_FLOOR,
@@ -16,8 +15,7 @@ from fastmmoe.exporter.ops.token_prune.contract import (
     TOKEN_PRUNE,
     check_prune_inputs,
 )
-
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
 
 
 def windows_reference(visual_index: Array, window: int) -> tuple[Array, Array]:

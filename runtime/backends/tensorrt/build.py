@@ -40,10 +40,9 @@ from fastmmoe.runtime.files import scratch_directory, sync
 from fastmmoe.runtime.machines.devices import DEVICES
 from fastmmoe.runtime.machines.gpu import Gpu, find_gpu
 from fastmmoe.runtime.machines.targets import TARGETS, Target, TensorRT
+from fastmmoe.runtime.types import Say
 
 PROGRESS_SECONDS = 5.0
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -62,12 +61,12 @@ class BuildOptions:
 
 
 def build_engines(
-    directory: Path, options: BuildOptions | None = None, report: Report = print, *, verify: bool = True
+    directory: Path, options: BuildOptions | None = None, say: Say = print, *, verify: bool = True
 ) -> Engines:
     """Build the engines of a bundle. They appear in it, with engines.json, complete or not at all.
 
     Args:
-        report: is called with a line for each step, and every few seconds in between.
+        say: is called with a line for each step, and every few seconds in between.
         verify: see `open_bundle`.
     Returns:
         What engines.json says.
@@ -77,7 +76,7 @@ def build_engines(
         EngineBuildFailed: TensorRT is not installed, or refuses a graph.
     """
     options = BuildOptions() if options is None else options
-    opened = open_bundle(directory, verify=verify, say=report)
+    opened = open_bundle(directory, verify=verify, say=say)
     manifest = opened.manifest
     target, tensorrt = _engine_target(directory, manifest)
     limits = _resolve(manifest, options)
@@ -91,10 +90,10 @@ def build_engines(
     version = tensorrt_api.load_module(tensorrt.module, tensorrt.install).__version__
     gpu = None if tensorrt.is_ahead_of_time else _device(target, tensorrt)
     capabilities = tensorrt.compute_capabilities if gpu is None else (gpu.sm,)
-    _report_plan(tensorrt, version, gpu, limits, report)
+    _report_plan(tensorrt, version, gpu, limits, say)
     profiles = engine_profiles(manifest, limits)
-    with scratch_directory(directory, "engines", report) as scratch:
-        builder = _Builder(directory, scratch, tensorrt, options.workspace_mib, report)
+    with scratch_directory(directory, "engines", say) as scratch:
+        builder = _Builder(directory, scratch, tensorrt, options.workspace_mib, say)
         files = {engine_file(graph): builder.build(graph, profiles[graph]) for graph in profiles}
         opened.check_unchanged()
         engines = Engines(
@@ -152,14 +151,14 @@ def _device(target: Target, tensorrt: TensorRT) -> Gpu:
     return gpu
 
 
-def _report_plan(tensorrt: TensorRT, version: str, gpu: Gpu | None, limits: Limits, report: Report) -> None:
+def _report_plan(tensorrt: TensorRT, version: str, gpu: Gpu | None, limits: Limits, say: Say) -> None:
     where = ", ".join(f"SM {sm}" for sm in tensorrt.compute_capabilities) if gpu is None else f"{gpu.name}, SM {gpu.sm}"
-    report(f"{tensorrt.module} {version}, engines for {where}")
+    say(f"{tensorrt.module} {version}, engines for {where}")
     release = next((r for r in tensorrt.releases if f"{version}.".startswith(f"{r.version}.")), None)
     if release is None or not release.is_checked:
         checked = ", ".join(f"{r.version} ({r.source})" for r in tensorrt.releases if r.is_checked)
-        report(f"{tensorrt.module} {version} has not been tried with this version of fastmmoe; {checked} has")
-    report(
+        say(f"{tensorrt.module} {version} has not been tried with this version of fastmmoe; {checked} has")
+    say(
         f"limits: {limits.max_tokens} tokens a prompt, {limits.max_visual} of them visual, {limits.max_cache} cached, "
         f"{limits.max_tiles} tiles"
     )
@@ -184,7 +183,7 @@ class _Builder:
     scratch: Path
     tensorrt: TensorRT
     workspace_mib: int | None
-    report: Report
+    say: Say
 
     def build(self, graph: str, profiles: tuple[Profile, ...]) -> FileEntry:
         is_ahead_of_time = self.tensorrt.is_ahead_of_time
@@ -198,10 +197,10 @@ class _Builder:
             workspace_mib=self.workspace_mib,
         )
         start = time.monotonic()
-        reply = self._run(request, lambda: self.report(f"building {graph}: {time.monotonic() - start:.0f} s ..."))
+        reply = self._run(request, lambda: self.say(f"building {graph}: {time.monotonic() - start:.0f} s ..."))
         if reply.engine is None:
             raise EngineBuildFailed(reply.error)
-        self.report(f"built {graph}: {reply.engine.bytes / 1e6:.1f} MB ({time.monotonic() - start:.1f} s)")
+        self.say(f"built {graph}: {reply.engine.bytes / 1e6:.1f} MB ({time.monotonic() - start:.1f} s)")
         return reply.engine
 
     def _run(self, request: EngineRequest, tick: Callable[[], None]) -> EngineReply:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 
@@ -24,8 +23,8 @@ from fastmmoe.runtime.bundle import graph_io, signatures
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Call, Chunk
 from fastmmoe.runtime.method.schedule import Schedule, plan_request
 from fastmmoe.runtime.request.deepseek_vl2 import deepseek_vl2_layout
+from fastmmoe.runtime.types import Array
 
-Array = npt.NDArray[Any]
 Outputs = dict[str, torch.Tensor]
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 
@@ -18,8 +17,7 @@ from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk, random_scores
 from fastmmoe.runtime.method.policy import METHODS
 from fastmmoe.runtime.method.schedule import Schedule, sparsevlm_counts
-
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
 
 MODELS = ("dsvl2-mha", "dsvl2-mla", "internvl-qwen3moe", "internvl-gptoss")
 EVERY_MODEL = pytest.mark.parametrize("name", MODELS)

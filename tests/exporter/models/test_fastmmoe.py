@@ -11,15 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 
 from fastmmoe.exporter.ops.sparse_moe import torch_op
 from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.runtime.bundle import graph_io
-
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
 
 DECODE_STEPS = 6
 SETTINGS = {"dsvl2-mha": 6, "dsvl2-mla": 4, "internvl-qwen3moe": 7, "internvl-gptoss": 7}

@@ -5,16 +5,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 
 from fastmmoe.exporter.ops.sparse_moe import torch_op
-
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
 
 FLOAT32_TOLERANCE = 1e-5
 GATE_CASES = 32

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 
@@ -21,8 +20,7 @@ from fastmmoe.exporter.ops.sparse_moe import torch_op
 from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.exporter.pruning.tokens import Watch
 from fastmmoe.runtime.bundle import graph_io
-
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
 
 # Share of the tokens that must have a decisive choice in every layer, so that leaving the others out hides nothing.
 MOST = 0.99

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 
@@ -16,8 +15,7 @@ from fastmmoe.exporter.ops import SPARSE_MOE, TOKEN_PRUNE
 from fastmmoe.exporter.ops.sparse_moe import torch_op as _moe  # noqa: F401  (registers the operator)
 from fastmmoe.exporter.ops.token_prune import torch_op as _prune  # noqa: F401  (registers the operator)
 from fastmmoe.runtime.method.schedule import merge_count
-
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 CASES = 14

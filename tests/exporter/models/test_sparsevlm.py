@@ -5,10 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
@@ -17,8 +15,8 @@ import torch
 from fastmmoe.exporter.graph.tracing import GraphInput, trace
 from fastmmoe.exporter.pruning.sparsevlm import merge_clusters, rater_weights, recycle
 from fastmmoe.runtime.method.schedule import sparsevlm_counts
+from fastmmoe.runtime.types import Array
 
-Array = npt.NDArray[Any]
 Inputs = dict[str, torch.Tensor]
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}

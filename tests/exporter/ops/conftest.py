@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnx_ir as ir
 import onnxruntime
@@ -20,8 +19,7 @@ import pytest
 from fastmmoe.exporter.ops import DOMAIN, OPS, OpSpec, Tensor
 from fastmmoe.exporter.ops.functions import OPSET, function_for
 from fastmmoe.exporter.ops.token_prune.contract import merge_capacity
-
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
 
 HALF = ("float16", "bfloat16")
 ONNX_NAMES = {"float32": "float", "float16": "float16", "bfloat16": "bfloat16"}

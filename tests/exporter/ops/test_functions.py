@@ -17,8 +17,8 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
 from fastmmoe.exporter.ops import OPS, SPARSE_MOE, TOKEN_PRUNE, sparse_moe_reference, token_prune_reference
 from fastmmoe.exporter.ops.functions import OPSET, function_for
 from fastmmoe.exporter.ops.token_prune.contract import merge_capacity
+from fastmmoe.runtime.types import Array
 
-Array = npt.NDArray[Any]
 Run = Callable[..., list[Array]]
 
 FLOAT16, BFLOAT16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)

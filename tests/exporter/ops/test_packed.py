@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 import torch
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument
@@ -17,8 +16,8 @@ from fastmmoe.exporter.ops import TOKEN_PRUNE, token_prune_reference
 from fastmmoe.exporter.ops.sparse_moe import torch_op as _moe  # noqa: F401  (registers the operator)
 from fastmmoe.exporter.ops.token_prune import torch_op as _prune  # noqa: F401  (registers the operator)
 from fastmmoe.exporter.ops.token_prune.contract import merge_capacity
+from fastmmoe.runtime.types import Array
 
-Array = npt.NDArray[Any]
 Run = Callable[..., list[Array]]
 Sequence = tuple[int, Array, int, int]  # T, visual rows, K, M
 

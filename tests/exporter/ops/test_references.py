@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from fastmmoe.exporter.ops import token_prune_reference
 from fastmmoe.exporter.ops.sparse_moe.reference import route_reference
 from fastmmoe.exporter.ops.token_prune.contract import merge_capacity
 from fastmmoe.exporter.ops.token_prune.reference import windows_reference
-
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
 
 FLOAT32_TOLERANCE = 1e-5
 GATE_CASES = 32

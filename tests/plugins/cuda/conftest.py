@@ -13,14 +13,12 @@ from typing import Any, ClassVar
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from fastmmoe.exporter.ops import sparse_moe_reference
 from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE
 from fastmmoe.exporter.ops.sparse_moe.reference import route_reference
-
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PLUGINS = REPOSITORY / "plugins"

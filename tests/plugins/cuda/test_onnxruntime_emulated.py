@@ -12,7 +12,6 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime
 import pytest
@@ -20,11 +19,11 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from fastmmoe.exporter.ops import DOMAIN, OPS, OpSpec, sparse_moe_reference, token_prune_reference
 from fastmmoe.exporter.ops.quantise import quantise
+from fastmmoe.runtime.types import Array
 
 # One worker builds the library, not each.
 pytestmark = pytest.mark.xdist_group("onnxruntime_emulated")
 
-Array = npt.NDArray[Any]
 Maker = Callable[..., Any]
 
 REPOSITORY = Path(__file__).resolve().parents[3]

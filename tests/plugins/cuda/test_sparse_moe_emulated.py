@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
+
 Maker = Callable[..., dict[str, Array]]
 
 KERNELS = Path(__file__).resolve().parents[3] / "plugins" / "sparse_moe" / "cuda"

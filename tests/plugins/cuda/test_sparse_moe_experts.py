@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from fastmmoe.exporter.ops.quantise import QuantisedWeights, dequantise, pack_int4, quantise
+from fastmmoe.runtime.types import Array
 
-Array = npt.NDArray[Any]
 Maker = Callable[..., Any]
 
 

@@ -12,12 +12,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from fastmmoe.exporter.ops import token_prune_reference
+from fastmmoe.runtime.types import Array
 
-Array = npt.NDArray[Any]
 Maker = Callable[..., dict[str, Array]]
 
 REPOSITORY = Path(__file__).resolve().parents[3]

@@ -8,10 +8,10 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 import pytest
 
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
+
 Emulated = Callable[[str], Any]
 
 SEEDS = (0, 1, 2)

@@ -13,10 +13,10 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 import pytest
 
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
+
 Emulated = Callable[[str], Any]
 # Parts a, b and d, or rows: [32, values], the column-major offset of each value of each lane.
 Layouts = dict[str, Array]

@@ -16,13 +16,11 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from fastmmoe import __version__
 from fastmmoe.exporter.ops import OPS
-
-Array = npt.NDArray[Any]
+from fastmmoe.runtime.types import Array
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PLUGINS = REPOSITORY / "plugins"

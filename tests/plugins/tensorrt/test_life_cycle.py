@@ -8,16 +8,15 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 import pytest
 
 from fastmmoe.exporter.ops import OPS, sparse_moe_reference, token_prune_reference
 from fastmmoe.exporter.ops.quantise import quantise
+from fastmmoe.runtime.types import Array
 
 # One worker builds the host, not each.
 pytestmark = pytest.mark.xdist_group("tensorrt_host")
 
-Array = npt.NDArray[Any]
 Maker = Callable[..., dict[str, Array]]
 LifeCycle = Callable[..., list[Array]]
 

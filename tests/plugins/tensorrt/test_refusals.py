@@ -11,13 +11,13 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 import pytest
+
+from fastmmoe.runtime.types import Array
 
 # One worker builds the host, not each.
 pytestmark = pytest.mark.xdist_group("tensorrt_host")
 
-Array = npt.NDArray[Any]
 Maker = Callable[..., dict[str, Array]]
 
 ERROR = 1  # nvinfer1::ILogger::Severity

@@ -14,7 +14,6 @@ from typing import Any
 import ml_dtypes
 import msgspec
 import numpy as np
-import numpy.typing as npt
 import onnx
 import pytest
 
@@ -23,8 +22,8 @@ from fastmmoe.exporter.ops.quantise import quantise
 from fastmmoe.plugins import tensorrt_library_path
 from fastmmoe.runtime.backends.tensorrt.api import EngineReply, EngineRequest
 from fastmmoe.runtime.machines.targets import RTX
+from fastmmoe.runtime.types import Array
 
-Array = npt.NDArray[Any]
 Maker = Callable[..., dict[str, Array]]
 Build = Callable[[str, dict[str, Array], dict[str, Any]], EngineReply]
 

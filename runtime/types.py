@@ -1,0 +1,14 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Types that every package uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy.typing as npt
+
+Array: TypeAlias = npt.NDArray[Any]
+
+Say: TypeAlias = Callable[[str], None]
+"""Gets a line for the user, who may be a program."""
