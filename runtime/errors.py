@@ -39,3 +39,7 @@ class NotFinite(FastmmoeError, ArithmeticError):
 
 class RunFailed(FastmmoeError):
     """ONNX Runtime has ended the run of a graph with an error."""
+
+
+class BackendMissing(FastmmoeError, ImportError):
+    """A library that runs the graphs is not installed, or not as it should be."""

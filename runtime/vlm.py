@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastmmoe.runtime.backends.load import load_backend
-from fastmmoe.runtime.backends.onnxruntime import Settings
+from fastmmoe.runtime.backends.settings import Settings
 from fastmmoe.runtime.bundle.manifest import TOKENIZER, Manifest
 from fastmmoe.runtime.bundle.verification import open_bundle
 from fastmmoe.runtime.errors import InvalidRequest
@@ -75,6 +75,7 @@ class VLM:
         verify: compare the files' SHA-256 with the manifest's, where that has not been done since they changed; lines
             on stderr say so where it takes longer than a second, or cannot be remembered.
     Raises:
+        BackendMissing: ONNX Runtime is not installed, or twice.
         InvalidRequest: threads below 0 or more than four for each core.
         BundleMismatch: the directory is no bundle of this version, is damaged, or is for another target.
     """

@@ -25,7 +25,7 @@ from benchmark_tools.tables import Row, machine_table, share_table, time_table
 from markers import write_part
 
 from fastmmoe.runtime.backends.load import load_backend
-from fastmmoe.runtime.backends.onnxruntime import Settings
+from fastmmoe.runtime.backends.settings import Settings
 from fastmmoe.runtime.bundle.manifest import Manifest
 from fastmmoe.runtime.bundle.verification import open_bundle
 from fastmmoe.runtime.cli.command import run_command

@@ -3,8 +3,8 @@
 
     python scripts/measure_footprint.py [--export-venv PYTHON] [--resolve]
 
-Installs this repository without extras into a new temporary environment. Prints one line per value with its limit;
-exit code 1 where a limit is passed.
+Installs this repository with the extra cpu alone into a new temporary environment. Prints one line per value with its
+limit; exit code 1 where a limit is passed.
 """
 
 from __future__ import annotations
@@ -42,6 +42,13 @@ for module in pkgutil.walk_packages(fastmmoe.runtime.__path__, "fastmmoe.runtime
 print(" ".join(name for name in sys.argv[1:] if name in sys.modules))
 """
 
+# Of the base installation and the extra cpu.
+REQUIREMENTS = """
+from importlib.metadata import requires
+parts = [text.partition(";") for text in requires("fastmmoe")]
+print("\\n".join(name.strip() for name, _, marker in parts if not marker or "'cpu'" in marker.replace('"', "'")))
+"""
+
 
 def run(command: list[str]) -> str:
     """Run a command and return its output; on failure print what it said and leave with exit code 1."""
@@ -59,13 +66,13 @@ def say(name: str, value: float, limit: float, unit: str) -> bool:
 
 
 def create_base_install(directory: Path) -> Path:
-    """Make an environment with this repository and its base dependencies; return its python."""
+    """Make an environment with this repository, its base dependencies and ONNX Runtime; return its python."""
     # setuptools builds inside the source tree and packs what an earlier build left there: build from a copy.
     source = directory / "source"
     shutil.copytree(REPOSITORY, source, ignore=shutil.ignore_patterns(".*", "build", "tests", "*.egg-info", "demo-*"))
     run([sys.executable, "-m", "venv", str(directory / "venv")])
     python = directory / "venv" / "bin" / "python"
-    run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", str(source)])
+    run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"{source}[cpu]"])
     return python
 
 
@@ -118,11 +125,11 @@ def check_imports(python: Path) -> bool:
 
 def check_wheels(python: Path, directory: Path) -> bool:
     """Download each base dependency, and its own, as the wheels a JetPack 6 device would take."""
-    metadata = "import importlib.metadata as m; print('\\n'.join(r for r in m.requires('fastmmoe') if ';' not in r))"
+    requirements = run([str(python), "-c", REQUIREMENTS]).split()
     platforms = [argument for platform in EDGE_PLATFORMS for argument in ("--platform", platform)]
     options = ["--quiet", "--disable-pip-version-check", "--only-binary=:all:", "--python-version", EDGE_PYTHON]
     good = True
-    for requirement in run([str(python), "-c", metadata]).split("\n")[:-1]:
+    for requirement in requirements:
         command = [str(python), "-m", "pip", "download", *options, *platforms, "--dest", str(directory), requirement]
         result = subprocess.run(command, capture_output=True, text=True, check=False)
         good = good and result.returncode == 0

@@ -24,7 +24,8 @@ import onnxruntime
 from PIL import Image
 
 from fastmmoe.calibration.scenes import draw_scene, make_scene
-from fastmmoe.runtime.backends.onnxruntime import OnnxRuntime, Settings
+from fastmmoe.runtime.backends.onnxruntime import OnnxRuntime
+from fastmmoe.runtime.backends.settings import Settings
 from fastmmoe.runtime.cli.command import run_command
 from fastmmoe.runtime.errors import FastmmoeError
 from fastmmoe.runtime.machines.threads import usable_cores

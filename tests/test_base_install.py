@@ -19,9 +19,13 @@ BASE_PACKAGES = ("runtime", "plugins")
 SOURCES = [path for package in BASE_PACKAGES for path in sorted((REPOSITORY / package).rglob("*.py"))]
 
 # Of the first name of an import: the base dependencies and the package itself.
-ALLOWED = {"numpy", "PIL", "tokenizers", "onnxruntime", "msgspec", "fastmmoe"}
+ALLOWED = {"numpy", "PIL", "tokenizers", "msgspec", "fastmmoe"}
+# What runs the graphs comes with an extra: only these modules name it, and only this one needs it. It takes onnx for
+# what a report looks at inside of a graph.
+BACKEND = "fastmmoe.runtime.backends.onnxruntime"
+OPTIONAL = {BACKEND: {"onnxruntime", "onnx"}, "fastmmoe.runtime.backends.native": {"onnxruntime"}}
 # tokenizers brings huggingface_hub; it may lie there, but nothing of it may load.
-UNWANTED = ("torch", "transformers", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "safetensors")
+UNWANTED = ("onnxruntime", "torch", "transformers", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "safetensors")
 
 IMPORT_ALL = """
 import importlib, sys
@@ -76,22 +80,35 @@ def imported_names(path: Path) -> set[str]:
     return names
 
 
+def import_in_base_install(site: Path, names: list[str]) -> subprocess.CompletedProcess[str]:
+    link_base_install(site)
+    command = [sys.executable, "-I", "-S", "-c", IMPORT_ALL, str(site), ",".join(names)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
 def test_runtime_imports_with_the_base_dependencies_alone(tmp_path: Path) -> None:
-    link_base_install(tmp_path)
-    names = [module_name(path) for path in SOURCES]
-    command = [sys.executable, "-I", "-S", "-c", IMPORT_ALL, str(tmp_path), ",".join(names)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    names = [name for path in SOURCES if (name := module_name(path)) != BACKEND]
+    result = import_in_base_install(tmp_path, names)
     assert result.returncode == 0, result.stderr
     loaded = set(result.stdout.split())
     assert set(names) <= loaded
     assert not {name for name in loaded if name.split(".")[0] in UNWANTED}
 
 
+def test_backend_without_onnx_runtime_names_the_line_that_installs_it(tmp_path: Path) -> None:
+    result = import_in_base_install(tmp_path, [BACKEND])
+    assert result.returncode != 0
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("fastmmoe.runtime.errors.BackendMissing: ONNX Runtime is not installed for "), last
+    assert "pip install 'fastmmoe[cpu]'" in last
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_runtime_module_names_only_base_dependencies(path: Path) -> None:
+    allowed = ALLOWED | OPTIONAL.get(module_name(path), set())
     for name in imported_names(path):
         first, *rest = name.split(".")
-        assert first in ALLOWED or first in sys.stdlib_module_names, name
+        assert first in allowed or first in sys.stdlib_module_names, name
         assert first != "fastmmoe" or rest[0] in {*BASE_PACKAGES, "__version__"}, name
 
 

@@ -16,7 +16,8 @@ from fastmmoe.exporter.model import Model
 from fastmmoe.exporter.torch_backend import TorchBackend
 from fastmmoe.runtime.backends.base import Backend
 from fastmmoe.runtime.backends.batch import Batch
-from fastmmoe.runtime.backends.onnxruntime import OnnxRuntime, Settings
+from fastmmoe.runtime.backends.onnxruntime import OnnxRuntime
+from fastmmoe.runtime.backends.settings import Settings
 from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.bundle.manifest import Manifest
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk

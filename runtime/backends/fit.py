@@ -6,15 +6,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from fastmmoe.runtime.bundle.manifest import MANIFEST, Manifest, weights_file
 from fastmmoe.runtime.bundle.onnx_file import read_operators, weight_files
 from fastmmoe.runtime.bundle.signatures import Signature, Tensor
 from fastmmoe.runtime.errors import BundleMismatch
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 TYPES = {
     "tensor(float)": "float32",
@@ -26,6 +23,16 @@ TYPES = {
 """ONNX Runtime's names of element types -> NumPy's."""
 
 LAYER = re.compile(r"layers\.(\d+)\.")
+
+
+class Session(Protocol):
+    """A loaded graph, as ONNX Runtime describes it; each tensor has a name, a type and a shape."""
+
+    def get_inputs(self) -> Sequence[Any]:
+        """What it takes."""
+
+    def get_outputs(self) -> Sequence[Any]:
+        """What it gives."""
 
 
 def check_weight_files(path: Path, graph: str, manifest: Manifest) -> None:
@@ -67,7 +74,7 @@ def check_operators(path: Path, manifest: Manifest) -> None:
         raise _misfit(path, f"has experts in layers {_listed(layers)}, expected {_listed(info.moe_layers)}")
 
 
-def check_fit(path: Path, session: onnxruntime.InferenceSession, signature: Signature) -> None:
+def check_fit(path: Path, session: Session, signature: Signature) -> None:
     """Raise BundleMismatch unless the graph in this file takes and gives what the manifest's numbers ask for."""
     sides = (("input", session.get_inputs(), signature.inputs), ("output", session.get_outputs(), signature.outputs))
     for side, found, expected in sides:

@@ -3,11 +3,16 @@
 
 from __future__ import annotations
 
-from fastmmoe.runtime.backends.onnxruntime import DEFAULTS, OnnxRuntime, Settings
+from typing import TYPE_CHECKING
+
+from fastmmoe.runtime.backends.settings import DEFAULTS, Settings
 from fastmmoe.runtime.bundle.manifest import Manifest
 from fastmmoe.runtime.bundle.verification import Bundle
 from fastmmoe.runtime.errors import BundleMismatch
 from fastmmoe.runtime.machines.targets import TARGETS
+
+if TYPE_CHECKING:
+    from fastmmoe.runtime.backends.onnxruntime import OnnxRuntime
 
 BACKEND = "onnxruntime"
 
@@ -21,6 +26,7 @@ def load_backend(bundle: Bundle, settings: Settings = DEFAULTS) -> OnnxRuntime:
     """Its graphs, loaded from the files that were verified.
 
     Raises:
+        BackendMissing: see `check_onnxruntime`.
         BundleMismatch: the bundle is for a target whose engines this version does not run, or a file has changed since
             it was opened; see also `OnnxRuntime`.
     """
@@ -31,6 +37,8 @@ def load_backend(bundle: Bundle, settings: Settings = DEFAULTS) -> OnnxRuntime:
             f"{bundle.directory}: exported for {target}, which needs TensorRT engines built on the device; "
             f"this version runs bundles exported with --target {runnable}"
         )
+    from fastmmoe.runtime.backends.onnxruntime import OnnxRuntime
+
     backend = OnnxRuntime(bundle.directory, bundle.manifest, settings)
     bundle.check_unchanged()
     return backend

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bundle's graphs in ONNX Runtime, on the CPU."""
+"""A bundle's graphs in ONNX Runtime, on the CPU. Raises BackendMissing on import where that is not installed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-import onnxruntime as ort
 
 from fastmmoe.runtime.backends.base import Observed
+from fastmmoe.runtime.backends.distribution import check_onnxruntime
 from fastmmoe.runtime.backends.fit import check_fit, check_operators, check_weight_files
 from fastmmoe.runtime.backends.native import register_native_ops
+from fastmmoe.runtime.backends.settings import DEFAULTS, Settings
 from fastmmoe.runtime.bundle import graph_io, signatures
 from fastmmoe.runtime.bundle.manifest import GRAPHS, LanguageModelInfo, Manifest, graph_file, weights_file
 from fastmmoe.runtime.bundle.mapped_files import MappedFiles
@@ -22,6 +22,9 @@ from fastmmoe.runtime.errors import BundleMismatch, RunFailed
 from fastmmoe.runtime.machines.threads import check_threads, usable_cores
 from fastmmoe.runtime.method.policy import Policy
 from fastmmoe.runtime.types import Array
+
+check_onnxruntime()
+import onnxruntime as ort  # noqa: E402  (only once it is known to be whole)
 
 if TYPE_CHECKING:
     import onnx
@@ -31,27 +34,6 @@ Values: TypeAlias = dict[str, ort.OrtValue]
 PROVIDERS = ["CPUExecutionProvider"]
 ONNXRUNTIME_VERSION: str = ort.__version__
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How sessions are made.
-
-    Attributes:
-        portable: run the variant whose operators have function bodies, without the native library.
-        threads: of ONNX Runtime's pool; 0 = one for each core that this process may use.
-        spinning: idle threads ask for work without a pause. They find it sooner, and take the cores from whatever
-            else runs: on a busy machine requests take several times as long (docs/benchmark.md).
-        profile: start of the name of a file that the language model's node times are written to; None = no such file.
-    """
-
-    portable: bool = False
-    threads: int = 0
-    spinning: bool = False
-    profile: str | None = None
-
-
-DEFAULTS = Settings()
 
 
 class OnnxRuntime:

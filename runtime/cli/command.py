@@ -18,6 +18,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from fastmmoe.runtime.backends.distribution import MODULE as ONNXRUNTIME
+from fastmmoe.runtime.backends.distribution import check_onnxruntime
 from fastmmoe.runtime.errors import FastmmoeError, InvalidRequest, without_breaks
 
 USER_ERROR = 2
@@ -177,10 +179,17 @@ def _needed(text: str) -> str:
 
 
 def check_installed(work: str, modules: Sequence[str], extra: str) -> None:
-    """Raise InvalidRequest where modules that the work needs besides the runtime are not installed."""
+    """See that what the work needs besides the base installation is there.
+
+    Raises:
+        InvalidRequest: modules are not installed.
+        BackendMissing: see `check_onnxruntime`.
+    """
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        raise InvalidRequest(f"{work} needs {', '.join(missing)}: pip install 'fastmmoe[{extra}]'")
+        extras = extra if importlib.util.find_spec(ONNXRUNTIME) else f"cpu,{extra}"
+        raise InvalidRequest(f"{work} needs {', '.join(missing)}: pip install 'fastmmoe[{extras}]'")
+    check_onnxruntime()
 
 
 @contextmanager

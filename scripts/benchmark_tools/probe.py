@@ -17,7 +17,8 @@ from benchmark_tools.graph_sites import SiteNodes
 from benchmark_tools.prefill import Prompt, Setting, plan
 from fastmmoe.runtime.backends.base import Observed
 from fastmmoe.runtime.backends.batch import Batch
-from fastmmoe.runtime.backends.onnxruntime import OnnxRuntime, Settings
+from fastmmoe.runtime.backends.onnxruntime import OnnxRuntime
+from fastmmoe.runtime.backends.settings import Settings
 from fastmmoe.runtime.bundle.manifest import Manifest, graph_file
 from fastmmoe.runtime.method.call import Chunk
 from fastmmoe.runtime.method.schedule import Schedule
