@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""fastmmoe-export: checkpoint directory -> bundle. Torch is imported only once the arguments are known to be good."""
+"""fastmmoe-export, also called fastmmoe export: checkpoint directory -> bundle.
+
+Torch is imported only once the arguments are known to be good.
+"""
 
 from __future__ import annotations
 
@@ -24,21 +27,37 @@ from fastmmoe.runtime.cli.command import (
     run_command,
     saying_what_memory_lacks,
 )
+from fastmmoe.runtime.cli.completion import add_completion
 from fastmmoe.runtime.machines.targets import TARGETS
 from fastmmoe.runtime.method.policy import SETTINGS, Setting
 
 DESCRIPTION = """Export a DeepSeek-VL2 or InternVL3.5 (MoE) checkpoint to a bundle: ONNX graphs with FastMMoE inside,
 weights, tokenizer and manifest. The written graphs are checked against torch before OUT appears."""
 
+COMMAND = "fastmmoe-export"
 MODULES = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors")
 MEMORY_HINT = "end other programs, or export on a machine with more memory; --dtype fp16 stores experts in half of it"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command's arguments; every default is that of `ExportConfig` or `PolicyOptions`."""
-    config = ExportConfig()
-    parser = ArgumentParser(prog="fastmmoe-export", description=DESCRIPTION)
+    """The arguments of fastmmoe-export."""
+    parser = ArgumentParser(prog=COMMAND, description=DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"fastmmoe {__version__}")
+    add_completion(parser)
+    _add_arguments(parser)
+    return parser
+
+
+def add_export(commands: Any) -> None:
+    """Add the same command to a parser's subcommands."""
+    parser = commands.add_parser("export", help="make a bundle of a checkpoint", description=DESCRIPTION)
+    _add_arguments(parser)
+    parser.set_defaults(function=lambda arguments: _export(_config(arguments), "fastmmoe"))
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Every default is that of `ExportConfig` or `PolicyOptions`."""
+    config = ExportConfig()
     parser.add_argument(
         "model", nargs="?", default=config.model, help=f"checkpoint directory, or {DEMO} = the built-in one (default)"
     )
@@ -72,7 +91,6 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is a bundle")
     _add_pruning(parser.add_argument_group("pruning"))
-    return parser
 
 
 def _add_pruning(group: argparse._ArgumentGroup) -> None:
@@ -124,29 +142,33 @@ def read_arguments(argv: Sequence[str] | None) -> ExportConfig:
     Raises:
         InvalidRequest: as `read_policy`.
     """
-    given = vars(build_parser().parse_args(argv))
-    file = given.pop("policy_file")
-    settings = {f.name: given.pop(f.name) for f in fields(PolicyOptions) if f.name in given}
-    policy = PolicyOptions() if file is None else read_policy(file).options()
+    return _config(build_parser().parse_args(argv))
+
+
+def _config(arguments: argparse.Namespace) -> ExportConfig:
+    given = vars(arguments)
+    settings = {f.name: given[f.name] for f in fields(PolicyOptions) if f.name in given}
+    policy = PolicyOptions() if arguments.policy_file is None else read_policy(arguments.policy_file).options()
     if "expert_factor" in settings:
         settings["visual_top_k"] = None
-    return ExportConfig(**given, policy=replace(policy, **settings))
+    others = {f.name: given[f.name] for f in fields(ExportConfig) if f.name in given}
+    return ExportConfig(**others, policy=replace(policy, **settings))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 1 where the check of the output fails; 2 for what the user can mend; 130 when interrupted."""
-    return run_command("fastmmoe-export", lambda: _export(read_arguments(argv)))
+    return run_command(COMMAND, lambda: _export(read_arguments(argv), COMMAND))
 
 
-def _export(config: ExportConfig) -> int:
+def _export(config: ExportConfig, command: str) -> int:
     def say(line: str) -> None:
         print(line, flush=True)
 
-    check_installed("fastmmoe-export", MODULES, "export")
+    check_installed("the export", MODULES, "export")
     from fastmmoe.exporter.plan import plan_export
 
     plan = plan_export(config, say)
-    with importing("fastmmoe-export"):
+    with importing(command):
         from fastmmoe.exporter.check.structure import CheckFailed
         from fastmmoe.exporter.export import run_export
 
@@ -154,7 +176,7 @@ def _export(config: ExportConfig) -> int:
         with saying_what_memory_lacks(MEMORY_HINT):
             run_export(plan, say)
     except CheckFailed as error:
-        print(f"fastmmoe-export: check failed: {error}", file=sys.stderr)
+        print(f"{command}: check failed: {error}", file=sys.stderr)
         return 1
     print(plan.target.next_step.format(out=shlex.quote(str(plan.out))))
     return 0

@@ -23,7 +23,11 @@ ALLOWED = {"numpy", "PIL", "tokenizers", "msgspec", "fastmmoe"}
 # What runs the graphs comes with an extra: only these modules name it, and only this one needs it. It takes onnx for
 # what a report looks at inside of a graph.
 BACKEND = "fastmmoe.runtime.backends.onnxruntime"
-OPTIONAL = {BACKEND: {"onnxruntime", "onnx"}, "fastmmoe.runtime.backends.native": {"onnxruntime"}}
+OPTIONAL = {
+    BACKEND: {"onnxruntime", "onnx"},
+    "fastmmoe.runtime.backends.native": {"onnxruntime"},
+    "fastmmoe.runtime.cli.completion": {"shtab"},
+}
 # tokenizers brings huggingface_hub; it may lie there, but nothing of it may load.
 UNWANTED = ("onnxruntime", "torch", "transformers", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "safetensors")
 

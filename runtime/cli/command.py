@@ -178,17 +178,21 @@ def _needed(text: str) -> str:
     return f" for {by_text[1]} more" if by_text else ""
 
 
-def check_installed(work: str, modules: Sequence[str], extra: str) -> None:
-    """See that what the work needs besides the base installation is there.
-
-    Raises:
-        InvalidRequest: modules are not installed.
-        BackendMissing: see `check_onnxruntime`.
-    """
+def check_modules(work: str, modules: Sequence[str], extra: str) -> None:
+    """Raise InvalidRequest where modules that the work needs besides the base installation are not installed."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        extras = extra if importlib.util.find_spec(ONNXRUNTIME) else f"cpu,{extra}"
-        raise InvalidRequest(f"{work} needs {', '.join(missing)}: pip install 'fastmmoe[{extras}]'")
+        raise InvalidRequest(f"{work} needs {', '.join(missing)}: pip install 'fastmmoe[{extra}]'")
+
+
+def check_installed(work: str, modules: Sequence[str], extra: str) -> None:
+    """See that these modules and ONNX Runtime are installed.
+
+    Raises:
+        InvalidRequest: modules are not.
+        BackendMissing: see `check_onnxruntime`.
+    """
+    check_modules(work, modules, extra if importlib.util.find_spec(ONNXRUNTIME) else f"cpu,{extra}")
     check_onnxruntime()
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fastmmoe import __version__
 from fastmmoe.runtime.cli.bundle import add_bundle_commands
 from fastmmoe.runtime.cli.command import ArgumentParser, add_no_verify, run_command, saying_what_memory_lacks
+from fastmmoe.runtime.cli.completion import add_completion
 from fastmmoe.runtime.cli.flops import add_counting
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.files import writing
@@ -40,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
     parser = ArgumentParser(prog="fastmmoe", description="Run mixture-of-experts VLMs with FastMMoE.")
     parser.add_argument("--version", action="version", version=f"fastmmoe {__version__}")
+    add_completion(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_run(commands)
     _add_build(commands)

@@ -106,7 +106,7 @@ def test_a_base_installation_is_told_what_to_install(
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None if name in missing else find(name))
     assert main(["demo", str(tmp_path / "out")]) == 2
     assert capsys.readouterr().err == (
-        "fastmmoe-export: error: fastmmoe-export needs torch, onnx_ir: pip install 'fastmmoe[export]'\n"
+        "fastmmoe-export: error: the export needs torch, onnx_ir: pip install 'fastmmoe[export]'\n"
     )
 
 
