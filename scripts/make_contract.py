@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write what depends on the operators' contracts: the tables in docs/operators.md and those of the native libraries.
+"""Write what depends on the operators' contracts: the tables in docs/operators.md and headers and tables in C++.
 
-    python scripts/make_contract.py [--check] [--docs FILE] [--header FILE] [--source FILE]
+    python scripts/make_contract.py [--check] [--docs FILE] [--plugins FOLDER]
 
-In the document only what stands between the markers `<!-- contract NAME -->` and `<!-- end of contract NAME -->` is
-written. With --check nothing is, and the exit code is 1 where a file is out of date.
+Of the plugins these files are written: OPERATOR/contract.h, contract/tables.h and contract/tables.cpp; of the document
+only what stands between the markers `<!-- contract NAME -->` and `<!-- end of contract NAME -->`. With --check nothing
+is written, and the exit code is 1 where a file is out of date.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,8 +22,7 @@ from fastmmoe.exporter.ops.contract import Dimension, Size
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENT = REPOSITORY / "docs" / "operators.md"
-HEADER = REPOSITORY / "plugins" / "contract" / "tables.h"
-SOURCE = REPOSITORY / "plugins" / "contract" / "tables.cpp"
+PLUGINS = REPOSITORY / "plugins"
 NOTICE = (
     "// SPDX-License-Identifier: Apache-2.0\n// Written by scripts/make_contract.py from exporter/ops. Do not edit."
 )
@@ -80,18 +79,35 @@ def update_document(text: str) -> str:
     return text
 
 
-def namespace(spec: OpSpec) -> str:
-    """FmmTokenPrune -> token_prune."""
-    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", spec.name.removeprefix("Fmm")).lower()
-    return words.replace("mo_e", "moe")
+def type_name(name: str) -> str:
+    """scoring_func -> ScoringFunc."""
+    return "".join(part.capitalize() for part in name.split("_"))
 
 
 def constant(name: str) -> str:
     """routing_probs -> kRoutingProbs."""
-    return "k" + "".join(part.capitalize() for part in name.split("_"))
+    return f"k{type_name(name)}"
 
 
-def enumeration(name: str, items: Iterable[Tensor | Attribute]) -> str:
+def strings(spec: OpSpec) -> list[Attribute]:
+    """The attributes whose legal values are an enumeration in C++."""
+    return [attribute for attribute in spec.attributes if attribute.kind == "string"]
+
+
+def enumeration(attribute: Attribute) -> str:
+    """The legal values of a string attribute."""
+    values = ", ".join(constant(str(choice)) for choice in attribute.choices)
+    return f"enum class {type_name(attribute.name)} {{ {values} }};"
+
+
+def reader(attribute: Attribute) -> str:
+    """The C++ function that gives a node's value of a string attribute."""
+    kind = type_name(attribute.name)
+    value = f"static_cast<{kind}>(node.integer({constant(attribute.name)}))"
+    return f"inline {kind} {attribute.name}_of(const NodeAttributes& node) {{ return {value}; }}"
+
+
+def places(name: str, items: Iterable[Tensor | Attribute]) -> str:
     """Places of inputs, outputs or attributes in the tables."""
     return f"enum {name} : size_t {{ {', '.join(constant(item.name) for item in items)} }};"
 
@@ -103,20 +119,32 @@ def greatest_values(spec: OpSpec) -> str:
     return f"constexpr int64_t {', '.join(f'kMost{name} = {value}' for name, value in values.items())};"
 
 
-def header() -> str:
-    """The C++ header: enumerations, limits and access to the tables."""
+def operator_header(spec: OpSpec) -> str:
+    """The C++ header of one operator, for its kernels: the values of its attributes and their limits."""
     parts = [
-        f'{NOTICE}\n#pragma once\n\n#include "contract/contract.h"\n\n// clang-format off\nnamespace fastmmoe {{\n'
+        f"{NOTICE}\n#pragma once\n\n#include <cstdint>\n\n// clang-format off\nnamespace fastmmoe::{spec.folder} {{\n",
+        "/// The legal values of the attributes.",
+        *map(enumeration, strings(spec)),
+        "\n/// The greatest legal sizes and numbers.",
+        greatest_values(spec),
+        f"\n}}  // namespace fastmmoe::{spec.folder}\n// clang-format on\n",
     ]
+    return "\n".join(parts)
+
+
+def header() -> str:
+    """The C++ header of the tables: the places in them, and access to them."""
+    includes = "".join(f'#include "{path}/contract.h"\n' for path in sorted(["contract", *(o.folder for o in OPS)]))
+    parts = [f"{NOTICE}\n#pragma once\n\n{includes}\n// clang-format off\nnamespace fastmmoe {{\n"]
     for spec in OPS:
         parts += [
-            f"namespace {namespace(spec)} {{",
-            enumeration("Input", spec.inputs),
-            enumeration("Output", spec.outputs),
-            enumeration("Attribute", spec.attributes),
-            greatest_values(spec),
+            f"namespace {spec.folder} {{",
+            places("Input", spec.inputs),
+            places("Output", spec.outputs),
+            places("Attribute", spec.attributes),
+            *map(reader, strings(spec)),
             "const OpContract& contract();",
-            f"}}  // namespace {namespace(spec)}\n",
+            f"}}  // namespace {spec.folder}\n",
         ]
     parts.append("}  // namespace fastmmoe\n// clang-format on\n")
     return "\n".join(parts)
@@ -151,7 +179,7 @@ def cpp_tensor(spec: OpSpec, tensor: Tensor) -> str:
     variable = f"'{tensor.types[0]}'" if tensor.types[0] in spec.type_variables else "0"
     condition = ["kAlways", "{}"]
     if tensor.only_if is not None:
-        attribute = next(a for a in spec.attributes if a.name == tensor.only_if[0])
+        attribute = spec.attribute(tensor.only_if[0])
         values = (str(attribute.choices.index(v) if attribute.kind == "string" else v) for v in tensor.only_if[1])
         condition = [str(spec.attributes.index(attribute)), braces(values)]
     shape = braces(map(cpp_dimension, tensor.shape))
@@ -179,7 +207,7 @@ def source() -> str:
     parts = [f'{NOTICE}\n#include "contract/tables.h"\n\n// clang-format off\nnamespace fastmmoe {{\n']
     for spec in OPS:
         parts += [
-            f"const OpContract& {namespace(spec)}::contract() {{",
+            f"const OpContract& {spec.folder}::contract() {{",
             f'  static const OpContract contract{{"{spec.name}", {spec.version},',
             *(f"    {text}" for text in block(cpp_tensor(spec, t) for t in spec.inputs)),
             *(f"    {text}" for text in block(cpp_tensor(spec, t) for t in spec.outputs)),
@@ -187,7 +215,7 @@ def source() -> str:
             *(f"    {text}" for text in block(map(cpp_size, spec.sizes), end="}};")),
             "  return contract;\n}\n",
         ]
-    functions = ", ".join(f"&{namespace(spec)}::contract()" for spec in OPS)
+    functions = ", ".join(f"&{spec.folder}::contract()" for spec in OPS)
     parts += [f"std::vector<const OpContract*> all_contracts() {{ return {{{functions}}}; }}\n"]
     parts.append("}  // namespace fastmmoe\n// clang-format on\n")
     return "\n".join(parts)
@@ -201,19 +229,26 @@ def block(items: Iterable[str], end: str = "},") -> list[str]:
     return lines
 
 
+def cpp_files() -> dict[str, str]:
+    """The C++ files by their place in the folder of the plugins."""
+    headers = {f"{spec.folder}/contract.h": operator_header(spec) for spec in OPS}
+    return headers | {"contract/tables.h": header(), "contract/tables.cpp": source()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write what depends on the operators' contracts.")
     parser.add_argument("--check", action="store_true", help="only say whether the files are up to date")
-    for name, default in (("docs", DOCUMENT), ("header", HEADER), ("source", SOURCE)):
-        parser.add_argument(f"--{name}", type=Path, default=default, metavar="FILE")
+    parser.add_argument("--docs", type=Path, default=DOCUMENT, metavar="FILE")
+    parser.add_argument("--plugins", type=Path, default=PLUGINS, metavar="FOLDER")
     arguments = parser.parse_args()
     try:
         document = update_document(arguments.docs.read_text(encoding="utf-8"))
     except MissingMarkers as error:
         sys.exit(f"{arguments.docs}: {error}")
-    updated = {arguments.docs: document, arguments.header: header(), arguments.source: source()}
+    updated = {arguments.docs: document} | {arguments.plugins / path: text for path, text in cpp_files().items()}
     for path, text in updated.items():
         if not arguments.check:
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text, encoding="utf-8")
         elif not path.is_file() or path.read_text(encoding="utf-8") != text:
             sys.exit(f"{path} is out of date: run python scripts/make_contract.py")

@@ -125,6 +125,7 @@ class OpSpec:
     """The contract of one operator of the domain `fastmmoe`.
 
     Args:
+        folder: of its files, in exporter/ops and in plugins; also its C++ namespace.
         sizes: limits of every letter that an input can tell.
         rule: what is wrong with attributes that are legal one by one, or None.
         input_rule: what is wrong with inputs that are legal one by one, or None.
@@ -132,6 +133,7 @@ class OpSpec:
     """
 
     name: str
+    folder: str
     version: int
     doc: str
     type_variables: dict[str, tuple[str, ...]]
@@ -146,6 +148,10 @@ class OpSpec:
     def inputs_for(self, attributes: Attributes) -> tuple[Tensor, ...]:
         """The inputs a node with these attributes has, in order."""
         return tuple(t for t in self.inputs if t.only_if is None or attributes[t.only_if[0]] in t.only_if[1])
+
+    def attribute(self, name: str) -> Attribute:
+        """The attribute of this name."""
+        return next(attribute for attribute in self.attributes if attribute.name == name)
 
     def check_attributes(self, attributes: Attributes) -> None:
         """Raise ValueError unless exactly the contract's attributes are given, with legal values."""

@@ -88,9 +88,14 @@ class NodeAttributes {
   NodeAttributes(const OpContract& contract, const AttributeSource& source);
 
   const OpContract& contract() const { return *contract_; }
-  /// An int, or the place of a string among its legal values.
+  /// An int, or the place of a string among its legal values: tables.h has functions that make it an
+  /// enumerator.
   int64_t integer(size_t attribute) const { return integers_[attribute]; }
   float number(size_t attribute) const { return numbers_[attribute]; }
+  /// A string.
+  const char* text(size_t attribute) const {
+    return contract_->attributes[attribute].texts[static_cast<size_t>(integers_[attribute])];
+  }
 
   /// The inputs of the node in order: their places in the contract.
   const std::vector<size_t>& inputs() const { return inputs_; }

@@ -3,6 +3,8 @@
 #pragma once
 
 #include "contract/contract.h"
+#include "sparse_moe/contract.h"
+#include "token_prune/contract.h"
 
 // clang-format off
 namespace fastmmoe {
@@ -11,7 +13,11 @@ namespace sparse_moe {
 enum Input : size_t { kHiddenStates, kRouterLogits, kVisualIndex, kVisualTopK, kCorrectionBias, kGateUp, kDown, kGateUpBias, kDownBias, kGateUpScale, kDownScale, kGateUpZero, kDownZero };
 enum Output : size_t { kOutput };
 enum Attribute : size_t { kTopK, kScoringFunc, kTopkMethod, kNGroup, kTopkGroup, kNormTopkProb, kRoutedScalingFactor, kReductionWeights, kActivation, kSwigluLimit, kExpertBias, kWeightFormat, kGroupSize, kZeroPoints };
-constexpr int64_t kMostT = 16777216, kMostV = 16777216, kMostH = 262144, kMostI = 262144, kMostE = 4096, kMostTopK = 16, kMostNGroup = 64, kMostTopkGroup = 64;
+inline ScoringFunc scoring_func_of(const NodeAttributes& node) { return static_cast<ScoringFunc>(node.integer(kScoringFunc)); }
+inline TopkMethod topk_method_of(const NodeAttributes& node) { return static_cast<TopkMethod>(node.integer(kTopkMethod)); }
+inline ReductionWeights reduction_weights_of(const NodeAttributes& node) { return static_cast<ReductionWeights>(node.integer(kReductionWeights)); }
+inline Activation activation_of(const NodeAttributes& node) { return static_cast<Activation>(node.integer(kActivation)); }
+inline WeightFormat weight_format_of(const NodeAttributes& node) { return static_cast<WeightFormat>(node.integer(kWeightFormat)); }
 const OpContract& contract();
 }  // namespace sparse_moe
 
@@ -19,7 +25,7 @@ namespace token_prune {
 enum Input : size_t { kHiddenStates, kResidual, kRoutingProbs, kAttention, kVisualIndex, kVisualOffsets, kKeepSlots, kKeepOffsets, kMergeSlots, kMergeOffsets, kAlpha };
 enum Output : size_t { kHiddenStatesOut, kResidualOut, kKeptIndex, kVisualIndexOut };
 enum Attribute : size_t { kWindow, kMerge };
-constexpr int64_t kMostB = 65536, kMostT = 16777216, kMostV = 16777216, kMostK = 16777216, kMostM = 16777216, kMostH = 262144, kMostE = 4096, kMostWindow = 64;
+inline Merge merge_of(const NodeAttributes& node) { return static_cast<Merge>(node.integer(kMerge)); }
 const OpContract& contract();
 }  // namespace token_prune
 

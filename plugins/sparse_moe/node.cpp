@@ -3,21 +3,20 @@
 
 namespace fastmmoe::sparse_moe {
 
-// The enumerations of params.h are in the order of the contract's legal values.
 SparseMoeAttributes read_attributes(const NodeAttributes& node) {
   SparseMoeAttributes result{};
   result.top_k = node.integer(kTopK);
-  result.scoring_func = static_cast<ScoringFunc>(node.integer(kScoringFunc));
-  result.topk_method = static_cast<TopkMethod>(node.integer(kTopkMethod));
+  result.scoring_func = scoring_func_of(node);
+  result.topk_method = topk_method_of(node);
   result.n_group = node.integer(kNGroup);
   result.topk_group = node.integer(kTopkGroup);
   result.norm_topk_prob = node.integer(kNormTopkProb) == 1;
   result.routed_scaling_factor = node.number(kRoutedScalingFactor);
-  result.reduction_weights = static_cast<ReductionWeights>(node.integer(kReductionWeights));
-  result.activation = static_cast<Activation>(node.integer(kActivation));
+  result.reduction_weights = reduction_weights_of(node);
+  result.activation = activation_of(node);
   result.swiglu_limit = node.number(kSwigluLimit);
   result.expert_bias = node.integer(kExpertBias) == 1;
-  result.weight_format = static_cast<WeightFormat>(node.integer(kWeightFormat));
+  result.weight_format = weight_format_of(node);
   result.group_size = node.integer(kGroupSize);
   result.zero_points = node.integer(kZeroPoints) == 1;
   const bool has_groups = result.topk_method != TopkMethod::kGreedy;
@@ -41,7 +40,7 @@ Sizes check_inputs(const NodeAttributes& node, const std::vector<TensorInfo>& in
   const ElementType weights = inputs[node.position(kGateUp)].type;
   CHECK(is_float == (weights != ElementType::kInt8), "FmmSparseMoE: gate_up is ", name_of(weights),
         ", expected ", is_float ? "float, float16 or bfloat16" : "int8", " with weight_format ",
-        contract().attributes[kWeightFormat].texts[static_cast<size_t>(attributes.weight_format)]);
+        node.text(kWeightFormat));
   CHECK(attributes.top_k <= sizes['E'], "FmmSparseMoE: top_k is ", attributes.top_k,
         ", expected at most E = ", sizes['E']);
   const bool has_groups = attributes.topk_method != TopkMethod::kGreedy;

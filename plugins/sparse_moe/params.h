@@ -5,27 +5,23 @@
 
 #include <cstdint>
 
-namespace fastmmoe {
+#include "sparse_moe/contract.h"
 
-enum class ScoringFunc { kSoftmax, kSigmoid, kTopkSoftmax };
-enum class TopkMethod { kGreedy, kGroupLimitedGreedy, kNoauxTc };
-enum class ReductionWeights { kPreserveSum, kNone };
-enum class Activation { kSwiglu, kSwigluOai };
-enum class WeightFormat { kFloat, kInt8, kInt4 };
+namespace fastmmoe {
 
 struct SparseMoeAttributes {
   int64_t top_k;
-  ScoringFunc scoring_func;
-  TopkMethod topk_method;
+  sparse_moe::ScoringFunc scoring_func;
+  sparse_moe::TopkMethod topk_method;
   int64_t n_group;     // divides E where topk_method has groups
   int64_t topk_group;  // at most n_group
   bool norm_topk_prob;
   float routed_scaling_factor;
-  ReductionWeights reduction_weights;
-  Activation activation;
+  sparse_moe::ReductionWeights reduction_weights;
+  sparse_moe::Activation activation;
   float swiglu_limit;
   bool expert_bias;
-  WeightFormat weight_format;
+  sparse_moe::WeightFormat weight_format;
   int64_t group_size;  // columns that share a scale; 0 with kFloat
   bool zero_points;
 };

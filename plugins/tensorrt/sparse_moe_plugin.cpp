@@ -26,8 +26,7 @@ class SparseMoePlugin final : public ContractPlugin {
     if (tensor.variable != 'W') return;
     const ElementType expected = format_ == WeightFormat::kFloat ? F : ElementType::kInt8;
     CHECK(type == expected, contract().name, ": ", tensor.name, " is ", name_of(type), ", expected ",
-          name_of(expected), " with weight_format ",
-          contract().attributes[kWeightFormat].texts[static_cast<size_t>(format_)], " on CUDA");
+          name_of(expected), " with weight_format ", node().text(kWeightFormat), " on CUDA");
   }
 
   Sizes check_inputs(const std::vector<TensorInfo>& inputs) const override {

@@ -14,7 +14,7 @@ int64_t merge_capacity(int64_t V, int64_t K, int64_t window) {
 namespace token_prune {
 
 TokenPruneAttributes read_attributes(const NodeAttributes& node) {
-  return {node.integer(kWindow), static_cast<Merge>(node.integer(Attribute::kMerge))};
+  return {node.integer(kWindow), merge_of(node)};
 }
 
 Sizes check_inputs(const NodeAttributes& node, const std::vector<TensorInfo>& inputs) {

@@ -7,14 +7,13 @@
 #include <cstdint>
 
 #include "common/half.h"
+#include "token_prune/contract.h"
 
 namespace fastmmoe {
 
-enum class Merge { kMlerp, kMean };
-
 struct TokenPruneAttributes {
   int64_t window;
-  Merge merge;
+  token_prune::Merge merge;
 };
 
 /// Row-major arrays without gaps, in the memory of the processor that runs the kernel; the sizes are known on

@@ -58,7 +58,7 @@ void launch_moe(std::istream& line) {
   line >> type >> format >> attributes.group_size >> attributes.zero_points >> params.T >> params.H >>
       params.I >> params.E >> attributes.top_k;
   params.type = static_cast<FloatType>(type);
-  attributes.weight_format = static_cast<WeightFormat>(format);
+  attributes.weight_format = static_cast<sparse_moe::WeightFormat>(format);
   attributes.n_group = attributes.topk_group = 1;
   attributes.routed_scaling_factor = 1.0f;
   const int64_t T = params.T, H = params.H, I = params.I, E = params.E, size = size_of(params.type);
@@ -69,7 +69,7 @@ void launch_moe(std::istream& line) {
   params.correction_bias = scattered(E);
   params.gate_up = zeros(E * 2 * I * H * size);  // integers take less
   params.down = zeros(E * H * I * size);
-  if (attributes.weight_format != WeightFormat::kFloat) {
+  if (attributes.weight_format != sparse_moe::WeightFormat::kFloat) {
     const int64_t group_size = attributes.group_size;
     const int64_t gate_up_groups = E * 2 * I * ((H + group_size - 1) / group_size);
     const int64_t down_groups = E * H * ((I + group_size - 1) / group_size);
@@ -88,7 +88,7 @@ void launch_prune(std::istream& line) {
   TokenPruneParams params{};
   int type;
   line >> type >> params.T >> params.V >> params.K >> params.M >> params.H >> params.E;
-  params.attributes = {kWindow, Merge::kMlerp};
+  params.attributes = {kWindow, token_prune::Merge::kMlerp};
   params.B = 1;
   params.type = static_cast<FloatType>(type);
   const int64_t row = params.H * size_of(params.type), rows = params.T - params.V + params.K;

@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE
 from sass_tools.binaries import demangle
 from sass_tools.toolchain import BUILD, PLUGINS, REPOSITORY, ReportError, find_tool, run
 
 FOLDER = Path(__file__).parent
 FLOAT_TYPES = ("float", "half", "bfloat16")  # in the order of FloatType
-WEIGHT_FORMATS = ("float", "int8", "int4")  # in the order of WeightFormat
+WEIGHT_FORMATS = SPARSE_MOE.attribute("weight_format").choices  # in the order of WeightFormat
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ SWIGLU_OAI_ALPHA = 1.702
 
 SPARSE_MOE = OpSpec(
     name="FmmSparseMoE",
+    folder="sparse_moe",
     version=1,
     doc=(
         "Routed experts of one MoE layer. Text tokens use top_k experts; the tokens named by visual_index use "

@@ -28,6 +28,7 @@ NORM_FLOOR = 1e-10
 
 TOKEN_PRUNE = OpSpec(
     name="FmmTokenPrune",
+    folder="token_prune",
     version=1,
     doc=(
         "Keeps K of V visual tokens: M windows of tokens with alike routing are merged into one token each, and of the "

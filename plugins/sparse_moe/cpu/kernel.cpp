@@ -12,12 +12,13 @@
 #include <vector>
 
 #include "common/divide.h"
-#include "contract/tables.h"
 #include "sparse_moe/cpu/gemm.h"
 #include "sparse_moe/cpu/route.h"
 
 namespace fastmmoe {
 namespace {
+
+using namespace sparse_moe;
 
 constexpr float kSwigluOaiAlpha = 1.702f;
 constexpr int64_t kTokensPerItem = 32;
@@ -27,7 +28,6 @@ constexpr int64_t kBlockSize = kRowsPerBlock * kOutputsPerItem;
 
 // Sizes within the contract's limits make no offset, in bytes, that wraps; where they did, this would not
 // compile.
-using sparse_moe::kMostE, sparse_moe::kMostH, sparse_moe::kMostI, sparse_moe::kMostT, sparse_moe::kMostTopK;
 constexpr int64_t kMostFloats = std::numeric_limits<int64_t>::max() / static_cast<int64_t>(sizeof(float));
 static_assert(kMostE * 2 * kMostI * kMostH <= kMostFloats, "gate_up and down");
 static_assert(kMostT * kMostH <= kMostFloats && kMostT * kMostE <= kMostFloats, "rows of tokens");

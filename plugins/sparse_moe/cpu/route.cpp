@@ -11,6 +11,8 @@
 namespace fastmmoe {
 namespace {
 
+using namespace sparse_moe;
+
 constexpr float kWeightFloor = 1e-20f;
 
 // The greatest value; NaN if any is NaN.

@@ -11,10 +11,11 @@
 
 #include "common/divide.h"
 #include "common/order.h"
-#include "contract/tables.h"
 
 namespace fastmmoe {
 namespace {
+
+using namespace token_prune;
 
 constexpr double kCosineFloor = 1e-8;
 constexpr float kImportanceFloor = 1e-10f;
@@ -24,7 +25,6 @@ constexpr int64_t kWindowsPerItem = 16;
 
 // Sizes within the contract's limits make no offset, in bytes, that wraps; where they did, this would not
 // compile.
-using token_prune::kMostE, token_prune::kMostH, token_prune::kMostT, token_prune::kMostV;
 constexpr int64_t kMostFloats = std::numeric_limits<int64_t>::max() / static_cast<int64_t>(sizeof(float));
 static_assert(kMostT * kMostH <= kMostFloats && kMostV * kMostE <= kMostFloats, "rows of tokens");
 static_assert(kMostT <= std::numeric_limits<int32_t>::max(), "indices");

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from fastmmoe.exporter.ops import token_prune_reference
+from fastmmoe.exporter.ops import TOKEN_PRUNE, token_prune_reference
 from fastmmoe.runtime.types import Array
 
 Maker = Callable[..., dict[str, Array]]
@@ -82,7 +82,8 @@ class EmulatedKernel:
         shapes: list[tuple[tuple[int, ...], Any]] = [((rows, H), dtype)] * 2 + [((rows,), np.int32), ((K,), np.int32)]
 
         def arguments(addresses: dict[str, int], workspace: int) -> tuple[Any, ...]:
-            values = Attributes(attributes["window"], ("mlerp", "mean").index(attributes["merge"]))
+            merge = TOKEN_PRUNE.attribute("merge").choices.index(attributes["merge"])
+            values = Attributes(attributes["window"], merge)
             sizes = dict(zip(SIZES, (B, T, V, K, M, H, E), strict=True))
             return Params(values, DTYPES.index(dtype), **sizes, **addresses), workspace, max_blocks
 
