@@ -51,7 +51,9 @@ def writing(path: Path, expected: int, *, shown: Path | None = None) -> Iterator
     """Have an error of the system while a file is written say which file, and what there is no room for.
 
     Args:
-        path: where it is written. expected: its bytes in the end, or the fewest known. shown: what the user calls it.
+        path: where it is written.
+        expected: its bytes in the end, or the fewest known.
+        shown: what the user calls it.
     Raises:
         WriteFailed: instead of OSError.
     """

@@ -28,7 +28,8 @@ class RequestStats:
 
     Attributes:
         kept_visual_tokens, merged_vectors: after each stage of the method.
-        past_tokens: of the conversation so far. cache_lengths: of every layer after the prompt.
+        past_tokens: of the conversation so far.
+        cache_lengths: of every layer after the prompt.
         kept_index: rows of the prompt that survive each stage.
     """
 

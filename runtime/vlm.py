@@ -29,7 +29,8 @@ class Piece:
     """One decoded token.
 
     Attributes:
-        text: of the answer that it completes. finish_reason: why generation ended ("stop", "length") or None.
+        text: of the answer that it completes.
+        finish_reason: why generation ended ("stop", "length") or None.
         channel: of the token: "final" in the answer, and always with templates without channels.
         aside: text that it completes in another channel, such as "analysis".
     """
@@ -112,7 +113,8 @@ class VLM:
         """Answer several conversations at once, packed without padding; sparsevlm takes one after the other.
 
         Args:
-            conversations: messages of each, as in `generate_stream`. options: fields of `RequestOptions`, for all.
+            conversations: messages of each, as in `generate_stream`.
+            options: fields of `RequestOptions`, for all.
         Raises:
             InvalidRequest: as `generate_stream`, or no conversations.
         """

@@ -74,7 +74,8 @@ class LanguageModelInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     Attributes:
         cache_parts: ("key", "value"), or ("latent",) for multi-head latent attention.
         cache_shape: dimensions of one layer's cache tensor without its length: (Nkv, D) or (rank + rope,).
-        query_key_dim, value_dim: of one head. kv_lora_rank: 0 without latent attention.
+        query_key_dim, value_dim: of one head.
+        kv_lora_rank: 0 without latent attention.
         moe_layers: layers with a MoE block; the others have a dense MLP of dense_intermediate_size.
         shared_intermediate_size: 0 without shared experts.
         sliding_layers, sliding_window: layers that look back over that many tokens only.
@@ -122,9 +123,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     Attributes:
         format: of this file; readers refuse another one.
         fastmmoe_version: of the exporter.
-        model: name of the checkpoint's directory. family: "deepseek_vl2" or "internvl3_5".
+        model: name of the checkpoint's directory.
+        family: "deepseek_vl2" or "internvl3_5".
         checkpoint_identity: `Checkpoint.identity` of the exporter.
-        target, dtype: as given to the exporter. activation_dtype: element type at the graphs' boundaries.
+        target, dtype: as given to the exporter.
+        activation_dtype: element type at the graphs' boundaries.
         experts: how the routed experts are stored; float = as dtype says.
         ops: version of each custom operator in the graphs.
         portable: whether *.portable.onnx (operators with function bodies) are there.
@@ -156,8 +159,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """What engines can take.
 
     Attributes:
-        max_tokens: of one prompt, visual ones included. max_visual: visual tokens among them.
-        max_cache: tokens a layer keeps: the prompt and the answer. max_tiles: of one request, all pictures together.
+        max_tokens: of one prompt, visual ones included.
+        max_visual: visual tokens among them.
+        max_cache: tokens a layer keeps: the prompt and the answer.
+        max_tiles: of one request, all pictures together.
     """
 
     max_tokens: Positions

@@ -32,7 +32,8 @@ class Weight:
     """A tensor that a graph holds or refers to.
 
     Attributes:
-        size: elements. location: the file its values are in as the graph names it; "" where the graph holds them.
+        size: elements.
+        location: the file its values are in as the graph names it; "" where the graph holds them.
     """
 
     name: str

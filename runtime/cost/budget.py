@@ -23,7 +23,8 @@ class Target:
 
     Attributes:
         flops_reduction: share of the unmodified model's prefill to be saved, [0, 1).
-        max_gflops: of the prefill. max_tokens_kept: visual tokens after the last stage.
+        max_gflops: of the prefill.
+        max_tokens_kept: visual tokens after the last stage.
     """
 
     flops_reduction: float | None = None
@@ -72,7 +73,8 @@ def plan_retention(
     FLOPs and tokens kept never rise as the retention falls, so it is found by bisection over exact counts.
 
     Args:
-        tokens: T of the prompt, visual tokens included. method: None = the bundle's default.
+        tokens: T of the prompt, visual tokens included.
+        method: None = the bundle's default.
         options: visual_top_k, rater_rows and vision of `compare_prefill`.
     Raises:
         InvalidRequest: what `compare_prefill` refuses, a target outside its range, a prompt without visual tokens, a

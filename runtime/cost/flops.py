@@ -27,9 +27,10 @@ class PrefillFlops:
     Attributes:
         projections: of every attention block, MLA's expansion of the latents to heads included.
         attention: query-key and probability-value products over the causal half, sliding layers within their window.
-        router, routed_experts, shared_experts, dense: of the feed-forward blocks. head: of the last row only.
-        pruning: what the stages of the method compute for themselves. norms, rope, softmax: element by element. These
-            four are not part of the total.
+        router, routed_experts, shared_experts, dense: of the feed-forward blocks.
+        head: of the last row only.
+        pruning: what the stages of the method compute for themselves.
+        norms, rope, softmax: element by element. These four are not part of the total.
     """
 
     projections: int = 0
@@ -100,7 +101,8 @@ def count_request(
     """Count a request that a bundle would run; no graph is loaded.
 
     Args:
-        tokens: T of the prompt, visual tokens included. tiles: of its pictures; 0 leaves the vision tower out.
+        tokens: T of the prompt, visual tokens included.
+        tiles: of its pictures; 0 leaves the vision tower out.
         method, retention, visual_top_k: as in `plan_request`; None = the bundle's default.
         rater_rows: see `count_prefill`.
     Raises:

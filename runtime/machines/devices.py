@@ -24,7 +24,8 @@ class Device:
         clock_ghz: greatest clock of the GPU in this power mode.
         fp16_tflops: dense float16 products with tensor cores, 10^12 operations a second; a multiply-add is two.
         int8_tops: the same for int8; None where the data sheet names none.
-        gb_per_s: memory bandwidth, 10^9 bytes a second. memory_gb: of the whole device; on Jetson the CPU shares it.
+        gb_per_s: memory bandwidth, 10^9 bytes a second.
+        memory_gb: of the whole device; on Jetson the CPU shares it.
         shared_kb_per_sm: shared memory of a multiprocessor, in KiB.
         power_mode: for which the numbers hold; "" where there is only one.
     """

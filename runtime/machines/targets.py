@@ -12,7 +12,8 @@ class Release:
     """A TensorRT version of a target.
 
     Attributes:
-        version: the first numbers of TensorRT's version, "10.16". cuda: the CUDA it comes with.
+        version: the first numbers of TensorRT's version, "10.16".
+        cuda: the CUDA it comes with.
         source: what it is installed with.
         is_checked: the plugin was loaded by this version's libraries, or engines were built with it.
     """
@@ -28,7 +29,8 @@ class TensorRT:
     """How a target's engines are built.
 
     Attributes:
-        module: name of the Python package. install: how a user gets it.
+        module: name of the Python package.
+        install: how a user gets it.
         releases: versions meant for the target, the primary one first.
         architecture: of the machines, as `platform.machine()` says it.
         compute_capabilities: 87 for 8.7; the plugin has kernels for them.

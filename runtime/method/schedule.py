@@ -25,9 +25,11 @@ class Schedule:
     """What one request does to one sequence.
 
     Attributes:
-        retention: the share of visual tokens asked for. visual_tokens: V of the prompt.
-        keep: visual tokens after every site of the graph. merge: merged vectors among them. recycle: tokens that
-            sparsevlm makes its merged vectors of.
+        retention: the share of visual tokens asked for.
+        visual_tokens: V of the prompt.
+        keep: visual tokens after every site of the graph.
+        merge: merged vectors among them.
+        recycle: tokens that sparsevlm makes its merged vectors of.
         sites: those of the request's method, its stages in order; the graph's others are identities.
         visual_top_k: experts of a visual token in every MoE layer.
     """

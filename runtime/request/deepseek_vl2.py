@@ -97,7 +97,8 @@ def select_best_resolution(size: tuple[int, int], candidates: Sequence[tuple[int
     """The candidate that keeps the most pixels of a picture, and among those the one that wastes least.
 
     Args:
-        size: (width, height) of the picture. candidates: (width, height); the earlier wins a tie.
+        size: (width, height) of the picture.
+        candidates: (width, height); the earlier wins a tie.
     Source: select_best_resolution of DeepSeek-VL2. A picture so thin that nothing of it is left in any candidate,
         for which that function has no answer, gets the first.
     """
@@ -137,7 +138,8 @@ def cut_tiles(
     """The tiles of one picture: the global view, then the local view's tiles row by row.
 
     Args:
-        image: RGB. tiled: choose a local view that fits; False = one local tile, equal to the global one.
+        image: RGB.
+        tiled: choose a local view that fits; False = one local tile, equal to the global one.
         max_tiles: the most local tiles; None = as many as the largest candidate has.
     Returns:
         pixels [1 + tiles_wide * tiles_high, 3, S, S] float32, normalised, and (tiles_wide, tiles_high).
@@ -163,7 +165,8 @@ def deepseek_vl2_layout(
     """Which feature row every visual position of a sequence takes.
 
     Args:
-        grids: (tiles_wide, tiles_high) of every picture. side: of one tile's grid of visual tokens.
+        grids: (tiles_wide, tiles_high) of every picture.
+        side: of one tile's grid of visual tokens.
         global_view_first: the global view stands before the local one.
     Returns:
         int32 [V], rows of concat(features of all tiles [n_tiles * side^2, H], image_newline, view_seperator): rows of

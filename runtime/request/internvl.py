@@ -106,7 +106,8 @@ def cut_tiles(image: Image, config: InternVlProcessorConfig, *, max_tiles: int |
     """The tiles of one picture: local tiles row by row, then the whole picture if there is more than one.
 
     Args:
-        image: RGB. max_tiles: the most local tiles; None = the checkpoint's.
+        image: RGB.
+        max_tiles: the most local tiles; None = the checkpoint's.
     Returns:
         [n, 3, S, S] float32, normalised.
     Raises:

@@ -37,7 +37,8 @@ class Processor:
     """Preprocessing of one checkpoint, equal to its official processor.
 
     Args:
-        config: from the bundle. tokenizer_file: tokenizer.json, or None where only tensors will be given.
+        config: from the bundle.
+        tokenizer_file: tokenizer.json, or None where only tensors will be given.
     Raises:
         BundleMismatch: the tokenizer cannot be read, lacks a token that prompts need, or gives the image token another
             id than `config`.

@@ -44,8 +44,12 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
     """What one process does.
 
     Attributes:
-        module: "tensorrt" or "tensorrt_rtx". graph: ONNX file. plugin: library with the operators. output: the engine.
-        profiles: in their order. compute_capabilities: to build for; empty = that of this machine's GPU.
+        module: "tensorrt" or "tensorrt_rtx".
+        graph: ONNX file.
+        plugin: library with the operators.
+        output: the engine.
+        profiles: in their order.
+        compute_capabilities: to build for; empty = that of this machine's GPU.
         workspace_mib: the most scratch memory a layer may use; None = TensorRT's own limit.
     """
 
