@@ -23,8 +23,10 @@ class ExportConfig:
     """Everything an export depends on.
 
     Attributes:
-        model: checkpoint directory, or "demo" for the built-in checkpoint. out: None = ./MODEL-TARGET.
-        dtype: key of `DTYPES`; None = the target's default. atol: None = the dtype's default.
+        model: checkpoint directory, or "demo" for the built-in checkpoint.
+        out: None = ./MODEL-TARGET.
+        dtype: key of `DTYPES`; None = the target's default.
+        atol: None = the dtype's default.
         overwrite: replace an existing bundle.
         experts: weight format of the routed experts: "float" (as dtype says), "int8" or "int4".
         chat_template: the built-in one of the model's family, or the one that the checkpoint ships.

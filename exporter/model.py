@@ -34,7 +34,8 @@ class Precision:
     """Element types of a model's parameters.
 
     Attributes:
-        experts: of the routed experts' weights. activations: of everything else but FLOAT32_PARTS.
+        experts: of the routed experts' weights.
+        activations: of everything else but FLOAT32_PARTS.
         rounded_experts, rounded_activations: values pass through these on the way, for a float32 twin of a 16-bit
             model; None = they do not.
         packing: the experts' weights become integers when the graph is written; None = they do not.

@@ -23,7 +23,8 @@ def run_bounded(function: Callable[[], bytes], what: str) -> bytes:
     """The result of `function`, which runs in a forked process.
 
     Args:
-        function: pure Python; catches what may go wrong in it. what: names it in the error.
+        function: pure Python; catches what may go wrong in it.
+        what: names it in the error.
     Raises:
         InvalidRequest: it takes too much time, or more memory than it can be refused.
     """

@@ -163,7 +163,10 @@ def watched_attention(
     """Attention of some query rows on every key: mean over heads, weighted sum over the rows.
 
     Args:
-        q: [N, T, D]. k: [Nkv, S, D]. mask: [T, S] bool. sinks: [N], one extra logit a head, or None.
+        q: [N, T, D].
+        k: [Nkv, S, D].
+        mask: [T, S] bool.
+        sinks: [N], one extra logit a head, or None.
     Returns:
         [S] float32. With sinks a row's attention sums to less than 1.
     """

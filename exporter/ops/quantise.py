@@ -26,7 +26,8 @@ class QuantisedWeights:
     """Weights [..., n] as integers.
 
     Attributes:
-        values: int8 [..., n], or [..., n / 2] with int4. scale: float16 [..., ceil(n / g)].
+        values: int8 [..., n], or [..., n / 2] with int4.
+        scale: float16 [..., ceil(n / g)].
         zero: int8 like scale; None: the zero of int8 is 0, that of int4 is 8.
     """
 

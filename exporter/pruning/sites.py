@@ -23,7 +23,8 @@ class Pruned:
 
     Attributes:
         hidden_states: [T', H] normalised states for the MoE block; None at a site "output".
-        residual: [T', H]. kept_index: [T'] int32, the row each comes from.
+        residual: [T', H].
+        kept_index: [T'] int32, the row each comes from.
     """
 
     hidden_states: torch.Tensor | None
@@ -79,7 +80,8 @@ class Sites:
         """fastmmoe, random: prune both streams between attention and MoE block.
 
         Args:
-            routing_probs: of the layer's router, [n, H] -> [n, E] float32. attention: [T] by watch.
+            routing_probs: of the layer's router, [n, H] -> [n, E] float32.
+            attention: [T] by watch.
         """
         visual = rows.visual_index
         scores = [attention[LAST].index_select(0, visual)] if LAST in attention else []

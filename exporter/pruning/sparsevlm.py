@@ -20,7 +20,8 @@ def rater_weights(visual_embeds: torch.Tensor, text_embeds: torch.Tensor) -> tor
     Raters are the text tokens that visual tokens resemble more than the mean text token. If there is none, all rate.
 
     Args:
-        visual_embeds: [V, H] float. text_embeds: [Q, H] float, the text that rates.
+        visual_embeds: [V, H] float.
+        text_embeds: [Q, H] float, the text that rates.
     Returns:
         [Q] float32, sum 1; nothing where Q is 0.
     """
@@ -47,7 +48,9 @@ def recycle(
     K = V with M = N = 0 is the identity.
 
     Args:
-        x: [T, H]. relation: [V] float32. visual_index: [V] int32, ascending.
+        x: [T, H].
+        relation: [V] float32.
+        visual_index: [V] int32, ascending.
         keep_slots [K], merge_slots [M], recycle_slots [N]: only their lengths count; M <= K, M <= N, K - M + N <= V.
     Returns:
         x_out [T - V + K, H]; kept_index [T - V + K] int32, the source row of each, of a merged vector its cluster's
@@ -76,7 +79,8 @@ def merge_clusters(tokens: torch.Tensor, merge_slots: torch.Tensor) -> tuple[tor
     """Cluster tokens around M centres (DPC-KNN with M neighbours, a token being its own first) and take the means.
 
     Args:
-        tokens: [N, H]. merge_slots: [M], only its length counts; M <= N.
+        tokens: [N, H].
+        merge_slots: [M], only its length counts; M <= N.
     Returns:
         merged [M, H] float32 and centres [M] int64, the token in the middle of each; best centre first. Of equally
         dense tokens the first counts as the denser.

@@ -13,9 +13,10 @@ class Rows:
     """The rows of a call that have not been pruned so far: B sequences, one after the other.
 
     Attributes:
-        position_ids, sequence_ids: [T] int32. sequence_offsets: [B + 1] int32, where in T each sequence starts.
-        visual_index: [V] int32. visual_offsets: [B + 1] int32, where in V each sequence starts; None where nothing
-            prunes.
+        position_ids, sequence_ids: [T] int32.
+        sequence_offsets: [B + 1] int32, where in T each sequence starts.
+        visual_index: [V] int32.
+        visual_offsets: [B + 1] int32, where in V each sequence starts; None where nothing prunes.
         random_scores: [T] float32 of method random, or None.
     """
 
@@ -50,8 +51,11 @@ class Tokens:
     """What the attention blocks of one group of layers share.
 
     Attributes:
-        cos, sin: [T, rotary / 2]. mask: [T, S] bool. sliding_mask: the same for sliding layers, or None.
-        key_position_ids: [S] int32 with sliding layers, else None. key_sequence_ids: [S] int32.
+        cos, sin: [T, rotary / 2].
+        mask: [T, S] bool.
+        sliding_mask: the same for sliding layers, or None.
+        key_position_ids: [S] int32 with sliding layers, else None.
+        key_sequence_ids: [S] int32.
     """
 
     cos: torch.Tensor

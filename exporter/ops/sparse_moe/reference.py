@@ -40,7 +40,9 @@ def route_reference(
     """Choose experts and weights.
 
     Args:
-        router_logits: [T, E] float32. is_visual: [T] bool. correction_bias: [E] float32.
+        router_logits: [T, E] float32.
+        is_visual: [T] bool.
+        correction_bias: [E] float32.
     Returns:
         selected_experts [T, k] int64, best first, and routing_weights [T, k] float32; a visual token has weight 0
         from column visual_top_k on.
