@@ -39,7 +39,8 @@ class ActivationRange(msgspec.Struct, frozen=True, kw_only=True):
     """Of the input of one linear layer.
 
     Attributes:
-        tokens: rows that were seen. channels: input width.
+        tokens: rows that were seen.
+        channels: input width.
         absmax, p99_9, p99_99: of |x| over all rows and channels; the percentiles are at most 1.1 % too great.
     """
 
@@ -54,7 +55,8 @@ class Activations(msgspec.Struct, frozen=True, kw_only=True):
     """activations.json. activations.safetensors holds the greatest |x| of every channel, float32 [channels], by name.
 
     Attributes:
-        ranges: by module of the checkpoint. unreached: experts' modules that no token reached; they have no range.
+        ranges: by module of the checkpoint.
+        unreached: experts' modules that no token reached; they have no range.
     """
 
     format: int = 1

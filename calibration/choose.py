@@ -16,7 +16,8 @@ class Candidate:
     """Settings that were evaluated on all calibration questions.
 
     Attributes:
-        name: "trial 12" or "default at 0.5". cost: FLOPs of the mean prompt as a share of the full model's.
+        name: "trial 12" or "default at 0.5".
+        cost: FLOPs of the mean prompt as a share of the full model's.
     """
 
     name: str

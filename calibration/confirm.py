@@ -46,7 +46,8 @@ class LatencyModel:
     """Time to the first token from counted FLOPs: linear between measured prefills.
 
     Attributes:
-        flops, prefill_ms: ascending; of one prompt. other_ms: preprocessing and vision, which no setting changes.
+        flops, prefill_ms: ascending; of one prompt.
+        other_ms: preprocessing and vision, which no setting changes.
     """
 
     flops: tuple[float, ...]
@@ -75,7 +76,8 @@ def confirm(vlm: VLM, samples: Sequence[Sample], expected: Outcomes, kind: Kind,
     """Ask the runtime what torch was asked.
 
     Args:
-        expected: outcomes of torch for the same questions. max_new_tokens: of an answer, the stop token included.
+        expected: outcomes of torch for the same questions.
+        max_new_tokens: of an answer, the stop token included.
     Raises:
         CalibrationFailed: both differ on more questions than near ties explain.
     """

@@ -30,8 +30,10 @@ class Sample:
     """A question about a picture.
 
     Attributes:
-        image: RGB; samples of one scene share the object. answer: the right one; None = there is no label.
-        kind: type of the question, "" when unknown. scene: number of the picture.
+        image: RGB; samples of one scene share the object.
+        answer: the right one; None = there is no label.
+        kind: type of the question, "" when unknown.
+        scene: number of the picture.
     """
 
     image: Image

@@ -24,8 +24,11 @@ class Prompt:
     """A question.
 
     Attributes:
-        input_ids: int32 [T]. visual_index: int32 [V]. picture: its place in `Prompts.features`.
-        scene: number of the picture in the data. answer_ids: int32 [N], without a stop token; None = no label.
+        input_ids: int32 [T].
+        visual_index: int32 [V].
+        picture: its place in `Prompts.features`.
+        scene: number of the picture in the data.
+        answer_ids: int32 [N], without a stop token; None = no label.
     """
 
     input_ids: Array

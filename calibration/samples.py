@@ -22,7 +22,8 @@ class Data:
     """Samples of two sets that share no picture.
 
     Attributes:
-        kind: what their quality is. note: one line on what was chosen and left out.
+        kind: what their quality is.
+        note: one line on what was chosen and left out.
     """
 
     calibration: list[Sample]

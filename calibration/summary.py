@@ -32,7 +32,8 @@ class Comparison:
     """The full model, the default schedule and the chosen settings on the same questions.
 
     Attributes:
-        what: the data in words. scenes: [N], of each question.
+        what: the data in words.
+        scenes: [N], of each question.
     """
 
     what: str
@@ -47,8 +48,8 @@ class Findings:
     """All that the summary tells.
 
     Attributes:
-        default: the default schedule that spends no more FLOPs than the chosen settings. default_cost: its share of
-            the full model's.
+        default: the default schedule that spends no more FLOPs than the chosen settings.
+        default_cost: its share of the full model's.
     """
 
     kind: Kind

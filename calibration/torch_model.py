@@ -54,7 +54,8 @@ class TorchModel:
         InvalidRequest: the checkpoint has no tokenizer.
 
     Attributes:
-        layers: what pruning needs to know of the decoder. info: what its FLOPs depend on.
+        layers: what pruning needs to know of the decoder.
+        info: what its FLOPs depend on.
         processor: from pictures and questions to the inputs of the graphs.
     """
 

@@ -26,7 +26,9 @@ class Bootstrap:
     """Resamples of the scenes of a data set, the same ones for every question asked of it, which pairs them.
 
     Args:
-        scenes: [N] the scene of each of N questions. resamples: how many. seed: of the choice.
+        scenes: [N] the scene of each of N questions.
+        resamples: how many.
+        seed: of the choice.
     Source: percentile intervals of a cluster bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993).
     """
 

@@ -39,10 +39,16 @@ class ReportOptions:
     """What a user may choose.
 
     Attributes:
-        data: "builtin" or a directory, see `load_samples`. questions: how many; of a directory None = all.
-        retentions: of the curves, below 1. seeds: how many of method random. resamples: of the bootstrap.
-        seed: of the data set and of the bootstrap. requests: whose times are measured. maps: scenes with a picture of
-            what survives. jobs: threads; None = one for each core. min_quality: of the recommended setting.
+        data: "builtin" or a directory, see `load_samples`.
+        questions: how many; of a directory None = all.
+        retentions: of the curves, below 1.
+        seeds: how many of method random.
+        resamples: of the bootstrap.
+        seed: of the data set and of the bootstrap.
+        requests: whose times are measured.
+        maps: scenes with a picture of what survives.
+        jobs: threads; None = one for each core.
+        min_quality: of the recommended setting.
         command: shown in the report as what made it.
     """
 

@@ -32,7 +32,9 @@ class Outcomes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """What a setting answered.
 
     Attributes:
-        identity: see `Store`. seed: of method random, else 0. answers: one for each question.
+        identity: see `Store`.
+        seed: of method random, else 0.
+        answers: one for each question.
     """
 
     identity: str

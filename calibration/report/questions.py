@@ -36,7 +36,8 @@ class Questions:
     """The labelled samples of a data set, ready to be asked again and again; threads may share it.
 
     Attributes:
-        items: the questions; those of a picture are consecutive. unlabelled: samples without an answer, left out.
+        items: the questions; those of a picture are consecutive.
+        unlabelled: samples without an answer, left out.
         max_tokens: those of the longest right answer and one more, by which a longer answer is seen to be wrong.
         identity: SHA-256 of pictures, questions and answers.
     Raises:

@@ -18,11 +18,14 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     """A measured setting.
 
     Attributes:
-        options: of `RequestOptions`, which give it. kept: visual tokens of the most frequent prompt, before and after
-            each stage.
-        gflops: of the language model's prefill, a mean. reduction, reduction_with_vision: shares saved.
-        accuracy: share of right answers. quality: accuracy over that of the full model.
-        prefill_ms, ttft_ms: medians. prefill_share, ttft_share: medians of the ratio to the full model's, by request.
+        options: of `RequestOptions`, which give it.
+        kept: visual tokens of the most frequent prompt, before and after each stage.
+        gflops: of the language model's prefill, a mean.
+        reduction, reduction_with_vision: shares saved.
+        accuracy: share of right answers.
+        quality: accuracy over that of the full model.
+        prefill_ms, ttft_ms: medians.
+        prefill_share, ttft_share: medians of the ratio to the full model's, by request.
         on_flops_front, on_latency_front: no other setting is as accurate, as cheap and better in one of both.
     """
 
@@ -82,10 +85,17 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     """Where the numbers come from.
 
     Attributes:
-        command: that made the report. bundle, model: names. bundle_identity: SHA-256 of the bundle's manifest.
-        data: "builtin" or the directory's name. split: of builtin data. data_seed: of it.
-        data_identity: SHA-256 of pictures, questions and answers. unlabelled: questions without an answer, left out.
-        seeds: of method random. requests: whose times were measured. machine: that the times were measured on.
+        command: that made the report.
+        bundle, model: names.
+        bundle_identity: SHA-256 of the bundle's manifest.
+        data: "builtin" or the directory's name.
+        split: of builtin data.
+        data_seed: of it.
+        data_identity: SHA-256 of pictures, questions and answers.
+        unlabelled: questions without an answer, left out.
+        seeds: of method random.
+        requests: whose times were measured.
+        machine: that the times were measured on.
     """
 
     command: str

@@ -51,7 +51,8 @@ class Cost:
     """Means over the questions.
 
     Attributes:
-        gflops: of the language model's prefill. reduction, reduction_with_vision: shares saved of the full model's.
+        gflops: of the language model's prefill.
+        reduction, reduction_with_vision: shares saved of the full model's.
         kept: visual tokens of the most frequent prompt, before and after each stage.
     """
 

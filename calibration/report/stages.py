@@ -70,7 +70,8 @@ class StageTracer:
         """Prefill one prompt by fastmmoe and say what its stages did.
 
         Args:
-            chunk: of sequence 0, its schedule by fastmmoe. alpha: None = the bundle's.
+            chunk: of sequence 0, its schedule by fastmmoe.
+            alpha: None = the bundle's.
         """
         batch = Batch(self._backend)
         batch.extend([chunk], alpha=self._policy.alpha if alpha is None else alpha)

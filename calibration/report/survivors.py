@@ -61,7 +61,8 @@ def draw_survivors(inputs: ModelInputs, config: ProcessorConfig, stages: Sequenc
     """The picture as the model sees it and, for each stage, which visual tokens were kept, merged and dropped.
 
     Args:
-        inputs: of a prompt with one picture, from the runtime's processor. stages: from `StageTracer.trace`.
+        inputs: of a prompt with one picture, from the runtime's processor.
+        stages: from `StageTracer.trace`.
     Returns:
         an RGB picture: a column for the image and for each stage, a row for each view, a legend below.
     Raises:
@@ -86,8 +87,8 @@ def draw_panels(
     """A grid of panels, a column for each painter, a row for each view.
 
     Args:
-        columns: functions (view, visual token) -> uint8 [p, p, 3], the token's cell. legend: texts with the colour in
-            front of them; None = a bare frame.
+        columns: functions (view, visual token) -> uint8 [p, p, 3], the token's cell.
+        legend: texts with the colour in front of them; None = a bare frame.
     """
     font = ImageFont.load_default(13)
     # A heading takes as many lines as its column is narrow.
