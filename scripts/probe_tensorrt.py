@@ -64,8 +64,11 @@ class Question:
     """One thing a decoder graph may hold.
 
     Attributes:
-        text: what is asked. expected: whether TensorRT-RTX takes it. consequence: what this project does about it.
-        graph: makes the graph. is_decomposable: whether attention may be run by several kernels.
+        text: what is asked.
+        expected: whether TensorRT-RTX takes it.
+        consequence: what this project does about it.
+        graph: makes the graph.
+        is_decomposable: whether attention may be run by several kernels.
     """
 
     text: str

@@ -20,7 +20,8 @@ class PublishedModel:
     """A model as the FLOPs counter sees it, and a prompt for it: a picture, and TEXT_TOKENS of text after it.
 
     Attributes:
-        family: whose default settings apply. visual_tokens: of the picture that `picture` describes.
+        family: whose default settings apply.
+        visual_tokens: of the picture that `picture` describes.
     """
 
     name: str

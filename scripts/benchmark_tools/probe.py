@@ -37,7 +37,8 @@ class Findings:
     Attributes:
         experts_used: experts that some token chose, by layer.
         pruning_share: of the prefill's node time, what the nodes that choose and move rows for this setting's method
-            take. sites_share: what all nodes take that the graph has for pruning, those of other methods included.
+            take.
+        sites_share: what all nodes take that the graph has for pruning, those of other methods included.
     """
 
     experts_used: tuple[int, ...]

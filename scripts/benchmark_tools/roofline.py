@@ -32,7 +32,8 @@ def bound(
     """The counted FLOPs of a prefill and the least time it can take.
 
     Args:
-        tokens: T of the prompt. experts_used: of every layer; only their weights have to be read.
+        tokens: T of the prompt.
+        experts_used: of every layer; only their weights have to be read.
     """
     info = manifest.language_model
     whole = count_prefill(info, manifest.policy, schedule, tokens)

@@ -20,8 +20,11 @@ class Row:
     """All that is known of one setting.
 
     Attributes:
-        kept: visual tokens of the prompt, then after each stage of the method. flops: of the prefill.
-        times_ms: of every repeat. baseline_ms: of the unmodified model in the same repeats. baseline_flops: its FLOPs.
+        kept: visual tokens of the prompt, then after each stage of the method.
+        flops: of the prefill.
+        times_ms: of every repeat.
+        baseline_ms: of the unmodified model in the same repeats.
+        baseline_flops: its FLOPs.
     """
 
     setting: Setting

@@ -37,7 +37,8 @@ def run_forked(function: Callable[[], int], scratch: Path, *, seconds: float = K
     """Run `function` in a child of this process, which has imported what it needs.
 
     Args:
-        function: its result is the exit code. scratch: an empty folder for what it writes to the terminal.
+        function: its result is the exit code.
+        scratch: an empty folder for what it writes to the terminal.
         seconds: after which it is killed.
     """
     out, err, status = scratch / "out", scratch / "err", scratch / "status"

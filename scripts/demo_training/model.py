@@ -242,8 +242,9 @@ class Decoder(nn.Module):
         """Last hidden states of the questions.
 
         Args:
-            prefix: [P] int64, what stands before the picture. visual: [B, V, H], places: [B or 1, V] int64, the visual
-                tokens and their numbers among the picture's. ids: [B, turns, tokens] int64.
+            prefix: [P] int64, what stands before the picture.
+            visual: [B, V, H], places: [B or 1, V] int64, the visual tokens and their numbers among the picture's.
+            ids: [B, turns, tokens] int64.
         Returns:
             [B, turns * tokens, H].
         """

@@ -30,12 +30,14 @@ class StageConfig:
     """One stage.
 
     Attributes:
-        scenes: pictures in a step. seed: of the initial weights. turns: questions about a picture.
+        scenes: pictures in a step.
+        seed: of the initial weights.
+        turns: questions about a picture.
         tokens: of a question, the answer included.
         visual: visual tokens of a picture that the decoder sees; fewer than all only on symbolic scenes.
         noise: standard deviation added to symbolic tokens.
-        dense: weight of the vision tower's own targets while both train together. entropy: of the routing's entropy,
-            so that experts specialise.
+        dense: weight of the vision tower's own targets while both train together.
+        entropy: of the routing's entropy, so that experts specialise.
         compiles: the vision tower is compiled first, which pays after a hundred steps.
     """
 

@@ -32,8 +32,10 @@ class KernelCode:
 
     Attributes:
         name: as in the source, without namespaces: "down_tiles<half, Tile<16,1,4,4>>".
-        symbol: the mangled name. arch: 87 for sm_87.
-        spilled_bytes: of stores and loads that registers did not suffice for. shared_bytes: static ones.
+        symbol: the mangled name.
+        arch: 87 for sm_87.
+        spilled_bytes: of stores and loads that registers did not suffice for.
+        shared_bytes: static ones.
         instructions: how often each operation is in the code, with all that follows its dots: "LDS.64".
     """
 

@@ -59,7 +59,8 @@ def blocks_per_multiprocessor(arch: int, registers: int, threads: int, shared_by
 
     Args:
         arch: key of `LIMITS`.
-        registers: of a thread. threads, shared_bytes: of a block; static and dynamic shared memory.
+        registers: of a thread.
+        threads, shared_bytes: of a block; static and dynamic shared memory.
     """
     limits = LIMITS[arch]
     warps = -(-threads // WARP)
