@@ -106,7 +106,7 @@ def test_nodes_get_integers_that_stand_for_the_weights(packing: Packing) -> None
 
 
 def test_cpu_target_refuses_integers() -> None:
-    with pytest.raises(InvalidRequest, match=r"^--experts int4: target cpu runs floating-point experts only$"):
+    with pytest.raises(InvalidRequest, match=r"^--experts int4: target cpu takes float$"):
         choose_packing(TARGETS["cpu"], ExportConfig(experts="int4"))
 
 

@@ -39,7 +39,7 @@ REFUSALS = {
     "layers of none": (["--method", "none", "--prune-layers", "1"], "--method none prunes nothing"),
     "tolerance": (["--atol", "0"], "--atol 0.0: expected a positive number"),
     "type": (["--target", "rtx", "--dtype", "fp32"], "--dtype fp32: target rtx takes"),
-    "experts": (["--experts", "int4"], "--experts int4: target cpu runs floating-point experts only"),
+    "experts": (["--experts", "int4"], "--experts int4: target cpu takes float"),
     "zeros": (["--zero-points"], "--zero-points: needs --experts int8 or int4"),
     "policy": (["--policy", "nowhere.json"], "nowhere.json"),
 }
