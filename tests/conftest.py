@@ -128,13 +128,12 @@ def trimmed_golden(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def golden(request: pytest.FixtureRequest) -> Path:
-    """The golden directory: $FASTMMOE_GOLDEN, else the full set beside the repository, else the trimmed copy.
+    """The golden directory: $FASTMMOE_GOLDEN, else the trimmed copy.
 
     All have the same file names; the trimmed copy has fewer arrays (tests/golden/README.md).
     """
     named = os.environ.get("FASTMMOE_GOLDEN")
-    beside = REPOSITORY.parent / "shared" / "golden"
-    path = Path(named).resolve() if named else beside if beside.is_dir() else TRIMMED
+    path = Path(named).resolve() if named else TRIMMED
     if not (path / "fastmmoe" / "prune_cases.npz").is_file():
         raise FileNotFoundError(f"golden directory {path} has no fastmmoe/prune_cases.npz: correct FASTMMOE_GOLDEN")
     unpacked: Path = request.getfixturevalue("trimmed_golden") if path == TRIMMED else path
