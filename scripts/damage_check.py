@@ -14,6 +14,7 @@ wrong; each such trial is printed with its seed.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import random
 import shutil
@@ -142,7 +143,9 @@ def export_legal(checkpoints: list[Path], work: Path) -> list[Trial]:
     results = []
     for checkpoint in checkpoints:
         scratch = Path(tempfile.mkdtemp(dir=work))
-        outcome = trials.run_forked(lambda: subjects.export_and_run(checkpoint, scratch / "out"), scratch, seconds=1200)  # noqa: B023
+        (scratch / "trial").mkdir()
+        export = functools.partial(subjects.export_and_run, checkpoint, scratch / "bundle")
+        outcome = trials.run_forked(export, scratch / "trial", seconds=1200)
         verdict, problem = judge(outcome)
         if problem.endswith((" s", " MB")):
             problem = ""
