@@ -41,7 +41,8 @@ class ActivationRange(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         tokens: rows that were seen.
         channels: input width.
-        absmax, p99_9, p99_99: of |x| over all rows and channels; the percentiles are at most 1.1 % too great.
+        absmax, p99_9, p99_99: greatest value and percentiles of |x| over all rows and channels; the percentiles are
+            at most 1.1 % too great.
     """
 
     tokens: int
@@ -55,7 +56,7 @@ class Activations(msgspec.Struct, frozen=True, kw_only=True):
     """activations.json. activations.safetensors holds the greatest |x| of every channel, float32 [channels], by name.
 
     Attributes:
-        ranges: by module of the checkpoint.
+        ranges: one for each module of the checkpoint.
         unreached: experts' modules that no token reached; they have no range.
     """
 

@@ -36,7 +36,7 @@ def candidates_for(
     """The candidates that meet the goal, best first.
 
     Args:
-        full: of the unmodified model on the same questions.
+        full: outcomes of the unmodified model on the same questions.
         predict_ms: time to the first token from a cost; needed for max_ttft_ms.
     Raises:
         CalibrationFailed: none does, with what comes nearest.

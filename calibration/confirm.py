@@ -77,7 +77,7 @@ def confirm(vlm: VLM, samples: Sequence[Sample], expected: Outcomes, kind: Kind,
 
     Args:
         expected: outcomes of torch for the same questions.
-        max_new_tokens: of an answer, the stop token included.
+        max_new_tokens: the most tokens of an answer, the stop token included.
     Raises:
         CalibrationFailed: both differ on more questions than near ties explain.
     """

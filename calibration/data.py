@@ -79,10 +79,10 @@ def load_samples(
         source: "builtin" for drawn scenes (calibration/scenes.py), or a directory with pictures and questions.jsonl, an
             object a line: {"image": "a.png", "question": "...", "answer": "...", "kind": "..."}; answer and kind may
             be left out.
-        split: of the drawn scenes; a directory has none.
+        split: the part of the drawn scenes; a directory has none.
         count: questions (default: 600 of drawn scenes, all of a directory). Of a directory with more, whole scenes are
             chosen by `seed`.
-        seed: of drawn scenes, moves on to others of the split.
+        seed: another one takes other drawn scenes of the split.
     Raises:
         InvalidRequest: no such directory, a damaged line or picture, fewer questions than asked for.
     """

@@ -71,7 +71,7 @@ class Evaluator:
     """Runs questions through decoders of one model.
 
     Args:
-        kind: of the outcomes; with "accuracy" every question has an answer.
+        kind: what the outcomes are; with "accuracy" every question has an answer.
     """
 
     def __init__(self, model: TorchModel, prompts: Prompts, kind: Kind) -> None:

@@ -33,17 +33,17 @@ class CalibrationOptions:
         model: checkpoint directory, or "demo" for the built-in checkpoint.
         out: None = ./MODEL-calibration.
         data: "builtin" = drawn scenes, or a directory with pictures and questions.jsonl.
-        target: of the export that the policy is for.
-        trials: of the search, the default schedules included.
+        target: what the policy's export is for.
+        trials: how many the search makes, the default schedules included.
         questions: calibration questions (None = what `load_samples` gives).
-        held_out_questions: of the comparison on data that the search has not seen, of drawn scenes.
+        held_out_questions: questions about drawn scenes that the search has not seen, for the comparison.
         search_questions: the part a trial is judged by.
         quality: what is compared: "accuracy" of the answers, "kl" to the full model, "auto" = accuracy where the data
             has answers.
         flops_reduction, min_quality, max_ttft_ms: the goal, one of the three; None of them = FLOPS_REDUCTION.
         jobs: trials at a time, 0 = one per core.
-        threads: of torch, in each.
-        backend: of joblib.
+        threads: threads of torch in each trial.
+        backend: joblib's, by name.
         scheduler: address of the cluster of dask or ray.
         activations: record the statistics that quantisation needs, and do not search.
     """

@@ -26,7 +26,7 @@ class Prompt:
     Attributes:
         input_ids: int32 [T].
         visual_index: int32 [V].
-        picture: its place in `Prompts.features`.
+        picture: the picture's place in `Prompts.features`.
         scene: number of the picture in the data.
         answer_ids: int32 [N], without a stop token; None = no label.
     """

@@ -29,7 +29,7 @@ class LayerStatistics(msgspec.Struct, frozen=True, kw_only=True):
     """Of one MoE layer of the unmodified model, means over the prompts' tokens.
 
     Attributes:
-        routing_entropy_visual, routing_entropy_text: of the routing distribution, in nats; log(experts) is even.
+        routing_entropy_visual, routing_entropy_text: entropy of the routing, in nats; log(experts) is even.
         expert_load_visual, expert_load_text: share of the choices that fall on each expert.
         window_similarity: cosine of the routing of visual tokens with the mean of their window (the redundancy of
             docs/operators.md, FmmTokenPrune, step 2); windows of 3, those of one token left out.

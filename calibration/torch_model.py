@@ -48,7 +48,7 @@ class TorchModel:
     """A checkpoint's modules, float32, with their values.
 
     Args:
-        directory: of the checkpoint.
+        directory: the checkpoint's.
     Raises:
         UnsupportedModel: see `Checkpoint`, `Model` and `check_weights`.
         InvalidRequest: the checkpoint has no tokenizer.
@@ -130,7 +130,7 @@ class TorchModel:
         """Logits [sum of tokens, vocab] float32 after every one of the tokens that each sequence goes on with.
 
         Args:
-            before: of `prefill` for the same sequences.
+            before: what `prefill` returned for the same sequences.
         """
         policy, batch = decoder.policy, before.batch
         text = self.plan(policy, 0)

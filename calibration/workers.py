@@ -29,7 +29,7 @@ class Job:
     Attributes:
         identity, digest: of the checkpoint and of the file of prompts; with the paths they tell what a process has
             loaded already.
-        threads: of torch; the results depend on it in their last bits.
+        threads: threads of torch; the results depend on it in their last bits.
     """
 
     checkpoint: Path

@@ -30,7 +30,7 @@ class ExportConfig:
         overwrite: replace an existing bundle.
         experts: weight format of the routed experts: "float" (as dtype says), "int8" or "int4".
         chat_template: the built-in one of the model's family, or the one that the checkpoint ships.
-        group_size, zero_points: of integer experts, as in FmmSparseMoE's contract.
+        group_size, zero_points: how integer experts are packed, as in FmmSparseMoE's contract.
     """
 
     model: str = DEMO

@@ -34,8 +34,8 @@ class Precision:
     """Element types of a model's parameters.
 
     Attributes:
-        experts: of the routed experts' weights.
-        activations: of everything else but FLOAT32_PARTS.
+        experts: type of the routed experts' weights.
+        activations: type of everything else but FLOAT32_PARTS.
         rounded_experts, rounded_activations: values pass through these on the way, for a float32 twin of a 16-bit
             model; None = they do not.
         packing: the experts' weights become integers when the graph is written; None = they do not.
@@ -63,7 +63,7 @@ class Model:
     Attributes:
         graphs: modules on the meta device with every parameter in its exported dtype.
         rules: how each parameter is made from the checkpoint, by graph-qualified name.
-        config_reader: of config.json; knows which keys have been read.
+        config_reader: reads config.json, and knows which keys have been read.
     Raises:
         UnsupportedModel: unknown family, unimplemented configuration, tensors that do not fit.
         InvalidRequest: policy options outside what the model allows.

@@ -56,7 +56,7 @@ class Output:
 
     Attributes:
         path: absolute, links followed.
-        scratch: beside it, for the unfinished bundle.
+        scratch: folder beside it, for the unfinished bundle.
         replaced: the bundle to replace; None = nothing, or an empty directory, was there.
         is_published: whether the bundle is at its path.
     """
@@ -122,7 +122,7 @@ def check_output(given: Path, model: Path, *, overwrite: bool, say: Say) -> Path
     """Whether a bundle may be written there, as things are now; what killed processes left there is removed.
 
     Args:
-        given: as the user says it.
+        given: the directory as the user says it.
         model: the checkpoint's directory.
         overwrite: a bundle there may be replaced.
         say: is called with a line where something was removed.

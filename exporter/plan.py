@@ -28,8 +28,8 @@ class ExportPlan:
     """An export that may begin.
 
     Attributes:
-        name: of the model.
-        out: as the user says it.
+        name: the model's.
+        out: the directory as the user says it.
         dtype, packing, atol: chosen.
         plugin: the target's TensorRT plugin library; None = the target has none.
     """

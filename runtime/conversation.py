@@ -42,7 +42,7 @@ class Conversation:
         """The answer, token by token. A stream that is left early counts as an answer that ended there.
 
         Args:
-            content: of a user's message: a string, or a list of text and image parts.
+            content: a user's message: a string, or a list of text and image parts.
         Raises:
             InvalidRequest: the content is not legal, or the conversation has grown too long; before any token.
         """

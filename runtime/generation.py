@@ -28,8 +28,8 @@ class RequestStats:
 
     Attributes:
         kept_visual_tokens, merged_vectors: after each stage of the method.
-        past_tokens: of the conversation so far.
-        cache_lengths: of every layer after the prompt.
+        past_tokens: tokens of the conversation so far.
+        cache_lengths: cached tokens of every layer after the prompt.
         kept_index: rows of the prompt that survive each stage.
     """
 
@@ -81,14 +81,14 @@ class Run:
     """Sequences on their way from prompt to answer.
 
     Args:
-        manifest: of the bundle that the backend runs.
+        manifest: the manifest of the bundle that the backend runs.
         inputs: what each sequence is extended by.
         batch: sequences that go on, one for each; None = new ones.
     Raises:
         InvalidRequest: options outside what the model or the method allows.
 
     Attributes:
-        schedules, stats, max_new_tokens: of every sequence.
+        schedules, stats, max_new_tokens: one for every sequence.
         unfed: token of each that was chosen and is not in its cache, or None.
     """
 

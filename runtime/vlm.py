@@ -29,9 +29,9 @@ class Piece:
     """One decoded token.
 
     Attributes:
-        text: of the answer that it completes.
+        text: the part of the answer that this token completes.
         finish_reason: why generation ended ("stop", "length") or None.
-        channel: of the token: "final" in the answer, and always with templates without channels.
+        channel: the one that the token belongs to: "final" in the answer, and always with templates without channels.
         aside: text that it completes in another channel, such as "analysis".
     """
 
@@ -72,7 +72,7 @@ class VLM:
     Args:
         bundle: directory that fastmmoe-export wrote.
         portable: run without the native library, through the operators' ONNX function bodies (slow).
-        threads: of ONNX Runtime; 0 = one for each core that this process may use.
+        threads: size of ONNX Runtime's pool; 0 = one for each core that this process may use.
         verify: compare the files' SHA-256 with the manifest's, where that has not been done since they changed; lines
             on stderr say so where it takes longer than a second, or cannot be remembered.
     Raises:

@@ -28,7 +28,7 @@ class Bootstrap:
     Args:
         scenes: [N] the scene of each of N questions.
         resamples: how many.
-        seed: of the choice.
+        seed: the choices follow from it.
     Source: percentile intervals of a cluster bootstrap (Efron and Tibshirani, An Introduction to the Bootstrap, 1993).
     """
 

@@ -41,14 +41,14 @@ class ReportOptions:
     Attributes:
         data: "builtin" or a directory, see `load_samples`.
         questions: how many; of a directory None = all.
-        retentions: of the curves, below 1.
+        retentions: points of the curves, below 1.
         seeds: how many of method random.
-        resamples: of the bootstrap.
-        seed: of the data set and of the bootstrap.
-        requests: whose times are measured.
+        resamples: how many the bootstrap draws.
+        seed: data set and bootstrap follow from it.
+        requests: how many are measured in time.
         maps: scenes with a picture of what survives.
         jobs: threads; None = one for each core.
-        min_quality: of the recommended setting.
+        min_quality: the least of the recommended setting.
         command: shown in the report as what made it.
     """
 

@@ -71,8 +71,8 @@ def draw_similarity(inputs: ModelInputs, config: ProcessorConfig, stages: Sequen
     The colours span the values found. A window of one token, which has the similarity 0 by definition, gets the least.
 
     Args:
-        inputs: of a prompt with one picture.
-        stages: from `StageTracer.trace`.
+        inputs: a prompt with one picture.
+        stages: what `StageTracer.trace` returns.
     """
     from matplotlib import colormaps
 

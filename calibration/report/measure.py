@@ -33,7 +33,7 @@ class Outcomes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     Attributes:
         identity: see `Store`.
-        seed: of method random, else 0.
+        seed: method random's, else 0.
         answers: one for each question.
     """
 
@@ -89,7 +89,7 @@ class Measurement:
 
     Args:
         backend: loaded for one thread each.
-        seeds: of method random, whose outcomes are averaged.
+        seeds: those of method random, whose outcomes are averaged.
         say: gets a line for each setting.
     """
 

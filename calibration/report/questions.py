@@ -75,8 +75,8 @@ class Questions:
         """Answer questions of one picture in one call, greedily until a stop token, at most max_tokens tokens.
 
         Args:
-            backend: of the bundle.
-            seed: of method random.
+            backend: the bundle's.
+            seed: method random's.
         Returns:
             the texts, stripped.
         """

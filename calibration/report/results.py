@@ -18,9 +18,9 @@ class Point(msgspec.Struct, frozen=True, kw_only=True):
     """A measured setting.
 
     Attributes:
-        options: of `RequestOptions`, which give it.
+        options: the fields of `RequestOptions` that give the setting.
         kept: visual tokens of the most frequent prompt, before and after each stage.
-        gflops: of the language model's prefill, a mean.
+        gflops: FLOPs of the language model's prefill, a mean.
         reduction, reduction_with_vision: shares saved.
         accuracy: share of right answers.
         quality: accuracy over that of the full model.
@@ -85,17 +85,17 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     """Where the numbers come from.
 
     Attributes:
-        command: that made the report.
-        bundle, model: names.
+        command: the one that made the report.
+        bundle, model: their names.
         bundle_identity: SHA-256 of the bundle's manifest.
         data: "builtin" or the directory's name.
-        split: of builtin data.
-        data_seed: of it.
+        split: the part of builtin data.
+        data_seed: which scenes of it.
         data_identity: SHA-256 of pictures, questions and answers.
         unlabelled: questions without an answer, left out.
-        seeds: of method random.
-        requests: whose times were measured.
-        machine: that the times were measured on.
+        seeds: those of method random.
+        requests: how many were measured in time.
+        machine: what the times were measured on.
     """
 
     command: str

@@ -51,7 +51,7 @@ class Cost:
     """Means over the questions.
 
     Attributes:
-        gflops: of the language model's prefill.
+        gflops: FLOPs of the language model's prefill.
         reduction, reduction_with_vision: shares saved of the full model's.
         kept: visual tokens of the most frequent prompt, before and after each stage.
     """
@@ -66,7 +66,7 @@ class Planner:
     """Schedules and FLOPs of settings for the questions of a data set.
 
     Args:
-        prompts: of every question.
+        prompts: one for every question.
     Raises:
         InvalidRequest: the bundle does not hold every method.
     """

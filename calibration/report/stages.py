@@ -70,7 +70,7 @@ class StageTracer:
         """Prefill one prompt by fastmmoe and say what its stages did.
 
         Args:
-            chunk: of sequence 0, its schedule by fastmmoe.
+            chunk: rows of sequence 0, with a schedule by fastmmoe.
             alpha: None = the bundle's.
         """
         batch = Batch(self._backend)

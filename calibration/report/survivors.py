@@ -61,8 +61,8 @@ def draw_survivors(inputs: ModelInputs, config: ProcessorConfig, stages: Sequenc
     """The picture as the model sees it and, for each stage, which visual tokens were kept, merged and dropped.
 
     Args:
-        inputs: of a prompt with one picture, from the runtime's processor.
-        stages: from `StageTracer.trace`.
+        inputs: a prompt with one picture, from the runtime's processor.
+        stages: what `StageTracer.trace` returns.
     Returns:
         an RGB picture: a column for the image and for each stage, a row for each view, a legend below.
     Raises:

@@ -224,8 +224,8 @@ def sort_keys(known: Mapping[str, Known], reader: ConfigReader, language: Config
 
     Args:
         known: keys of a family, by section; "" is the file itself.
-        reader: of the file.
-        language: of the language model's section.
+        reader: reads the file.
+        language: reads the language model's section.
     Raises:
         UnsupportedModel: quantised weights; a key with a value at which it has an effect; an unknown key that is named
             like one that changes results; a key of the language model at the top level that contradicts it.

@@ -47,7 +47,7 @@ def read_processor_config(
 
     Args:
         model_dir: holds tokenizer.json and the files that exporter/checkpoint/side_files.py names, where present.
-        config: of config.json.
+        config: reads config.json.
         vocab_size: rows of the embedding.
         chat_template: BUILTIN or CHECKPOINT.
         say: is called with a line for what the files say and this program does not follow.

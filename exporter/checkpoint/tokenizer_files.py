@@ -73,7 +73,7 @@ def read_tokenizer(
     """The tokenizer, None where there is no tokenizer.json, and the special tokens that were added to it.
 
     Args:
-        special_tokens: that the family's processor adds, after those that the checkpoint's files declare.
+        special_tokens: tokens that the family's processor adds, after those that the checkpoint's files declare.
     Raises:
         UnsupportedModel: a file is damaged, gives a token another id than tokenizer.json, or declares a token that is
             missing there and cannot be added at its id; an id is outside the vocabulary.

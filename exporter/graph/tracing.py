@@ -57,7 +57,7 @@ def trace(
     Args:
         module: parameters on the meta device; none of their values is needed.
         load: gives a parameter's values by its name in the module; called when the graph is written, once each time.
-        name: of the graph.
+        name: the graph's.
     Returns:
         Model with weights that are read lazily, nodes named by module path, no metadata of this machine.
     """

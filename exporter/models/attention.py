@@ -15,7 +15,7 @@ class GroupedAttention(nn.Module):
     """Rotary halves, scale D^-0.5, key-value cache after RoPE.
 
     Args:
-        bias: of all four projections (gpt-oss).
+        bias: all four projections have one (gpt-oss).
         qk_norm_eps: norm of every head of q and k before RoPE (Qwen3), or None.
         has_sinks: one learned logit a head that takes part in the softmax and is dropped after it (gpt-oss).
         is_sliding: sees `Tokens.sliding_mask` instead of `Tokens.mask`.

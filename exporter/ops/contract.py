@@ -125,7 +125,7 @@ class OpSpec:
     """The contract of one operator of the domain `fastmmoe`.
 
     Args:
-        folder: of its files, in exporter/ops and in plugins; also its C++ namespace.
+        folder: where its files are, in exporter/ops and in plugins; also its C++ namespace.
         sizes: limits of every letter that an input can tell.
         rule: what is wrong with attributes that are legal one by one, or None.
         input_rule: what is wrong with inputs that are legal one by one, or None.

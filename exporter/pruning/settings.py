@@ -89,7 +89,7 @@ class Layers:
     """What pruning needs to know of a decoder's layers.
 
     Attributes:
-        count: of all.
+        count: number of all layers.
         moe, full_attention: those with a MoE block, with full attention.
         top_k: experts per token.
     """

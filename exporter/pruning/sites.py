@@ -37,7 +37,7 @@ class Sites:
     """The prune sites of one call.
 
     Args:
-        inputs: of the graph (runtime/bundle/graph_io.py).
+        inputs: the graph's (runtime/bundle/graph_io.py).
     """
 
     def __init__(self, policy: Policy, inputs: dict[str, torch.Tensor]) -> None:
@@ -80,7 +80,7 @@ class Sites:
         """fastmmoe, random: prune both streams between attention and MoE block.
 
         Args:
-            routing_probs: of the layer's router, [n, H] -> [n, E] float32.
+            routing_probs: the layer's router, [n, H] -> [n, E] float32.
             attention: [T] by watch.
         """
         visual = rows.visual_index

@@ -38,7 +38,7 @@ class Batch:
         Args:
             chunks: one for each sequence of the call.
             alpha: weight of redundancy against importance.
-            seed: of method random, 0 or more.
+            seed: random numbers of method random follow from it; 0 or more.
         Returns:
             logits [B, vocab] float32 of each chunk's last row.
         Raises:

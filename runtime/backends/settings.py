@@ -12,7 +12,7 @@ class Settings:
 
     Attributes:
         portable: run the variant whose operators have function bodies, without the native library.
-        threads: of ONNX Runtime's pool; 0 = one for each core that this process may use.
+        threads: size of ONNX Runtime's pool; 0 = one for each core that this process may use.
         spinning: idle threads ask for work without a pause. They find it sooner, and take the cores from whatever
             else runs: on a busy machine requests take several times as long (docs/benchmark.md).
         profile: start of the name of a file that the language model's node times are written to; None = no such file.

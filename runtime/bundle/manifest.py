@@ -74,7 +74,7 @@ class LanguageModelInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     Attributes:
         cache_parts: ("key", "value"), or ("latent",) for multi-head latent attention.
         cache_shape: dimensions of one layer's cache tensor without its length: (Nkv, D) or (rank + rope,).
-        query_key_dim, value_dim: of one head.
+        query_key_dim, value_dim: width of one head's queries and keys, and of its values.
         kv_lora_rank: 0 without latent attention.
         moe_layers: layers with a MoE block; the others have a dense MLP of dense_intermediate_size.
         shared_intermediate_size: 0 without shared experts.
@@ -122,17 +122,17 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     Attributes:
         format: of this file; readers refuse another one.
-        fastmmoe_version: of the exporter.
+        fastmmoe_version: the exporter's version.
         model: name of the checkpoint's directory.
         family: "deepseek_vl2" or "internvl3_5".
         checkpoint_identity: `Checkpoint.identity` of the exporter.
-        target, dtype: as given to the exporter.
+        target, dtype: what the exporter was given.
         activation_dtype: element type at the graphs' boundaries.
         experts: how the routed experts are stored; float = as dtype says.
         ops: version of each custom operator in the graphs.
         portable: whether *.portable.onnx (operators with function bodies) are there.
-        plugin: of PLUGIN; None on targets without TensorRT.
-        sha256: of everything else in the manifest (`manifest_sha256`); `write_manifest` fills it in.
+        plugin: what PLUGIN is; None on targets without TensorRT.
+        sha256: hash of everything else in the manifest (`manifest_sha256`); `write_manifest` fills it in.
     """
 
     format: int
@@ -159,10 +159,10 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """What engines can take.
 
     Attributes:
-        max_tokens: of one prompt, visual ones included.
+        max_tokens: tokens of one prompt, visual ones included.
         max_visual: visual tokens among them.
         max_cache: tokens a layer keeps: the prompt and the answer.
-        max_tiles: of one request, all pictures together.
+        max_tiles: tiles of one request, all pictures together.
     """
 
     max_tokens: Positions
@@ -175,7 +175,7 @@ class Engines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """engines.json: what the engines beside it were built from and for.
 
     Attributes:
-        bundle_sha256: of the manifest.json they belong to.
+        bundle_sha256: hash of the manifest.json that the engines belong to.
         module, tensorrt_version: Python package that built them; other versions may refuse them.
         device: the GPU they were built on and for; None where they serve all compute_capabilities (87 for 8.7).
         limits: the optimisation profiles follow from them and the manifest, see profiles.py.

@@ -52,7 +52,7 @@ class Stamp:
     """The memory of one bundle, a file named by the bundle's real path. It is a private file in a private folder.
 
     Attributes:
-        path: of the stamp; None where the user has no place for one.
+        path: the stamp's file; None where the user has no place for one.
         bundle: real path.
     """
 

@@ -23,7 +23,7 @@ class Target:
 
     Attributes:
         flops_reduction: share of the unmodified model's prefill to be saved, [0, 1).
-        max_gflops: of the prefill.
+        max_gflops: the most that the prefill may take.
         max_tokens_kept: visual tokens after the last stage.
     """
 

@@ -25,10 +25,10 @@ class PrefillFlops:
     """FLOPs of a prefill of the language model, by part.
 
     Attributes:
-        projections: of every attention block, MLA's expansion of the latents to heads included.
+        projections: linear layers of every attention block, MLA's expansion of the latents to heads included.
         attention: query-key and probability-value products over the causal half, sliding layers within their window.
-        router, routed_experts, shared_experts, dense: of the feed-forward blocks.
-        head: of the last row only.
+        router, routed_experts, shared_experts, dense: parts of the feed-forward blocks.
+        head: the vocabulary's matrix, for the last row only.
         pruning: what the stages of the method compute for themselves.
         norms, rope, softmax: element by element. These four are not part of the total.
     """
@@ -62,7 +62,7 @@ class RequestFlops:
     """FLOPs of one request beside those of the unmodified model.
 
     Attributes:
-        vision: of the vision tower and the projector, which no method changes.
+        vision: FLOPs of the vision tower and the projector, which no method changes.
     """
 
     schedule: Schedule
@@ -102,7 +102,7 @@ def count_request(
 
     Args:
         tokens: T of the prompt, visual tokens included.
-        tiles: of its pictures; 0 leaves the vision tower out.
+        tiles: those of its pictures; 0 leaves the vision tower out.
         method, retention, visual_top_k: as in `plan_request`; None = the bundle's default.
         rater_rows: see `count_prefill`.
     Raises:
@@ -170,7 +170,7 @@ def count_prefill(
 
     Args:
         tokens: T of the prompt, visual tokens included.
-        schedule: of the request; `plan_request` gives it.
+        schedule: the request's; `plan_request` gives it.
         rater_rows: text rows after the last picture, which sparsevlm rates by; None = all text rows.
         past: cached tokens of every layer, of a conversation that goes on; None = none.
     """

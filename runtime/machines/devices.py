@@ -25,9 +25,9 @@ class Device:
         fp16_tflops: dense float16 products with tensor cores, 10^12 operations a second; a multiply-add is two.
         int8_tops: the same for int8; None where the data sheet names none.
         gb_per_s: memory bandwidth, 10^9 bytes a second.
-        memory_gb: of the whole device; on Jetson the CPU shares it.
+        memory_gb: memory of the whole device; on Jetson the CPU shares it.
         shared_kb_per_sm: shared memory of a multiprocessor, in KiB.
-        power_mode: for which the numbers hold; "" where there is only one.
+        power_mode: the one that the numbers hold for; "" where there is only one.
     """
 
     name: str

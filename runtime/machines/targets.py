@@ -32,7 +32,7 @@ class TensorRT:
         module: name of the Python package.
         install: how a user gets it.
         releases: versions meant for the target, the primary one first.
-        architecture: of the machines, as `platform.machine()` says it.
+        architecture: that of the machines, as `platform.machine()` says it.
         compute_capabilities: 87 for 8.7; the plugin has kernels for them.
         is_ahead_of_time: one engine serves all of them and is built without a GPU, so the exporter builds it at once.
             Otherwise engines are built on the device and serve only devices like it.
@@ -51,7 +51,7 @@ class KernelLimits:
     """What the kernels of FmmSparseMoE take on a target.
 
     Attributes:
-        most_experts: of a layer.
+        most_experts: experts of a layer.
         columns_multiple: weight format -> what H and I are multiples of.
     """
 
@@ -64,10 +64,10 @@ class Target:
     """One kind of machine.
 
     Attributes:
-        dtypes: that a user may give, by the names a user gives; the first is the default.
+        dtypes: what a user may give for --dtype; the first is the default.
         activation_dtypes: for each of them the element type of graph boundaries and of every weight but the experts';
             ONNX Runtime's CPU provider computes no 16-bit floats, so there a 16-bit dtype stores expert weights only.
-        expert_formats: of the routed experts' weights.
+        expert_formats: legal formats of the routed experts' weights.
         kernels: their limits; None = those of the operators' contract alone.
         is_portable: bundles hold the variant whose operators have function bodies.
         backend: what runs its bundles.

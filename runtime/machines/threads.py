@@ -31,7 +31,7 @@ def check_threads(name: str, count: object, *, least: int = 0) -> int:
     """Return the number, as Python's own.
 
     Args:
-        name: of the option.
+        name: the option's, for messages.
         least: 0 where 0 means one per core, otherwise 1.
     Raises:
         InvalidRequest: no whole number, below the least, or more than MOST_PER_CORE for each usable core.

@@ -22,7 +22,7 @@ class Chunk:
     """Rows that one call appends to one sequence: a prompt, another question, or one decoded token.
 
     Attributes:
-        sequence_id: of the sequence among those of the caches.
+        sequence_id: number of the sequence among those of the caches.
         inputs_embeds: [T, H].
         visual_index: int32 [V], rows that are visual tokens, ascending; the schedule is for V.
     """
@@ -60,7 +60,7 @@ class Call:
     Args:
         lengths: original positions each of these sequences has so far.
         alpha: weight of redundancy against importance.
-        seed: of method random, 0 or more.
+        seed: random numbers of method random follow from it; 0 or more.
     Raises:
         InvalidRequest: visual_index is not rows of its chunk, or the chunks differ in method or experts.
     """

@@ -52,8 +52,8 @@ class DeepseekVl2ProcessorConfig(
     Attributes:
         candidate_resolutions: (width, height) of every local view, in the order that breaks ties.
         patch_size, downsample_ratio: give the side of one tile's grid of visual tokens.
-        image_mean, image_std: of pixels in [0, 1].
-        pad_color: of the bars beside a padded picture, 0 to 255.
+        image_mean, image_std: what pixels in [0, 1] are normalised by.
+        pad_color: colour of the bars beside a padded picture, 0 to 255.
         global_view_first: the global view's tokens stand before the local view's.
         template: name of the chat template.
         chat_template: the checkpoint's own, which takes its place.
@@ -101,10 +101,10 @@ class InternVlProcessorConfig(
 
     Attributes:
         tile_size: side of a tile in pixels.
-        tokens_per_tile: its visual tokens.
+        tokens_per_tile: visual tokens of a tile.
         min_tiles, max_tiles: bounds of columns * rows of the grid of local tiles; requests may change the upper one.
         use_thumbnail: pictures of more than one tile get the whole picture as a last tile.
-        image_mean, image_std: of pixels in [0, 1].
+        image_mean, image_std: what pixels in [0, 1] are normalised by.
         template: name of the chat template.
         chat_template: the checkpoint's own, which takes its place.
         image_token: the token at every visual position; image_start_token and image_end_token surround those of one

@@ -166,7 +166,7 @@ def deepseek_vl2_layout(
 
     Args:
         grids: (tiles_wide, tiles_high) of every picture.
-        side: of one tile's grid of visual tokens.
+        side: rows and columns of one tile's grid of visual tokens.
         global_view_first: the global view stands before the local one.
     Returns:
         int32 [V], rows of concat(features of all tiles [n_tiles * side^2, H], image_newline, view_seperator): rows of

@@ -25,13 +25,13 @@ class RequestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     NumPy's numbers and arrays count as Python's; truth values are no numbers.
 
     Attributes:
-        method: of those in the bundle, "none" among them.
+        method: one of those in the bundle; "none" always is.
         retention: share of visual tokens left after the last stage, (0, 1].
         pruning_rate: 1 - retention; give one.
         visual_top_k: experts per visual token from layer 2 on, or one number for every MoE layer.
         alpha: weight of redundancy against importance, [0, 1].
-        seed: of method random, 0 or more.
-        max_new_tokens: of the answer, at least 1.
+        seed: random numbers of method random follow from it; 0 or more.
+        max_new_tokens: the most tokens of the answer, at least 1.
         max_tiles: the most local tiles of a picture.
     Raises:
         InvalidRequest: a value of another type or outside its range.

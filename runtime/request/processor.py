@@ -37,7 +37,7 @@ class Processor:
     """Preprocessing of one checkpoint, equal to its official processor.
 
     Args:
-        config: from the bundle.
+        config: the bundle's record of preprocessing.
         tokenizer_file: tokenizer.json, or None where only tensors will be given.
     Raises:
         BundleMismatch: the tokenizer cannot be read, lacks a token that prompts need, or gives the image token another
@@ -79,7 +79,7 @@ class Processor:
         """Inputs of what a conversation goes on with when the user asks again, see `render_follow_up`.
 
         Args:
-            content: of the user's message: str or a list of parts, see `render_prompt`.
+            content: the user's message: str or a list of parts, see `render_prompt`.
             images_before: pictures of the conversation so far. They stay as they were cut; DeepSeek-VL2's new ones are
                 cut into tiles only if there are at most two pictures with them.
             tokens_before: tokens of the conversation so far, pruned ones too: the position of the first new token.

@@ -130,7 +130,7 @@ def render_follow_up(content: Any, template: str) -> Prompt:
     leaves out the end of an answer without text.
 
     Args:
-        content: of the user's message: str or a list of parts. It and template: see `render_prompt`.
+        content: the user's message: str or a list of parts. It and template: see `render_prompt`.
     Raises:
         InvalidRequest: the content is not in this schema.
     """

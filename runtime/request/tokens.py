@@ -49,7 +49,7 @@ class Encoder:
 
     Args:
         tokenizer: is changed: `control_tokens` are marked as special.
-        control_tokens: that templates and pictures use.
+        control_tokens: tokens that templates and pictures use.
     Raises:
         BundleMismatch: the tokenizer lacks one of `control_tokens`.
     """

@@ -48,8 +48,8 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
         graph: ONNX file.
         plugin: library with the operators.
         output: the engine.
-        profiles: in their order.
-        compute_capabilities: to build for; empty = that of this machine's GPU.
+        profiles: optimisation profiles, in the engine's order.
+        compute_capabilities: those to build for; empty = that of this machine's GPU.
         workspace_mib: the most scratch memory a layer may use; None = TensorRT's own limit.
     """
 
