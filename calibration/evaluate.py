@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well a pruned model answers: every question's outcome, and the quality they add up to."""
+"""Outcomes of a pruned model's answers, question by question, and the quality they add up to."""
 
 from __future__ import annotations
 

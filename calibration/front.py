@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of several points are worth having, and how sure their qualities are."""
+"""Fronts: the points that no other beats, and how sure their qualities are."""
 
 from __future__ import annotations
 

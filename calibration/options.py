@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one calibration depends on; the command line takes its defaults from here. Imports neither torch nor optuna."""
+"""The options of one calibration; the command line takes its defaults from here. Imports neither torch nor optuna."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a model routes and attends on calibration questions: what makes visual tokens redundant, layer by layer."""
+"""Statistics of routing and attention on calibration questions: what makes visual tokens redundant, by layer."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the search may choose: parameters of a trial, and the settings of an export that they stand for."""
+"""The space of the search: parameters of a trial, and the settings of an export that they stand for."""
 
 from __future__ import annotations
 

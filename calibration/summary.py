@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a calibration leaves beside the policy: front.json for programs, calibration.md for people."""
+"""Summaries that a calibration leaves beside the policy: front.json for programs, calibration.md for people."""
 
 from __future__ import annotations
 

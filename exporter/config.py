@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one export depends on; the command line takes its defaults from here. Imports no torch."""
+"""The configuration of one export; the command line takes its defaults from here. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much room an export needs, so that a disk that is too small is refused before the work."""
+"""The room that an export needs: a disk that is too small is refused before the work."""
 
 from __future__ import annotations
 

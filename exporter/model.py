@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which family a checkpoint belongs to, and its graphs and weights as one object."""
+"""A checkpoint as one object: its family, graphs and weights."""
 
 from __future__ import annotations
 

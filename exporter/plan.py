@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an export will do, with everything checked that needs no torch, so that most mistakes are told at once."""
+"""Plans of exports: all that needs no torch is checked here, so that most mistakes are told at once."""
 
 from __future__ import annotations
 

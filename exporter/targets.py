@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the exporter alone knows of targets and element types; the targets are in runtime/machines/targets.py."""
+"""Choices and checks of the exporter by target (runtime/machines/targets.py) and element type."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ class Run:
         self.schedules = [self._plan(options, one) for one in inputs]
         self.stats = [self._stats(sequence) for sequence in range(len(inputs))]
         longest = manifest.processor.max_position_embeddings
-        # The last token of an answer is never fed back, so one more than there are positions left is possible.
+        # The last token of an answer is never fed back, so it needs no position: hence one more token than positions.
         room = [longest - n - len(i.input_ids) + 1 for n, i in zip(self.batch.lengths, inputs, strict=True)]
         self.max_new_tokens = [min(options.max_new_tokens, one) for one in room]
         self.unfed: list[int | None] = [None] * len(inputs)

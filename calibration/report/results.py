@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a report says: plain data, as report.json holds it."""
+"""Results of a report: plain data, as report.json holds it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is compared: methods, fastmmoe's two halves and their retentions, and what each costs by count."""
+"""The settings that are compared: methods, fastmmoe's two halves and their retentions, and what each costs by count."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each of fastmmoe's stages did to every visual token of a prompt, seen in a graph that shows its inner values."""
+"""The fate of every visual token at fastmmoe's stages, seen in a graph that shows its inner values."""
 
 from __future__ import annotations
 

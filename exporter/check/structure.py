@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the written graphs are valid and hold what the model is made of."""
+"""Checks that the written graphs are valid and hold what the model is made of."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one custom operator takes and gives: read by the ONNX schema, the tests, the native libraries and the docs."""
+"""Contracts of custom operators: read by the ONNX schema, the tests, the native libraries and the docs."""
 
 from __future__ import annotations
 

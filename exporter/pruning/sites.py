@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each method does at its prune sites; docs/methods.md has the rules and their sources."""
+"""Prune sites, and what each method does there; docs/methods.md has the rules and their sources."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the blocks of the decoder share about the rows they work on."""
+"""Records about rows that the blocks of the decoder share."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which ONNX Runtime is installed. Two distributions bring the same module, so none of them is a base dependency."""
+"""The installed ONNX Runtime. Two distributions bring the same module, so none of them is a base dependency."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a loaded graph is the one that the manifest describes."""
+"""Checks that a loaded graph is the one that the manifest describes."""
 
 from __future__ import annotations
 

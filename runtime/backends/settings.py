@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a backend is set up."""
+"""Settings of a backend."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the parts of a manifest agree; the range of each number by itself is in its type (runtime/ranges.py)."""
+"""Contradictions between parts of a manifest; the range of a number by itself is in its type (runtime/ranges.py)."""
 
 from __future__ import annotations
 

@@ -201,7 +201,7 @@ OF_CALL = (
         RATER_SLOTS,
         ("Q",),
         "int8",
-        "Only the length counts: the last Q rows rate; none by other methods.",
+        "Only its length counts: so many of the last rows rate visual tokens; 0 for other methods.",
         lambda call, _: _slots([call.rater_rows()]),
         _graph_has("sparsevlm"),
     ),

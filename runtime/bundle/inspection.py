@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is in a bundle, as plain data and as lines for people; damaged bundles as far as they can be read."""
+"""The contents of a bundle, as plain data and as lines for people; of a damaged one as far as it can be read."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an .onnx file says of itself, read without the onnx package: its weights, and the operators of our own.
+"""Weights and operators of our own in an .onnx file, read without the onnx package.
 
 Only the fields that are needed are looked at; numbers are those of onnx.proto.
 """

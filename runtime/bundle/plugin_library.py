@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a TensorRT plugin library says of itself, read from the file: it may be for another machine than this one."""
+"""Version and architecture of a TensorRT plugin library, read from the file: it may be for another machine."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each graph of a model takes and gives, its feeds in a call and its caches, as graph_io.py's entries say."""
+"""Signatures of a model's graphs, feeds of a call and caches, all made from the entries of graph_io.py."""
 
 from __future__ import annotations
 

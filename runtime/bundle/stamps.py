@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is remembered of verified bundles, outside of them: the state that each file had when its hash was right."""
+"""Stamps of verified bundles, kept outside of them: the state that each file had when its hash was right."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the commands share: arguments, one-line errors with exit code 2, clean ends on signals, pipes and memory."""
+"""Parts of all commands: arguments, one-line errors with exit code 2, clean ends on signals, pipes and memory."""
 
 from __future__ import annotations
 

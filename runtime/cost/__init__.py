@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a request costs: FLOPs, and the retention that a budget allows."""
+"""Costs of a request: FLOPs, and the retention that a budget allows."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the GPUs that a bundle may be made for can do, as far as their data sheets say.
+"""Memory and speed of the GPUs that a bundle may be made for, as their data sheets say.
 
 Nothing here was measured. The numbers are NVIDIA's published ones: the data sheets of Jetson Orin Nano, Orin NX, AGX
 Orin and Thor modules and of L4, A100, H100 and B200, rates without structured sparsity. Two rules fill gaps:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a bundle can be made for. A new target is one entry of `TARGETS`; what its devices can do is in devices.py."""
+"""The kinds of machine a bundle can be made for. A new one is an entry of `TARGETS`; devices.py says what it can do."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How many cores this process may use, and how many threads make sense on them."""
+"""The cores that this process may use, and the number of threads that make sense on them."""
 
 from __future__ import annotations
 

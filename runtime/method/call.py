@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What one call of the language model appends to its sequences, as arrays."""
+"""One call of the language model: the rows that it appends to its sequences, as arrays."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a request resolves to: how many visual tokens each prune site leaves, and the experts they use."""
+"""Schedules of requests: how many visual tokens each prune site leaves, and the experts they use."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What preprocessing and prompts need to know of a checkpoint: plain data, stored in the bundle's manifest."""
+"""Records of a checkpoint's preprocessing and prompts: plain data, stored in the bundle's manifest."""
 
 from __future__ import annotations
 

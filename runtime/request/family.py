@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the preprocessing of a family supplies. A new family is one file here, and one entry of `FAMILIES`."""
+"""The protocol of a family's preprocessing. A new family is one file here, and one entry of `FAMILIES`."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What libtiff finds wrong with a compressed TIFF: it prints this by itself, and Pillow takes some of such pictures."""
+"""Errors that libtiff finds in a compressed TIFF: it prints them by itself, and Pillow takes some of such pictures."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a caller may choose for one request, and the words about what cannot be chosen."""
+"""The options of one request, and the words about options that there are not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Count: TypeAlias = Annotated[int, Meta(ge=1)]
 
 
 class RequestOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a caller may choose for one request; None = the bundle's default.
+    """The options of one request; None = the bundle's default.
 
     NumPy's numbers and arrays count as Python's; truth values are no numbers.
 

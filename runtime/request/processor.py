@@ -76,7 +76,7 @@ class Processor:
     def follow_up(
         self, content: Any, *, images_before: int = 0, tokens_before: int = 0, max_tiles: int | None = None
     ) -> ModelInputs:
-        """Inputs of what a conversation goes on with when the user asks again, see `render_follow_up`.
+        """Inputs of a further question in a conversation, see `render_follow_up`.
 
         Args:
             content: the user's message: str or a list of parts, see `render_prompt`.

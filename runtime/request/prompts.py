@@ -52,7 +52,7 @@ GPT_OSS_END: tuple[Piece, ...] = (Special("<|end|>"),)
 
 @dataclass(frozen=True)
 class Prompt:
-    """A rendered conversation, or what one goes on with, that ends where the model's answer starts.
+    """A rendered conversation, or its next question, that ends where the model's answer starts.
 
     Attributes:
         pieces: text, tokens of the template and markers. Each string is encoded by itself; none is empty.
@@ -123,7 +123,7 @@ def render_prompt(messages: Messages, template: str) -> Prompt:
 
 
 def render_follow_up(content: Any, template: str) -> Prompt:
-    """Render what a conversation goes on with when the user asks again: the end of the answer and the next question.
+    """Render a further question of a conversation: the end of the answer before it, and the question.
 
     The prompt of the conversation so far, the answer as the model wrote it, without the stop token, and this are
     together what `render_prompt` makes of all messages; but there "deepseek" strips an answer, and "internvl2_5"
