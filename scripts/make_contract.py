@@ -18,7 +18,7 @@ from pathlib import Path
 from markers import MissingMarkers, replace_part
 
 from fastmmoe.exporter.ops import DOMAIN, OPS, Attribute, OpSpec, Tensor
-from fastmmoe.exporter.ops.contract import Dimension, Size
+from fastmmoe.exporter.ops.contract import Constant, Dimension, Size
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCUMENT = REPOSITORY / "docs" / "operators.md"
@@ -119,14 +119,22 @@ def greatest_values(spec: OpSpec) -> str:
     return f"constexpr int64_t {', '.join(f'kMost{name} = {value}' for name, value in values.items())};"
 
 
+def definition(number: Constant) -> str:
+    """A constant of the method in C++."""
+    suffix = "f" if number.kind == "float" else ""
+    return f"constexpr {number.kind} {constant(number.name)} = {number.value!r}{suffix};  // {number.doc}"
+
+
 def operator_header(spec: OpSpec) -> str:
-    """The C++ header of one operator, for its kernels: the values of its attributes and their limits."""
+    """The C++ header of one operator, for its kernels: the values of its attributes, limits, numbers."""
     parts = [
         f"{NOTICE}\n#pragma once\n\n#include <cstdint>\n\n// clang-format off\nnamespace fastmmoe::{spec.folder} {{\n",
         "/// The legal values of the attributes.",
         *map(enumeration, strings(spec)),
         "\n/// The greatest legal sizes and numbers.",
         greatest_values(spec),
+        "\n/// Numbers of the method.",
+        *map(definition, spec.constants),
         f"\n}}  // namespace fastmmoe::{spec.folder}\n// clang-format on\n",
     ]
     return "\n".join(parts)

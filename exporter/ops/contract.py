@@ -113,6 +113,21 @@ class Attribute:
 
 
 @dataclass(frozen=True)
+class Constant:
+    """A number of the method, the same on every processor.
+
+    Args:
+        kind: the C++ type in which it enters a computation.
+        doc: one line.
+    """
+
+    name: str
+    value: float
+    kind: Literal["float", "double"]
+    doc: str
+
+
+@dataclass(frozen=True)
 class Binding:
     """What inputs that the contract allows have in common: types by type variable, sizes by dimension letter."""
 
@@ -127,6 +142,7 @@ class OpSpec:
     Args:
         folder: where its files are, in exporter/ops and in plugins; also its C++ namespace.
         sizes: limits of every letter that an input can tell.
+        constants: numbers that every kernel of the operator uses.
         rule: what is wrong with attributes that are legal one by one, or None.
         input_rule: what is wrong with inputs that are legal one by one, or None.
         known_sizes: the letters that attributes alone give.
@@ -141,6 +157,7 @@ class OpSpec:
     outputs: tuple[Tensor, ...]
     attributes: tuple[Attribute, ...]
     sizes: tuple[Size, ...]
+    constants: tuple[Constant, ...] = ()
     rule: Callable[[Attributes], str | None] = lambda attributes: None
     input_rule: Callable[[Attributes, Binding], str | None] = lambda attributes, binding: None
     known_sizes: Callable[[Attributes], dict[str, int]] = lambda attributes: {}

@@ -17,5 +17,9 @@ enum class WeightFormat { kFloat, kInt8, kInt4 };
 /// The greatest legal sizes and numbers.
 constexpr int64_t kMostT = 16777216, kMostV = 16777216, kMostH = 262144, kMostI = 262144, kMostE = 4096, kMostTopK = 16, kMostNGroup = 64, kMostTopkGroup = 64;
 
+/// Numbers of the method.
+constexpr float kSwigluOaiAlpha = 1.702f;  // Factor of gate in the sigmoid of swiglu_oai.
+constexpr float kWeightFloor = 1e-20f;  // Keeps a sum of scores that divides above 0.
+
 }  // namespace fastmmoe::sparse_moe
 // clang-format on

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmmoe.exporter.ops.contract import Attribute, Attributes, Binding, OpSpec, Size, Tensor, check_rows
+from fastmmoe.exporter.ops.contract import Attribute, Attributes, Binding, Constant, OpSpec, Size, Tensor, check_rows
 
 INTEGER_WEIGHTS = ("weight_format", ("int8", "int4"))
 GROUPED_METHODS = ("group_limited_greedy", "noaux_tc")
@@ -49,6 +49,7 @@ def _known_sizes(attributes: Attributes) -> dict[str, int]:
 
 
 SWIGLU_OAI_ALPHA = 1.702
+WEIGHT_FLOOR = 1e-20
 
 SPARSE_MOE = OpSpec(
     name="FmmSparseMoE",
@@ -142,6 +143,10 @@ SPARSE_MOE = OpSpec(
         Size("H", 1, 1 << 18, "Hidden size."),
         Size("I", 1, 1 << 18, "Hidden size of an expert."),
         Size("E", 1, 1 << 12, "Experts, at least top_k; with groups a multiple of n_group."),
+    ),
+    constants=(
+        Constant("swiglu_oai_alpha", SWIGLU_OAI_ALPHA, "float", "Factor of gate in the sigmoid of swiglu_oai."),
+        Constant("weight_floor", WEIGHT_FLOOR, "float", "Keeps a sum of scores that divides above 0."),
     ),
     rule=_rule,
     input_rule=_input_rule,

@@ -9,9 +9,7 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from fastmmoe.exporter.ops.building import as_float, as_int, column, filled, rows, stage, value
-from fastmmoe.exporter.ops.sparse_moe.contract import SWIGLU_OAI_ALPHA
-
-WEIGHT_FLOOR = 1e-20
+from fastmmoe.exporter.ops.sparse_moe.contract import SWIGLU_OAI_ALPHA, WEIGHT_FLOOR
 
 
 def build_sparse_moe(

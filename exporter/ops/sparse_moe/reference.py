@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastmmoe.exporter.ops.quantise import QuantisedWeights, dequantise
-from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE, SWIGLU_OAI_ALPHA, check_moe_inputs
+from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE, SWIGLU_OAI_ALPHA, WEIGHT_FLOOR, check_moe_inputs
 from fastmmoe.runtime.types import Array
 
 
@@ -80,9 +80,11 @@ def _weigh(weights: Array, used: Array, attributes: dict[str, Any]) -> Array:
         return (shifted / shifted.sum(axis=1, keepdims=True)).astype(np.float32)
     kept = np.where(used, weights, np.float32(0))
     if attributes["norm_topk_prob"] and attributes["top_k"] > 1:
-        kept = kept / (kept.sum(axis=1, keepdims=True) + np.float32(1e-20))
+        kept = kept / (kept.sum(axis=1, keepdims=True) + np.float32(WEIGHT_FLOOR))
     elif attributes["reduction_weights"] == "preserve_sum":
-        share = weights.sum(axis=1, keepdims=True) / np.maximum(kept.sum(axis=1, keepdims=True), np.float32(1e-20))
+        share = weights.sum(axis=1, keepdims=True) / np.maximum(
+            kept.sum(axis=1, keepdims=True), np.float32(WEIGHT_FLOOR)
+        )
         kept = np.where(used.all(axis=1, keepdims=True), kept, kept * share)
     return (kept * np.float32(attributes["routed_scaling_factor"])).astype(np.float32)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE, SWIGLU_OAI_ALPHA, check_moe_inputs
+from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE, SWIGLU_OAI_ALPHA, WEIGHT_FLOOR, check_moe_inputs
 
 
 def _best(scores: torch.Tensor, count: int) -> torch.Tensor:
@@ -48,9 +48,9 @@ def route(
         return selected, weights.masked_fill(~used, float("-inf")).softmax(1)
     kept = weights * used
     if a["norm_topk_prob"] and k > 1:
-        kept = kept / (kept.sum(1, keepdim=True) + 1e-20)
+        kept = kept / (kept.sum(1, keepdim=True) + WEIGHT_FLOOR)
     elif a["reduction_weights"] == "preserve_sum":
-        share = weights.sum(1, keepdim=True) / kept.sum(1, keepdim=True).clamp_min(1e-20)
+        share = weights.sum(1, keepdim=True) / kept.sum(1, keepdim=True).clamp_min(WEIGHT_FLOOR)
         kept = torch.where(used.all(1, keepdim=True), kept, kept * share)
     return selected, kept * a["routed_scaling_factor"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmmoe.exporter.ops.contract import Attribute, Attributes, Binding, OpSpec, Size, Tensor, check_rows
+from fastmmoe.exporter.ops.contract import Attribute, Attributes, Binding, Constant, OpSpec, Size, Tensor, check_rows
 from fastmmoe.runtime.types import Array
 
 
@@ -76,6 +76,11 @@ TOKEN_PRUNE = OpSpec(
         Size("M", 0, 1 << 24, "Windows that are merged."),
         Size("H", 1, 1 << 18, "Hidden size."),
         Size("E", 1, 1 << 12, "Experts."),
+    ),
+    constants=(
+        Constant("cosine_floor", COSINE_FLOOR, "double", "Least product of norms that divides a cosine."),
+        Constant("importance_floor", IMPORTANCE_FLOOR, "float", "Added to the greatest mean attention, which divides."),
+        Constant("norm_floor", NORM_FLOOR, "float", "Least norm that divides a mean (mlerp)."),
     ),
     input_rule=_input_rule,
 )

@@ -20,7 +20,6 @@ namespace {
 
 using namespace sparse_moe;
 
-constexpr float kSwigluOaiAlpha = 1.702f;
 constexpr int64_t kTokensPerItem = 32;
 constexpr int64_t kRowsPerBlock = 128;   // rows that share one pass over an expert's weights
 constexpr int64_t kOutputsPerItem = 32;  // columns of one work item

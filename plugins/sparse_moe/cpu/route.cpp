@@ -13,8 +13,6 @@ namespace {
 
 using namespace sparse_moe;
 
-constexpr float kWeightFloor = 1e-20f;
-
 // The greatest value; NaN if any is NaN.
 float max_of(const float* values, int64_t count) {
   float best = -std::numeric_limits<float>::infinity();

@@ -14,7 +14,6 @@ namespace fastmmoe::sparse_moe {
 
 constexpr int kDecodeTokens = 8;  // most tokens of the kernels for few, and the rows of their tiles
 constexpr int kMaxExperts = static_cast<int>(kSparseMoeMaxExperts);
-constexpr float kSwigluOaiAlpha = 1.702f;
 
 constexpr int kElementBytes = 2;  // of F
 constexpr int kVector = 8;        // elements of F in 16 bytes, the widest access

@@ -12,7 +12,6 @@ namespace fastmmoe::sparse_moe {
 constexpr int kScoresPerLane = kMaxExperts / kWarp;  // lane l holds experts l, l + 32, ...
 constexpr int kMaxGroups = 64;
 constexpr int kRouteThreads = 128;
-constexpr float kWeightFloor = 1e-20f;
 
 /// Of one warp.
 struct RouteShared {

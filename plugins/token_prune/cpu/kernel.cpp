@@ -17,9 +17,6 @@ namespace {
 
 using namespace token_prune;
 
-constexpr double kCosineFloor = 1e-8;
-constexpr float kImportanceFloor = 1e-10f;
-constexpr float kNormFloor = 1e-10f;
 constexpr int64_t kRowsPerItem = 64;
 constexpr int64_t kWindowsPerItem = 16;
 

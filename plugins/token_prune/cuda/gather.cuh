@@ -11,7 +11,6 @@ namespace fastmmoe::token_prune {
 
 constexpr int kGatherThreads = 256;
 constexpr int kGatherWarps = kGatherThreads / kWarp;
-constexpr float kNormFloor = 1e-10f;
 
 /// What survives; not read where K = V.
 struct Choice {

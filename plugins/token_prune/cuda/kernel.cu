@@ -25,9 +25,6 @@ namespace {
 
 using namespace token_prune;
 
-constexpr double kCosineFloor = 1e-8;
-constexpr float kImportanceFloor = 1e-10f;
-
 constexpr int kScoreThreads = 256;
 constexpr int kChooseThreads = 512;
 constexpr int kColumnsPerLane = static_cast<int>(kTokenPruneMaxExperts) / kWarp;

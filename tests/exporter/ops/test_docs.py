@@ -84,3 +84,12 @@ def test_enumerators_are_in_the_order_of_the_legal_values(spec: OpSpec) -> None:
     found = re.findall(r"enum class (\w+) \{ (.*) \};", header)
     expected = [(a.name, list(a.choices)) for a in spec.attributes if a.kind == "string"]
     assert [(snake_case(kind), [snake_case(v) for v in values.split(", ")]) for kind, values in found] == expected
+
+
+@pytest.mark.parametrize("spec", OPS, ids=lambda spec: spec.name)
+def test_numbers_of_the_method_are_defined_once(spec: OpSpec) -> None:
+    sources = [path for path in (PLUGINS / spec.folder).rglob("*") if path.is_file()]
+    text = "".join(path.read_text(encoding="utf-8") for path in sources)
+    for number in spec.constants:
+        name = "".join(part.capitalize() for part in number.name.split("_"))
+        assert re.findall(rf"\bk{name} = ([^;]*?)f?;", text) == [repr(number.value)]
