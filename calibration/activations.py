@@ -36,7 +36,7 @@ _BINS = 2 * _OCTAVES * _PER_OCTAVE
 
 
 class ActivationRange(msgspec.Struct, frozen=True, kw_only=True):
-    """Of the input of one linear layer.
+    """Range of the input of one linear layer.
 
     Attributes:
         tokens: rows that were seen.

@@ -256,7 +256,7 @@ def _at_goal(setup: _Setup, options: PolicyOptions) -> PolicyOptions | None:
 
 
 def _flops(setup: _Setup, cost: float) -> float:
-    """Of the mean prompt's prefill."""
+    """FLOPs of the mean prompt's prefill."""
     return cost * setup.cost.flops(setup.model.resolve(FULL_MODEL))
 
 

@@ -28,7 +28,7 @@ TIMED_RETENTIONS = (1.0, 0.75, 0.5, 0.25, 0.1)
 
 @dataclass(frozen=True)
 class Confirmed:
-    """What the runtime did with the questions.
+    """Outcomes of the questions in the runtime.
 
     Attributes:
         values: float64 [N]: 1 where the answer is right ("accuracy"), or where the first token is that of torch ("kl").

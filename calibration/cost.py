@@ -25,7 +25,7 @@ class Cost:
         self._info, self._sizes = info, Counter(sizes)
 
     def flops(self, policy: Policy) -> float:
-        """Of the mean prompt at the policy's retention."""
+        """FLOPs of the mean prompt at the policy's retention."""
         return self._mean(policy)[0]
 
     def reduction(self, policy: Policy) -> float:

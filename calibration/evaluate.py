@@ -27,7 +27,7 @@ FULL_MODEL = PolicyOptions(method="none")
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What a model does with each of N questions, by teacher forcing.
+    """Outcomes of a model on each of N questions, by teacher forcing.
 
     Attributes:
         values: float64 [N]. accuracy: 1 where the answer is right. kl: KL(full || this), in nats, of the next token
@@ -58,7 +58,7 @@ class Outcomes:
         return (self.quality + float(self.probabilities.mean())) / 2
 
     def part(self, count: int) -> Outcomes:
-        """Of the first `count` questions."""
+        """Outcomes of the first `count` questions."""
         return Outcomes(self.kind, self.values[:count], self.probabilities[:count], self.first_tokens[:count])
 
 
@@ -80,7 +80,7 @@ class Evaluator:
         self._full_log_probs: dict[int, torch.Tensor] = {}
 
     def outcomes(self, options: PolicyOptions, count: int | None = None) -> Outcomes:
-        """Of the first `count` questions (None = all), by the model pruned with these options.
+        """Outcomes of the first `count` questions (None = all), by the model pruned with these options.
 
         An answer counts as right if the most probable token is the next one of the answer at every step, and a stop
         token after the last: what greedy decoding would write, where the answer has one spelling only.

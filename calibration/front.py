@@ -40,7 +40,7 @@ def first_fronts(points: Sequence[tuple[float, float]], count: int) -> list[int]
 
 
 def quality_interval(outcomes: Outcomes, bootstrap: Bootstrap) -> Interval:
-    """Of the quality."""
+    """The quality and its interval."""
     found = _interval_of(outcomes.values, bootstrap)
     # Percentiles follow a function that rises or falls throughout; KL is the less the better.
     ends = [quality(outcomes.kind, value) for value in (found.low, found.high)]

@@ -26,7 +26,7 @@ WINDOW: int = SETTINGS["window"].default
 
 
 class LayerStatistics(msgspec.Struct, frozen=True, kw_only=True):
-    """Of one MoE layer of the unmodified model, means over the prompts' tokens.
+    """Statistics of one MoE layer of the unmodified model, means over the prompts' tokens.
 
     Attributes:
         routing_entropy_visual, routing_entropy_text: entropy of the routing, in nats; log(experts) is even.
@@ -57,7 +57,7 @@ class RoutingStatistics(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Sums:
-    """Of one layer, over the calls so far; index 0 = text, 1 = visual."""
+    """Sums of one layer, over the calls so far; index 0 = text, 1 = visual."""
 
     def __init__(self, experts: int) -> None:
         self.entropy, self.tokens, self.choices = np.zeros(2), np.zeros(2), np.zeros((2, experts))
@@ -124,7 +124,7 @@ def _similarity(p: Array, visual_index: Array) -> float:
 
 @torch.no_grad()
 def record_statistics(model: TorchModel, prompts: Prompts, count: int) -> RoutingStatistics:
-    """Of the unmodified model on the first `count` questions."""
+    """Statistics of the unmodified model on the first `count` questions."""
     # A site that keeps every token changes nothing, but its layer computes the attention of the last row.
     options = PolicyOptions(method="fastmmoe", prune_layers=model.layers.prunable)
     decoder = model.decoder(model.resolve(options))

@@ -14,7 +14,7 @@ from fastmmoe.calibration.options import CalibrationOptions
 from fastmmoe.runtime.errors import InvalidRequest
 
 HELD_OUT_PART = 5
-"""Of a directory one picture in so many is held out."""
+"""One picture in so many of a directory is held out."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ Evaluate: TypeAlias = Callable[[Sequence[PolicyOptions], "int | None"], "list[Ou
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker needs to judge settings. Both paths are read by the workers.
+    """Inputs of a worker that judges settings. Both paths are read by the workers.
 
     Attributes:
         identity, digest: of the checkpoint and of the file of prompts; with the paths they tell what a process has

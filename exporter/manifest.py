@@ -76,7 +76,7 @@ def _vision_info(model: Model) -> bundle.VisionInfo:
 
 
 def language_model_info(config: Any) -> bundle.LanguageModelInfo:
-    """What the runtime must know of a language model to make its caches and to count its FLOPs."""
+    """Sizes of a language model, by which the runtime makes its caches and counts its FLOPs."""
     mla = getattr(config, "mla", None)
     head_dim = config.head_dim if mla is None else mla.qk_nope_head_dim + mla.qk_rope_head_dim
     shared = getattr(config, "n_shared_experts", 0) * config.moe.intermediate_size

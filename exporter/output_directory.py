@@ -33,7 +33,7 @@ _OCCUPIED = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
 
 class _FileList(msgspec.Struct):
-    """What every version of a manifest says: enough to know a bundle of another version."""
+    """Keys of every version of a manifest: enough to know a bundle of another version."""
 
     format: int
     fastmmoe_version: str

@@ -22,7 +22,7 @@ from fastmmoe.runtime.types import Array
 
 @dataclass
 class RequestStats:
-    """What a request did. Times in milliseconds; FLOPs of the language model's prefill, counted by docs/flops.md.
+    """A request's counts and times, in milliseconds; FLOPs of the language model's prefill, counted by docs/flops.md.
 
     Of packed sequences each has stats of its own, in which prefill and decode steps take the time of the whole batch.
 

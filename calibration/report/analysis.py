@@ -38,7 +38,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be measured.
+    """Settings that are to be measured.
 
     Attributes:
         claimed: the setting that saves CLAIMED_REDUCTION, or None and why in `unclaimed`.
@@ -178,7 +178,7 @@ def front(points: Sequence[Point], cost: Callable[[Point], float]) -> set[Settin
 
 @dataclass(frozen=True)
 class Recommendation:
-    """What `recommend` says.
+    """Result of `recommend`.
 
     Attributes:
         setting: None where no setting may be recommended.

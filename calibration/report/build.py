@@ -36,7 +36,7 @@ SPLIT: Split = "test"
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What a user may choose.
+    """Options of a report.
 
     Attributes:
         data: "builtin" or a directory, see `load_samples`.

@@ -28,7 +28,7 @@ FILE = "latency.json"
 
 
 class Machine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where and when times were measured; load: of the machine as a whole, mean of the last minute, at the start."""
+    """Machine and time of a measurement; load: the whole machine's, mean of the last minute, at the start."""
 
     processor: str
     cores: int
@@ -49,7 +49,7 @@ class Times(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Latency(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What was measured; `identity` is that of the `Store`."""
+    """Measured times; `identity` is that of the `Store`."""
 
     identity: str
     machine: Machine

@@ -29,7 +29,7 @@ FOLDER = "measured"
 
 
 class Outcomes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a setting answered.
+    """Answers of a setting.
 
     Attributes:
         identity: see `Store`.

@@ -82,7 +82,7 @@ class Claim(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
-    """Where the numbers come from.
+    """Sources of the numbers.
 
     Attributes:
         command: the one that made the report.

@@ -39,7 +39,7 @@ class Setting(msgspec.Struct, frozen=True, order=True):
 
 @dataclass(frozen=True)
 class Prompt:
-    """What of a question its FLOPs depend on: T tokens, V visual ones among them, tiles of its picture."""
+    """Counts of a question that its FLOPs depend on: T tokens, V visual ones among them, tiles of its picture."""
 
     tokens: int
     visual_tokens: int
@@ -94,7 +94,7 @@ class Planner:
         return options
 
     def schedule(self, setting: Setting, visual_tokens: int) -> Schedule:
-        """What the setting does to one prompt."""
+        """The setting's schedule of one prompt."""
         info = self._manifest.language_model
         return plan_request(
             self._manifest.policy,

@@ -25,7 +25,7 @@ OUTPUTS = {name: _OUTPUT_NAMES.index(name) for name in ("residual_out", "kept_in
 
 
 class Fate(IntEnum):
-    """Of a visual token at a stage. MERGED: its window became one vector, which stands where its first token stood."""
+    """A visual token's fate. MERGED: its window became one vector, which stands where its first token stood."""
 
     KEPT, MERGED, DROPPED, GONE = range(4)
 

@@ -27,7 +27,7 @@ MERGED: Rgb = (0, 114, 178)
 DROPPED: Rgb = (213, 94, 0)
 GONE: Rgb = (208, 208, 208)
 STRUCTURE: Rgb = (150, 150, 150)
-"""Of a newline or separator vector, which shows no part of the picture."""
+"""Colour of a newline or separator vector, which shows no part of the picture."""
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from fastmmoe.runtime.errors import InvalidRequest
 
 CPU_SECONDS = 2
 MORE_BYTES = 1 << 28
-"""Of address space, beside what this process has: a program that keeps to it gets MemoryError beyond."""
+"""Bytes of address space, beside what this process has: a program that keeps to it gets MemoryError beyond."""
 
 
 def run_bounded(function: Callable[[], bytes], what: str) -> bytes:

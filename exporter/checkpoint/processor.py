@@ -43,7 +43,7 @@ def read_processor_config(
     chat_template: str = BUILTIN,
     say: Say = lambda _: None,
 ) -> ProcessorConfig:
-    """What preprocessing needs, from all files of the checkpoint.
+    """The record of preprocessing, from all files of the checkpoint.
 
     Args:
         model_dir: holds tokenizer.json and the files that exporter/checkpoint/side_files.py names, where present.

@@ -38,7 +38,7 @@ def _only_source(tensors: list[torch.Tensor]) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class WeightRule:
-    """How one parameter of our module is made.
+    """A rule by which one parameter of our module is made.
 
     Args:
         sources: (checkpoint tensor name, expected shape) of each tensor it is made from.

@@ -121,7 +121,7 @@ def _load(file: Path, added: Sequence[str]) -> Tokenizer:
 
 
 def _declared_tokens(files: SideFiles) -> Iterator[_Declared]:
-    """Of added_tokens_decoder, or of added_tokens.json, which older versions wrote instead; by id."""
+    """Tokens of added_tokens_decoder, or of added_tokens.json, which older versions wrote instead; by id."""
     names = files[TOKENIZER_CONFIG]
     if names.get("added_tokens_decoder", None, dict | None) is None:
         legacy = files[ADDED_TOKENS]

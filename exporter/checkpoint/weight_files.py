@@ -29,7 +29,7 @@ _LONGEST_FILE_NAME = 255
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What the header says of one tensor: dtype in safetensors' spelling ("F32", "F16", "BF16", ...)."""
+    """One tensor, as the header has it: dtype in safetensors' spelling ("F32", "F16", "BF16", ...)."""
 
     shape: tuple[int, ...]
     dtype: str

@@ -64,7 +64,7 @@ class MlaConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """What the graphs need of config.json, official class defaults applied."""
+    """Values of config.json that the graphs need, official class defaults applied."""
 
     vision: VisionConfig
     vocab_size: int

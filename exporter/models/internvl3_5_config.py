@@ -50,7 +50,7 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """What the graphs need of config.json, of either layout."""
+    """Values of config.json that the graphs need, of either layout."""
 
     is_hf_layout: bool
     vision: VisionConfig

@@ -95,7 +95,7 @@ def dequantise(weights: QuantisedWeights, weight_format: str, group_size: int) -
 
 @dataclass(frozen=True)
 class Packing:
-    """How the experts of a model are stored: the attributes weight_format, group_size and zero_points."""
+    """Storage of a model's experts: the attributes weight_format, group_size and zero_points."""
 
     weight_format: Literal["int8", "int4"]
     group_size: int

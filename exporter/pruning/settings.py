@@ -66,7 +66,7 @@ _Settings: Any = make_dataclass(
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyOptions(_Settings):  # type: ignore[misc]
-    """What a user may set at export: the settings of `SETTINGS` and these; None = the default of family and method.
+    """Pruning options of an export: the settings of `SETTINGS` and these; None = the default of family and method.
 
     Attributes:
         prune_layers: those of the method; with method "all", of fastmmoe and random.
@@ -86,7 +86,7 @@ class PolicyOptions(_Settings):  # type: ignore[misc]
 
 @dataclass(frozen=True)
 class Layers:
-    """What pruning needs to know of a decoder's layers.
+    """Layers of a decoder, as pruning needs to know them.
 
     Attributes:
         count: number of all layers.

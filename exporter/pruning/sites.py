@@ -19,7 +19,7 @@ LAST, RATERS = "last", "raters"
 
 @dataclass(frozen=True)
 class Pruned:
-    """What a site leaves.
+    """The rows that a site leaves.
 
     Attributes:
         hidden_states: [T', H] normalised states for the MoE block; None at a site "output".

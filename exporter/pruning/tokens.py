@@ -48,7 +48,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Tokens:
-    """What the attention blocks of one group of layers share.
+    """Tensors that the attention blocks of one group of layers share.
 
     Attributes:
         cos, sin: [T, rotary / 2].

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Settings:
-    """How sessions are made.
+    """Settings that sessions are made with.
 
     Attributes:
         portable: run the variant whose operators have function bodies, without the native library.

@@ -20,7 +20,7 @@ from fastmmoe.runtime.bundle.onnx_file import read_weights
 from fastmmoe.runtime.errors import BundleMismatch, without_breaks
 
 MOST_VALUES = 1 << 50
-"""Of one graph: far above every model."""
+"""Values of one graph: far above every model."""
 
 
 def inspect_bundle(directory: Path) -> dict[str, Any]:

@@ -110,7 +110,7 @@ class PluginInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class ExpertsInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the routed experts' weights are stored, as in FmmSparseMoE's contract; group_size 0 with float."""
+    """Storage of the routed experts' weights, as in FmmSparseMoE's contract; group_size 0 with float."""
 
     weight_format: Literal["float", "int8", "int4"]
     group_size: OptionalWidth
@@ -156,7 +156,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What engines can take.
+    """The greatest sizes that engines take.
 
     Attributes:
         max_tokens: tokens of one prompt, visual ones included.

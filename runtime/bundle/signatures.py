@@ -30,7 +30,7 @@ class Tensor(NamedTuple):
 
 @dataclass(frozen=True)
 class Signature:
-    """What a graph takes and gives, in the order of its inputs; of the outputs the lengths that may change are ""."""
+    """Inputs and outputs of a graph, in its own order; of the outputs the lengths that may change are ""."""
 
     inputs: list[Tensor]
     outputs: list[Tensor]
@@ -50,17 +50,17 @@ def signatures(manifest: Manifest) -> dict[str, Signature]:
 
 
 def vision_inputs(side: int, dtype: str, *, has_layout: bool) -> list[Tensor]:
-    """Of the vision graph with square tiles of this side; has_layout: DeepSeek-VL2's second input."""
+    """Inputs of the vision graph with square tiles of this side; has_layout: DeepSeek-VL2's second input."""
     return [_tensor(entry, {"side": side}, dtype) for entry in graph_io.VISION[: 1 + has_layout]]
 
 
 def embedding_inputs() -> list[Tensor]:
-    """Of the embedding graph."""
+    """Inputs of the embedding graph."""
     return [_tensor(entry, {}, "") for entry in graph_io.EMBEDDING]
 
 
 def language_model_inputs(info: LanguageModelInfo, policy: Policy, dtype: str) -> list[Tensor]:
-    """Of the language model with the policy's prune sites."""
+    """Inputs of the language model with the policy's prune sites."""
     sizes = _sizes(info, policy)
     called = [_tensor(entry, sizes, dtype, s=s) for entry, s in _called(info, policy)]
     return called + cache_inputs(info, policy, dtype)

@@ -21,7 +21,7 @@ SETTLED_NS = 100_000_000
 
 
 class FileState(NamedTuple):
-    """What changes when a file is written to or replaced. Times in nanoseconds."""
+    """State of a file, which changes when it is written to or replaced. Times in nanoseconds."""
 
     size: int
     mtime: int

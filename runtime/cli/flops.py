@@ -36,7 +36,7 @@ TABLE_NOTE = "GFLOPs of the prefill; pruning is not in the total; +vision: saved
 
 @dataclass(frozen=True)
 class PromptSize:
-    """What of a prompt its FLOPs depend on; rater_rows: text rows after the last picture, None = all text rows."""
+    """Counts that a prompt's FLOPs depend on; rater_rows: text rows after the last picture, None = all text rows."""
 
     visual_tokens: int
     text_tokens: int

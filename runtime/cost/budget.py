@@ -19,7 +19,7 @@ STEPS = 10_000
 
 @dataclass(frozen=True)
 class Target:
-    """What a request must not pass; one of the three.
+    """The bound of a request; one of the three.
 
     Attributes:
         flops_reduction: share of the unmodified model's prefill to be saved, [0, 1).

@@ -13,7 +13,7 @@ from fastmmoe.runtime.method.policy import Policy
 from fastmmoe.runtime.method.schedule import Schedule, plan_request
 
 NORM_OPERATIONS = 4
-"""Of a root-mean-square norm, per element: square, sum, scale, weight."""
+"""Operations of a root-mean-square norm, per element: square, sum, scale, weight."""
 ROPE_OPERATIONS = 3
 """Per rotated element: two products and their sum."""
 SOFTMAX_OPERATIONS = 5
@@ -265,7 +265,7 @@ def _add_feed_forward(
 def _site_flops(
     info: LanguageModelInfo, policy: Policy, schedule: Schedule, site: int, others: int, raters: int
 ) -> int:
-    """What a site costs by itself. Its scores are computed even where the request keeps every token.
+    """FLOPs of a site by itself. Its scores are computed even where the request keeps every token.
 
     others: keys in the site's layer that are no visual tokens of this prompt.
     """
@@ -285,7 +285,7 @@ def _site_flops(
 
 
 def _merge_flops(info: LanguageModelInfo, policy: Policy, schedule: Schedule, site: int, visual: int) -> int:
-    """What a site's merged vectors cost: finding what is alike, then averaging it."""
+    """FLOPs of a site's merged vectors: finding what is alike, then averaging it."""
     merge, recycle = schedule.merge[site], schedule.recycle[site]
     if not merge:
         return 0

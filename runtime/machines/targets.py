@@ -26,7 +26,7 @@ class Release:
 
 @dataclass(frozen=True)
 class TensorRT:
-    """How a target's engines are built.
+    """TensorRT on a target, and how its engines are built.
 
     Attributes:
         module: name of the Python package.
@@ -48,7 +48,7 @@ class TensorRT:
 
 @dataclass(frozen=True)
 class KernelLimits:
-    """What the kernels of FmmSparseMoE take on a target.
+    """Sizes that the kernels of FmmSparseMoE take on a target.
 
     Attributes:
         most_experts: experts of a layer.

@@ -81,7 +81,7 @@ class Call:
 
     @property
     def schedule(self) -> Schedule:
-        """Of the first sequence; method and experts are those of all."""
+        """The first sequence's schedule; method and experts are those of all."""
         return self.chunks[0].schedule
 
     @property

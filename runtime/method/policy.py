@@ -114,7 +114,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def methods(self) -> tuple[Method, ...]:
-        """What a request may choose."""
+        """The methods that a request may choose."""
         return ("none", *self.prune_layers)
 
     @property

@@ -22,7 +22,7 @@ REDUCTION_START_LAYER = 2
 
 @dataclass(frozen=True)
 class Schedule:
-    """What one request does to one sequence.
+    """The numbers that one request means for one sequence.
 
     Attributes:
         retention: the share of visual tokens asked for.

@@ -35,10 +35,10 @@ FORMATS = (
 """Pillow's names of what is read. Its others hold no colours (FITS, GRIB), are programs (EPS, WMF) or curiosities."""
 
 MAX_PIXELS = 89_478_485
-"""Of a picture; Pillow warns of a decompression bomb above it."""
+"""Pixels of the largest picture; Pillow warns of a decompression bomb above it."""
 
 MAX_FILE_BYTES = 1 << 29
-"""Of a file: MAX_PIXELS with six bytes each."""
+"""Bytes of the largest file: MAX_PIXELS with six bytes each."""
 
 BACKGROUND = (255, 255, 255)
 """Where a picture is transparent."""

@@ -152,7 +152,7 @@ class Processor:
         )
 
     def _renderer(self) -> ChatRenderer | None:
-        """Of the checkpoint's own template, where the bundle has one."""
+        """The renderer of the checkpoint's own template, where the bundle has one."""
         template = self.config.chat_template
         if template is None:
             return None

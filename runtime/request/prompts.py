@@ -28,7 +28,7 @@ class Special:
 
 Piece: TypeAlias = "str | Special | Marker"
 Content: TypeAlias = "list[str | Marker]"
-"""Of one message: its text, with Marker.IMAGE at the place of each picture; no two strings in a row, none empty."""
+"""One message's text, with Marker.IMAGE at the place of each picture; no two strings in a row, none empty."""
 Messages: TypeAlias = Sequence[Mapping[str, Any]]
 PieceT = TypeVar("PieceT", bound="Special | Marker")
 
@@ -77,7 +77,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class _Template:
-    """How a conversation is written: its start, then questions with answers between them.
+    """A way to write a conversation: its start, then questions with answers between them.
 
     Attributes:
         start: the system message or None -> what stands before the first question.

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from fastmmoe.runtime.errors import InvalidRequest
 
 MAX_BYTES = 1 << 30
-"""Of all arrays together: several times the tiles that fill the longest sequence."""
+"""Bytes of all arrays together: several times the tiles that fill the longest sequence."""
 
 MAX_ARRAYS = 64
 """No processor gives more than a handful."""

@@ -72,7 +72,7 @@ class Encoder:
 
     @property
     def names(self) -> Collection[str]:
-        """Of the tokens that no text may spell."""
+        """Names of the tokens that no text may spell."""
         return self._ids.keys()
 
     def text(self, text: str) -> list[int]:
@@ -102,6 +102,6 @@ class Encoder:
 
 
 def _find_ids(tokenizer: Tokenizer, tokens: Iterable[str]) -> dict[str, int]:
-    """Of those that the tokenizer has."""
+    """Name -> id of those tokens that the tokenizer has."""
     found = {token: tokenizer.token_to_id(token) for token in tokens}
     return {token: token_id for token, token_id in found.items() if token_id is not None}

@@ -12,7 +12,7 @@ from fastmmoe.runtime.cost.flops import PrefillFlops, count_layers, count_prefil
 from fastmmoe.runtime.method.schedule import Schedule
 
 EXPERT_BYTES = {"fp32": 4, "bf16": 2}
-"""Of a weight of an expert in a CPU bundle, by the bundle's dtype; all other weights are float32."""
+"""Bytes of a weight of an expert in a CPU bundle, by the bundle's dtype; all other weights are float32."""
 OTHER_BYTES = 4
 
 
@@ -59,7 +59,7 @@ def _layer_bytes(info: LanguageModelInfo, expert_bytes: int, experts_used: int) 
 
 
 def _other_weights(info: LanguageModelInfo) -> int:
-    """Of grouped attention and the router; no shared experts."""
+    """Weights of grouped attention and the router; no shared experts."""
     heads = (info.heads + info.kv_heads) * (info.query_key_dim + info.value_dim)
     return info.hidden_size * (heads + info.num_experts)
 

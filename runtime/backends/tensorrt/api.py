@@ -41,7 +41,7 @@ class EngineBuildFailed(FastmmoeError):
 
 
 class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """What one process does.
+    """The work of one process.
 
     Attributes:
         module: "tensorrt" or "tensorrt_rtx".

@@ -47,7 +47,7 @@ PROGRESS_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What a user may set. The limits are those of `Limits`; None = the default of `resolve_limits`.
+    """Options of a build. The limits are those of `Limits`; None = the default of `resolve_limits`.
 
     Attributes:
         workspace_mib: the most scratch memory of a layer; None = TensorRT's own limit, all of the GPU's memory.
