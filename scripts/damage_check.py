@@ -55,8 +55,8 @@ class Results:
     legal: list[Path] = field(default_factory=list)
 
 
-def judge(outcome: trials.Outcome) -> tuple[str, str]:
-    """(verdict, problem) of one process."""
+def judge(outcome: trials.Outcome, *, has_limits: bool = True) -> tuple[str, str]:
+    """(verdict, problem) of one process. has_limits: of time and memory."""
     lines = outcome.err.splitlines()
     errors = [line for line in lines if ": error: " in line]
     if outcome.signal is not None:
@@ -72,9 +72,9 @@ def judge(outcome: trials.Outcome) -> tuple[str, str]:
         return verdict, f"exit code {outcome.code}"
     if verdict == "refused" and (len(errors) != 1 or errors[0] != lines[-1]):
         return "wrong", f"{len(lines)} lines on stderr with {len(errors)} errors, expected one at the end"
-    if outcome.megabytes > MOST_MEGABYTES:
+    if has_limits and outcome.megabytes > MOST_MEGABYTES:
         return "wrong", f"{outcome.megabytes:.0f} MB"
-    if outcome.seconds > MOST_SECONDS:
+    if has_limits and outcome.seconds > MOST_SECONDS:
         return "wrong", f"{outcome.seconds:.1f} s"
     return verdict, ""
 
@@ -146,9 +146,9 @@ def export_legal(checkpoints: list[Path], work: Path) -> list[Trial]:
         (scratch / "trial").mkdir()
         export = functools.partial(subjects.export_and_run, checkpoint, scratch / "bundle")
         outcome = trials.run_forked(export, scratch / "trial", seconds=1200)
-        verdict, problem = judge(outcome)
-        if problem.endswith((" s", " MB")):
-            problem = ""
+        verdict, problem = judge(outcome, has_limits=False)
+        # There is no answer from before the damage to compare with.
+        verdict = "legal" if verdict == "same answer" else verdict
         last = (outcome.err.splitlines() or [""])[-1]
         results.append(
             Trial(checkpoint.name, "exported whole", 0, "", verdict, problem, outcome.seconds, outcome.megabytes, last)

@@ -81,6 +81,12 @@ def test_what_is_wrong_is_noticed(
     assert found_verdict == verdict or found.endswith(" MB")
 
 
+def test_exports_have_no_limits(script: ModuleType) -> None:
+    outcome = script.trials.Outcome(0, None, "", "", 1e6, 1e6)
+    assert script.judge(outcome)[0] == "wrong"
+    assert script.judge(outcome, has_limits=False) == ("same answer", "")
+
+
 def _files(directory: Path) -> dict[str, Any]:
     def content(path: Path) -> Any:
         return path.read_bytes() if path.is_file() and not path.is_symlink() else path.lstat().st_mode
