@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
-Array: TypeAlias = npt.NDArray[Any]
+# Help texts and refusals need no NumPy, whose import takes longer than they do.
+Array: TypeAlias = "npt.NDArray[Any]"
 
 Say: TypeAlias = Callable[[str], None]
 """Gets a line for the user, who may be a program."""

@@ -80,7 +80,7 @@ class StageTracer:
         for site, node in self._nodes.items():
             fates = np.full(len(chunk.visual_index), Fate.GONE, np.uint8)
             similarity = np.full(len(chunk.visual_index), np.nan, np.float32)
-            values = {name: batch.observed[f"{name}.{node}"] for name in (*INPUTS, *OUTPUTS)}
+            values = {name: batch.observed[f"{TOKEN_PRUNE.name}.{name}.{node}"] for name in (*INPUTS, *OUTPUTS)}
             own, similarity[alive], survivors = self._stage(values)
             fates[alive] = own
             stages.append(Stage(self._policy.sites[site].layer, fates, similarity))

@@ -65,7 +65,7 @@ class Observable(Backend, Protocol):
     def observe(self, observed: Observed) -> Backend:
         """The same language model, whose `extend` also returns these values of every node of the operator.
 
-        The n-th node's are called `NAME.n`.
+        The n-th node's are called `OPERATOR.NAME.n`.
         """
 
 

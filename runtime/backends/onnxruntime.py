@@ -64,6 +64,7 @@ class OnnxRuntime:
         self._sessions = {graph: self._load(graph, observed) for graph in graphs}
         self._weights = MappedFiles(directory / name for name in map(weights_file, graphs) if name in manifest.files)
         self._cache_inputs = signatures.cache_inputs(self.info, self.policy, manifest.activation_dtype)
+        self._outputs = {output.name for output in signatures.signatures(manifest)["language_model"].outputs}
 
     @property
     def info(self) -> LanguageModelInfo:
@@ -102,8 +103,7 @@ class OnnxRuntime:
         carried = {name: outputs.pop(graph_io.present_name(name)) for name in caches}
         # A value that is observed may be an input of the graph, and the same one for several nodes.
         shown = {label: (outputs.get(name) or values[name]).numpy() for label, name in self._shown.items()}
-        inner = self._shown.values()
-        return {name: value.numpy() for name, value in outputs.items() if name not in inner} | shown, carried
+        return {name: value.numpy() for name, value in outputs.items() if name in self._outputs} | shown, carried
 
     def observe(self, observed: Observed) -> OnnxRuntime:
         """The same language model with further outputs; see `Observable`. Needs the package onnx, to name them."""
@@ -165,8 +165,8 @@ def _show(graph: onnx.GraphProto, observed: Observed) -> dict[str, str]:
 
     shown: dict[str, str] = {}
     for n, node in enumerate(node for node in graph.node if node.op_type == observed.operator):
-        shown |= {f"{name}.{n}": node.input[place] for name, place in observed.inputs.items()}
-        shown |= {f"{name}.{n}": node.output[place] for name, place in observed.outputs.items()}
+        shown |= {f"{node.op_type}.{name}.{n}": node.input[place] for name, place in observed.inputs.items()}
+        shown |= {f"{node.op_type}.{name}.{n}": node.output[place] for name, place in observed.outputs.items()}
     known = {value.name for value in (*graph.input, *graph.output)}
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(shown.values()) if name not in known)
     return shown

@@ -85,7 +85,7 @@ def _experts_used(observed: dict[str, Array], schedule: Schedule, manifest: Mani
     """By layer, for a router whose best logits choose (softmax, no groups), as Qwen3's does."""
     used = []
     for n, visual_top_k in enumerate(schedule.visual_top_k):
-        logits, visual = observed[f"router_logits.{n}"], observed[f"visual_index.{n}"]
+        logits, visual = (observed[f"{ROUTING.operator}.{name}.{n}"] for name in ROUTING.inputs)
         best = np.argsort(-logits, axis=1, kind="stable")[:, : manifest.language_model.top_k]
         is_used = np.ones(best.shape, bool)
         is_used[visual, visual_top_k:] = False
