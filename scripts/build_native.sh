@@ -15,15 +15,6 @@ for tool in cmake make c++; do
     exit 1
   }
 done
-include=${FASTMMOE_ORT_INCLUDE:-}
-if [ -z "$include" ]; then
-  scripts/fetch_ort_headers.sh .build/ort_headers
-  include=$PWD/.build/ort_headers/include/onnxruntime
-fi
-if [ ! -f "$include/onnxruntime_cxx_api.h" ]; then
-  echo "build_native.sh: FASTMMOE_ORT_INCLUDE is '$include', expected a folder with onnxruntime_cxx_api.h" >&2
-  exit 1
-fi
 
 # Prints what the command said only if it failed.
 quietly() {
@@ -35,7 +26,7 @@ quietly() {
 }
 
 mkdir -p "$build"
-quietly cmake -S plugins -B "$build" -G "Unix Makefiles" -DFASTMMOE_ORT_INCLUDE="$include"
+quietly cmake -S plugins -B "$build" -G "Unix Makefiles" -DFASTMMOE_ORT_INCLUDE="${FASTMMOE_ORT_INCLUDE:-}"
 quietly cmake --build "$build" --parallel 2
 cmp -s "$build/libfastmmoe_ort.so" "$library" && exit 0
 quietly cmake --install "$build"

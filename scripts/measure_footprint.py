@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import statistics
 import subprocess
 import sys
@@ -67,12 +66,9 @@ def say(name: str, value: float, limit: float, unit: str) -> bool:
 
 def create_base_install(directory: Path) -> Path:
     """Make an environment with this repository, its base dependencies and ONNX Runtime; return its python."""
-    # setuptools builds inside the source tree and packs what an earlier build left there: build from a copy.
-    source = directory / "source"
-    shutil.copytree(REPOSITORY, source, ignore=shutil.ignore_patterns(".*", "build", "tests", "*.egg-info", "demo-*"))
     run([sys.executable, "-m", "venv", str(directory / "venv")])
     python = directory / "venv" / "bin" / "python"
-    run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"{source}[cpu]"])
+    run([str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", f"{REPOSITORY}[cpu]"])
     return python
 
 
