@@ -170,13 +170,18 @@ class Run:
         )
 
     def _prefill(self) -> Array:
-        chunks = []
-        for i, (inputs, stats) in enumerate(zip(self._inputs, self.stats, strict=True)):
+        features = []
+        for inputs, stats in zip(self._inputs, self.stats, strict=True):
             start = time.perf_counter()
-            embeds = embed_prompt(self._backend, inputs.input_ids, inputs.visual_index, inputs.vision_inputs)
+            features.append(self._backend.image_features(inputs.vision_inputs) if inputs.vision_inputs else None)
             stats.vision_ms = since(start)
-            chunks.append(Chunk(i, embeds, inputs.visual_index, self.schedules[i]))
         start = time.perf_counter()
+        chunks = [
+            Chunk(
+                i, embed_prompt(self._backend, inputs.input_ids, inputs.visual_index, found), inputs.visual_index, plan
+            )
+            for i, (inputs, found, plan) in enumerate(zip(self._inputs, features, self.schedules, strict=True))
+        ]
         logits = self.batch.extend(chunks, alpha=self._alpha, seed=self._seed)
         for i, stats in enumerate(self.stats):
             stats.prefill_ms = since(start)

@@ -98,7 +98,9 @@ def print_table(rows: list[Row], align: Callable[[str, int], str]) -> None:
 def draw_fates(vlm: VLM, sample: Sample, path: Path) -> None:
     """Which patches each stage kept, merged and dropped while it was asked one question, as a PNG file."""
     inputs = vlm.processor(sample.messages)
-    embeds = embed_prompt(vlm.backend, inputs.input_ids, inputs.visual_index, inputs.vision_inputs)
+    embeds = embed_prompt(
+        vlm.backend, inputs.input_ids, inputs.visual_index, vlm.backend.image_features(inputs.vision_inputs)
+    )
     (schedule,) = Run(vlm.manifest, vlm.backend, [inputs], RequestOptions(retention=SHOWN_RETENTION)).schedules
     stages = StageTracer(vlm.backend).trace(Chunk(0, embeds, inputs.visual_index, schedule))
     draw_survivors(inputs, vlm.manifest.processor, stages).save(path)

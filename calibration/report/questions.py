@@ -10,7 +10,7 @@ import numpy as np
 
 from fastmmoe.calibration.data import Sample, identity_of
 from fastmmoe.calibration.report.settings import SPARSEVLM, Planner, Prompt, Setting
-from fastmmoe.runtime.backends.base import Backend
+from fastmmoe.runtime.backends.base import Backend, embed_prompt
 from fastmmoe.runtime.backends.batch import Batch
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
@@ -87,8 +87,8 @@ class Questions:
     def chunk(self, backend: Backend, planner: Planner, setting: Setting, number: int, row: int = 0) -> Chunk:
         """A question's prompt with its picture's features, to be given to `Batch.extend` as sequence `row`."""
         question = self.items[number]
-        embeds = backend.embed(question.input_ids)
-        embeds[question.visual_index] = self._image_features(backend, question)
+        features = self._image_features(backend, question)
+        embeds = embed_prompt(backend, question.input_ids, question.visual_index, features)
         schedule = planner.schedule(setting, len(question.visual_index))
         return Chunk(row, embeds, question.visual_index, schedule)
 

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
-import numpy as np
-
 from fastmmoe.runtime.bundle.manifest import LanguageModelInfo
 from fastmmoe.runtime.method.policy import Policy
 from fastmmoe.runtime.types import Array
@@ -69,9 +67,9 @@ class Observable(Backend, Protocol):
         """
 
 
-def embed_prompt(backend: Backend, input_ids: Array, visual_index: Array, vision_inputs: dict[str, Array]) -> Array:
-    """Embeddings [T, H] of a prompt, with the pictures' features at its visual tokens."""
+def embed_prompt(backend: Backend, input_ids: Array, visual_index: Array, features: Array | None) -> Array:
+    """Embeddings [T, H] of a prompt, with the pictures' features [V, H] at its visual tokens; None = no pictures."""
     embeds = backend.embed(input_ids)
-    if vision_inputs:
-        embeds[visual_index] = backend.image_features(vision_inputs)
-    return np.asarray(embeds)
+    if features is not None:
+        embeds[visual_index] = features
+    return embeds
