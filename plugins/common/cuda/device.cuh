@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What the kernels of all operators share: warps, the order of floats, element types.
+// What the kernels of all operators share: places in a block, warps, the order of floats, element types.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -16,6 +16,12 @@ namespace fastmmoe {
 
 constexpr int kWarp = 32;
 constexpr unsigned kAllLanes = 0xffffffffu;
+
+/// The place of a thread in its block, whose threads are all along x; of its warp in the block; of the thread
+/// in its warp.
+__device__ inline int thread() { return static_cast<int>(threadIdx.x); }
+__device__ inline int warp() { return thread() / kWarp; }
+__device__ inline int lane() { return thread() % kWarp; }
 
 /// The same bits in every lane and on every run.
 template <typename T>

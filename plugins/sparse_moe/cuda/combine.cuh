@@ -12,7 +12,7 @@ template <typename T>
 __global__ void __launch_bounds__(kCombineThreads)
     combine_slots(const SparseMoeKernelParams params, const Workspace work) {
   const int64_t token = blockIdx.x, H = params.H;
-  const int64_t column = (int64_t{blockIdx.y} * kCombineThreads + threadIdx.x) * kVector;
+  const int64_t column = (int64_t{blockIdx.y} * kCombineThreads + thread()) * kVector;
   const int k = static_cast<int>(params.attributes.top_k);
   if (column >= H) return;
   float sums[kVector] = {};

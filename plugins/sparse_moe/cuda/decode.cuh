@@ -38,8 +38,7 @@ template <typename Format>
 __device__ Step<Format> load_step(const Matrix<Format>& matrix, const int (&rows)[2],
                                   const typename Format::Type* input, int index) {
   using S = Step<Format>;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int column = index * S::kColumns + lane % 4 * S::kLaneColumns;
+  const int column = index * S::kColumns + lane() % 4 * S::kLaneColumns;
   S step{};
   if (column >= matrix.depth()) return step;
 #pragma unroll
@@ -93,7 +92,7 @@ __device__ void for_each_step(int tiles, int steps, const Load& load, const Mult
     while (place.step >= steps) place = {place.tile + 1, place.step - steps};
     return place;
   };
-  Place next = settle({0, static_cast<int>(threadIdx.x) / kWarp});
+  Place next = settle({0, warp()});
   if (next.tile >= tiles) return;
   auto loaded = load(next);
   while (next.tile < tiles) {
@@ -111,15 +110,14 @@ struct WarpSums {
 
   /// Called by a warp.
   __device__ void put(const float (&sums)[4]) {
-    const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
 #pragma unroll
-    for (int i = 0; i < 4; ++i) values[warp][lane / 4 + i / 2 * 8][lane % 4 * 2 + i % 2] = sums[i];
+    for (int i = 0; i < 4; ++i) values[warp()][lane() / 4 + i / 2 * 8][lane() % 4 * 2 + i % 2] = sums[i];
   }
 
   __device__ float get(int row, int token) const {
     float sum = 0.0f;
 #pragma unroll
-    for (int warp = 0; warp < kDecodeWarps; ++warp) sum += values[warp][row][token];
+    for (int w = 0; w < kDecodeWarps; ++w) sum += values[w][row][token];
     return sum;
   }
 };
@@ -134,16 +132,15 @@ __global__ void __launch_bounds__(kDecodeThreads, kDecodeBlocks)
   __shared__ WarpSums shared;
   const int tile = static_cast<int>(blockIdx.x), expert = work.tile_expert[tile];
   if (expert < 0) return;
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp;
   const int H = static_cast<int>(params.H), I = static_cast<int>(params.I);
   const int first_column = static_cast<int>(blockIdx.y) * kColumns;
   const int32_t* slots = work.row_slot + tile * kDecodeTokens;
 
-  const int token = slots[lane / 4] / static_cast<int>(params.attributes.top_k);
+  const int token = slots[lane() / 4] / static_cast<int>(params.attributes.top_k);
   const T* input =
-      slots[lane / 4] < 0 ? nullptr : static_cast<const T*>(params.hidden_states) + int64_t{token} * H;
+      slots[lane() / 4] < 0 ? nullptr : static_cast<const T*>(params.hidden_states) + int64_t{token} * H;
   const Matrix<Format> weights = gate_up_of<Format>(params, expert);
-  const int rows[2] = {first_column + lane / 4, I + first_column + lane / 4};
+  const int rows[2] = {first_column + lane() / 4, I + first_column + lane() / 4};
   float sums[4] = {};
   for_each_step(
       1, steps_of<Format>(H), [&](Place place) { return load_step(weights, rows, input, place.step); },
@@ -151,7 +148,7 @@ __global__ void __launch_bounds__(kDecodeThreads, kDecodeBlocks)
   shared.put(sums);
   __syncthreads();
 
-  const int row = thread / kColumns, column = thread % kColumns;
+  const int row = thread() / kColumns, column = thread() % kColumns;
   if (row >= kDecodeTokens || slots[row] < 0) return;
   const int64_t bias = int64_t{expert} * 2 * I + first_column + column;
   const float gate = shared.get(column, row) + bias_at<T>(params.gate_up_bias, bias);
@@ -171,18 +168,17 @@ struct DownShared {
   /// Called by the block; returns the number of tiles.
   __device__ int fill(const Workspace& work, int top_k) {
     static_assert(kDecodeThreads >= kMaxTiles, "a thread for every slot and every tile");
-    const int thread = static_cast<int>(threadIdx.x);
-    const int expert = thread < work.max_tiles ? work.tile_expert[thread] : -1;
+    const int expert = thread() < work.max_tiles ? work.tile_expert[thread()] : -1;
     if (expert >= 0) {
-      experts[thread] = expert;
+      experts[thread()] = expert;
 #pragma unroll
-      for (int& row : rows[thread]) row = -1;
+      for (int& row : rows[thread()]) row = -1;
     }
     const int tiles = __syncthreads_count(expert >= 0);
-    const int row = thread < work.slots ? work.slot_row[thread] : -1;
+    const int row = thread() < work.slots ? work.slot_row[thread()] : -1;
     if (row >= 0) {
-      rows[row / kDecodeTokens][thread / top_k] = row;
-      weights[row / kDecodeTokens][thread / top_k] = work.weights[thread];
+      rows[row / kDecodeTokens][thread() / top_k] = row;
+      weights[row / kDecodeTokens][thread() / top_k] = work.weights[thread()];
     }
     __syncthreads();
     return tiles;
@@ -197,15 +193,14 @@ __global__ void __launch_bounds__(kDecodeThreads, kDecodeBlocks)
     down_few(const SparseMoeKernelParams params, const Workspace work) {
   using T = typename Format::Type;
   __shared__ DownShared shared;
-  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp;
   const int H = static_cast<int>(params.H), I = static_cast<int>(params.I);
   const int first_column = static_cast<int>(blockIdx.x) * kDecodeRows;
-  const int rows[2] = {first_column + lane / 4, first_column + lane / 4 + 8};
+  const int rows[2] = {first_column + lane() / 4, first_column + lane() / 4 + 8};
   const int tiles = shared.fill(work, static_cast<int>(params.attributes.top_k));
 
   float sums[4] = {};
   const auto load = [&](Place place) {
-    const int row = shared.rows[place.tile][lane / 4];
+    const int row = shared.rows[place.tile][lane() / 4];
     const T* input = row < 0 ? nullptr : static_cast<const T*>(work.activated) + int64_t{row} * I;
     return load_step(down_of<Format>(params, shared.experts[place.tile]), rows, input, place.step);
   };
@@ -220,7 +215,7 @@ __global__ void __launch_bounds__(kDecodeThreads, kDecodeBlocks)
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       // Zeros as input are not enough where weights are not finite.
-      const int token = lane % 4 * 2 + i % 2;
+      const int token = lane() % 4 * 2 + i % 2;
       if (shared.rows[place.tile][token] < 0) continue;
       sums[i] += shared.weights[place.tile][token] * products[i];
     }
@@ -229,7 +224,7 @@ __global__ void __launch_bounds__(kDecodeThreads, kDecodeBlocks)
   shared.sums.put(sums);
   __syncthreads();
 
-  const int token = thread / kDecodeRows, column = thread % kDecodeRows;
+  const int token = thread() / kDecodeRows, column = thread() % kDecodeRows;
   if (token >= params.T) return;
   static_cast<T*>(params.output)[int64_t{token} * H + first_column + column] =
       from_float<T>(shared.sums.get(column, token));

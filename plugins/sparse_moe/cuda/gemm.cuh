@@ -39,9 +39,8 @@ struct TileMemory {
 /// The first row and the first of the weights of a warp's part of a tile.
 template <typename Tile>
 __device__ int2 warp_origin() {
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  return make_int2(warp / Tile::kWarpsAcross * Tile::kWarpRows,
-                   warp % Tile::kWarpsAcross * Tile::kWarpWeights);
+  return make_int2(warp() / Tile::kWarpsAcross * Tile::kWarpRows,
+                   warp() % Tile::kWarpsAcross * Tile::kWarpWeights);
 }
 
 /// Adds the products of one tile of the operands, integer weights.
@@ -125,8 +124,7 @@ __device__ void multiply_tiles(const InputRows<Tile>& input, const Matrix<Format
 /// [half + 2].
 template <typename Tile, typename Visit>
 __device__ void for_each_row(const Workspace& work, const Visit& visit) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int first = static_cast<int>(blockIdx.x) * Tile::kRows + warp_origin<Tile>().x + lane % 4 * 2;
+  const int first = static_cast<int>(blockIdx.x) * Tile::kRows + warp_origin<Tile>().x + lane() % 4 * 2;
 #pragma unroll
   for (int j = 0; j < Tile::kRowOps; ++j) {
 #pragma unroll
@@ -161,8 +159,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   Sums<Tile> sums{};
   multiply_tiles<Format, Tile>(input, gate_up_of<Format>(params, expert), row_at, sums);
   const int64_t bias = int64_t{expert} * 2 * I;
-  const int lane_column =
-      first_column + warp_origin<Tile>().y / 2 + static_cast<int>(threadIdx.x) % kWarp / 4 * 2;
+  const int lane_column = first_column + warp_origin<Tile>().y / 2 + lane() / 4 * 2;
   for_each_row<Tile>(work, [&](int j, int half, int row, int) {
 #pragma unroll
     for (int i = 0; i < Tile::kWeightOps; i += 2) {
@@ -201,8 +198,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   Sums<Tile> sums{};
   multiply_tiles<Format, Tile>(input, down_of<Format>(params, expert), row_at, sums);
   const int64_t bias = int64_t{expert} * H;
-  const int lane_column =
-      first_column + warp_origin<Tile>().y + static_cast<int>(threadIdx.x) % kWarp / 4 * 2;
+  const int lane_column = first_column + warp_origin<Tile>().y + lane() / 4 * 2;
   for_each_row<Tile>(work, [&](int j, int half, int row, int slot) {
     const float weight = work.weights[slot];
 #pragma unroll

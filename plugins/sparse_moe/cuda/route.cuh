@@ -22,31 +22,30 @@ struct RouteShared {
 /// Lane l holds indices l, l + 32, ...
 template <int kCount>
 __device__ int take_best(uint32_t (&orders)[kCount]) {
-  const unsigned lane = threadIdx.x % kWarp;
   uint32_t best = 0;
-  unsigned index = 0;
+  int index = 0;
 #pragma unroll
   for (int c = 0; c < kCount; ++c) {
     if (orders[c] <= best) continue;
     best = orders[c];
-    index = c * kWarp + lane;
+    index = c * kWarp + lane();
   }
   const bool is_best = best == __reduce_max_sync(kAllLanes, best);
-  const unsigned winner = __reduce_min_sync(kAllLanes, is_best ? index : ~0u);
+  const int winner =
+      static_cast<int>(__reduce_min_sync(kAllLanes, is_best ? static_cast<unsigned>(index) : ~0u));
 #pragma unroll
   for (int c = 0; c < kCount; ++c) {
-    if (winner == c * kWarp + lane) orders[c] = 0;
+    if (winner == c * kWarp + lane()) orders[c] = 0;
   }
-  return static_cast<int>(winner);
+  return winner;
 }
 
 __device__ inline void score_experts(ScoringFunc scoring_func, const float* logits, int E,
                                      float (&scores)[kScoresPerLane]) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
   float greatest = -INFINITY, sum = 0.0f;
 #pragma unroll
   for (int c = 0; c < kScoresPerLane; ++c) {
-    const int e = c * kWarp + lane;
+    const int e = c * kWarp + lane();
     scores[c] = e < E ? logits[e] : -INFINITY;
     greatest = fmaxf(greatest, scores[c]);
   }
@@ -60,7 +59,7 @@ __device__ inline void score_experts(ScoringFunc scoring_func, const float* logi
 #pragma unroll
   for (int c = 0; c < kScoresPerLane; ++c) {
     scores[c] = expf(scores[c] - greatest);
-    if (c * kWarp + lane < E) sum += scores[c];
+    if (c * kWarp + lane() < E) sum += scores[c];
   }
   sum = warp_sum(sum);
 #pragma unroll
@@ -81,15 +80,14 @@ __device__ inline float score_group(const float* values, int count, bool by_sum)
 /// Sets the choice outside the best topk_group groups to 0, as the official gate does (not to -inf).
 __device__ inline void limit_to_groups(const SparseMoeAttributes& attributes, int E, RouteShared& shared,
                                        float (&choice)[kScoresPerLane]) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int groups = static_cast<int>(attributes.n_group), size = E / groups;
 #pragma unroll
-  for (int c = 0; c < kScoresPerLane; ++c) shared.choice[c * kWarp + lane] = choice[c];
+  for (int c = 0; c < kScoresPerLane; ++c) shared.choice[c * kWarp + lane()] = choice[c];
   __syncwarp();
   uint32_t orders[kMaxGroups / kWarp];
 #pragma unroll
   for (int c = 0; c < kMaxGroups / kWarp; ++c) {
-    const int g = c * kWarp + lane;
+    const int g = c * kWarp + lane();
     const bool by_sum = attributes.topk_method == TopkMethod::kNoauxTc;
     orders[c] = g < groups ? order_bits(score_group(shared.choice + g * size, size, by_sum)) : 0;
   }
@@ -97,7 +95,7 @@ __device__ inline void limit_to_groups(const SparseMoeAttributes& attributes, in
   for (int i = 0; i < attributes.topk_group; ++i) kept |= uint64_t{1} << take_best(orders);
 #pragma unroll
   for (int c = 0; c < kScoresPerLane; ++c) {
-    const int e = c * kWarp + lane;
+    const int e = c * kWarp + lane();
     if (e < E && (kept >> (e / size) & 1) == 0) choice[c] = 0.0f;
   }
 }
@@ -111,11 +109,11 @@ __device__ inline float sum_of_lanes(float value, int count) {
 
 /// Lane j holds the score of the j-th chosen expert and gets its weight.
 __device__ inline float weigh(const SparseMoeAttributes& attributes, int used, float score) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp, k = static_cast<int>(attributes.top_k);
-  const bool is_used = lane < used && lane < k;
+  const int k = static_cast<int>(attributes.top_k);
+  const bool is_used = lane() < used && lane() < k;
   if (attributes.scoring_func == ScoringFunc::kTopkSoftmax) {
-    float greatest = warp_max(lane < k ? score : -INFINITY);
-    if (__any_sync(kAllLanes, lane < k && std::isnan(score))) greatest = NAN;
+    float greatest = warp_max(lane() < k ? score : -INFINITY);
+    if (__any_sync(kAllLanes, lane() < k && std::isnan(score))) greatest = NAN;
     const float weight = is_used ? expf(score - greatest) : 0.0f;
     const float sum = sum_of_lanes(weight, k);
     return is_used ? weight / sum : 0.0f;
@@ -138,14 +136,13 @@ __device__ inline bool is_visual(const SparseMoeKernelParams& params, int token)
 
 /// The indices of the k best and their scores in lanes 0 to k - 1, best first.
 __device__ inline int choose_experts(const float (&choice)[kScoresPerLane], int E, int k) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
   uint32_t orders[kScoresPerLane];
 #pragma unroll
-  for (int c = 0; c < kScoresPerLane; ++c) orders[c] = c * kWarp + lane < E ? order_bits(choice[c]) : 0;
+  for (int c = 0; c < kScoresPerLane; ++c) orders[c] = c * kWarp + lane() < E ? order_bits(choice[c]) : 0;
   int chosen = 0;
   for (int j = 0; j < k; ++j) {
     const int expert = take_best(orders);
-    if (lane == j) chosen = expert;
+    if (lane() == j) chosen = expert;
   }
   return chosen;
 }
@@ -154,14 +151,13 @@ __device__ inline int choose_experts(const float (&choice)[kScoresPerLane], int 
 __device__ inline void route_token(const SparseMoeKernelParams& params, const Workspace& work, int token,
                                    RouteShared& shared) {
   const SparseMoeAttributes& attributes = params.attributes;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int E = static_cast<int>(params.E), k = static_cast<int>(attributes.top_k);
   float scores[kScoresPerLane], choice[kScoresPerLane];
   score_experts(attributes.scoring_func, params.router_logits + int64_t{token} * E, E, scores);
 #pragma unroll
   for (int c = 0; c < kScoresPerLane; ++c) {
-    const bool is_biased = attributes.topk_method == TopkMethod::kNoauxTc && c * kWarp + lane < E;
-    choice[c] = is_biased ? scores[c] + params.correction_bias[c * kWarp + lane] : scores[c];
+    const bool is_biased = attributes.topk_method == TopkMethod::kNoauxTc && c * kWarp + lane() < E;
+    choice[c] = is_biased ? scores[c] + params.correction_bias[c * kWarp + lane()] : scores[c];
   }
   if (attributes.topk_method != TopkMethod::kGreedy) limit_to_groups(attributes, E, shared, choice);
   const int expert = choose_experts(choice, E, k);
@@ -169,13 +165,13 @@ __device__ inline void route_token(const SparseMoeKernelParams& params, const Wo
   const bool masked = attributes.topk_method == TopkMethod::kGroupLimitedGreedy;
   __syncwarp();
 #pragma unroll
-  for (int c = 0; c < kScoresPerLane; ++c) shared.choice[c * kWarp + lane] = masked ? choice[c] : scores[c];
+  for (int c = 0; c < kScoresPerLane; ++c) shared.choice[c * kWarp + lane()] = masked ? choice[c] : scores[c];
   __syncwarp();
-  const float score = lane < k ? shared.choice[expert] : 0.0f;
+  const float score = lane() < k ? shared.choice[expert] : 0.0f;
   const float weight = weigh(attributes, is_visual(params, token) ? *params.visual_top_k : k, score);
   int place = 0;
   for (int j = 0; j < k; ++j) place += __shfl_sync(kAllLanes, expert, j) < expert;
-  if (lane >= k) return;
+  if (lane() >= k) return;
   work.experts[token * k + place] = weight == 0.0f ? -1 : expert;
   work.weights[token * k + place] = weight;
 }
@@ -183,9 +179,8 @@ __device__ inline void route_token(const SparseMoeKernelParams& params, const Wo
 __global__ void __launch_bounds__(kRouteThreads)
     route_tokens(const SparseMoeKernelParams params, const Workspace work) {
   __shared__ RouteShared shared[kRouteThreads / kWarp];
-  const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  const int64_t token = int64_t{blockIdx.x} * (kRouteThreads / kWarp) + warp;
-  if (token < params.T) route_token(params, work, static_cast<int>(token), shared[warp]);
+  const int64_t token = int64_t{blockIdx.x} * (kRouteThreads / kWarp) + warp();
+  if (token < params.T) route_token(params, work, static_cast<int>(token), shared[warp()]);
 }
 
 }  // namespace fastmmoe::sparse_moe

@@ -71,7 +71,7 @@ class TileRows {
   static constexpr int kPieces = kRowBytes / kPiece;
   static constexpr int kCopies = (kRows * kPieces + kThreads - 1) / kThreads;
 
-  __device__ static int index(int i) { return static_cast<int>(threadIdx.x) + i * kThreads; }
+  __device__ static int index(int i) { return thread() + i * kThreads; }
   __device__ static int tile_row(int i) { return index(i) / kPieces; }
   __device__ static bool is_mine(int i) { return kRows * kPieces % kThreads == 0 || tile_row(i) < kRows; }
 
@@ -98,7 +98,7 @@ class TileScales {
   /// row_at(i): the i-th row, or -1 for scales of 0.
   template <typename RowAt>
   __device__ TileScales(const Matrix<Format>& matrix, char* shared, const RowAt& row_at)
-      : matrix_(matrix), shared_(reinterpret_cast<Scale*>(shared)), row_(row_at(threadIdx.x)) {
+      : matrix_(matrix), shared_(reinterpret_cast<Scale*>(shared)), row_(row_at(thread())) {
     fetch(0);
     publish(0);
     fetch(1);
@@ -125,7 +125,7 @@ class TileScales {
     if (row_ >= 0 && begins_group(tile)) group_ = matrix_.group(row_, tile * kTileDepth);
   }
   __device__ void publish(int tile) const {
-    if (begins_group(tile)) slot(tile)[threadIdx.x] = Format::scale_of(group_);
+    if (begins_group(tile)) slot(tile)[thread()] = Format::scale_of(group_);
   }
 
   const Matrix<Format>& matrix_;
@@ -148,16 +148,14 @@ class TileScales<FloatWeights<T>, kThreads> {
 /// Called by a warp: weights of T as left operand of operation `op`.
 template <typename Format, typename Tile>
 __device__ void load_weights(const char* shared, int first, int op, uint32_t (&fragment)[4]) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  load_matrix(fragment, shared + WeightRows<Format, Tile>::offset(first + lane % 16, op * 2 + lane / 16));
+  load_matrix(fragment, shared + WeightRows<Format, Tile>::offset(first + lane() % 16, op * 2 + lane() / 16));
 }
 
 /// Called by a warp: the right operand of operation `op`, twice kOpTokens rows.
 template <typename Tile>
 __device__ void load_rows(const char* shared, int first, int op, uint32_t (&fragments)[4]) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int row = first + lane / 16 * 8 + lane % 8;
-  load_matrix(fragments, shared + InputRows<Tile>::offset(row, op * 2 + lane / 8 % 2));
+  const int row = first + lane() / 16 * 8 + lane() % 8;
+  load_matrix(fragments, shared + InputRows<Tile>::offset(row, op * 2 + lane() / 8 % 2));
 }
 
 /// Called by a warp: integer weights as left operand of both operations.
@@ -165,12 +163,11 @@ template <typename Format, typename Tile>
 __device__ void unpack_weights(const char* shared, const TileScales<Format, Tile::kThreads>& scales, int tile,
                                int first, uint32_t (&fragments)[kTileOps][4]) {
   using Columns = typename Format::Columns;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
     Pairs pairs;
-    const int row = first + i * 8 + lane / 4;
-    const char* columns = shared + WeightRows<Format, Tile>::offset(row, 0) + lane % 4 * sizeof(Columns);
+    const int row = first + i * 8 + lane() / 4;
+    const char* columns = shared + WeightRows<Format, Tile>::offset(row, 0) + lane() % 4 * sizeof(Columns);
     Format::unpack(*reinterpret_cast<const Columns*>(columns), scales.at(tile, row), pairs);
 #pragma unroll
     for (int j = 0; j < 4; ++j) fragments[j / 2][j % 2 * 2 + i] = pairs[j];
@@ -180,8 +177,7 @@ __device__ void unpack_weights(const char* shared, const TileScales<Format, Tile
 /// Called by a warp: the right operand of both operations, kOpTokens rows.
 template <typename Tile>
 __device__ void load_pairs(const char* shared, int first, Pairs& pairs) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const char* columns = shared + InputRows<Tile>::offset(first + lane / 4, lane % 4);
+  const char* columns = shared + InputRows<Tile>::offset(first + lane() / 4, lane() % 4);
   const uint4 piece = *reinterpret_cast<const uint4*>(columns);
   memcpy(pairs, &piece, sizeof pairs);
 }

@@ -50,7 +50,7 @@ template <typename Unit>
 __device__ void copy_row(const void* from, void* to, int64_t from_row, int64_t to_row, int64_t units) {
   const Unit* source = static_cast<const Unit*>(from) + from_row * units;
   Unit* target = static_cast<Unit*>(to) + to_row * units;
-  for (int64_t i = threadIdx.x % kWarp; i < units; i += kWarp) target[i] = source[i];
+  for (int64_t i = lane(); i < units; i += kWarp) target[i] = source[i];
 }
 
 template <typename T>
@@ -66,29 +66,29 @@ template <typename T>
 __device__ void merge_rows(const TokenPruneParams& params, const void* states, void* states_out, int row,
                            Destination destination, MergeShared& shared) {
   const int64_t H = params.H;
-  const int length = destination.merged_length, thread = static_cast<int>(threadIdx.x), warp = thread / kWarp;
+  const int length = destination.merged_length;
   const T* rows = static_cast<const T*>(states) + row * H;
   T* out = static_cast<T*>(states_out) + destination.out * H;
   float divisor = 1.0f, greatest = 1.0f;
   if (params.attributes.merge == Merge::kMlerp) {
     double square = 0.0;
-    for (int64_t j = thread; j < H; j += kGatherThreads) {
+    for (int64_t j = thread(); j < H; j += kGatherThreads) {
       const double mean = mean_of_column(rows, length, H, j);
       square += mean * mean;
     }
     square = warp_sum(square);
     greatest = 0.0f;
-    for (int i = warp; i < length; i += kGatherWarps) {
+    for (int i = warp(); i < length; i += kGatherWarps) {
       double row_square = 0.0;
-      for (int64_t j = thread % kWarp; j < H; j += kWarp) {
+      for (int64_t j = lane(); j < H; j += kWarp) {
         const double value = to_float(rows[i * H + j]);
         row_square += value * value;
       }
       greatest = fmaxf(greatest, static_cast<float>(sqrt(warp_sum(row_square))));
     }
-    if (thread % kWarp == 0) {
-      shared.square[warp] = square;
-      shared.greatest[warp] = greatest;
+    if (lane() == 0) {
+      shared.square[warp()] = square;
+      shared.greatest[warp()] = greatest;
     }
     __syncthreads();
     square = 0.0;
@@ -100,7 +100,7 @@ __device__ void merge_rows(const TokenPruneParams& params, const void* states, v
     divisor = norm < kNormFloor ? kNormFloor : norm;
     __syncthreads();
   }
-  for (int64_t j = thread; j < H; j += kGatherThreads) {
+  for (int64_t j = thread(); j < H; j += kGatherThreads) {
     out[j] = from_float<T>(mean_of_column(rows, length, H, j) / divisor * greatest);
   }
 }
@@ -113,19 +113,18 @@ __global__ void __launch_bounds__(kGatherThreads)
   __shared__ Destination destinations[kGatherWarps];
   __shared__ MergeShared shared;
   const int64_t units = params.H * static_cast<int64_t>(sizeof(T)) / static_cast<int64_t>(sizeof(Unit));
-  const int thread = static_cast<int>(threadIdx.x), warp = thread / kWarp;
   for (int64_t first = int64_t{blockIdx.x} * kGatherWarps; first < params.T;
        first += int64_t{gridDim.x} * kGatherWarps) {
-    if (thread < kGatherWarps && first + thread < params.T) {
-      destinations[thread] = place_row(params, choice, static_cast<int>(first + thread));
+    if (thread() < kGatherWarps && first + thread() < params.T) {
+      destinations[thread()] = place_row(params, choice, static_cast<int>(first + thread()));
     }
     __syncthreads();
     const int64_t rest = params.T - first;
     const int count = rest < kGatherWarps ? static_cast<int>(rest) : kGatherWarps;
-    if (warp < count && destinations[warp].out >= 0 && destinations[warp].merged_length == 0) {
-      const int64_t out = destinations[warp].out;
-      copy_row<Unit>(params.hidden_states, params.hidden_states_out, first + warp, out, units);
-      copy_row<Unit>(params.residual, params.residual_out, first + warp, out, units);
+    if (warp() < count && destinations[warp()].out >= 0 && destinations[warp()].merged_length == 0) {
+      const int64_t out = destinations[warp()].out;
+      copy_row<Unit>(params.hidden_states, params.hidden_states_out, first + warp(), out, units);
+      copy_row<Unit>(params.residual, params.residual_out, first + warp(), out, units);
     }
     for (int i = 0; i < count; ++i) {
       if (destinations[i].merged_length == 0) continue;

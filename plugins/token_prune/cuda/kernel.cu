@@ -84,7 +84,7 @@ __device__ bool load_row(const TokenPruneParams& params, int token, float (&valu
   bool is_finite = true;
 #pragma unroll
   for (int c = 0; c < kColumnsPerLane; ++c) {
-    const int column = c * kWarp + static_cast<int>(threadIdx.x) % kWarp;
+    const int column = c * kWarp + lane();
     values[c] = column < params.E ? row[column] : 0.0f;
     is_finite = is_finite && std::isfinite(values[c]);
   }
@@ -109,7 +109,7 @@ __device__ float redundancy(const TokenPruneParams& params, int first, int lengt
   double mean_square = 0.0;
 #pragma unroll
   for (int c = 0; c < kColumnsPerLane; ++c) {
-    const int column = c * kWarp + static_cast<int>(threadIdx.x) % kWarp;
+    const int column = c * kWarp + lane();
     mean[c] = 0.0f;
     if (column >= E) continue;
     for (int i = length; i < window; ++i) sums[c] += mean_of_all[column];
@@ -155,15 +155,14 @@ struct ScoreShared {
 // Windows, clean-up, sums of columns, redundancy of whole windows.
 __device__ void score_chunk(const TokenPruneParams& params, const Workspace& work, int chunk,
                             ScoreShared& shared) {
-  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   const int V = static_cast<int>(params.V), E = static_cast<int>(params.E);
   const int first = chunk * kChunk;
   const int count = V - first < kChunk ? V - first : kChunk;
-  if (warp == 0 && lane < count) shared.length[lane] = find_window(params, work, first + lane);
-  for (int i = warp; i < count; i += kScoreThreads / kWarp) {
+  if (warp() == 0 && lane() < count) shared.length[lane()] = find_window(params, work, first + lane());
+  for (int i = warp(); i < count; i += kScoreThreads / kWarp) {
     float row[kColumnsPerLane];
     const bool row_is_finite = load_row(params, first + i, row);
-    if (lane > 0) continue;
+    if (lane() > 0) continue;
     const float attention = params.attention[first + i];
     const float cleaned = row_is_finite && std::isfinite(attention) ? attention : 0.0f;
     shared.is_finite[i] = row_is_finite;
@@ -171,17 +170,17 @@ __device__ void score_chunk(const TokenPruneParams& params, const Workspace& wor
     work.token_order[first + i] = row_is_finite ? order_bits(cleaned) : 0;
   }
   __syncthreads();
-  for (int column = static_cast<int>(threadIdx.x); column < E; column += kScoreThreads) {
+  for (int column = thread(); column < E; column += kScoreThreads) {
     double sum = 0.0;
     for (int i = 0; i < count; ++i) {
       if (shared.is_finite[i]) sum += params.routing_probs[(first + i) * params.E + column];
     }
     work.column_sums[chunk * params.E + column] = sum;
   }
-  for (int i = warp; i < count; i += kScoreThreads / kWarp) {
+  for (int i = warp(); i < count; i += kScoreThreads / kWarp) {
     if (shared.length[i] != 1 && shared.length[i] != params.attributes.window) continue;
     const float value = redundancy(params, first + i, shared.length[i], nullptr);
-    if (lane == 0) work.redundancy[first + i] = value;
+    if (lane() == 0) work.redundancy[first + i] = value;
   }
   __syncthreads();
 }
@@ -209,24 +208,24 @@ struct ChooseShared {
 // needed in this block. The barrier of score_importance shows it to the others.
 __device__ void score_short_windows(const TokenPruneParams& params, const Workspace& work, int chunks,
                                     ChooseShared& shared) {
-  const int V = static_cast<int>(params.V), thread = static_cast<int>(threadIdx.x), lane = thread % kWarp;
+  const int V = static_cast<int>(params.V);
   const auto is_short = [&](int i) {
     return i < V && 1 < work.window_length[i] && work.window_length[i] < params.attributes.window;
   };
   bool any = false;
-  for (int i = thread; i < V; i += kChooseThreads) any = any || is_short(i);
+  for (int i = thread(); i < V; i += kChooseThreads) any = any || is_short(i);
   if (!__syncthreads_or(any)) return;
-  for (int column = thread; column < params.E; column += kChooseThreads) {
+  for (int column = thread(); column < params.E; column += kChooseThreads) {
     double sum = 0.0;
     for (int chunk = 0; chunk < chunks; ++chunk) sum += work.column_sums[chunk * params.E + column];
     shared.mean_of_all[column] = static_cast<float>(sum / V);
   }
   __syncthreads();
-  for (int base = thread - lane; base < V; base += kChooseThreads) {
-    for (unsigned rest = __ballot_sync(kAllLanes, is_short(base + lane)); rest != 0; rest &= rest - 1) {
+  for (int base = thread() - lane(); base < V; base += kChooseThreads) {
+    for (unsigned rest = __ballot_sync(kAllLanes, is_short(base + lane())); rest != 0; rest &= rest - 1) {
       const int first = base + __ffs(static_cast<int>(rest)) - 1;
       const float value = redundancy(params, first, work.window_length[first], shared.mean_of_all);
-      if (lane == 0) work.redundancy[first] = value;
+      if (lane() == 0) work.redundancy[first] = value;
     }
   }
 }
@@ -236,7 +235,7 @@ __device__ void score_short_windows(const TokenPruneParams& params, const Worksp
 __device__ float score_importance(const TokenPruneParams& params, const Workspace& work,
                                   ChooseShared& shared) {
   float greatest = -INFINITY;
-  for (int i = static_cast<int>(threadIdx.x); i < params.V; i += kChooseThreads) {
+  for (int i = thread(); i < params.V; i += kChooseThreads) {
     const int length = work.window_length[i];
     if (length == 0) continue;
     double sum = 0.0;
@@ -245,7 +244,7 @@ __device__ float score_importance(const TokenPruneParams& params, const Workspac
     greatest = fmaxf(greatest, work.importance[i]);
   }
   greatest = warp_max(greatest);
-  if (threadIdx.x % kWarp == 0) shared.warp_greatest[threadIdx.x / kWarp] = greatest;
+  if (lane() == 0) shared.warp_greatest[warp()] = greatest;
   __syncthreads();
   for (const float value : shared.warp_greatest) greatest = fmaxf(greatest, value);
   return greatest;
@@ -260,7 +259,7 @@ __device__ float score(float alpha, float redundancy, float importance) {
 __device__ void choose_windows(const TokenPruneParams& params, const Workspace& work, float greatest,
                                SelectShared& shared) {
   const int V = static_cast<int>(params.V);
-  for (int i = static_cast<int>(threadIdx.x); i < V; i += kChooseThreads) {
+  for (int i = thread(); i < V; i += kChooseThreads) {
     work.keys[i] = 0;
     if (work.window_length[i] == 0) continue;
     const float importance = work.importance[i] / (greatest + kImportanceFloor);
@@ -268,7 +267,7 @@ __device__ void choose_windows(const TokenPruneParams& params, const Workspace& 
   }
   const uint64_t least =
       params.M == 0 ? kNoKey : nth_greatest(work.keys, V, static_cast<unsigned>(params.M), shared);
-  for (int i = static_cast<int>(threadIdx.x); i < V; i += kChooseThreads) {
+  for (int i = thread(); i < V; i += kChooseThreads) {
     if (work.keys[i] < least) work.window_length[i] = 0;
   }
   __syncthreads();
@@ -279,14 +278,14 @@ __device__ void choose_windows(const TokenPruneParams& params, const Workspace& 
 __device__ void choose_tokens(const TokenPruneParams& params, const Workspace& work, int before,
                               ChooseShared& shared) {
   const int V = static_cast<int>(params.V), singles = static_cast<int>(params.K - params.M);
-  for (int i = static_cast<int>(threadIdx.x); i < V; i += kChooseThreads) {
+  for (int i = thread(); i < V; i += kChooseThreads) {
     const bool is_merged = work.window_length[work.window_first[i]] > 0;
     work.keys[i] = is_merged ? 0 : make_key(work.token_order[i], i, V);
   }
   const uint64_t least =
       singles == 0 ? kNoKey : nth_greatest(work.keys, V, static_cast<unsigned>(singles), shared.select);
   for (int base = 0; base < V; base += kChooseThreads) {
-    const int i = base + static_cast<int>(threadIdx.x);
+    const int i = base + thread();
     const bool survives = i < V && (work.keys[i] >= least || work.window_length[i] > 0);
     int total;
     const int rank = before + rank_in_block(survives, total, shared.warp_counts);
@@ -296,7 +295,7 @@ __device__ void choose_tokens(const TokenPruneParams& params, const Workspace& w
 }
 
 __device__ void keep_all(const TokenPruneParams& params, const Workspace& work, int before) {
-  for (int i = static_cast<int>(threadIdx.x); i < params.V; i += kChooseThreads) {
+  for (int i = thread(); i < params.V; i += kChooseThreads) {
     work.window_length[i] = 0;
     work.survivor_rank[i] = before + i;
   }
@@ -310,7 +309,7 @@ __global__ void __launch_bounds__(kChooseThreads, 1)
     const Sequence sequence = sequence_at(params, b);
     const TokenPruneParams alone = params_of(sequence, params);
     const Workspace part = workspace_of(sequence, work, params.E);
-    if (b + 1 == params.B && threadIdx.x == 0) work.survivor_rank[params.V] = sequence.kept.end;
+    if (b + 1 == params.B && thread() == 0) work.survivor_rank[params.V] = sequence.kept.end;
     if (alone.K >= alone.V) {
       keep_all(alone, part, sequence.kept.begin);
       continue;

@@ -30,14 +30,13 @@ __device__ inline uint64_t make_key(uint32_t order, int index, int count) {
 /// atomic: attention values have few exponents, and most would wait for each other.
 __device__ inline void count_digits(const uint64_t* keys, int count, int shift, uint64_t prefix,
                                     unsigned* histogram) {
-  const unsigned lane = threadIdx.x % kWarp;
   for (int base = 0; base < count; base += static_cast<int>(blockDim.x)) {
-    const int i = base + static_cast<int>(threadIdx.x);
+    const int i = base + thread();
     const uint64_t digits = i < count ? keys[i] >> shift : 0;
     const bool counts = i < count && digits >> 8 == prefix;
     const unsigned digit = counts ? static_cast<unsigned>(digits % kDigits) : kDigits;
     const unsigned peers = __match_any_sync(kAllLanes, digit);
-    const bool is_first = (peers & ((1u << lane) - 1)) == 0;
+    const bool is_first = (peers & ((1u << lane()) - 1)) == 0;
     if (counts && is_first) atomicAdd(&histogram[digit], static_cast<unsigned>(__popc(peers)));
   }
 }
@@ -45,14 +44,13 @@ __device__ inline void count_digits(const uint64_t* keys, int count, int shift, 
 /// Called by one warp. Finds the digit of the nth greatest, and which one it is among those with this digit.
 __device__ inline void find_digit(unsigned nth, SelectShared& shared) {
   constexpr int kPerLane = kDigits / kWarp;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int greatest = kDigits - 1 - lane * kPerLane;
+  const int greatest = kDigits - 1 - lane() * kPerLane;
   unsigned sum = 0;
   for (int i = 0; i < kPerLane; ++i) sum += shared.histogram[greatest - i];
   unsigned before = sum;
   for (int distance = 1; distance < kWarp; distance *= 2) {
     const unsigned lower = __shfl_up_sync(kAllLanes, before, distance);
-    if (lane >= distance) before += lower;
+    if (lane() >= distance) before += lower;
   }
   before -= sum;
   if (nth <= before || nth > before + sum) return;
@@ -63,15 +61,15 @@ __device__ inline void find_digit(unsigned nth, SelectShared& shared) {
 }
 
 /// The nth greatest of the different keys [count], 1 <= nth <= count, for every thread of the block. A digit
-/// of 8 bits at a time, from the top. A thread reads only keys[i] with i % blockDim.x == threadIdx.x.
+/// of 8 bits at a time, from the top. A thread reads only keys[i] with i % blockDim.x == thread().
 __device__ inline uint64_t nth_greatest(const uint64_t* keys, int count, unsigned nth, SelectShared& shared) {
   uint64_t prefix = 0;
   for (int shift = 56; shift >= 0; shift -= 8) {
-    for (unsigned d = threadIdx.x; d < kDigits; d += blockDim.x) shared.histogram[d] = 0;
+    for (int d = thread(); d < kDigits; d += static_cast<int>(blockDim.x)) shared.histogram[d] = 0;
     __syncthreads();
     count_digits(keys, count, shift, prefix, shared.histogram);
     __syncthreads();
-    if (threadIdx.x < kWarp) find_digit(nth, shared);
+    if (thread() < kWarp) find_digit(nth, shared);
     __syncthreads();
     prefix = prefix << 8 | shared.digit;
     nth = shared.nth;
@@ -82,14 +80,13 @@ __device__ inline uint64_t nth_greatest(const uint64_t* keys, int count, unsigne
 /// How many threads before this one have the flag set; `total` becomes the number in the block. warp_counts
 /// is shared memory, one for each warp.
 __device__ inline int rank_in_block(bool flag, int& total, int* warp_counts) {
-  const int warp = static_cast<int>(threadIdx.x) / kWarp, lane = static_cast<int>(threadIdx.x) % kWarp;
   const unsigned flags = __ballot_sync(kAllLanes, flag);
-  if (lane == 0) warp_counts[warp] = __popc(flags);
+  if (lane() == 0) warp_counts[warp()] = __popc(flags);
   __syncthreads();
-  int rank = __popc(flags & ((1u << lane) - 1));
+  int rank = __popc(flags & ((1u << lane()) - 1));
   total = 0;
   for (int w = 0; w < static_cast<int>(blockDim.x) / kWarp; ++w) {
-    if (w < warp) rank += warp_counts[w];
+    if (w < warp()) rank += warp_counts[w];
     total += warp_counts[w];
   }
   __syncthreads();
