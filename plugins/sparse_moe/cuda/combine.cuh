@@ -7,7 +7,10 @@ namespace fastmmoe::sparse_moe {
 
 constexpr int kCombineThreads = 128;
 
-/// output = the sum of a token's slots, experts ascending. blockIdx.x is the token; a thread adds 16 bytes.
+static_assert(kSparseMoeDepth % kVector == 0, "a thread adds 16 bytes of a row, all of them in it");
+
+/// output = the sum of a token's slots, experts ascending.
+/// Grid: a token, pieces of kCombineThreads kVector columns. Block: a thread adds 16 bytes.
 template <typename T>
 __global__ void __launch_bounds__(kCombineThreads)
     combine_slots(const SparseMoeKernelParams params, const Workspace work) {

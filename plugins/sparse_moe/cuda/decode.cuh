@@ -16,6 +16,11 @@ constexpr int kDecodeRows = 16;  // rows of weights of a block
 constexpr int kDecodeThreads = 256;
 constexpr int kDecodeBlocks = 2;  // that a multiprocessor has registers for
 constexpr int kDecodeWarps = kDecodeThreads / kWarp;
+static_assert(kDecodeRows == 16 && kDecodeTokens == 8, "the result of one tensor core operation");
+static_assert(kDecodeThreads >= kDecodeRows * kDecodeTokens, "a thread for every sum of a block");
+// Blocks write all their columns without a bound, those of gate_up_few half as many.
+static_assert(kSparseMoeDepth % kDecodeRows == 0 && kSparseMoeInt4Depth % kDecodeRows == 0,
+              "H and I are whole blocks of columns");
 
 /// What a lane needs for a step of a warp: 16 bytes of two rows of weights, and the same columns of the
 /// input.
@@ -23,6 +28,8 @@ template <typename Format>
 struct Step {
   static constexpr int kLaneColumns = 128 / Format::kBits;
   static constexpr int kColumns = 4 * kLaneColumns;  // of the warp: 64 bytes of each row
+  static_assert((Format::kBits == 4 ? kSparseMoeInt4Depth : kSparseMoeDepth) % kLaneColumns == 0,
+                "rows end between two lanes: a lane that begins in a row loads all its columns");
   uint4 weights[2];
   typename Format::Group groups[2];
   uint4 input[kLaneColumns / kVector];
@@ -122,8 +129,9 @@ struct WarpSums {
   }
 };
 
-/// activated, kDecodeRows / 2 columns for each block; blockIdx.x is the tile. The rows of weights are those
-/// of gate, then those of up.
+/// activated, kDecodeRows / 2 columns for each block. The rows of weights are those of gate, then those of
+/// up. Grid: a tile of kDecodeTokens rows, pieces of kDecodeRows / 2 columns. Block: kDecodeWarps warps share
+/// the steps of the tile.
 template <typename Format>
 __global__ void __launch_bounds__(kDecodeThreads, kDecodeBlocks)
     gate_up_few(const SparseMoeKernelParams params, const Workspace work) {
@@ -188,6 +196,7 @@ struct DownShared {
 /// output, kDecodeRows columns of all tokens for each block: a token's experts are added without a place to
 /// wait in. Columns of the tensor core operations are tokens, zeros where the expert is not the token's.
 /// Which warp adds which products depends on all experts in use, so that every warp has as many.
+/// Grid: pieces of kDecodeRows columns. Block: kDecodeWarps warps share the steps of all tiles.
 template <typename Format>
 __global__ void __launch_bounds__(kDecodeThreads, kDecodeBlocks)
     down_few(const SparseMoeKernelParams params, const Workspace work) {

@@ -18,6 +18,9 @@ constexpr int kMaxExperts = static_cast<int>(kSparseMoeMaxExperts);
 constexpr int kElementBytes = 2;  // of F
 constexpr int kVector = 8;        // elements of F in 16 bytes, the widest access
 
+/// Whether a request has so few tokens that the kernels of decode.cuh take it.
+inline bool is_few(const SparseMoeKernelParams& params) { return params.T <= kDecodeTokens; }
+
 /// A slot is a token and one of its k experts, token * k + i, its experts ascending. Rows are the slots in
 /// use sorted by expert, then token; every expert's rows are filled up to whole tiles of tile_rows.
 struct Workspace {

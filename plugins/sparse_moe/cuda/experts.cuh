@@ -33,9 +33,8 @@ void launch_tiles(const SparseMoeKernelParams& params, const Workspace& work, cu
 
 template <typename Format>
 void launch_rows(const SparseMoeKernelParams& params, const Workspace& work, cudaStream_t stream) {
+  if (is_few(params)) return launch_few_rows<Format>(params, work, stream);
   switch (work.tile_rows) {
-    case kDecodeTokens:
-      return launch_few_rows<Format>(params, work, stream);
     case kSmallTileRows:
       return launch_tiles<Format, SmallTile>(params, work, stream);
     case kMediumTileRows:

@@ -27,7 +27,7 @@ constexpr int64_t kRowsForLargeTiles = 256;
 constexpr int64_t kMaxRows = int64_t{1} << 30;  // rows and slots are counted in int32_t
 
 int64_t tile_rows_for(const SparseMoeKernelParams& params) {
-  if (params.T <= kDecodeTokens) return kDecodeTokens;
+  if (is_few(params)) return kDecodeTokens;
   const int64_t mean = params.T * params.attributes.top_k / params.E;
   if (mean < kRowsForMediumTiles) return kSmallTileRows;
   const bool is_float = params.attributes.weight_format == WeightFormat::kFloat;
@@ -72,7 +72,7 @@ Workspace carve(const SparseMoeKernelParams& params, Carver& carver) {
   work.row_slot = carver.take<int32_t>(rows);
   work.tile_expert = carver.take<int32_t>(tiles);
   work.activated = carver.take<uint16_t>(rows * params.I);
-  if (params.T > kDecodeTokens) work.weighted = carver.take<uint16_t>(rows * params.H);
+  if (!is_few(params)) work.weighted = carver.take<uint16_t>(rows * params.H);
   return work;
 }
 
@@ -146,7 +146,7 @@ void launch_sparse_moe(const SparseMoeKernelParams& params, void* workspace, cud
   if (params.T == 0) return;
   sparse_moe::Carver carver(workspace);
   const sparse_moe::Workspace work = sparse_moe::carve(params, carver);
-  if (params.T <= sparse_moe::kDecodeTokens) {
+  if (sparse_moe::is_few(params)) {
     sparse_moe::launch_few(params, work, stream);
   } else {
     sparse_moe::launch_many(params, work, stream);

@@ -176,6 +176,7 @@ __device__ inline void route_token(const SparseMoeKernelParams& params, const Wo
   work.weights[token * k + place] = weight;
 }
 
+/// Grid: groups of as many tokens as a block has warps. Block: a warp routes a token.
 __global__ void __launch_bounds__(kRouteThreads)
     route_tokens(const SparseMoeKernelParams params, const Workspace work) {
   __shared__ RouteShared shared[kRouteThreads / kWarp];

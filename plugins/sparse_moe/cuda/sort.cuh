@@ -109,6 +109,7 @@ __device__ void sort_slots(const Workspace& work, int E, SortShared<kThreads>& s
   });
 }
 
+/// Grid: one block. Block: a warp counts and places a stretch of slots, a thread opens an expert's tiles.
 __global__ void __launch_bounds__(kSortThreads) sort_all_slots(const Workspace work, const int E) {
   __shared__ SortShared<kSortThreads> shared;
   sort_slots(work, E, shared);
@@ -116,7 +117,7 @@ __global__ void __launch_bounds__(kSortThreads) sort_all_slots(const Workspace w
 
 constexpr int kRouteAndSortThreads = 256;
 
-/// For few tokens: one for every warp of one block, which then sorts.
+/// For few tokens. Grid: one block. Block: a warp routes a token, then all sort.
 __global__ void __launch_bounds__(kRouteAndSortThreads, 1)
     route_and_sort(const SparseMoeKernelParams params, const Workspace work) {
   static_assert(kRouteAndSortThreads / kWarp >= kDecodeTokens);

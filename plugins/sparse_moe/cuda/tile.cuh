@@ -19,6 +19,8 @@ constexpr int kTileDepth = 32;
 constexpr int kTileWeights = 128;                            // rows of the weights in a tile
 constexpr int kOpWeights = 16, kOpTokens = 8, kTileOps = 2;  // of a tensor core operation; operations deep
 constexpr int kPiece = 16;                                   // bytes that a thread copies at a time
+static_assert(kSparseMoeDepth % kPiece == 0 && kSparseMoeInt4Depth / 2 % kPiece == 0,
+              "rows of every format are whole pieces");
 
 /// kRows of the sorted slots by kTileWeights, cut among kWarpsDown x kWarpsAcross warps; kStages tiles of the
 /// operands are in shared memory or on their way to it. A multiprocessor has registers for kBlocks blocks.

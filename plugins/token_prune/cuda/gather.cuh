@@ -105,8 +105,9 @@ __device__ void merge_rows(const TokenPruneParams& params, const void* states, v
   }
 }
 
-// A block moves kGatherWarps source rows at a time, a warp one of them; rows that are merged take the whole
-// block. Unit: what copies move, T: the element type.
+// Unit: what copies move, T: the element type.
+// Grid: groups of kGatherWarps source rows, block b takes b, b + gridDim.x, ... Block: a warp copies a row;
+// rows that are merged take the whole block.
 template <typename T, typename Unit>
 __global__ void __launch_bounds__(kGatherThreads)
     gather_rows(const TokenPruneParams params, const Choice choice) {

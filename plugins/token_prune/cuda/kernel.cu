@@ -185,7 +185,8 @@ __device__ void score_chunk(const TokenPruneParams& params, const Workspace& wor
   __syncthreads();
 }
 
-// Block b scores chunks b, b + gridDim.x, ...
+// Grid: chunks, block b scores b, b + gridDim.x, ... Block: a warp reads rows of routing_probs, a thread adds
+// columns.
 __global__ void __launch_bounds__(kScoreThreads, 2)
     score_tokens(const TokenPruneParams params, const Workspace work, const int most_chunks) {
   __shared__ ScoreShared shared;
@@ -301,7 +302,8 @@ __device__ void keep_all(const TokenPruneParams& params, const Workspace& work, 
   }
 }
 
-// Block b chooses for sequences b, b + gridDim.x, ...
+// Grid: sequences, block b chooses for b, b + gridDim.x, ... Block: a thread has every kChooseThreads-th
+// token.
 __global__ void __launch_bounds__(kChooseThreads, 1)
     choose_survivors(const TokenPruneParams params, const Workspace work) {
   __shared__ ChooseShared shared;
