@@ -2,9 +2,10 @@
 // The formats of weights: how 8 neighbouring columns of a row become pairs of type T, as tensor cores take
 // them.
 //
-// No integer is converted to floating point. Put into the low bits of a number with a fixed large exponent,
-// an integer makes it greater by just itself; to take that number and the zero away again is exact, so only
-// the scale rounds. How int4 is packed is said in exporter/ops/quantise.py.
+// No integer goes through a conversion instruction. 0x6400 is 1024 in half, and the last bit of half numbers
+// from there on is worth 1: the bits 0x6400 | q are 1024 + q, for q below 1024. Subtracting 1024 + zero is
+// exact and leaves q - zero, so only the product with the scale rounds. bfloat16 and float have such numbers
+// too: the constants k...Magic below. How int4 is packed is said in exporter/ops/quantise.py.
 #pragma once
 
 #include <cstdint>

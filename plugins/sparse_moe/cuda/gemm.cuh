@@ -6,6 +6,29 @@
 //
 // Grids have row tiles as x: blocks that run together then share weights, which are most of the bytes, and
 // read them once even where the L2 cache is small.
+//
+// A tile and the parts of its warps, here MediumTile (2 x 2 warps). Every part is cut into operations of
+// kOpWeights rows of weights by kOpTokens rows of slots:
+//
+//                    kTileWeights = 128 rows of weights
+//                 +-----------------+-----------------+
+//         kRows   | warp 0          | warp 1          |  kWarpRows
+//         rows of +-----------------+-----------------+
+//         slots   | warp 2          | warp 3          |
+//                 +-----------------+-----------------+
+//                   kWarpWeights
+//
+// Which rows of weights these are, by TileColumns; lane l = 4 g + t holds those marked g of every eight:
+//
+//         row of the tile   gate_up_tiles             down_tiles
+//          0 ..  7          gate, column 2 g          column 2 g
+//          8 .. 15          up,   column 2 g          column 2 g + 1
+//         16 .. 23          gate, column 2 g + 1      column 16 + 2 g
+//         24 .. 31          up,   column 2 g + 1      column 16 + 2 g + 1
+//         32 .. 39          gate, column 16 + 2 g     column 32 + 2 g
+//         ...
+//
+// So a lane has gate and up of the same column, and two neighbouring columns, which it stores at once.
 #pragma once
 
 #include "sparse_moe/cuda/tile.cuh"
@@ -14,11 +37,46 @@ namespace fastmmoe::sparse_moe {
 
 constexpr int kGateUpColumns = kTileWeights / 2;  // of activated; each needs a gate and an up row
 
+/// The columns of the output that the rows of a tile of weights make, as in the picture above. kMatrices:
+/// rows of weights that make a column, 2 for gate and up. Columns count from the tile's first one, or from a
+/// warp's.
+template <int kMatrices>
+struct TileColumns {
+  /// The column that a row makes, and by which of its matrices.
+  __host__ __device__ static constexpr int column_of(int row) {
+    return row / (kOpWeights * kMatrices) * kOpWeights + row % 8 * 2 + row / (8 * kMatrices) % 2;
+  }
+  __host__ __device__ static constexpr int matrix_of(int row) { return row / 8 % kMatrices; }
+
+  /// The inverse: the row of a matrix that makes the column.
+  __host__ __device__ static constexpr int row_of(int column, int matrix) {
+    const int eight = (column / kOpWeights * 2 + column % 2) * kMatrices + matrix;
+    return eight * 8 + column % kOpWeights / 2;
+  }
+
+  /// Whether row_of is the inverse, and lane l, which holds row l / 4 of eight, has every other column of
+  /// them.
+  static constexpr bool is_consistent() {
+    for (int row = 0; row < kTileWeights; ++row) {
+      if (row_of(column_of(row), matrix_of(row)) != row) return false;
+      if (column_of(row) != column_of(row - row % 8) + row % 8 * 2) return false;
+    }
+    return true;
+  }
+};
+static_assert(TileColumns<1>::is_consistent() && TileColumns<2>::is_consistent());
+
 /// A warp's part of the tile. Lane l holds weights l / 4 and l / 4 + 8, rows 2 (l % 4) and the next, of every
 /// operation's result.
 template <typename Tile>
 struct Sums {
   float values[Tile::kWeightOps][Tile::kRowOps][4];
+
+  /// Of the lane's row of the eight rows of weights from `eight` on, and of row `half` of its two of
+  /// operation j.
+  __device__ float at(int eight, int j, int half) const {
+    return values[eight / kOpWeights][j][eight / 8 % 2 * 2 + half];
+  }
 };
 
 /// What a block has in shared memory: stages of both operands, then scales.
@@ -120,8 +178,7 @@ __device__ void multiply_tiles(const InputRows<Tile>& input, const Matrix<Format
   }
 }
 
-/// Calls visit(j, half, row, slot) for the rows of a lane's sums that are slots: values[...][j][half] and
-/// [half + 2].
+/// Calls visit(j, half, row, slot) for the rows of a lane's sums that are slots: Sums::at(..., j, half).
 template <typename Tile, typename Visit>
 __device__ void for_each_row(const Workspace& work, const Visit& visit) {
   const int first = static_cast<int>(blockIdx.x) * Tile::kRows + warp_origin<Tile>().x + lane() % 4 * 2;
@@ -136,13 +193,13 @@ __device__ void for_each_row(const Workspace& work, const Visit& visit) {
   }
 }
 
-/// activated = activation(hidden_states gate^T, hidden_states up^T). Of the weights in a tile, each 16 are 8
-/// gate rows and their up rows, for even columns of activated, then for odd ones: a lane has both values of a
-/// column, and two neighbouring columns.
+/// activated = activation(hidden_states gate^T, hidden_states up^T).
+/// Grid: a tile of kRows rows, pieces of kGateUpColumns columns. Block: the warps of the tile.
 template <typename Format, typename Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     gate_up_tiles(const SparseMoeKernelParams params, const Workspace work) {
   using T = typename Format::Type;
+  using Layout = TileColumns<2>;
   const int expert = work.tile_expert[blockIdx.x];
   if (expert < 0) return;
   const int H = static_cast<int>(params.H), I = static_cast<int>(params.I);
@@ -152,9 +209,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   const InputRows<Tile> input(params.hidden_states, H * kElementBytes,
                               [&](int i) { return row_slot[i] < 0 ? -1 : row_slot[i] / k; });
   const auto row_at = [&](int i) {
-    const int column = first_column + i / 32 * 16 + i % 8 * 2 + i / 16 % 2;
-    const bool is_up = i / 8 % 2 != 0;
-    return column < I ? column + (is_up ? I : 0) : -1;
+    const int column = first_column + Layout::column_of(i);
+    return column < I ? column + Layout::matrix_of(i) * I : -1;
   };
   Sums<Tile> sums{};
   multiply_tiles<Format, Tile>(input, gate_up_of<Format>(params, expert), row_at, sums);
@@ -162,15 +218,16 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   const int lane_column = first_column + warp_origin<Tile>().y / 2 + lane() / 4 * 2;
   for_each_row<Tile>(work, [&](int j, int half, int row, int) {
 #pragma unroll
-    for (int i = 0; i < Tile::kWeightOps; i += 2) {
-      const int column = lane_column + i * kOpWeights / 2;
+    for (int first = 0; first < Tile::kWarpWeights / 2; first += kOpWeights) {
+      const int column = lane_column + first;
       if (column >= I) continue;
       float values[2];
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        const float gate = sums.values[i + c][j][half] + bias_at<T>(params.gate_up_bias, bias + column + c);
-        const float up =
-            sums.values[i + c][j][half + 2] + bias_at<T>(params.gate_up_bias, bias + I + column + c);
+        const float gate = sums.at(Layout::row_of(first + c, 0), j, half) +
+                           bias_at<T>(params.gate_up_bias, bias + column + c);
+        const float up = sums.at(Layout::row_of(first + c, 1), j, half) +
+                         bias_at<T>(params.gate_up_bias, bias + I + column + c);
         values[c] = activate(params.attributes, gate, up);
       }
       store_pair(static_cast<T*>(work.activated) + int64_t{row} * I + column, values[0], values[1]);
@@ -178,12 +235,13 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   });
 }
 
-/// weighted = weight (activated down^T + bias), of every slot. Of the weights in a tile, each 16 are 8 even
-/// rows of down, then 8 odd ones: a lane has two neighbouring columns.
+/// weighted = weight (activated down^T + bias), of every slot.
+/// Grid: a tile of kRows rows, pieces of kTileWeights columns. Block: the warps of the tile.
 template <typename Format, typename Tile>
 __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
     down_tiles(const SparseMoeKernelParams params, const Workspace work) {
   using T = typename Format::Type;
+  using Layout = TileColumns<1>;
   const int expert = work.tile_expert[blockIdx.x];
   if (expert < 0) return;
   const int H = static_cast<int>(params.H), I = static_cast<int>(params.I);
@@ -192,7 +250,7 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   const int32_t* row_slot = work.row_slot + int64_t{blockIdx.x} * Tile::kRows;
   const InputRows<Tile> input(activated, I * kElementBytes, [&](int i) { return row_slot[i] < 0 ? -1 : i; });
   const auto row_at = [&](int i) {
-    const int column = first_column + i / 16 * 16 + i % 8 * 2 + i / 8 % 2;
+    const int column = first_column + Layout::column_of(i);
     return column < H ? column : -1;
   };
   Sums<Tile> sums{};
@@ -202,13 +260,14 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocks)
   for_each_row<Tile>(work, [&](int j, int half, int row, int slot) {
     const float weight = work.weights[slot];
 #pragma unroll
-    for (int i = 0; i < Tile::kWeightOps; ++i) {
-      const int column = lane_column + i * kOpWeights;
+    for (int first = 0; first < Tile::kWarpWeights; first += kOpWeights) {
+      const int column = lane_column + first;
       if (column >= H) continue;
-      const float* values = sums.values[i][j] + half;
+      const float even = sums.at(Layout::row_of(first, 0), j, half);
+      const float odd = sums.at(Layout::row_of(first + 1, 0), j, half);
       store_pair(static_cast<T*>(work.weighted) + int64_t{row} * H + column,
-                 weight * (values[0] + bias_at<T>(params.down_bias, bias + column)),
-                 weight * (values[2] + bias_at<T>(params.down_bias, bias + column + 1)));
+                 weight * (even + bias_at<T>(params.down_bias, bias + column)),
+                 weight * (odd + bias_at<T>(params.down_bias, bias + column + 1)));
     }
   });
 }
