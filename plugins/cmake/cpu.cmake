@@ -19,6 +19,7 @@ endforeach()
 
 add_library(fastmmoe_ort SHARED
   onnxruntime/glue.cpp
+  onnxruntime/older_library.cpp
   onnxruntime/register.cpp
   onnxruntime/sparse_moe_op.cpp
   onnxruntime/token_prune_op.cpp

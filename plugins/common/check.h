@@ -17,7 +17,8 @@ struct CheckError : std::runtime_error {
 
 template <typename... Parts>
 [[noreturn]] void throw_check_error(const Parts&... parts) {
-  std::ostringstream message;
+  // The constructor without a mode is missing from the C++ library of manylinux_2_28.
+  std::ostringstream message(std::ios_base::out);
   (message << ... << parts);
   throw CheckError(message.str());
 }

@@ -6,6 +6,8 @@
 #include <exception>
 #include <iterator>
 #include <mutex>
+#include <new>
+#include <stdexcept>
 
 namespace fastmmoe {
 
@@ -87,17 +89,22 @@ namespace {
 struct Loop {
   const std::function<void(int64_t)>* body;
   std::mutex mutex;
-  std::exception_ptr error;
+  bool lacks_memory;
+  std::array<char, 256> error;
 };
 
-// Called by ONNX Runtime's threads, which an exception would end.
+// Called by ONNX Runtime's threads, which an exception would end. What it says is kept, not an
+// exception_ptr: that needs functions which the C++ library of manylinux_2_28 lacks.
 void run_item(void* data, size_t item) {
   Loop& loop = *static_cast<Loop*>(data);
   try {
     (*loop.body)(static_cast<int64_t>(item));
-  } catch (const std::exception&) {
+  } catch (const std::bad_alloc&) {
     const std::lock_guard<std::mutex> lock(loop.mutex);
-    loop.error = std::current_exception();
+    loop.lacks_memory = true;
+  } catch (const std::exception& error) {
+    const std::lock_guard<std::mutex> lock(loop.mutex);
+    std::snprintf(loop.error.data(), loop.error.size(), "%s", error.what());
   }
 }
 
@@ -106,9 +113,10 @@ void run_item(void* data, size_t item) {
 ParallelFor parallel_for_of(OrtKernelContext* context) {
   return [context](int64_t count, const std::function<void(int64_t)>& body) {
     if (count == 0) return;
-    Loop loop{&body, {}, nullptr};
+    Loop loop{&body, {}, false, {}};
     Ort::KernelContext(context).ParallelFor(run_item, static_cast<size_t>(count), 0, &loop);
-    if (loop.error) std::rethrow_exception(loop.error);
+    if (loop.lacks_memory) throw std::bad_alloc();
+    if (loop.error[0] != '\0') throw std::runtime_error(loop.error.data());
   };
 }
 

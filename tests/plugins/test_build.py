@@ -39,6 +39,8 @@ EXPORTS = {
 
 # Ubuntu 22.04, which JetPack 6 is made of; JetPack 7 has newer ones.
 NEWEST = {"GLIBC": (2, 35), "GLIBCXX": (3, 4, 30)}
+# manylinux_2_28, which a wheel's library may be called.
+NEWEST_OF_WHEEL = {"GLIBC": (2, 28), "GLIBCXX": (3, 4, 25), "CXXABI": (1, 3, 11), "GCC": (8, 1)}
 
 # Prints how many operators the library brings.
 LOADER = """
@@ -108,6 +110,13 @@ def test_needs_nothing_that_a_target_lacks(name: str) -> None:
     assert needed <= allowed | ({"libcudart.so.12"} if name == JETPACK6 else set())
     assert "libc.so.6" in needed
     assert not re.search(r"\((RPATH|RUNPATH|TEXTREL)\)", dynamic)
+
+
+def test_wheels_library_needs_nothing_newer_than_its_tag() -> None:
+    text = readelf(library("libfastmmoe_ort.so"), "--version-info")
+    versions = re.findall(r"Name: (GLIBC|GLIBCXX|CXXABI|GCC)_([\d.]+)", text)
+    assert {family for family, _ in versions} >= {"GLIBC", "GLIBCXX"}
+    assert not [v for v in versions if tuple(map(int, v[1].split("."))) > NEWEST_OF_WHEEL[v[0]]]
 
 
 @pytest.mark.parametrize("name", [JETSON, JETPACK6])
