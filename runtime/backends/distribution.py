@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
@@ -13,14 +14,17 @@ from fastmmoe.runtime.machines.gpu import find_gpu
 
 MODULE = "onnxruntime"
 DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
+NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
+"""Environment variable: without it ONNX Runtime 1.32 keeps a device id and events in the user's cache folder."""
 
 
 def check_onnxruntime() -> None:
-    """See that ONNX Runtime can be imported, without importing it.
+    """See that ONNX Runtime can be imported, without importing it; its telemetry is off unless the user set it.
 
     Raises:
         BackendMissing: it is not installed, was installed twice, or has lost files to the removal of the other one.
     """
+    os.environ.setdefault(NO_TELEMETRY, "1")
     found = {name: number for name in DISTRIBUTIONS if (number := _version(name)) is not None}
     if len(found) > 1:
         both = " and ".join(f"{name} {number}" for name, number in found.items())

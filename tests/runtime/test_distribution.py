@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from fastmmoe.runtime.backends import distribution
-from fastmmoe.runtime.backends.distribution import check_onnxruntime
+from fastmmoe.runtime.backends.distribution import NO_TELEMETRY, check_onnxruntime
 from fastmmoe.runtime.cli.command import check_installed
 from fastmmoe.runtime.errors import BackendMissing, InvalidRequest
 from fastmmoe.runtime.machines.gpu import Gpu
@@ -99,3 +101,14 @@ def test_extras_of_what_is_missing_come_in_one_line(site: Site) -> None:
     with pytest.raises(InvalidRequest, match=r"^it needs no_such_module: pip install 'fastmmoe\[export\]'$"):
         check_installed("it", ["no_such_module"], "export")
     check_installed("it", [], "export")
+
+
+def test_onnx_runtime_writes_nothing_about_its_user(tmp_path: Path) -> None:
+    """Its telemetry would leave a device id and events in the home folder."""
+    environment = {k: v for k, v in os.environ.items() if k not in (NO_TELEMETRY, "XDG_CACHE_HOME")}
+    program = (
+        "import fastmmoe.runtime.backends.onnxruntime as b; b.ort.SessionOptions(); b.ort.get_available_providers()"
+    )
+    command = [sys.executable, "-c", program]
+    subprocess.run(command, env=environment | {"HOME": str(tmp_path)}, check=True)
+    assert list(tmp_path.rglob("*")) == []
