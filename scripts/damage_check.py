@@ -14,7 +14,6 @@ wrong; each such trial is printed with its seed.
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import random
 import shutil
@@ -28,6 +27,15 @@ from damage_tools import damages, subjects, trials
 from markers import write_part
 
 MOST_SECONDS, MOST_MEGABYTES = 10.0, 1000.0
+MOST_EXPORT_SECONDS = 1200.0
+SCRIPTS = Path(__file__).resolve().parent
+EXPORT_AND_RUN = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from damage_tools import subjects
+sys.exit(subjects.export_and_run(Path(sys.argv[2]), Path(sys.argv[3])))
+"""
 USER_ERROR = 2
 PART = "damage_check"
 
@@ -143,9 +151,8 @@ def export_legal(checkpoints: list[Path], work: Path) -> list[Trial]:
     results = []
     for checkpoint in checkpoints:
         scratch = Path(tempfile.mkdtemp(dir=work))
-        (scratch / "trial").mkdir()
-        export = functools.partial(subjects.export_and_run, checkpoint, scratch / "bundle")
-        outcome = trials.run_forked(export, scratch / "trial", seconds=1200)
+        program = [sys.executable, "-c", EXPORT_AND_RUN, str(SCRIPTS), str(checkpoint), str(scratch / "bundle")]
+        outcome = trials.run_program(program, scratch, seconds=MOST_EXPORT_SECONDS)
         verdict, problem = judge(outcome, has_limits=False)
         # There is no answer from before the damage to compare with.
         verdict = "legal" if verdict == "same answer" else verdict

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import time
 import traceback
@@ -63,6 +64,17 @@ def run_forked(function: Callable[[], int], scratch: Path, *, seconds: float = K
         took,
         float(status.read_text()) if status.is_file() else 0.0,
     )
+
+
+def run_program(program: list[str], scratch: Path, seconds: float) -> Outcome:
+    """Run a program of its own, whose memory is not measured: after torch has started threads a fork of it may hang."""
+    start = time.perf_counter()
+    try:
+        done = subprocess.run(program, cwd=scratch, capture_output=True, text=True, check=False, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return Outcome(None, signal.SIGKILL, "", "", time.perf_counter() - start, 0.0)
+    code, ended_by = (done.returncode, None) if done.returncode >= 0 else (None, -done.returncode)
+    return Outcome(code, ended_by, done.stdout, done.stderr, time.perf_counter() - start, 0.0)
 
 
 def _child(function: Callable[[], int], out: Path, err: Path, status: Path) -> NoReturn:

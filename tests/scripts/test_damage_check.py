@@ -81,6 +81,21 @@ def test_what_is_wrong_is_noticed(
     assert found_verdict == verdict or found.endswith(" MB")
 
 
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("import sys; print(1); sys.exit(2)", (2, None, "1\n")),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", (None, 11, "")),
+        ("import time; time.sleep(60)", (None, 9, "")),
+    ],
+)
+def test_programs_of_their_own(
+    script: ModuleType, tmp_path: Path, program: str, expected: tuple[int | None, int | None, str]
+) -> None:
+    outcome = script.trials.run_program([sys.executable, "-c", program], tmp_path, seconds=2)
+    assert (outcome.code, outcome.signal, outcome.out) == expected
+
+
 def test_exports_have_no_limits(script: ModuleType) -> None:
     outcome = script.trials.Outcome(0, None, "", "", 1e6, 1e6)
     assert script.judge(outcome)[0] == "wrong"
