@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Native kernels of the operators (C++ and CUDA sources) and where their built libraries lie."""
 
+import importlib.util
 import os
 from pathlib import Path
 
 _LIBRARIES = Path(__file__).parent / "lib"
 _NATIVE_ARCHITECTURE = "x86_64"
+_DISTRIBUTION = "fastmmoe_plugins"
+"""The package of the distribution fastmmoe-plugins, which has the TensorRT libraries alone."""
 
 
 def native_library_path() -> Path:
@@ -17,9 +20,14 @@ def native_library_path() -> Path:
 def tensorrt_library_path(architecture: str) -> Path:
     """Where the TensorRT plugin for machines of that architecture (x86_64, aarch64) is, built or not.
 
-    plugins/lib/ holds the one for x86-64, folders in it those cross-built for others; $FASTMMOE_TRT_LIBRARY, if that
-    is set, takes the place of both.
+    plugins/lib/ holds the one for x86-64, folders in it those cross-built for others. What is not built there is taken
+    from the distribution fastmmoe-plugins. $FASTMMOE_TRT_LIBRARY, if that is set, takes the place of all.
     """
     override = os.environ.get("FASTMMOE_TRT_LIBRARY")
-    folder = _LIBRARIES if architecture == _NATIVE_ARCHITECTURE else _LIBRARIES / architecture
-    return Path(override) if override else folder / "libfastmmoe_trt.so"
+    if override:
+        return Path(override)
+    name = Path("" if architecture == _NATIVE_ARCHITECTURE else architecture) / "libfastmmoe_trt.so"
+    installed = importlib.util.find_spec(_DISTRIBUTION)
+    if not (_LIBRARIES / name).is_file() and installed is not None and installed.origin is not None:
+        return Path(installed.origin).parent / "lib" / name
+    return _LIBRARIES / name

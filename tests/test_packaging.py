@@ -37,10 +37,10 @@ def tracked(*folders: str) -> set[str]:
     return set(done.stdout.splitlines())
 
 
-def build(kind: str, out: Path) -> Path:
+def build(kind: str, out: Path, project: Path = REPOSITORY) -> Path:
     """A distribution of the checkout, without its native library."""
     command = [sys.executable, "-c", BUILD, kind, str(out)]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return out / done.stdout.splitlines()[-1]
 
@@ -68,6 +68,18 @@ def test_wheel_holds_the_python_files_and_their_data(tmp_path: Path) -> None:
     files = {f"fastmmoe/{name}" for name in tracked(*FOLDERS) if not name.endswith(sources)}
     existing = {name for name in files if (REPOSITORY / name).exists()}
     assert {name for name in names if "/lib/" not in name} == existing | {"fastmmoe/__init__.py", "fastmmoe/py.typed"}
+
+
+def test_plugins_are_a_wheel_of_their_own(tmp_path: Path) -> None:
+    libraries = ("libfastmmoe_trt.so", "aarch64/libfastmmoe_trt.so")
+    for name in libraries:
+        if not (REPOSITORY / "plugins" / "lib" / name).is_file():
+            pytest.skip(f"needs plugins/lib/{name}: make plugins")
+    made = build("wheel", tmp_path, REPOSITORY / "distributions" / "plugins")
+    assert made.name == f"fastmmoe_plugins-{fastmmoe.__version__}-py3-none-any.whl"
+    with zipfile.ZipFile(made) as archive:
+        names = [name for name in archive.namelist() if ".dist-info/" not in name]
+    assert sorted(names) == sorted(["fastmmoe_plugins/__init__.py", *(f"fastmmoe_plugins/lib/{n}" for n in libraries)])
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,10 @@ def find_plugin(target: Target, tensorrt: TensorRT) -> tuple[Path, PluginInfo]:
     """
     path = tensorrt_library_path(tensorrt.architecture)
     if not path.is_file():
-        raise InvalidRequest(f"target {target.name}: TensorRT plugin {path} is not built; `make plugins` builds it")
+        raise InvalidRequest(
+            f"target {target.name}: TensorRT plugin {path} is not built; `make plugins` builds it, and the package "
+            f"fastmmoe-plugins has it"
+        )
     plugin = read_plugin(path)
     if plugin.version != __version__:
         raise BundleMismatch(

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from fastmmoe import __version__
+from fastmmoe import __version__, plugins
 from fastmmoe.plugins import tensorrt_library_path
 from fastmmoe.runtime.bundle.manifest import PluginInfo
 from fastmmoe.runtime.bundle.plugin_library import find_plugin, read_plugin
@@ -25,6 +26,26 @@ def test_paths_by_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["x86_64", "aarch64"])
+def test_what_is_not_built_comes_from_the_other_distribution(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FASTMMOE_TRT_LIBRARY", raising=False)
+    monkeypatch.setattr(plugins, "_LIBRARIES", tmp_path / "lib")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    name = "libfastmmoe_trt.so" if architecture == "x86_64" else f"{architecture}/libfastmmoe_trt.so"
+    assert tensorrt_library_path(architecture) == tmp_path / "lib" / name
+    package = tmp_path / "fastmmoe_plugins"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    importlib.invalidate_caches()
+    assert tensorrt_library_path(architecture) == package / "lib" / name
+    own = tmp_path / "lib" / name
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert tensorrt_library_path(architecture) == own
+
+
+@pytest.mark.parametrize("architecture", ["x86_64", "aarch64"])
 def test_version_and_architecture(architecture: str, fake_plugin: Callable[..., Path]) -> None:
     path = fake_plugin(version="12.3.4rc1", architecture=architecture)
     assert read_plugin(path) == PluginInfo(version="12.3.4rc1", architecture=architecture)
@@ -37,7 +58,9 @@ def test_found(fake_plugin: Callable[..., Path]) -> None:
 
 def test_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTMMOE_TRT_LIBRARY", str(tmp_path / "none.so"))
-    with pytest.raises(InvalidRequest, match=r"target jetson-orin: .*none\.so is not built; `make plugins` builds it"):
+    with pytest.raises(
+        InvalidRequest, match=r"target jetson-orin: .*none\.so is not built; `make plugins` builds it, and"
+    ):
         find_plugin(JETSON, JETSON_ORIN)
 
 
