@@ -13,6 +13,7 @@ import numpy as np
 
 from fastmmoe.calibration.data import Sample
 from fastmmoe.calibration.torch_model import TorchModel
+from fastmmoe.runtime.files import replacing
 from fastmmoe.runtime.request.prompts import GPT_OSS_ANSWER_HEADER, Special, join_text
 from fastmmoe.runtime.types import Array
 
@@ -64,14 +65,9 @@ class Prompts:
             if q.answer_ids is not None:
                 arrays[f"answer_{i}"] = q.answer_ids
         arrays["pictures"] = np.array([q.picture for q in questions], np.int64)
-        partial = path.with_name(path.name + ".partial.npz")
-        try:
-            np.savez(partial, scenes=self.scenes, **arrays)  # type: ignore[arg-type]
-            digest = hashlib.sha256(partial.read_bytes()).hexdigest()
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
-        return digest
+        with replacing(path, sum(values.nbytes for values in arrays.values())) as file:
+            np.savez(file, scenes=self.scenes, **arrays)  # type: ignore[arg-type]
+        return hashlib.sha256(path.read_bytes()).hexdigest()
 
     @staticmethod
     def load(path: Path) -> Prompts:

@@ -7,12 +7,14 @@ import errno
 import fcntl
 import os
 import resource
+import secrets
 import shutil
 import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from fastmmoe.runtime.errors import FastmmoeError, InvalidRequest
 from fastmmoe.runtime.types import Say
@@ -33,17 +35,59 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Write a file, whole or not at all; an old one is replaced, its folder is made.
 
     Raises:
-        WriteFailed: see there. OSError: its folder cannot be made.
+        WriteFailed: see `replacing`. OSError: its folder cannot be made.
     """
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
     path.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with writing(path, len(data)):
+    with replacing(path, len(data)) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: Path, expected: int) -> Iterator[IO[bytes]]:
+    """A new file to write, which takes the place of an old one in the end, whole or not at all.
+
+    A symbolic link stays one: its target is written. An old file's permissions are kept.
+
+    Args:
+        expected: see `writing`.
+    Raises:
+        WriteFailed: see `check_replaceable`, and there.
+    """
+    real = check_replaceable(path)
+    # No name that anything else has, and none that is too long where the file's own is not.
+    scratch = real.with_name(f".{secrets.token_hex(8)}.partial")
+    with writing(scratch, expected, shown=path):
         try:
-            scratch.write_bytes(data)
-            sync(scratch)
-            scratch.replace(path)
+            with scratch.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            if real.exists():
+                scratch.chmod(stat.S_IMODE(real.stat().st_mode))
+            scratch.replace(real)
         finally:
-            scratch.unlink(missing_ok=True)
+            # What a disk does not take it may not give back either; that would hide the first error.
+            with suppress(OSError):
+                scratch.unlink(missing_ok=True)
+
+
+def check_replaceable(path: Path) -> Path:
+    """The path, links followed, of a file that may be written; asked before the work that fills it.
+
+    Raises:
+        WriteFailed: something other than a regular file is there, or its folder is missing or takes no files.
+    """
+    real = Path(os.path.realpath(path))
+    problem = ""
+    if os.path.lexists(real) and not real.is_file():
+        problem = "a directory is there" if real.is_dir() else "what is there is no regular file"
+    elif not real.parent.is_dir():
+        problem = f"{real.parent} is no directory"
+    elif not os.access(real.parent, os.W_OK | os.X_OK):
+        problem = f"{real.parent} takes no files of yours"
+    if problem:
+        raise WriteFailed(f"{path}: cannot be written: {problem}; give another place")
+    return real
 
 
 @contextmanager

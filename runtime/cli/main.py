@@ -18,7 +18,7 @@ from fastmmoe.runtime.cli.command import ArgumentParser, add_no_verify, run_comm
 from fastmmoe.runtime.cli.completion import add_completion
 from fastmmoe.runtime.cli.flops import add_counting
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.files import writing
+from fastmmoe.runtime.files import check_replaceable, replacing
 from fastmmoe.runtime.machines.threads import check_threads
 from fastmmoe.runtime.method.policy import METHODS
 
@@ -164,6 +164,8 @@ def _check_combination(a: argparse.Namespace) -> None:
     if a.inputs is None and a.prompt is None:
         raise InvalidRequest("give --prompt (and --image), or --inputs and --dump")
     check_threads("--threads", a.threads)
+    if a.dump is not None:
+        check_replaceable(a.dump)
 
 
 def _run_tensors(vlm: VLM, arguments: argparse.Namespace, options: dict[str, Any]) -> int:
@@ -172,14 +174,8 @@ def _run_tensors(vlm: VLM, arguments: argparse.Namespace, options: dict[str, Any
     from fastmmoe.runtime.request.tensor_files import read_tensors
 
     outputs = vlm.run_tensors(read_tensors(arguments.inputs), **options)
-    partial = arguments.dump.with_name(arguments.dump.name + ".partial.npz")
-    try:
-        size = sum(value.nbytes for value in outputs.values())
-        with writing(partial, size, shown=arguments.dump):
-            np.savez(partial, **outputs)  # type: ignore[arg-type]
-            partial.replace(arguments.dump)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(arguments.dump, sum(value.nbytes for value in outputs.values())) as file:
+        np.savez(file, **outputs)  # type: ignore[arg-type]
     shapes = {name: list(value.shape) for name, value in outputs.items()}
     print(json.dumps(shapes) if arguments.json else f"wrote {arguments.dump}: {', '.join(outputs)}")
     return 0

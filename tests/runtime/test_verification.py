@@ -170,7 +170,7 @@ def test_a_stamp_that_cannot_be_written_says_why(settled: Path, monkeypatch: pyt
     path.parent.chmod(0o700)
     lines: list[str] = []
     open_bundle(settled, say=lines.append)
-    assert f"cannot be remembered ({path}: cannot be written: Is a directory)" in lines[0]
+    assert f"cannot be remembered ({path}: cannot be written: a directory is there; give another place)" in lines[0]
 
 
 def test_stamps_are_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
