@@ -24,6 +24,7 @@ from fastmmoe.runtime.cli.command import (
     ArgumentParser,
     check_installed,
     importing,
+    leaving,
     run_command,
     saying_what_memory_lacks,
 )
@@ -178,7 +179,8 @@ def _export(config: ExportConfig, command: str) -> int:
     except CheckFailed as error:
         print(f"{command}: check failed: {error}", file=sys.stderr)
         return 1
-    print(plan.target.next_step.format(out=shlex.quote(str(plan.out))))
+    with leaving(f"{plan.out} was written"):
+        say(plan.target.next_step.format(out=shlex.quote(str(plan.out))))
     return 0
 
 

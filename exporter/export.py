@@ -97,8 +97,9 @@ def run_export(plan: ExportPlan, say: Say) -> Path:
         if target.tensorrt is not None and target.tensorrt.is_ahead_of_time:
             build_engines(staged, say=say, verify=False)
         output.publish(staged)
-    leave_stamp(plan.out, manifest, hashed_at)
-    say(f"wrote {plan.out}: {_contents(plan.out)}")
+        # In here, for whoever interrupts now is told that the bundle was written.
+        leave_stamp(plan.out, manifest, hashed_at)
+        say(f"wrote {plan.out}: {_contents(plan.out)}")
     return plan.out
 
 

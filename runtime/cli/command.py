@@ -14,7 +14,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -197,12 +197,17 @@ def check_installed(work: str, modules: Sequence[str], extra: str) -> None:
 
 
 @contextmanager
-def resumable(directory: Path) -> Iterator[None]:
-    """Have an interrupt of what is done inside say that the same command goes on with what is in the directory."""
+def leaving(left: str) -> Iterator[None]:
+    """Have an interrupt of what is done inside say what is there, instead of that nothing was written."""
     try:
         yield
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(f"the same command goes on with what is in {directory}") from None
+        raise KeyboardInterrupt(left) from None
+
+
+def resumable(directory: Path) -> AbstractContextManager[None]:
+    """Have an interrupt of what is done inside say that the same command goes on with what is in the directory."""
+    return leaving(f"the same command goes on with what is in {directory}")
 
 
 @contextmanager

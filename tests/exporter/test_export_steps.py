@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from fastmmoe.exporter import export
+from fastmmoe.exporter import cli, export
 from fastmmoe.exporter.config import ExportConfig
 from fastmmoe.exporter.model import Model
 from fastmmoe.exporter.plan import plan_export
@@ -84,6 +84,22 @@ def test_a_disk_that_fails(step: str, number: int, tmp_path: Path, monkeypatch: 
     line = str(failure.value)
     assert line.startswith(f"{tmp_path / 'out' / file}") and os.strerror(number) in line and "\n" not in line, line
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("small_graphs")
+@pytest.mark.parametrize("line", ["wrote", "run it"])
+def test_an_interrupt_after_the_bundle_says_that_it_was_written(
+    line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(text: str, **_: object) -> None:
+        if text.startswith(line):
+            raise KeyboardInterrupt
+
+    # In the command's own file alone.
+    monkeypatch.setattr(cli, "print", interrupt, raising=False)
+    assert cli.main(["demo", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err == f"fastmmoe-export: interrupted; {tmp_path / 'out'} was written\n"
+    assert (tmp_path / "out" / "manifest.json").is_file()
 
 
 @pytest.mark.usefixtures("small_graphs")
