@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from fastmmoe.runtime.backends.distribution import MODULE as ONNXRUNTIME
 from fastmmoe.runtime.backends.distribution import check_onnxruntime
+from fastmmoe.runtime.cli.start import open_missing_streams
 from fastmmoe.runtime.errors import FastmmoeError, InvalidRequest, without_breaks
 
 USER_ERROR = 2
@@ -95,6 +96,7 @@ def add_no_verify(parser: argparse.ArgumentParser) -> None:
 
 def run_command(name: str, command: Callable[[], int]) -> int:
     """Run a command and return its exit code; what the user can mend is printed as one line."""
+    open_missing_streams()
     for stream in (sys.stdout, sys.stderr):
         # What a terminal cannot show, a path that is no text included, is no reason to end.
         if isinstance(stream, io.TextIOWrapper):

@@ -80,6 +80,31 @@ def test_a_full_disk_under_the_output() -> None:
     assert (result.returncode, result.stderr) == (2, b"name: error: No space left on device\n")
 
 
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (1, 2), (0, 1, 2)])
+@pytest.mark.parametrize(("body", "code"), [("print('a')", 0), ("open('/nowhere')", 2), ("os.write(2, b'x')", 0)])
+def test_streams_that_are_closed(closed: tuple[int, ...], body: str, code: int, tmp_path: Path) -> None:
+    # What the command opens must not become its output.
+    program = "import os, sys\nfrom fastmmoe.runtime.cli.command import *\n"
+    program += f"def command():\n    file = open('file', 'w')\n    {body}\n    file.write('mine')\n    return 0\n"
+    program += "sys.exit(run_command('name', command))"
+    shell = f'exec "$@" {" ".join(f"{number}>&-" for number in closed)}'
+    command = ["sh", "-c", shell, "sh", sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, check=False, timeout=SECONDS, cwd=tmp_path)
+    output = {"print('a')": b"a\n"}.get(body, b"")
+    errors = {2: b"name: error: /nowhere: No such file or directory\n"}.get(code, b"x" if "write" in body else b"")
+    assert result.returncode == code
+    assert result.stdout == (b"" if 1 in closed else output)
+    assert result.stderr == (b"" if 2 in closed else errors)
+    assert (tmp_path / "file").read_text() == ("" if code else "mine")
+
+
+@pytest.mark.parametrize("module", ["fastmmoe.runtime.cli.main", "fastmmoe.exporter.cli"])
+def test_help_that_nobody_sees(module: str) -> None:
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-m", module, "--help"]
+    result = subprocess.run(command, capture_output=True, check=False, timeout=SECONDS)
+    assert (result.returncode, result.stderr) == (0, b"")
+
+
 MEMORY = {
     "Python": (MemoryError(), "not enough memory: lower --jobs"),
     "NumPy": (
