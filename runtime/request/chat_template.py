@@ -2,7 +2,8 @@
 """A checkpoint's own chat template, rendered as transformers does, to the pieces of a prompt.
 
 Text stays text: what a message spells is marked before rendering, so that only tokens that the template itself writes
-become tokens. Needs jinja2, which only bundles with such a template do.
+become tokens. The start of a name at the end of a text is marked, too: templates write texts one behind the other, and
+may trim them. Needs jinja2, which only bundles with such a template do.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class ChatRenderer:
         self._template, self._image_token = template, image_token
         names = sorted({*tokens, image_token, PLACEHOLDER}, key=len, reverse=True)
         self._names = re.compile(f"({'|'.join(map(re.escape, names))})")
+        self._starts = {name[:length] for name in names for length in range(1, len(name))}
+        self._longest_start = max(map(len, self._starts))
         self._jinja2 = _import_jinja2()
         try:
             self._compiled = _environment(self._jinja2).from_string(template.source)
@@ -83,15 +86,21 @@ class ChatRenderer:
             raise InvalidRequest(f"the checkpoint's chat template cannot be rendered: {_line(error)}") from error
 
     def _content(self, turn: Turn, marks: _Marks) -> Any:
-        def text(piece: str) -> str:
-            return self._names.sub(marks.hide, piece)
-
         if self._template.takes_parts:
             return [
-                {"type": "text", "text": text(piece)} if isinstance(piece, str) else {"type": "image"}
+                {"type": "text", "text": self._hidden(piece, marks)} if isinstance(piece, str) else {"type": "image"}
                 for piece in turn.parts
             ]
-        return "".join(text(piece) if isinstance(piece, str) else marks.image for piece in turn.content)
+        return "".join(self._hidden(piece, marks) if isinstance(piece, str) else marks.image for piece in turn.content)
+
+    def _hidden(self, text: str, marks: _Marks) -> str:
+        """The text without any name, and without the start of one that the text behind it could complete."""
+        text = self._names.sub(lambda name: marks.hide(name[0]), text)
+        end = len(text.rstrip())
+        for start in range(max(0, end - self._longest_start), end):
+            if text[start:end] in self._starts:
+                return text[:start] + marks.hide(text[start:end]) + text[end:]
+        return text
 
     def _pieces(self, rendered: str, marks: _Marks) -> list[Piece]:
         pieces: list[Piece] = []
@@ -120,11 +129,11 @@ class _Marks:
         self.image, self.answer = next(self._free), next(self._free)
         self._hidden: dict[str, str] = {}
 
-    def hide(self, name: re.Match[str]) -> str:
-        """A character instead of the name."""
-        if name[0] not in self._hidden:
-            self._hidden[name[0]] = next(self._free)
-        return self._hidden[name[0]]
+    def hide(self, name: str) -> str:
+        """A character instead of the name, or of its start."""
+        if name not in self._hidden:
+            self._hidden[name] = next(self._free)
+        return self._hidden[name]
 
     def shown(self, text: str) -> str:
         """The text with the names that were hidden."""

@@ -142,6 +142,19 @@ def test_text_that_spells_a_token_is_text(template: str, spelled: str, place: in
     assert sum(spelled in piece for piece in expected if isinstance(piece, str)) == 1
 
 
+@pytest.mark.parametrize("template", TEMPLATES)
+@pytest.mark.parametrize("spelled", SPELLED)
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_parts_that_spell_a_token_together_are_text(template: str, spelled: str, place: int) -> None:
+    messages = [dict(message) for message in HISTORY]
+    whole = [dict(message) for message in HISTORY]
+    messages[place]["content"] = [{"type": "text", "text": letter} for letter in spelled]
+    whole[place]["content"] = spelled
+    pieces = render_prompt(messages, template).pieces
+    assert pieces == render_prompt(whole, template).pieces
+    assert sum(spelled in piece for piece in pieces if isinstance(piece, str)) == 1
+
+
 def test_tokens_of_the_templates() -> None:
     assert template_tokens("deepseek") == {"<|User|>", "<|Assistant|>"}
     assert template_tokens("internvl2_5") == {"<|im_start|>", "<|im_end|>"}
