@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -108,7 +109,8 @@ def render_prompt(messages: Messages, template: str) -> Prompt:
             {"type": "text", "text": str} and {"type": "image", "image": picture} (or "path": file)}. A system message
             may only be the first; user and assistant alternate; the last is the user's. A picture stands where its
             part stands, on a line of its own unless the next text starts with white space. Text is text, also where it
-            spells a token of the template or of pictures.
+            spells a token of the template or of pictures. Other keys are refused, as a picture may be in them, unless
+            their value says nothing: None, or empty, as clients write what is not used.
         template: "deepseek", "internvl2_5" or "internvl3_5_gpt_oss".
     Raises:
         InvalidRequest: a message is not in this schema.
@@ -250,6 +252,7 @@ def read_turns(messages: Messages) -> list[Turn]:
 def _read_turn(message: Any, name: str) -> Turn:
     if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
         raise InvalidRequest(f"{name} is {message!r:.60}: expected an object with 'role' and 'content'")
+    _check_keys(message, ("role", "content"), name)
     role, content = message["role"], message["content"]
     if role not in ("system", "user", "assistant"):
         raise InvalidRequest(f"{name} has the role {role!r:.60}: expected 'system', 'user' or 'assistant'")
@@ -268,16 +271,49 @@ def _read_part(part: Any, name: str) -> tuple[bool, Any]:
     """(False, text) or (True, picture)."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
+        _check_keys(part, ("type", "text"), name)
         if any("\ud800" <= letter <= "\udfff" for letter in part["text"]):
             raise InvalidRequest(f"{name} has half of a surrogate pair in {part['text']!r:.80}: expected Unicode text")
         return False, part["text"]
     if kind == "image":
-        for key in ("image", "path"):
-            if part.get(key) is not None:
-                return True, part[key]
+        given = [part[key] for key in ("image", "path") if part.get(key) is not None]
+        if len(given) > 1:
+            raise InvalidRequest(f"{name} has both 'image' and 'path': expected one picture in a part")
+        if given:
+            _check_keys(part, ("type", "image", "path"), name)
+            return True, given[0]
+    words = [kind, *part] if isinstance(part, Mapping) else []
+    advice = next((f"; {_KEY_ADVICE[word]}" for word in words if isinstance(word, str) and word in _OTHER_MEDIA), "")
     raise InvalidRequest(
         f"{name} is {part!r:.80}: expected {{'type': 'text', 'text': str}} or {{'type': 'image', 'image': picture}}"
+        f"{advice}"
     )
+
+
+def _check_keys(given: Mapping[Any, Any], known: Sequence[str], name: str) -> None:
+    """Refuse a key that would have no effect."""
+    for key, value in given.items():
+        is_empty = value is None or (isinstance(value, (str, Sequence, Mapping)) and not len(value))
+        if key in known or is_empty:
+            continue
+        close = difflib.get_close_matches(str(key), [*known, *_KEY_ADVICE], n=1)
+        meant = close[0] if close else ""
+        advice = _KEY_ADVICE.get(meant, f"did you mean {meant!r}?" if meant else "leave it out")
+        raise InvalidRequest(f"{name} has the key {key!r:.60}: known are {', '.join(map(repr, known))}; {advice}")
+
+
+_A_PICTURE = "a picture is a part of a user's content: {'type': 'image', 'image': picture or path}"
+_AN_ADDRESS = "addresses are not read: save the picture to a file and give {'type': 'image', 'path': file}"
+_OTHER_MEDIA = {
+    **dict.fromkeys(("image_url", "input_image", "url"), _AN_ADDRESS),
+    **dict.fromkeys(("video", "videos", "audio", "audios", "input_audio"), "text and pictures are all that is read"),
+}
+_KEY_ADVICE = {
+    **dict.fromkeys(("image", "images", "path", "paths", "picture", "pictures"), _A_PICTURE),
+    **_OTHER_MEDIA,
+    "text": "a text is a part of its own: {'type': 'text', 'text': str}",
+    **dict.fromkeys(("tools", "tool_calls", "function_call"), "no template here writes calls; put them into the text"),
+}
 
 
 def _place_images(read: list[tuple[bool, Any]]) -> Content:

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fastmmoe.runtime.errors import InvalidRequest
@@ -297,6 +298,48 @@ def test_unusable_messages(messages: Any, message: str) -> None:
     with pytest.raises(InvalidRequest, match=message) as error:
         render_prompt(messages, "internvl2_5")
     assert "\n" not in str(error.value)
+
+
+TEXT: dict[str, Any] = {"type": "text", "text": "a"}
+OF_MESSAGE = r"messages\[0\] has the key '{}': known are 'role', 'content'; {}"
+OF_PART = r"messages\[0\].content\[0\] has the key '{}': known are 'type', {}; {}"
+A_PICTURE = "a picture is a part of a user's content: .'type': 'image', 'image': picture or path."
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        ({"content": "a", "images": ["x.png"]}, OF_MESSAGE.format("images", A_PICTURE)),
+        ({"content": "a", "image": "x.png"}, OF_MESSAGE.format("image", A_PICTURE)),
+        ({"content": "a", "imges": ["x.png"]}, OF_MESSAGE.format("imges", A_PICTURE)),
+        ({"content": "a", "path": Path("x.png")}, OF_MESSAGE.format("path", A_PICTURE)),
+        ({"content": "a", "image_url": "http://x"}, OF_MESSAGE.format("image_url", "addresses are not read")),
+        ({"content": "a", "name": "Ann"}, OF_MESSAGE.format("name", "leave it out")),
+        ({"content": "a", "tool_calls": [{}]}, OF_MESSAGE.format("tool_calls", "no template here writes calls")),
+        ({"content": "a", "contents": "b"}, OF_MESSAGE.format("contents", "did you mean 'content'?")),
+        ({"content": "a", 7: "b"}, r"messages\[0\] has the key 7: known are 'role', 'content'; leave it out"),
+        ({"content": [TEXT | {"image": "x"}]}, OF_PART.format("image", "'text'", A_PICTURE)),
+        ({"content": [TEXT | {"image": np.zeros((2, 2, 3))}]}, OF_PART.format("image", "'text'", A_PICTURE)),
+        ({"content": [TEXT | {"audio": b"x"}]}, OF_PART.format("audio", "'text'", "text and pictures are all")),
+        ({"content": [PICTURE | {"video": "x"}]}, OF_PART.format("video", "'image', 'path'", "text and pictures are")),
+        ({"content": [PICTURE | {"text": "a"}]}, OF_PART.format("text", "'image', 'path'", "a text is a part of its")),
+        ({"content": [PICTURE | {"path": "b.png"}]}, r"content\[0\] has both 'image' and 'path': expected one picture"),
+        ({"content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "expected .*; addresses are not read"),
+        ({"content": [{"type": "image", "url": "x"}]}, "expected .*; addresses are not read"),
+        ({"content": [{"type": "video", "video": "x"}]}, "expected .*; text and pictures are all that is read"),
+    ],
+)
+def test_keys_that_would_have_no_effect_are_refused(message: dict[Any, Any], words: str) -> None:
+    with pytest.raises(InvalidRequest, match=words) as error:
+        render_prompt([{"role": "user", **message}], "internvl2_5")
+    assert "\n" not in str(error.value)
+
+
+def test_keys_that_say_nothing_are_accepted() -> None:
+    nothing: dict[str, Any] = {"name": None, "tool_calls": [], "images": (), "refusal": "", "audio": {}}
+    content = [{**TEXT, "image": None, "path": None}, {**PICTURE, "path": None, "text": None}]
+    found = render_prompt([{"role": "user", "content": content, **nothing}], "internvl2_5")
+    assert found == render_prompt(_user([TEXT, PICTURE]), "internvl2_5")
 
 
 def test_unknown_template() -> None:
