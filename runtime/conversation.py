@@ -6,6 +6,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -22,13 +23,18 @@ class Conversation:
     """Questions and answers in turn. Visual tokens that a question's prefill prunes stay pruned in all that follow.
 
     Args:
+        vlm: the loaded bundle.
         system: system prompt (default: the model's own).
         options: fields of `RequestOptions`, for every question.
     Raises:
-        InvalidRequest: options outside what the model or the method allows.
+        InvalidRequest: arguments of another type, or options outside what the model or the method allows.
     """
 
     def __init__(self, vlm: VLM, *, system: str | None = None, **options: Any) -> None:
+        if not isinstance(vlm, VLM):
+            raise InvalidRequest(f"vlm is of type {type(vlm).__name__}: expected a loaded bundle, VLM(directory)")
+        if not isinstance(system, (str, NoneType)):
+            raise InvalidRequest(f"system is of type {type(system).__name__}: expected a string, or None")
         self._vlm, self._system = vlm, system
         self._options = RequestOptions.of(options)
         self._batch = Batch(vlm.backend)

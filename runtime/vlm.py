@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -77,16 +78,24 @@ class VLM:
             on stderr say so where it takes longer than a second, or cannot be remembered.
     Raises:
         BackendMissing: ONNX Runtime is not installed, or twice.
-        InvalidRequest: threads below 0 or more than four for each core.
+        InvalidRequest: an argument of another type, threads below 0 or more than four for each core.
         BundleMismatch: the directory is no bundle of this version, is damaged, or is for another target.
     """
 
     def __init__(self, bundle: str | Path, *, portable: bool = False, threads: int = 0, verify: bool = True) -> None:
-        opened = open_bundle(Path(bundle), verify=verify)
+        if not isinstance(bundle, (str, os.PathLike)) or not isinstance(os.fspath(bundle), str):
+            raise InvalidRequest(
+                f"bundle is of type {type(bundle).__name__}: expected a str or Path, the directory that "
+                "fastmmoe-export wrote"
+            )
+        for name, value in (("portable", portable), ("verify", verify)):
+            if not isinstance(value, (bool, np.bool_)):
+                raise InvalidRequest(f"{name} is of type {type(value).__name__}: expected True or False")
+        opened = open_bundle(Path(bundle), verify=bool(verify))
         self.manifest: Manifest = opened.manifest
         tokenizer = opened.directory / TOKENIZER if TOKENIZER in self.manifest.files else None
         self.processor = Processor(self.manifest.processor, tokenizer)
-        self.backend = load_backend(opened, Settings(portable=portable, threads=threads))
+        self.backend = load_backend(opened, Settings(portable=bool(portable), threads=threads))
 
     def generate_stream(self, messages: Any, **options: Any) -> Iterator[Piece]:
         """Answer a conversation token by token, greedily.
@@ -119,10 +128,12 @@ class VLM:
             InvalidRequest: as `generate_stream`, or no conversations.
         """
         request = RequestOptions.of(options)
-        if isinstance(conversations, (str, Mapping)) or not isinstance(conversations, Iterable):
+        is_other = isinstance(conversations, (str, bytes, Mapping, np.ndarray))
+        if is_other or not isinstance(conversations, Iterable):
             raise InvalidRequest(
                 f"conversations is of type {type(conversations).__name__}: expected a list of messages"
             )
+        conversations = list(conversations)
         if not conversations:
             raise InvalidRequest("no conversations: expected at least one")
         inputs = [self.processor(messages, max_tiles=request.max_tiles) for messages in conversations]

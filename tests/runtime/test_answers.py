@@ -197,8 +197,8 @@ def test_what_a_conversation_goes_on_with(
 
     monkeypatch.setattr("fastmmoe.runtime.conversation.Run", new_run)
     monkeypatch.setattr("fastmmoe.runtime.conversation.Batch", lambda _backend: batch)
-    vlm: Any = SimpleNamespace(processor=gpt_oss.processor, manifest=None, backend=None)
-    vlm.pieces = lambda run: VLM.pieces(vlm, run)
+    vlm: Any = object.__new__(VLM)
+    vlm.processor, vlm.manifest, vlm.backend = gpt_oss.processor, None, None
     conversation = Conversation(vlm)
     assert conversation.ask("First?").finish_reason == ("length" if is_cut else "stop")
     batch.lengths[0] = len(fed[0])
