@@ -160,7 +160,7 @@ def _array_size(array: npt.NDArray[Any]) -> tuple[int, int]:
 
 def _check_file(path: str | Path) -> None:
     """Whether it can be opened without waiting for another process, and is not larger than any picture."""
-    if re.match(r"(data|https?|ftp|file|s3|gs|rtsp):", str(path)):
+    if re.match(r"(data|https?|ftp|file|s3|gs|rtsp):", str(path), re.IGNORECASE):
         raise _Refused("addresses are not read; save the picture to a file and give its path")
     status = Path(path).stat()
     if stat.S_ISDIR(status.st_mode):

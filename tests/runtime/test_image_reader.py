@@ -311,6 +311,8 @@ def test_unusable_pictures(tmp_path: Path, golden: Path) -> None:
         (tmp_path / "socket.png", "is a device, a pipe or a socket"),
         ("/dev/zero", "is a device, a pipe or a socket"),
         ("https://example.com/a.jpg", "image https://example.com/a.jpg: addresses are not read; save the picture"),
+        ("HTTPS://example.com/a.jpg", "image HTTPS://example.com/a.jpg: addresses are not read; save the picture"),
+        ("Data:image/png;base64,AAAA", "addresses are not read"),
         ("data:image/png;base64," + "A" * 5000, "addresses are not read"),
         ("a\0b.png", "null byte"),
         (tmp_path / ("a" * 300), "File name too long"),
