@@ -94,6 +94,15 @@ def add_no_verify(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_text(option: str, text: str | None) -> None:
+    """Raise InvalidRequest where an argument's bytes are no text in the locale's encoding."""
+    if text is None or not any("\ud800" <= letter <= "\udfff" for letter in text):
+        return
+    encoding = sys.getfilesystemencoding().upper()
+    advice = "give UTF-8" if encoding == "UTF-8" else "set LC_ALL=C.UTF-8, and give UTF-8"
+    raise InvalidRequest(f"{option} {ascii(text)[:80]}: is not valid {encoding} in this locale; {advice}")
+
+
 def run_command(name: str, command: Callable[[], int]) -> int:
     """Run a command and return its exit code; what the user can mend is printed as one line."""
     open_missing_streams()

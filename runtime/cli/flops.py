@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastmmoe.runtime.cli.command import check_text
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.method.policy import ALL
 
@@ -168,6 +169,7 @@ def _prompt_size(a: argparse.Namespace, manifest: Manifest) -> PromptSize:
         raise InvalidRequest("--tiles goes with --visual-tokens; of pictures the tiles are counted")
     if not a.image and a.prompt is None:
         raise InvalidRequest("give --image and --prompt, or --visual-tokens and --text-tokens")
+    check_text("--prompt", a.prompt)
     tokenizer = a.bundle / TOKENIZER if TOKENIZER in manifest.files else None
     content: list[dict[str, Any]] = [{"type": "image", "image": path} for path in a.image]
     content += [] if a.prompt is None else [{"type": "text", "text": a.prompt}]

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 from fastmmoe import __version__
 from fastmmoe.runtime.cli.bundle import add_bundle_commands
-from fastmmoe.runtime.cli.command import ArgumentParser, add_no_verify, run_command, saying_what_memory_lacks
+from fastmmoe.runtime.cli.command import (
+    ArgumentParser,
+    add_no_verify,
+    check_text,
+    run_command,
+    saying_what_memory_lacks,
+)
 from fastmmoe.runtime.cli.completion import add_completion
 from fastmmoe.runtime.cli.flops import add_counting
 from fastmmoe.runtime.errors import InvalidRequest
@@ -163,6 +169,8 @@ def _check_combination(a: argparse.Namespace) -> None:
         raise InvalidRequest("--inputs takes the place of --image, --prompt, --system and --max-tiles")
     if a.inputs is None and a.prompt is None:
         raise InvalidRequest("give --prompt (and --image), or --inputs and --dump")
+    check_text("--prompt", a.prompt)
+    check_text("--system", a.system)
     check_threads("--threads", a.threads)
     if a.dump is not None:
         check_replaceable(a.dump)

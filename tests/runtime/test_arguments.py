@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arguments of the Python API that are not what they should be: one line each."""
+"""Arguments of the Python API and texts of the command line that are not what they should be: one line each."""
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from fastmmoe.runtime.cli.main import main
 from fastmmoe.runtime.conversation import Conversation
 from fastmmoe.runtime.errors import BundleMismatch, InvalidRequest
 from fastmmoe.runtime.vlm import VLM
@@ -52,3 +56,29 @@ def test_what_is_no_list_of_conversations(conversations: Any) -> None:
 def test_no_conversations(conversations: Any) -> None:
     with pytest.raises(InvalidRequest, match=r"^no conversations: expected at least one$"):
         object.__new__(VLM).generate_batch(conversations)
+
+
+@pytest.mark.parametrize("option", ["--prompt", "--system"])
+def test_bytes_that_are_no_text(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As Python gives the bytes of a command line that its locale's encoding does not take."""
+    assert main(["run", "no-bundle", "--prompt", "a", option, "caf\udce9"]) == 2
+    error = f"{option} 'caf\\udce9': is not valid UTF-8 in this locale; give UTF-8"
+    assert capsys.readouterr().err == f"fastmmoe: error: {error}\n"
+
+
+@pytest.mark.parametrize(("locale", "text"), [("ascii", b"caf\xc3\xa9"), ("utf-8", b"caf\xe9")])
+def test_a_prompt_that_the_locale_does_not_take(locale: str, text: bytes) -> None:
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": str(int(locale == "utf-8"))}
+    command: list[str | bytes] = [
+        sys.executable,
+        "-m",
+        "fastmmoe.runtime.cli.main",
+        "run",
+        "no-bundle",
+        "--prompt",
+        text,
+    ]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f": is not valid {locale.upper()} in this locale; " in done.stderr
+    assert ("LC_ALL=C.UTF-8" in done.stderr) == (locale == "ascii")
