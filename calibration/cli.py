@@ -10,7 +10,7 @@ from typing import Any
 
 from fastmmoe.calibration.options import BACKENDS, FLOPS_REDUCTION, QUALITY_OPTIONS, CalibrationOptions
 from fastmmoe.exporter.config import DEMO
-from fastmmoe.runtime.cli.command import check_installed, importing, resumable, saying_what_memory_lacks
+from fastmmoe.runtime.cli.command import check_installed, preparing, resumable, saying_what_memory_lacks
 from fastmmoe.runtime.machines.targets import TARGETS
 
 DESCRIPTION = """Find the pruning settings of a model on questions about pictures: quality against counted FLOPs of the
@@ -106,7 +106,7 @@ def read_arguments(arguments: argparse.Namespace) -> CalibrationOptions:
 def _calibrate(arguments: argparse.Namespace) -> int:
     options = read_arguments(arguments)
     check_installed("calibration", MODULES, "calibrate")
-    with importing("fastmmoe"):
+    with preparing("fastmmoe"):
         from fastmmoe.calibration.calibrate import calibrate
 
     # Ranges are written at the end only.

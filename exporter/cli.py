@@ -23,8 +23,8 @@ from fastmmoe.exporter.targets import ATOL, DTYPES
 from fastmmoe.runtime.cli.command import (
     ArgumentParser,
     check_installed,
-    importing,
     leaving,
+    preparing,
     run_command,
     saying_what_memory_lacks,
 )
@@ -166,10 +166,10 @@ def _export(config: ExportConfig, command: str) -> int:
         print(line, flush=True)
 
     check_installed("the export", MODULES, "export")
-    from fastmmoe.exporter.plan import plan_export
+    with preparing(command):
+        from fastmmoe.exporter.plan import plan_export
 
-    plan = plan_export(config, say)
-    with importing(command):
+        plan = plan_export(config, say)
         from fastmmoe.exporter.check.structure import CheckFailed
         from fastmmoe.exporter.export import run_export
 

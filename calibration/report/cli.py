@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fastmmoe.runtime.cli.command import check_installed, importing, resumable, saying_what_memory_lacks
+from fastmmoe.runtime.cli.command import check_installed, preparing, resumable, saying_what_memory_lacks
 from fastmmoe.runtime.errors import InvalidRequest
 
 DESCRIPTION = """Measure accuracy, counted FLOPs and latency of every pruning method of a comparison bundle
@@ -49,7 +49,7 @@ _MIN_QUALITY = "accuracy over the full model's that the recommended setting is s
 def _report(arguments: argparse.Namespace) -> int:
     check_installed("the report", MODULES, "report")
     retentions = _numbers(arguments.retentions)
-    with importing("fastmmoe"):
+    with preparing("fastmmoe"):
         from fastmmoe.calibration.report.build import ReportOptions, build_report
         from fastmmoe.calibration.report.page import HTML
 

@@ -20,15 +20,12 @@ from typing import Any, NoReturn
 
 from fastmmoe.runtime.backends.distribution import MODULE as ONNXRUNTIME
 from fastmmoe.runtime.backends.distribution import check_onnxruntime
-from fastmmoe.runtime.cli.start import open_missing_streams
+from fastmmoe.runtime.cli.start import INTERRUPTED, SIGNALS, ending, open_missing_streams
 from fastmmoe.runtime.errors import FastmmoeError, InvalidRequest, without_breaks
 
 USER_ERROR = 2
-INTERRUPTED = 130
 BROKEN_PIPE = 128 + signal.SIGPIPE
 """What a shell says of a process that the signal ended."""
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""What interrupts a command; the last is that of a terminal that was closed."""
 REPEAT_SECONDS = 0.05
 MEMORY_HINT = "end other programs, or use a machine with more memory"
 
@@ -232,18 +229,12 @@ def uninterrupted() -> Iterator[None]:
 
 
 @contextmanager
-def importing(name: str) -> Iterator[None]:
-    """Have an interrupt end the process at once, while a command that has written nothing yet imports torch.
+def preparing(name: str) -> Iterator[None]:
+    """Have an interrupt end the process at once, while a command that has written nothing yet plans or imports torch.
 
-    Raised in the midst of a compiled module's start, an interrupt becomes any other error, is lost or aborts.
+    Raised in the midst of a compiled module, an interrupt becomes any other error, is lost, aborts or crashes.
     """
-
-    def leave(*_: object) -> NoReturn:
-        with suppress(OSError):
-            os.write(sys.stderr.fileno(), f"{name}: interrupted; nothing was written\n".encode())
-        os._exit(INTERRUPTED)
-
-    with _handling_signals(leave):
+    with _handling_signals(ending(name)):
         yield
 
 

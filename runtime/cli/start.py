@@ -1,10 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where processes start: whatever they are given, there are three streams. Imports nothing that takes time."""
+"""Where processes start: there are three streams, and an interrupt ends them. Imports nothing that takes time."""
 
 from __future__ import annotations
 
 import os
+import signal
 import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NoReturn
+
+INTERRUPTED = 130
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What interrupts a command; the last is that of a terminal that was closed."""
+
+
+def main() -> int:
+    """The command fastmmoe, from its first moment on: import it and run it."""
+    end_at_interrupts("fastmmoe")
+    from fastmmoe.runtime.cli.main import main as command
+
+    return command()
+
+
+def end_at_interrupts(name: str) -> None:
+    """Have signals end the process at once until the command takes them, which has modules to import before."""
+    for number in SIGNALS:
+        # What a shell starts in the background ignores interrupts, what nohup starts the end of its terminal.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, ending(name))
+
+
+def ending(name: str) -> Callable[[int, object], NoReturn]:
+    """A signal handler that ends the process at once, where nothing has been written."""
+
+    def end(*_: object) -> NoReturn:
+        # A terminal that was closed takes no line.
+        with suppress(OSError):
+            os.write(2, f"{name}: interrupted; nothing was written\n".encode())
+        os._exit(INTERRUPTED)
+
+    return end
 
 
 def open_missing_streams() -> None:

@@ -208,6 +208,55 @@ def test_an_interrupt_of_torchs_import(number: signal.Signals, tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
+STARTS = {"fastmmoe": "fastmmoe.runtime.cli.start", "fastmmoe-export": "fastmmoe.exporter.start"}
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("name", STARTS)
+def test_an_interrupt_of_the_first_moments(name: str, number: str) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    program = f"""
+import os, signal, sys
+from {STARTS[name]} import main
+class Finder:
+    def find_spec(self, module, *_):
+        if module == "argparse":
+            os.kill(os.getpid(), signal.{number})
+sys.modules.pop("argparse", None)
+sys.meta_path.insert(0, Finder())
+main()"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=SECONDS)
+    assert (result.returncode, result.stderr) == (130, f"{name}: interrupted; nothing was written\n".encode())
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_a_start_runs_the_command(name: str) -> None:
+    program = f"import sys; sys.argv[1:] = ['--version']\nfrom {STARTS[name]} import main\n"
+    program += "assert not {'argparse', 'msgspec', 'numpy'} & sys.modules.keys()\nsys.exit(main())"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=SECONDS)
+    assert result.returncode == 0 and result.stdout.startswith(b"fastmmoe "), result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_of_a_plan(number: signal.Signals, tmp_path: Path) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    program = f"""
+import os, sys
+from fastmmoe.exporter import plan
+from fastmmoe.exporter.cli import main
+def interrupted(*_):
+    try:
+        os.kill(os.getpid(), {int(number)})
+    except KeyboardInterrupt:
+        os.abort()  # as compiled code may
+plan.plan_export = interrupted
+main(["demo", "out"])"""
+    result = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, check=False, timeout=SECONDS, cwd=tmp_path
+    )
+    assert (result.returncode, result.stderr) == (130, b"fastmmoe-export: interrupted; nothing was written\n")
+
+
 def test_a_terminal_that_is_closed_interrupts(tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     program = f"""
@@ -251,7 +300,7 @@ print('not reached')"""
 
 def test_an_interrupt_of_an_import_ends_the_process_at_once() -> None:
     body = """
-with importing('name'):
+with preparing('name'):
     try:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
