@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
@@ -55,7 +56,17 @@ class NativeNode:
         self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     def __call__(self, inputs: dict[str, Array]) -> list[Array]:
-        return self.session.run(None, {name: array for name, array in inputs.items() if name not in WEIGHTS})
+        values = {name: to_ort_value(array) for name, array in inputs.items() if name not in WEIGHTS}
+        names = [output.name for output in self.session.get_outputs()]
+        return [value.numpy() for value in self.session.run_with_ort_values(names, values)]
+
+
+def to_ort_value(array: Array) -> onnxruntime.OrtValue:
+    """The array, which ONNX Runtime takes with bfloat16 by its bits only."""
+    if array.dtype != ml_dtypes.bfloat16:
+        return onnxruntime.OrtValue.ortvalue_from_numpy(array.copy(order="C"))
+    bits = array.copy(order="C").view(np.uint16)
+    return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, onnx.TensorProto.BFLOAT16)
 
 
 @pytest.fixture
