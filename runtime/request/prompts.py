@@ -296,9 +296,9 @@ def _check_keys(given: Mapping[Any, Any], known: Sequence[str], name: str) -> No
         is_empty = value is None or (isinstance(value, (str, Sequence, Mapping)) and not len(value))
         if key in known or is_empty:
             continue
-        close = difflib.get_close_matches(str(key), [*known, *_KEY_ADVICE], n=1)
-        meant = close[0] if close else ""
-        advice = _KEY_ADVICE.get(meant, f"did you mean {meant!r}?" if meant else "leave it out")
+        close = difflib.get_close_matches(str(key), [*known, *_KEY_ADVICE], n=1, cutoff=0.7)
+        meant = close[0] if close else None
+        advice = f"did you mean {meant!r}?" if meant in known else _KEY_ADVICE.get(meant or "", "leave it out")
         raise InvalidRequest(f"{name} has the key {key!r:.60}: known are {', '.join(map(repr, known))}; {advice}")
 
 
