@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ import msgspec
 from fastmmoe.runtime.bundle.manifest import ENGINES, GRAPHS, MANIFEST, FileEntry, engine_file
 from fastmmoe.runtime.cli.command import uninterrupted
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.files import remove_left_scratch, scratch_directory, sync, writing
+from fastmmoe.runtime.files import real_path, remove_left_scratch, scratch_directory, sync, writing
 from fastmmoe.runtime.types import Say
 
 _MOUNTS = Path("/proc/self/mountinfo")
@@ -167,17 +167,25 @@ def _resolve(given: Path, model: Path) -> Path:
         raise InvalidRequest(
             f"{given}: a symbolic link to {given.readlink()}, which is not there: remove it or give another place"
         )
-    path = Path(os.path.realpath(given))
+    path = real_path(given)
     if not path.parent.is_dir():
         missing = next(p for p in reversed(path.parents) if not p.is_dir())
         raise InvalidRequest(f"{given}: {missing} is not a directory: make it first, or correct the path")
-    if path in (Path.cwd(), Path.home(), Path(path.anchor)):
+    if path in _own_places(path.anchor):
         raise InvalidRequest(f"{given}: is {path}, where you work or live: give the name of a new directory")
     if path == Path(os.path.realpath(model)):
         raise InvalidRequest(f"{given}: is the checkpoint itself; give another output directory")
     if _is_mount_point(path):
         raise InvalidRequest(f"{given}: a mount point, which cannot be replaced; give a directory inside it")
     return path
+
+
+def _own_places(root: str) -> Iterator[Path]:
+    """Directories that are never replaced. A user may have no home, and the folder to work in may be gone."""
+    yield Path(root)
+    for place in (Path.cwd, Path.home):
+        with suppress(OSError, RuntimeError):
+            yield place()
 
 
 def _is_mount_point(path: Path) -> bool:

@@ -15,6 +15,7 @@ from fastmmoe.exporter.targets import ATOL, choose_dtype, choose_packing
 from fastmmoe.runtime.backends.tensorrt.api import load_module
 from fastmmoe.runtime.bundle.plugin_library import find_plugin
 from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.files import real_path
 from fastmmoe.runtime.machines.targets import TARGETS, Target
 from fastmmoe.runtime.types import Say
 
@@ -62,7 +63,7 @@ def plan_export(config: ExportConfig, say: Say = print) -> ExportPlan:
         raise InvalidRequest(f"--atol {atol}: expected a positive number")
     check_options(config.policy)
     directory = checkpoint_directory(config.model)
-    name = directory.resolve().name if config.model != DEMO else DEMO
+    name = DEMO if config.model == DEMO else real_path(directory).name
     out = Path(f"{name}-{target.name}") if config.out is None else config.out
     check_output(out, directory, overwrite=config.overwrite, say=say)
     checkpoint = Checkpoint(directory)

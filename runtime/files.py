@@ -71,6 +71,23 @@ def replacing(path: Path, expected: int) -> Iterator[IO[bytes]]:
                 scratch.unlink(missing_ok=True)
 
 
+def real_path(path: Path) -> Path:
+    """The absolute path, links followed, of a directory that libraries are to open.
+
+    Raises:
+        InvalidRequest: the folder that the process works in is gone, or a name is not UTF-8, which they take alone.
+    """
+    try:
+        real = os.path.realpath(path)
+    except FileNotFoundError:
+        raise InvalidRequest(f"{path}: the folder you work in was removed: change to one that is there") from None
+    try:
+        real.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest(f"{path}: its name, or that of a folder above it, is not UTF-8: rename it") from None
+    return Path(real)
+
+
 def check_replaceable(path: Path) -> Path:
     """The path, links followed, of a file that may be written; asked before the work that fills it.
 

@@ -27,6 +27,7 @@ from fastmmoe.runtime.bundle.manifest import (
 )
 from fastmmoe.runtime.bundle.stamps import DIRECTORY, FileState, Stamp, state_of
 from fastmmoe.runtime.errors import BundleMismatch
+from fastmmoe.runtime.files import real_path
 from fastmmoe.runtime.types import Say
 
 PIECE_BYTES = 1 << 22
@@ -65,8 +66,10 @@ def open_bundle(directory: Path, *, verify: bool = True, say: Say = say_on_stder
         verify: False compares names and sizes alone and takes an edited manifest.
         say: gets a line where reading takes longer than a second, and one where verification cannot be remembered.
     Raises:
+        InvalidRequest: see `real_path`.
         BundleMismatch: see `read_manifest`, or a file is not the one that was exported.
     """
+    real_path(directory)
     manifest = read_manifest(directory, verify=verify)
     names = (MANIFEST, *manifest.files)
     states = {name: _state(directory / name) for name in names}
@@ -101,6 +104,7 @@ def verify_bundle(directory: Path, say: Say = say_on_stderr) -> Generator[str, N
     Raises:
         BundleMismatch: see `open_bundle`; where several files are damaged, it names them all.
     """
+    real_path(directory)
     manifest = load_manifest(directory)
     wrong = [*damaged_files(directory, manifest), *damaged_manifest(directory, manifest)]
     states = {name: state_of(directory / name) for name in manifest.files}

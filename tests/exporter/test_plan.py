@@ -82,6 +82,35 @@ def test_refusals_of_a_plan(kind: str, tmp_path: Path, monkeypatch: pytest.Monke
     assert not list(tmp_path.iterdir())
 
 
+NO_UTF8 = "o\udcff"
+
+
+@pytest.mark.parametrize("arguments", [("demo", NO_UTF8), (NO_UTF8, "out"), (NO_UTF8,), ("demo", f"{NO_UTF8}/out")])
+def test_names_that_are_not_utf8(arguments: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / NO_UTF8).mkdir()
+    with pytest.raises(InvalidRequest, match="is not UTF-8: rename it"):
+        plan_export(read_arguments(arguments))
+
+
+def test_a_working_folder_that_was_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    (tmp_path / "work").rmdir()
+    for arguments in (("demo",), ("demo", "out"), ("model", str(tmp_path / "out"))):
+        with pytest.raises(InvalidRequest, match="the folder you work in was removed"):
+            plan_export(read_arguments(arguments))
+    assert plan_export(read_arguments(("demo", str(tmp_path / "out")))).out == tmp_path / "out"
+
+
+def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", nobody)
+    assert plan_export(read_arguments(("demo", str(tmp_path / "out")))).name == "demo"
+
+
 def test_a_plan_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     plan = plan_export(ExportConfig())

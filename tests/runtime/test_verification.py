@@ -18,8 +18,8 @@ from fastmmoe.runtime.bundle import stamps, verification
 from fastmmoe.runtime.bundle.manifest import GRAPHS, MANIFEST, read_manifest, write_manifest
 from fastmmoe.runtime.bundle.mapped_files import MappedFiles
 from fastmmoe.runtime.bundle.stamps import Stamp
-from fastmmoe.runtime.bundle.verification import leave_stamp, open_bundle
-from fastmmoe.runtime.errors import BundleMismatch
+from fastmmoe.runtime.bundle.verification import leave_stamp, open_bundle, verify_bundle
+from fastmmoe.runtime.errors import BundleMismatch, InvalidRequest
 
 FILES = 5
 
@@ -299,3 +299,10 @@ def test_files_are_looked_at_before_they_are_read(call: str, tmp_path: Path) -> 
     }
     with pytest.raises(BundleMismatch, match="weights: has been written to or renamed since"):
         calls[call]()
+
+
+def test_a_path_that_is_not_utf8(toy_bundle: Path) -> None:
+    path = toy_bundle.rename(toy_bundle.with_name("p \udcff"))
+    for look in (lambda: open_bundle(path), lambda: list(verify_bundle(path)), lambda: open_bundle(path, verify=False)):
+        with pytest.raises(InvalidRequest, match="is not UTF-8: rename it"):
+            look()
