@@ -213,6 +213,9 @@ def _why_no_bundle(path: Path) -> str:
     """Empty for a bundle of any version: a manifest, the files it names, and engines, each of which may be missing."""
     if not path.is_dir():
         return "it is a file"
+    if (path / MANIFEST).exists() and not (path / MANIFEST).is_file():
+        # A pipe would be waited for.
+        return f"its {MANIFEST} is no regular file"
     try:
         listed = msgspec.json.decode((path / MANIFEST).read_bytes(), type=_FileList)
     except FileNotFoundError:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -357,7 +358,11 @@ def damaged_files(directory: Path, manifest: Manifest) -> Iterator[str]:
             )
         elif path.stat().st_size != entry.bytes:
             yield f"{path}: {path.stat().st_size} bytes, expected {entry.bytes}; copy the bundle or export again"
-    known = {MANIFEST, ENGINES, *map(engine_file, GRAPHS), *manifest.files}
+    engines = (ENGINES, *map(engine_file, GRAPHS))
+    for path in (directory / name for name in engines):
+        if os.path.lexists(path) and not path.is_file():
+            yield f"{path}: no regular file; remove it and build the engines again"
+    known = {MANIFEST, *engines, *manifest.files}
     for path in sorted(directory.iterdir()):
         if path.name not in known and not (path.name == ENGINES_SCRATCH and path.is_dir()):
             yield f"{path}: not in {MANIFEST}; expected only the files that were exported: move it elsewhere"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -120,6 +121,11 @@ def folder_for_a_file(path: Path) -> None:
     (path / "vision.onnx").mkdir()
 
 
+def pipe_for_a_manifest(path: Path) -> None:
+    path.mkdir()
+    os.mkfifo(path / "manifest.json")
+
+
 NO_BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a file": (lambda p: p.write_text("mine"), "it is a file"),
     "a folder": (folder_with("thesis.txt"), "no manifest.json"),
@@ -130,7 +136,8 @@ NO_BUNDLES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a format alone": (folder_with("manifest.json", b'{"format": 2}'), "its manifest.json is not a bundle's"),
     "no JSON": (folder_with("manifest.json"), "its manifest.json is not a bundle's"),
     "no text": (folder_with("manifest.json", b"\xff\xfe"), "its manifest.json is not a bundle's"),
-    "a folder of that name": (lambda p: (p / "manifest.json").mkdir(parents=True), "is not a bundle's"),
+    "a folder of that name": (lambda p: (p / "manifest.json").mkdir(parents=True), "is no regular file"),
+    "a pipe of that name": (pipe_for_a_manifest, "its manifest.json is no regular file"),
     "a bundle and more": (
         lambda p: (write_bundle(p) / "notes.txt").write_text("mine"),
         "it holds notes.txt, which its manifest.json does not name",

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 
 from fastmmoe.runtime.backends.onnxruntime import OnnxRuntime
 from fastmmoe.runtime.bundle import stamps, verification
+from fastmmoe.runtime.bundle.inspection import inspect_bundle
 from fastmmoe.runtime.bundle.manifest import GRAPHS, MANIFEST, read_manifest, write_manifest
 from fastmmoe.runtime.bundle.mapped_files import MappedFiles
 from fastmmoe.runtime.bundle.stamps import Stamp
@@ -306,3 +307,13 @@ def test_a_path_that_is_not_utf8(toy_bundle: Path) -> None:
     for look in (lambda: open_bundle(path), lambda: list(verify_bundle(path)), lambda: open_bundle(path, verify=False)):
         with pytest.raises(InvalidRequest, match="is not UTF-8: rename it"):
             look()
+
+
+@pytest.mark.parametrize("name", ["engines.json", "vision.engine"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "dangling link"])
+def test_engines_that_are_no_files(name: str, kind: str, toy_bundle: Path) -> None:
+    path = toy_bundle / name
+    {"pipe": os.mkfifo, "folder": os.mkdir, "dangling link": lambda p: p.symlink_to("nowhere")}[kind](path)
+    with pytest.raises(BundleMismatch, match=f"{name}: no regular file; remove it"):
+        list(verify_bundle(toy_bundle))
+    assert any(f"{name}: no regular file" in line for line in inspect_bundle(toy_bundle)["damage"])
