@@ -134,16 +134,27 @@ def _reason(path: Path, expected: int, error: OSError) -> str:
     if error.errno in (None, errno.ENOSPC) and room < expected:
         missing = size_text(expected - room)
         return f"{os.strerror(errno.ENOSPC)}: it takes {size_text(expected)}, {missing} more than there is room for"
+    if error.errno == errno.ENOSPC and _lacks_entries(path):
+        return f"{os.strerror(errno.ENOSPC)} for another file, though for its bytes (df -i): remove files"
     if error.errno in (None, errno.EFBIG) and 0 <= limit < expected:
         return f"it takes {size_text(expected)}, and files may have {size_text(limit)} here (ulimit -f)"
     of_size = f": it takes {size_text(expected)}" if error.errno in _OF_SIZE else ""
     return f"{error.strerror or error}{of_size}"
 
 
+def _lacks_entries(path: Path) -> bool:
+    """Whether a file system with a limit of files is full of them."""
+    found = os.statvfs(_nearest_directory(path))
+    return found.f_files > 0 and found.f_favail == 0
+
+
 def free_bytes(path: Path) -> int:
     """Room on the disk of a path that may not be there yet."""
-    there = next((place for place in (path, *path.absolute().parents) if place.is_dir()), Path("/"))
-    return shutil.disk_usage(there).free
+    return shutil.disk_usage(_nearest_directory(path)).free
+
+
+def _nearest_directory(path: Path) -> Path:
+    return next((place for place in (path, *path.absolute().parents) if place.is_dir()), Path("/"))
 
 
 def size_text(count: int) -> str:

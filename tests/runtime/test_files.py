@@ -60,6 +60,14 @@ def test_a_full_disk(small_disk: Path) -> None:
         np.zeros(2 * MIB, np.int8).tofile(small_disk / "a")
 
 
+def test_a_disk_full_of_files(small_disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,nr_inodes=3", str(small_disk)], check=True)
+    (small_disk / "a").touch()
+    (small_disk / "b").touch()
+    with pytest.raises(WriteFailed, match=r"report: cannot be written: No space left on device for another file"):
+        write_atomically(small_disk / "report", bytes(10))
+
+
 def test_a_limit_of_file_sizes(small_files: int, tmp_path: Path) -> None:
     words = r"it takes 2\.1 MB, and files may have 1\.0 MB here \(ulimit -f\)"
     with pytest.raises(WriteFailed, match=words):
