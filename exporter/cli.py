@@ -180,7 +180,9 @@ def _export(config: ExportConfig, command: str) -> int:
         print(f"{command}: check failed: {error}", file=sys.stderr)
         return 1
     with leaving(f"{plan.out} was written"):
-        say(plan.target.next_step.format(out=shlex.quote(str(plan.out))))
+        # A path that begins with a dash would be taken for an option.
+        out = f"./{plan.out}" if str(plan.out).startswith("-") else str(plan.out)
+        say(plan.target.next_step.format(out=shlex.quote(out)))
     return 0
 
 

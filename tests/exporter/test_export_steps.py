@@ -103,6 +103,15 @@ def test_an_interrupt_after_the_bundle_says_that_it_was_written(
 
 
 @pytest.mark.usefixtures("small_graphs")
+def test_a_name_that_looks_like_an_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["demo", "--", "-my out"]) == 0
+    assert "fastmmoe run './-my out' --image" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("small_graphs")
 def test_a_short_write_of_numpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     free = [10**9]
 
