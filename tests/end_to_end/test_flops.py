@@ -364,6 +364,7 @@ def test_a_plan_in_words(directory: Path, capsys: pytest.CaptureFixture[str]) ->
         (["flops"], "give --image and --prompt, or --visual-tokens and --text-tokens"),
         (["flops", "--visual-tokens", "5"], "--visual-tokens and --text-tokens go together"),
         (["flops", *COUNTS, "--prompt", "a"], "take the place of --image"),
+        (["flops", "--prompt", "caf\udce9"], r"--prompt 'caf\udce9': is not valid UTF-8 in this locale"),
         (["flops", "--prompt", "a", "--tiles", "2"], "--tiles goes with --visual-tokens"),
         (["flops", *COUNTS, "--tiles", "-1"], "--tiles -1: expected 0 or more"),
         (["flops", *COUNTS, "-r", "1,2"], "retention 2.0: expected a number in (0, 1]"),
