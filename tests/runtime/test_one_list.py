@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -97,9 +98,10 @@ def edit(file: Path, old: str, new: str) -> None:
 
 
 def run(sources: Path, *command: object) -> None:
-    """A Python process that imports the copy."""
-    environment = os.environ | {"PYTHONPATH": f"{sources}:{sources / 'scripts'}"}
-    program = [sys.executable, *map(str, command)]
+    """A Python process that imports the copy: without site, whose finder of an editable install would come first."""
+    places = (sources, sources / "scripts", Path(np.__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, places))}
+    program = [sys.executable, "-S", *map(str, command)]
     result = subprocess.run(program, env=environment, cwd=sources, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
 
