@@ -102,7 +102,9 @@ class OnnxRuntime:
         self._weights.check_unchanged()
         carried = {name: outputs.pop(graph_io.present_name(name)) for name in caches}
         # A value that is observed may be an input of the graph, and the same one for several nodes.
-        shown = {label: (outputs.get(name) or values[name]).numpy() for label, name in self._shown.items()}
+        shown = {
+            label: outputs[name].numpy() if name in outputs else feeds[name] for label, name in self._shown.items()
+        }
         return {name: value.numpy() for name, value in outputs.items() if name in self._outputs} | shown, carried
 
     def observe(self, observed: Observed) -> OnnxRuntime:

@@ -19,6 +19,8 @@ from fastmmoe.calibration.report.questions import Questions
 from fastmmoe.calibration.report.settings import Planner, Setting
 from fastmmoe.calibration.report.stages import Fate, StageTracer
 from fastmmoe.exporter.cli import main as export
+from fastmmoe.exporter.ops.token_prune.contract import TOKEN_PRUNE
+from fastmmoe.runtime.backends.base import Observed
 from fastmmoe.runtime.backends.batch import Batch
 from fastmmoe.runtime.bundle.manifest import read_manifest, write_manifest
 from fastmmoe.runtime.cli.main import main as fastmmoe
@@ -119,6 +121,17 @@ def test_random_choices_hang_on_seed_and_picture_alone(
     one, same, other, *second = seeds
     assert one == same
     assert len({one, other, *second}) == 4
+
+
+def test_observed_inputs_outlive_their_call(vlm: VLM, questions: Questions, bundle_planner: Planner) -> None:
+    chunk = questions.chunk(vlm.backend, bundle_planner, Setting("fastmmoe", 0.3), 0)
+    place = [tensor.name for tensor in TOKEN_PRUNE.inputs].index("keep_offsets")
+    batch = Batch(vlm.backend.observe(Observed(TOKEN_PRUNE.name, {"keep_offsets": place})))
+    batch.extend([chunk], alpha=0.5)
+    observed = batch.observed[f"{TOKEN_PRUNE.name}.keep_offsets.0"]
+    assert observed[0] == 0 and observed[1] in chunk.schedule.keep
+    # ONNX Runtime's view of an array that it was fed does not keep the array.
+    assert observed.flags.owndata
 
 
 def test_stages_agree_with_the_runtime(bundle: Path, vlm: VLM, questions: Questions, bundle_planner: Planner) -> None:
