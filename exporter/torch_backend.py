@@ -47,10 +47,8 @@ class TorchBackend:
 
     def new_caches(self) -> Tensors:
         """Caches that hold no tokens."""
-        return {
-            name: torch.zeros([0 if isinstance(size, str) else size for size in shape], dtype=getattr(torch, dtype))
-            for name, shape, dtype in signatures.cache_inputs(self.info, self.policy, "float32")
-        }
+        caches = signatures.empty_caches(self.info, self.policy, "float32")
+        return {name: torch.from_numpy(value) for name, value in caches.items()}
 
     @torch.no_grad()
     def extend(self, feeds: dict[str, Array], caches: Tensors) -> tuple[dict[str, Array], Tensors]:

@@ -228,7 +228,7 @@ def _run_language_model(
     model: Model, embeds: np.ndarray, visual_index: np.ndarray, schedule: Schedule, decode_with: Embed | None
 ) -> Case:
     """Prefill in torch and, with `decode_with`, greedy decode steps."""
-    backend = TorchBackend(model.graphs, model.policy, language_model_info(model.config))
+    backend = _torch_backend(model)
     with streamed_weights(backend.language_model, lambda name: model.load(f"language_model.{name}")):
         return _run_case(backend, embeds, visual_index, schedule, decode_with)
 
@@ -266,8 +266,12 @@ def _picture(config: ProcessorConfig) -> dict[str, np.ndarray]:
     return {graph_io.PIXEL_VALUES: pixels, graph_io.LAYOUT_INDEX: layout}
 
 
+def _torch_backend(model: Model) -> TorchBackend:
+    return TorchBackend(model.graphs, model.policy, language_model_info(model.config))
+
+
 def _run_vision(model: Model, vision_inputs: dict[str, np.ndarray]) -> np.ndarray:
-    backend = TorchBackend(model.graphs, model.policy, language_model_info(model.config))
+    backend = _torch_backend(model)
     with streamed_weights(model.graphs.vision, lambda name: model.load(f"vision.{name}")):
         return backend.image_features(vision_inputs)
 

@@ -63,7 +63,9 @@ class OnnxRuntime:
         self._shown: dict[str, str] = {}
         self._sessions = {graph: self._load(graph, observed) for graph in graphs}
         self._weights = MappedFiles(directory / name for name in map(weights_file, graphs) if name in manifest.files)
-        self._cache_inputs = signatures.cache_inputs(self.info, self.policy, manifest.activation_dtype)
+        language_model = self._sessions.get("language_model")
+        # Asked once: a decode step has no use for it.
+        self._output_names = [] if language_model is None else [output.name for output in language_model.get_outputs()]
         self._outputs = {output.name for output in signatures.signatures(manifest)["language_model"].outputs}
 
     @property
@@ -86,17 +88,15 @@ class OnnxRuntime:
 
     def new_caches(self) -> Values:
         """Caches that hold no tokens."""
-        return {
-            name: _ort_value(np.zeros([0 if isinstance(size, str) else size for size in shape], dtype))
-            for name, shape, dtype in self._cache_inputs
-        }
+        caches = signatures.empty_caches(self.info, self.policy, self.manifest.activation_dtype)
+        return {name: _ort_value(value) for name, value in caches.items()}
 
     def extend(self, feeds: dict[str, Array], caches: Values) -> tuple[dict[str, Array], Values]:
         """One call of the language model; see `Backend.extend`."""
         session = self._sessions["language_model"]
         self._weights.check_unchanged()
         values = {name: _ort_value(np.ascontiguousarray(value)) for name, value in feeds.items()}
-        names = [output.name for output in session.get_outputs()]
+        names = self._output_names
         with _naming_the_graph("language_model"):
             outputs = dict(zip(names, session.run_with_ort_values(names, values | caches), strict=True))
         self._weights.check_unchanged()

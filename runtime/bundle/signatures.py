@@ -78,6 +78,14 @@ def cache_inputs(info: LanguageModelInfo, policy: Policy, dtype: str) -> list[Te
     return found
 
 
+def empty_caches(info: LanguageModelInfo, policy: Policy, dtype: str) -> dict[str, Array]:
+    """The cache inputs before the first call: no tokens."""
+    return {
+        name: np.zeros([0 if isinstance(size, str) else size for size in shape], of_cache)
+        for name, shape, of_cache in cache_inputs(info, policy, dtype)
+    }
+
+
 def feeds(info: LanguageModelInfo, call: Call) -> dict[str, Array]:
     """The language model's inputs in a call but its caches.
 
@@ -135,7 +143,11 @@ def layer_groups(layers: int, sites: Sequence[Site]) -> tuple[tuple[int, ...], .
 
 def cached_rows(info: LanguageModelInfo, policy: Policy, chunk: Chunk) -> Array:
     """Tokens that a chunk adds to the cache of every layer, int64 [layers]: fewer after each layer with a site."""
-    rows, schedule = np.empty(info.layers, np.int64), chunk.schedule
+    schedule = chunk.schedule
+    # Nothing to prune: a decode step is not worth looking at its sites.
+    rows = np.full(info.layers, len(chunk.inputs_embeds), np.int64)
+    if not schedule.visual_tokens:
+        return rows
     for layers in layer_groups(info.layers, policy.sites):
         before = [s for s, site in enumerate(policy.sites) if site.layer < layers[0]]
         visual = schedule.keep[before[-1]] if before else schedule.visual_tokens

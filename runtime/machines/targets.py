@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -115,6 +116,16 @@ CUDA_KERNELS = KernelLimits(most_experts=256, columns_multiple={"float": 16, "in
 
 _NO_ENGINE_RUNTIME = "This version does not run engines; to try the model here, export with --target cpu"
 
+_with_engines = functools.partial(
+    Target,
+    dtypes=("fp16", "bf16"),
+    activation_dtypes=("float16", "bfloat16"),
+    expert_formats=("float", "int8", "int4"),
+    kernels=CUDA_KERNELS,
+    is_portable=False,
+    backend="tensorrt",
+)
+
 TARGETS = {
     target.name: target
     for target in (
@@ -130,27 +141,15 @@ TARGETS = {
             tensorrt=None,
             next_step="run it: fastmmoe run {out} --image a.png --prompt '...'",
         ),
-        Target(
+        _with_engines(
             name="jetson-orin",
-            dtypes=("fp16", "bf16"),
-            activation_dtypes=("float16", "bfloat16"),
-            expert_formats=("float", "int8", "int4"),
-            kernels=CUDA_KERNELS,
-            is_portable=False,
-            backend="tensorrt",
             devices=("orin-nano-8gb", "orin-nx-16gb", "agx-orin-64gb"),
             tensorrt=JETSON_ORIN,
             next_step="copy {out} to the Jetson and build its engines there: fastmmoe build {out}. "
             + _NO_ENGINE_RUNTIME,
         ),
-        Target(
+        _with_engines(
             name="rtx",
-            dtypes=("fp16", "bf16"),
-            activation_dtypes=("float16", "bfloat16"),
-            expert_formats=("float", "int8", "int4"),
-            kernels=CUDA_KERNELS,
-            is_portable=False,
-            backend="tensorrt",
             devices=("a100-sxm-80gb", "l4"),
             tensorrt=RTX,
             next_step="the engines are there; to build them with other limits: fastmmoe build {out}. "
