@@ -23,7 +23,7 @@ from fastmmoe.runtime.types import Array
 
 LIMIT_BYTES = 20_000_000
 
-# Not in the copy: what tests/conftest.py makes from the Hugging Face twin.
+# Not in the copy: what tests/support/golden.py makes from the Hugging Face twin.
 LEFT_OUT = re.compile(r"^(README\.md|internvl-.*-original/model\.safetensors)$")
 
 # Per file, the arrays to keep; every other .npz is kept whole.

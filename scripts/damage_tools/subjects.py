@@ -40,8 +40,8 @@ def write_checkpoints(directory: Path) -> list[Path]:
 
 
 def _golden_tools() -> ModuleType:
-    """tests/conftest.py, which knows how the trimmed golden data are stored."""
-    spec = importlib.util.spec_from_file_location("golden_tools", REPOSITORY / "tests" / "conftest.py")
+    """tests/support/golden.py, which knows how the trimmed golden data are stored."""
+    spec = importlib.util.spec_from_file_location("golden_tools", REPOSITORY / "tests" / "support" / "golden.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,136 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Processors of the golden checkpoints and the messages they are given."""
+"""A toy bundle, processors of the golden checkpoints and the messages they are given."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import pytest
 
-from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
-from fastmmoe.exporter.checkpoint.processor import read_processor_config
-from fastmmoe.runtime.bundle.manifest import FORMAT, Manifest, write_manifest
-from fastmmoe.runtime.request.processor import Processor
-
-DEEPSEEK_PROCESSOR = {
-    "type": "deepseek_vl2",
-    "candidate_resolutions": [[16, 16], [16, 32]],
-    "patch_size": 4,
-    "downsample_ratio": 2,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
-    "pad_color": [127, 127, 127],
-    "global_view_first": True,
-    "template": "deepseek",
-    "image_token": "<image>",
-    "image_token_id": 9,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-    "pad_token_id": 2,
-    "special_tokens": ["<image>"],
-    "stop_token_ids": [1],
-    "vocab_size": 10,
-    "max_position_embeddings": 64,
-}
-INTERNVL_PROCESSOR = {
-    "type": "internvl",
-    "tile_size": 16,
-    "tokens_per_tile": 4,
-    "min_tiles": 1,
-    "max_tiles": 6,
-    "use_thumbnail": True,
-    "image_mean": [0.5, 0.5, 0.5],
-    "image_std": [0.5, 0.5, 0.5],
-    "template": "internvl2_5",
-    "image_token": "<IMG_CONTEXT>",
-    "image_start_token": "<img>",
-    "image_end_token": "</img>",
-    "image_token_id": 9,
-    "bos_token_id": 0,
-    "pad_token_id": 2,
-    "stop_token_ids": [1],
-    "vocab_size": 10,
-    "max_position_embeddings": 64,
-}
-LANGUAGE_MODEL = {
-    "hidden_size": 8,
-    "vocab_size": 10,
-    "layers": 4,
-    "heads": 4,
-    "kv_heads": 2,
-    "query_key_dim": 6,
-    "value_dim": 6,
-    "kv_lora_rank": 0,
-    "rope_dim": 6,
-    "cache_parts": ["key", "value"],
-    "cache_shape": [2, 6],
-    "moe_layers": [1, 2, 3],
-    "num_experts": 16,
-    "top_k": 4,
-    "moe_intermediate_size": 8,
-    "shared_intermediate_size": 0,
-    "dense_intermediate_size": 16,
-    "sliding_layers": [],
-    "sliding_window": None,
-}
-POLICY = {
-    "method": "fastmmoe",
-    "prune_layers": {"fastmmoe": [1, 2]},
-    "stage_exponents": [0.5, 1.0],
-    "retention": 0.5,
-    "alpha": 0.3,
-    "merge_ratio": 0.05,
-    "window": 3,
-    "merge": "mlerp",
-    "visual_top_k": [4, 2, 2],
-    "reduction_weights": "preserve_sum",
-    "sparsevlm_positions": "compact",
-}
-FILES = ("embedding.onnx", "language_model.onnx", "language_model.portable.onnx", "tokenizer.json", "vision.onnx")
-
-
-def manifest_document(family: str) -> dict[str, Any]:
-    """A small manifest as plain data; its files hold their own names."""
-    entries = {name: {"bytes": len(name), "sha256": hashlib.sha256(name.encode()).hexdigest()} for name in FILES}
-    return {
-        "format": FORMAT,
-        "fastmmoe_version": "0",
-        "model": "toy",
-        "family": family,
-        "checkpoint_identity": "0",
-        "target": "cpu",
-        "dtype": "fp32",
-        "activation_dtype": "float32",
-        "experts": {"weight_format": "float", "group_size": 0, "zero_points": False},
-        "ops": {"FmmSparseMoE": 1, "FmmTokenPrune": 1},
-        "portable": True,
-        "plugin": None,
-        "policy": POLICY,
-        "processor": DEEPSEEK_PROCESSOR if family == "deepseek_vl2" else INTERNVL_PROCESSOR,
-        "vision": {
-            "layers": 1,
-            "width": 8,
-            "mlp_width": 8,
-            "rows_per_tile": 16,
-            "patch_inputs": 48,
-            "tokens_per_tile": 4,
-            "projector_inputs": 8,
-        },
-        "language_model": LANGUAGE_MODEL,
-        "files": entries,
-        "sha256": "",
-    }
-
-
-@pytest.fixture
-def document() -> Callable[[str], dict[str, Any]]:
-    """Function family -> `manifest_document`, a copy that may be changed."""
-    return lambda family: json.loads(json.dumps(manifest_document(family)))
+from fastmmoe.runtime.bundle.manifest import write_manifest
+from tests.support.manifests import FILES, toy_manifest
+from tests.support.processors import MakeMessages, MakeProcessor, golden_messages, processor_of
 
 
 @pytest.fixture
@@ -140,35 +21,17 @@ def toy_bundle(tmp_path: Path) -> Path:
     directory.mkdir()
     for name in FILES:
         (directory / name).write_text(name)
-    write_manifest(directory, msgspec.convert(manifest_document("deepseek_vl2"), Manifest))
+    write_manifest(directory, toy_manifest("deepseek_vl2"))
     return directory
 
 
 @pytest.fixture(scope="session")
-def processor(checkpoint: Callable[[str], Path]) -> Callable[[str], Processor]:
+def processor(checkpoint: Callable[[str], Path]) -> MakeProcessor:
     """Function checkpoint -> its processor."""
-
-    def make(name: str) -> Processor:
-        directory = checkpoint(name)
-        config = json.loads((directory / "config.json").read_text())
-        text = next(config[key] for key in ("language_config", "text_config", "llm_config") if key in config)
-        processor_config = read_processor_config(directory, ConfigReader(config), vocab_size=text["vocab_size"])
-        return Processor(processor_config, directory / "tokenizer.json")
-
-    return make
+    return lambda name: processor_of(checkpoint(name))
 
 
 @pytest.fixture(scope="session")
-def messages(golden: Path) -> Callable[..., list[dict[str, Any]]]:
-    """Function (names of golden pictures, text, system=None) -> a user's message with the pictures in front, or where
-    a text with pictures has <image>, as the golden prompts do."""
-
-    def make(images: list[str], text: str, system: str | None = None) -> list[dict[str, Any]]:
-        pictures = [{"type": "image", "image": golden / "dsvl2-inputs" / f"{name}.png"} for name in images]
-        texts = text.split("<image>") if images and "<image>" in text else [*[""] * len(images), text]
-        parts = [{"type": "text", "text": one} for one in texts]
-        content = [part for pair in zip(parts, pictures, strict=False) for part in pair if part.get("text") != ""]
-        asked: list[dict[str, Any]] = [{"role": "user", "content": [*content, parts[-1]]}]
-        return asked if system is None else [{"role": "system", "content": system}, *asked]
-
-    return make
+def messages(golden: Path) -> MakeMessages:
+    """Function (names of golden pictures, text, system=None) -> `golden_messages`."""
+    return partial(golden_messages, golden)

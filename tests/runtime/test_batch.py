@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,6 +17,7 @@ from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
 from fastmmoe.runtime.method.policy import Policy
 from fastmmoe.runtime.method.schedule import plan_request
 from fastmmoe.runtime.types import Array
+from tests.support.manifests import manifest_document
 
 
 @dataclass
@@ -49,9 +48,9 @@ class Echo:
 
 
 @pytest.fixture
-def echo(document: Callable[[str], dict[str, Any]]) -> Echo:
+def echo() -> Echo:
     """Four layers, of which 1 and 2 prune."""
-    toy = document("deepseek_vl2")
+    toy = manifest_document("deepseek_vl2")
     return Echo(msgspec.convert(toy["language_model"], LanguageModelInfo), msgspec.convert(toy["policy"], Policy))
 
 

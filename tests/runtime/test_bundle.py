@@ -14,8 +14,8 @@ import pytest
 
 from fastmmoe.runtime.bundle.manifest import LARGEST_MANIFEST, MANIFEST, parse_manifest, read_manifest
 from fastmmoe.runtime.errors import BundleMismatch
+from tests.support.manifests import manifest_document
 
-Document = Callable[[str], dict[str, Any]]
 FAMILIES = ("deepseek_vl2", "internvl3_5")
 MARK = "@@"
 DEEP = "[" * 100_000 + "]" * 100_000
@@ -84,13 +84,13 @@ def refusal(data: bytes) -> str:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_manifest_is_read(family: str, document: Document) -> None:
-    assert refusal(json.dumps(document(family)).encode()) == ""
+def test_a_manifest_is_read(family: str) -> None:
+    assert refusal(json.dumps(manifest_document(family)).encode()) == ""
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_leaf_with_hostile_values(family: str, document: Document) -> None:
-    changed, wrong, slowest = document(family), [], 0.0
+def test_every_leaf_with_hostile_values(family: str) -> None:
+    changed, wrong, slowest = manifest_document(family), [], 0.0
     for path in leaves(changed):
         name = ".".join(str(key) for key in path[-2:]) if isinstance(path[-1], int) else path[-1]
         for value, text in HOSTILE.items():
@@ -147,10 +147,10 @@ CONTRADICTIONS: dict[str, tuple[str, Any, str]] = {
 
 
 @pytest.mark.parametrize("name", CONTRADICTIONS)
-def test_contradictions(name: str, document: Document) -> None:
+def test_contradictions(name: str) -> None:
     path, value, words = CONTRADICTIONS[name]
     *parents, key = path.split(".")
-    changed = document("deepseek_vl2")
+    changed = manifest_document("deepseek_vl2")
     place = changed
     for parent in parents:
         place = place[parent]
@@ -158,8 +158,8 @@ def test_contradictions(name: str, document: Document) -> None:
     assert words in refusal(json.dumps(changed).encode())
 
 
-def test_a_number_out_of_range_is_named_with_its_value(document: Document) -> None:
-    changed = document("deepseek_vl2")
+def test_a_number_out_of_range_is_named_with_its_value() -> None:
+    changed = manifest_document("deepseek_vl2")
     changed["language_model"]["heads"] = 0
     line = refusal(json.dumps(changed).encode())
     assert "Expected `int` >= 1 at `$.language_model.heads`, found 0" in line
@@ -178,12 +178,12 @@ def test_a_number_out_of_range_is_named_with_its_value(document: Document) -> No
         (lambda text: "[" + text + "]", "Expected `object`, got `array`"),
     ],
 )
-def test_ambiguous_text(spoil: Callable[[str], str], words: str, document: Document) -> None:
-    assert words in refusal(spoil(json.dumps(document("deepseek_vl2"))).encode())
+def test_ambiguous_text(spoil: Callable[[str], str], words: str) -> None:
+    assert words in refusal(spoil(json.dumps(manifest_document("deepseek_vl2"))).encode())
 
 
-def test_other_formats_are_told_apart_from_damage(document: Document) -> None:
-    changed = document("deepseek_vl2") | {"format": 3, "extra": 1}
+def test_other_formats_are_told_apart_from_damage() -> None:
+    changed = manifest_document("deepseek_vl2") | {"format": 3, "extra": 1}
     assert "bundle format 3, fastmmoe" in refusal(json.dumps(changed).encode())
 
 

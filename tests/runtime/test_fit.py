@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +17,7 @@ from fastmmoe.runtime.bundle.manifest import parse_manifest
 from fastmmoe.runtime.bundle.onnx_file import read_weights, weight_files
 from fastmmoe.runtime.bundle.signatures import Signature, Tensor, signatures
 from fastmmoe.runtime.errors import BundleMismatch
+from tests.support.manifests import manifest_document, toy_manifest
 
 NAMES = {dtype: name for name, dtype in TYPES.items()}
 
@@ -32,13 +32,12 @@ def session(inputs: list[Tensor], outputs: list[Tensor]) -> Any:
 
 
 @pytest.fixture
-def language_model(document: Callable[[str], dict[str, Any]]) -> Signature:
-    data = json.dumps(document("internvl3_5")).encode()
-    return signatures(parse_manifest(data, Path("manifest.json")))["language_model"]
+def language_model() -> Signature:
+    return signatures(toy_manifest("internvl3_5"))["language_model"]
 
 
-def test_signatures_by_hand(document: Callable[[str], dict[str, Any]]) -> None:
-    found = signatures(parse_manifest(json.dumps(document("deepseek_vl2")).encode(), Path("manifest.json")))
+def test_signatures_by_hand() -> None:
+    found = signatures(toy_manifest("deepseek_vl2"))
     assert found["vision"].inputs == [
         Tensor("pixel_values", ("tiles", 3, 16, 16), "float32"),
         Tensor("layout_index", ("V",), "int32"),
@@ -80,9 +79,9 @@ def test_inputs_of_another_graph(name: str, changes: dict[str, Any], words: str,
     assert words in str(error.value)
 
 
-def test_caches_of_other_prune_layers(document: Callable[[str], dict[str, Any]]) -> None:
+def test_caches_of_other_prune_layers() -> None:
     """Which caches share a length follows from the prune layers."""
-    values = document("internvl3_5")
+    values = manifest_document("internvl3_5")
     values["language_model"]["layers"] = 5
     values["policy"]["prune_layers"]["fastmmoe"] = [1, 3]
     other = signatures(parse_manifest(json.dumps(values).encode(), Path("manifest.json")))["language_model"]
@@ -142,9 +141,9 @@ def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("location", ["../embedding.data", "/etc/passwd", "vision.data", "embedding.data"])
-def test_weights_of_another_file(location: str, tmp_path: Path, document: Callable[[str], dict[str, Any]]) -> None:
+def test_weights_of_another_file(location: str, tmp_path: Path) -> None:
     # The toy manifest lists no embedding.data.
-    manifest = parse_manifest(json.dumps(document("deepseek_vl2")).encode(), Path("manifest.json"))
+    manifest = toy_manifest("deepseek_vl2")
     write_graph(tmp_path / "embedding.onnx", location)
     with pytest.raises(BundleMismatch, match=f"has weights in '{location}', expected embedding.data, as listed"):
         check_weight_files(tmp_path / "embedding.onnx", "embedding", manifest)
@@ -179,10 +178,8 @@ def write_operators(path: Path, moe: dict[str, Any] = MOE, prune: dict[str, Any]
         ({"first": 2}, "has experts in layers 2, 3, 4, expected 1, 2, 3"),
     ],
 )
-def test_operators_that_compute_otherwise(
-    changes: dict[str, Any], words: str, tmp_path: Path, document: Callable[[str], dict[str, Any]]
-) -> None:
-    manifest = parse_manifest(json.dumps(document("deepseek_vl2")).encode(), Path("manifest.json"))
+def test_operators_that_compute_otherwise(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    manifest = toy_manifest("deepseek_vl2")
     path = tmp_path / "language_model.onnx"
     write_operators(path)
     check_operators(path, manifest)

@@ -15,9 +15,7 @@ from PIL import Image
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.request.processor import Processor
 from fastmmoe.runtime.request.tokens import load_tokenizer
-
-MakeProcessor = Callable[[str], Processor]
-MakeMessages = Callable[..., list[dict[str, Any]]]
+from tests.support.processors import MakeMessages, MakeProcessor
 
 # What the model writes and the runtime's cache holds: the stop token is not part of it.
 ANSWERS = {

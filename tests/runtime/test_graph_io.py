@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import msgspec
 import numpy as np
 import pytest
@@ -15,11 +12,12 @@ from fastmmoe.runtime.bundle.manifest import LanguageModelInfo
 from fastmmoe.runtime.method.call import Call, Chunk
 from fastmmoe.runtime.method.policy import Policy
 from fastmmoe.runtime.method.schedule import plan_request
+from tests.support.manifests import manifest_document
 
 
 @pytest.mark.parametrize("method", ["none", "fastmmoe", "random", "fastv", "sparsevlm"])
-def test_feeds_are_the_inputs_but_the_caches(method: str, document: Callable[[str], dict[str, Any]]) -> None:
-    toy = document("deepseek_vl2")
+def test_feeds_are_the_inputs_but_the_caches(method: str) -> None:
+    toy = manifest_document("deepseek_vl2")
     info = msgspec.convert(toy["language_model"], LanguageModelInfo)
     layers = {"fastmmoe": [1, 2], "random": [1, 2], "fastv": [2], "sparsevlm": [0, 2]}
     policy = msgspec.convert(toy["policy"] | {"method": "all", "prune_layers": layers}, Policy)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -22,8 +21,8 @@ from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig, InternVl
 from fastmmoe.runtime.request.deepseek_vl2 import deepseek_vl2_layout, select_best_resolution
 from fastmmoe.runtime.request.image_reader import open_image
 from fastmmoe.runtime.request.internvl import select_grid
+from tests.support.golden import GoldenArray
 
-GoldenArray = Callable[[str, str], npt.NDArray[Any]]
 TOLERANCE = 1e-6  # float32 pixels
 STATISTICS_TOLERANCE = 2e-6  # float32 mean and deviation of half a million pixels, summed in another order
 

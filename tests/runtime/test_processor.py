@@ -25,11 +25,10 @@ from fastmmoe.runtime.request.processor import Processor
 from fastmmoe.runtime.request.prompts import Special, render_prompt
 from fastmmoe.runtime.request.tokens import load_tokenizer
 from fastmmoe.runtime.types import Array
+from tests.support.golden import GoldenArray
+from tests.support.processors import MakeMessages, MakeProcessor
 
 OwnCheckpoint = Callable[[str], Path]
-GoldenArray = Callable[[str, str], Array]
-MakeProcessor = Callable[[str], Processor]
-MakeMessages = Callable[..., list[dict[str, Any]]]
 INTERNVL = ("internvl-qwen3moe", "internvl-gptoss")
 TOLERANCE = 1e-6  # float32 pixels
 
