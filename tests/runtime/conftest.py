@@ -9,20 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from fastmmoe.runtime.bundle.manifest import write_manifest
-from tests.support.manifests import FILES, toy_manifest
+from tests.support.manifests import write_toy_bundle
 from tests.support.processors import MakeMessages, MakeProcessor, golden_messages, processor_of
 
 
 @pytest.fixture
 def toy_bundle(tmp_path: Path) -> Path:
-    """A directory that is a bundle by its manifest; its graphs are none."""
-    directory = tmp_path / "toy"
-    directory.mkdir()
-    for name in FILES:
-        (directory / name).write_text(name)
-    write_manifest(directory, toy_manifest("deepseek_vl2"))
-    return directory
+    """See `write_toy_bundle`."""
+    return write_toy_bundle(tmp_path / "toy")
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small manifest of each family."""
+"""A small manifest of each family, and a bundle that has one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fastmmoe.runtime.bundle.manifest import FORMAT, Manifest, parse_manifest
+from fastmmoe.runtime.bundle.manifest import FORMAT, Manifest, parse_manifest, write_manifest
 
 DEEPSEEK_PROCESSOR = {
     "type": "deepseek_vl2",
@@ -125,3 +125,12 @@ def manifest_document(family: str) -> dict[str, Any]:
 def toy_manifest(family: str, **changes: Any) -> Manifest:
     """`manifest_document` as it is read, with these keys instead of its own."""
     return parse_manifest(json.dumps(manifest_document(family) | changes).encode(), Path("manifest.json"))
+
+
+def write_toy_bundle(directory: Path) -> Path:
+    """A new directory that is a bundle by its manifest; its graphs are none."""
+    directory.mkdir()
+    for name in FILES:
+        (directory / name).write_text(name)
+    write_manifest(directory, toy_manifest("deepseek_vl2"))
+    return directory

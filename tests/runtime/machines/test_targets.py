@@ -13,7 +13,7 @@ from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.machines.devices import DEVICES
 from fastmmoe.runtime.machines.targets import CUDA_KERNELS, TARGETS
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -23,7 +23,7 @@ from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.method.policy import Method, Policy
 from fastmmoe.runtime.method.schedule import Schedule
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+SCRIPTS = Path(__file__).resolve().parents[3] / "scripts"
 TOY = LanguageModelInfo(
     hidden_size=4,
     vocab_size=10,

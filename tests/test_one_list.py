@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.support.manifests import write_toy_bundle
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 NEW_ENTRY = """OF_CALL = (
     Entry(
         "temperature",
@@ -112,9 +114,9 @@ def test_the_documents_are_up_to_date() -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_a_new_input_of_the_graph(sources: Path, toy_bundle: Path) -> None:
+def test_a_new_input_of_the_graph(sources: Path, tmp_path: Path) -> None:
     edit(sources / "runtime" / "bundle" / "graph_io.py", "OF_CALL = (\n", NEW_ENTRY)
-    run(sources, "-c", SEEN_BY_ALL, toy_bundle)
+    run(sources, "-c", SEEN_BY_ALL, write_toy_bundle(tmp_path / "toy"))
     run(sources, sources / "scripts" / "make_tables.py")
     row = "| `temperature` | float32 [T, sites] | A number of every row and site. Only with a pruning method. |"
     assert row in (sources / "docs" / "bundle.md").read_text()
