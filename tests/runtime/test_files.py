@@ -7,7 +7,6 @@ import errno
 import os
 import re
 import resource
-import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastmmoe.runtime.cli.command import SIGNALS, uninterrupted
 from fastmmoe.runtime.files import WriteFailed, write_atomically, writing
 
 MIB = 1 << 20
@@ -91,16 +89,3 @@ def test_every_step_that_fails(number: int, step: str, tmp_path: Path, monkeypat
     assert "\n" not in str(failure.value)
     monkeypatch.undo()
     assert path.read_bytes() == b"old" and list(path.parent.iterdir()) == [path]
-
-
-def test_interrupts_are_put_off() -> None:
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    steps = []
-    for number in handlers:
-        with pytest.raises(KeyboardInterrupt), uninterrupted():
-            os.kill(os.getpid(), number)
-            steps.append(number)
-        assert {number: signal.getsignal(number) for number in handlers} == handlers
-    assert steps == list(handlers)
-    with pytest.raises(ZeroDivisionError), uninterrupted():
-        1 / 0  # noqa: B018

@@ -10,14 +10,14 @@ from typing import Any
 
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import helper
 
 from fastmmoe.runtime.backends.fit import TYPES, check_fit, check_operators, check_weight_files
 from fastmmoe.runtime.bundle.manifest import parse_manifest
-from fastmmoe.runtime.bundle.onnx_file import read_weights, weight_files
 from fastmmoe.runtime.bundle.signatures import Signature, Tensor, signatures
 from fastmmoe.runtime.errors import BundleMismatch
 from tests.support.manifests import manifest_document, toy_manifest
+from tests.support.onnx_graphs import write_graph_with_weights
 
 NAMES = {dtype: name for name, dtype in TYPES.items()}
 
@@ -34,22 +34,6 @@ def session(inputs: list[Tensor], outputs: list[Tensor]) -> Any:
 @pytest.fixture
 def language_model() -> Signature:
     return signatures(toy_manifest("internvl3_5"))["language_model"]
-
-
-def test_signatures_by_hand() -> None:
-    found = signatures(toy_manifest("deepseek_vl2"))
-    assert found["vision"].inputs == [
-        Tensor("pixel_values", ("tiles", 3, 16, 16), "float32"),
-        Tensor("layout_index", ("V",), "int32"),
-    ]
-    assert found["vision"].outputs == [Tensor("image_features", ("", 8), "float32")]
-    assert found["embedding"].inputs == [Tensor("input_ids", ("T",), "int32")]
-    inputs = {tensor.name: tensor for tensor in found["language_model"].inputs}
-    assert inputs["alpha"].shape == (2,) and inputs["visual_top_k"].shape == (3,)
-    assert inputs["past_key_values.3.value"] == Tensor("past_key_values.3.value", (1, 2, "S2", 6), "float32")
-    outputs = {tensor.name: tensor for tensor in found["language_model"].outputs}
-    assert outputs["logits"].shape == ("", 10) and "kept_index.1" in outputs and "kept_index.2" not in outputs
-    assert outputs["present.3.value"].shape == (1, 2, "", 6)
 
 
 def test_a_graph_that_fits(language_model: Signature) -> None:
@@ -99,52 +83,11 @@ def test_outputs_of_another_graph(language_model: Signature) -> None:
         check_fit(Path("x.onnx"), session(language_model.inputs, language_model.outputs[1:]), language_model)
 
 
-def tensor(name: str, location: str = "") -> TensorProto:
-    found = helper.make_tensor(name, TensorProto.FLOAT, [2, 3], [0.0] * 6)
-    if location:
-        found.ClearField("float_data")
-        found.data_location = TensorProto.EXTERNAL
-        for key, value in (("location", location), ("offset", "0"), ("length", "24")):
-            found.external_data.add(key=key, value=value)
-    return found
-
-
-def write_graph(path: Path, location: str) -> None:
-    """A graph with tensors of its own, and with one in external data, in a branch of a condition and in a function."""
-    constant = helper.make_node("Constant", [], ["c"], value=tensor("constant", location))
-    value = helper.make_tensor_value_info("c", TensorProto.FLOAT, [2, 3])
-    branch = helper.make_graph([constant], "branch", [], [value], [tensor("inner", location)])
-    condition = helper.make_node("If", ["x"], ["y"], then_branch=branch, else_branch=branch)
-    graph = helper.make_graph([condition], "g", [], [], [tensor("own"), tensor("outer", location)])
-    function = helper.make_function("d", "F", [], ["c"], [constant], [helper.make_opsetid("", 23)])
-    onnx.save(helper.make_model(graph, functions=[function]), path)
-
-
-def test_weights_are_found_wherever_they_are(tmp_path: Path) -> None:
-    path = tmp_path / "g.onnx"
-    write_graph(path, "g.data")
-    weights = read_weights(path)
-    assert sorted(w.name for w in weights) == ["constant"] * 3 + ["inner"] * 2 + ["outer", "own"]
-    assert {w.size for w in weights} == {6}
-    assert [w.location for w in weights if w.name == "own"] == [""]
-    assert {w.location for w in weights if w.name != "own"} == weight_files(path) == {"g.data"}
-
-
-def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "g.onnx"
-    write_graph(path, "g.data")
-    whole = path.read_bytes()
-    for data in (whole[:-7], b"\xff" * 40, b"hello"):
-        path.write_bytes(data)
-        with pytest.raises(ValueError, match=r"g\.onnx: no ONNX graph, or a damaged one"):
-            read_weights(path)
-
-
 @pytest.mark.parametrize("location", ["../embedding.data", "/etc/passwd", "vision.data", "embedding.data"])
 def test_weights_of_another_file(location: str, tmp_path: Path) -> None:
     # The toy manifest lists no embedding.data.
     manifest = toy_manifest("deepseek_vl2")
-    write_graph(tmp_path / "embedding.onnx", location)
+    write_graph_with_weights(tmp_path / "embedding.onnx", location)
     with pytest.raises(BundleMismatch, match=f"has weights in '{location}', expected embedding.data, as listed"):
         check_weight_files(tmp_path / "embedding.onnx", "embedding", manifest)
 
@@ -187,9 +130,3 @@ def test_operators_that_compute_otherwise(changes: dict[str, Any], words: str, t
     with pytest.raises(BundleMismatch) as error:
         check_operators(path, manifest)
     assert words in str(error.value) and "by manifest.json" in str(error.value)
-
-
-def test_a_graph_of_zeros_is_none(tmp_path: Path) -> None:
-    (tmp_path / "g.onnx").write_bytes(bytes(100))
-    with pytest.raises(ValueError, match=r"g\.onnx: no ONNX graph"):
-        read_weights(tmp_path / "g.onnx")

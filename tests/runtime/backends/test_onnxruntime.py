@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ONNX Runtime says of a run that fails comes as one line with the graph's name."""
+"""A backend of ONNX Runtime: what it says of a run that fails, and of weights that changed under it."""
 
 from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -9,8 +13,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from fastmmoe.runtime.backends.onnxruntime import OnnxRuntime
+from fastmmoe.runtime.bundle.manifest import GRAPHS
 from fastmmoe.runtime.bundle.mapped_files import MappedFiles
-from fastmmoe.runtime.errors import FastmmoeError, RunFailed
+from fastmmoe.runtime.errors import BundleMismatch, FastmmoeError, RunFailed
 
 
 def _session(node: str, given: str, of: int, gives: str) -> ort.InferenceSession:
@@ -47,3 +52,20 @@ def test_an_operator_that_refuses_its_inputs() -> None:
     for pixels in (np.ones((1, 3), np.float32), np.ones((1, 4), np.int64)):
         with pytest.raises(FastmmoeError, match=r"^vision: onnxruntime [^\n]+$"):
             backend.image_features({"pixel_values": pixels})
+
+
+@pytest.mark.parametrize("call", ["embed", "image_features", "extend"])
+def test_files_are_looked_at_before_they_are_read(call: str, tmp_path: Path) -> None:
+    """Reading behind the new end of a mapped file that has become shorter ends the process."""
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(100))
+    backend = OnnxRuntime.__new__(OnnxRuntime)
+    backend._weights, backend._sessions = MappedFiles([path]), dict.fromkeys(GRAPHS)
+    os.truncate(path, 10)
+    calls: dict[str, Callable[[], object]] = {
+        "embed": lambda: backend.embed(np.zeros(1)),
+        "image_features": lambda: backend.image_features({}),
+        "extend": lambda: backend.extend({}, {}),
+    }
+    with pytest.raises(BundleMismatch, match="weights: has been written to or renamed since"):
+        calls[call]()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The feeds of a call are the inputs of the graph."""
+"""Signatures of graphs by hand; the feeds of a call are the inputs of the graph; groups of caches."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import pytest
 
 from fastmmoe.runtime.bundle import signatures
 from fastmmoe.runtime.bundle.manifest import LanguageModelInfo
+from fastmmoe.runtime.bundle.signatures import Tensor
 from fastmmoe.runtime.method.call import Call, Chunk
 from fastmmoe.runtime.method.policy import Policy
 from fastmmoe.runtime.method.schedule import plan_request
-from tests.support.manifests import manifest_document
+from tests.support.manifests import manifest_document, toy_manifest
 
 
 @pytest.mark.parametrize("method", ["none", "fastmmoe", "random", "fastv", "sparsevlm"])
@@ -34,3 +35,19 @@ def test_feeds_are_the_inputs_but_the_caches(method: str) -> None:
         fixed = [(a, b) for a, b in zip(feeds[tensor.name].shape, tensor.shape, strict=True) if isinstance(b, int)]
         assert all(a == b for a, b in fixed)
     assert signatures.cached_rows(info, policy, chunk)[0] == 40
+
+
+def test_signatures_by_hand() -> None:
+    found = signatures.signatures(toy_manifest("deepseek_vl2"))
+    assert found["vision"].inputs == [
+        Tensor("pixel_values", ("tiles", 3, 16, 16), "float32"),
+        Tensor("layout_index", ("V",), "int32"),
+    ]
+    assert found["vision"].outputs == [Tensor("image_features", ("", 8), "float32")]
+    assert found["embedding"].inputs == [Tensor("input_ids", ("T",), "int32")]
+    inputs = {tensor.name: tensor for tensor in found["language_model"].inputs}
+    assert inputs["alpha"].shape == (2,) and inputs["visual_top_k"].shape == (3,)
+    assert inputs["past_key_values.3.value"] == Tensor("past_key_values.3.value", (1, 2, "S2", 6), "float32")
+    outputs = {tensor.name: tensor for tensor in found["language_model"].outputs}
+    assert outputs["logits"].shape == ("", 10) and "kept_index.1" in outputs and "kept_index.2" not in outputs
+    assert outputs["present.3.value"].shape == (1, 2, "", 6)

@@ -5,22 +5,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from fastmmoe.runtime.backends.onnxruntime import OnnxRuntime
 from fastmmoe.runtime.bundle import stamps, verification
 from fastmmoe.runtime.bundle.inspection import inspect_bundle
-from fastmmoe.runtime.bundle.manifest import GRAPHS, MANIFEST, read_manifest, write_manifest
-from fastmmoe.runtime.bundle.mapped_files import MappedFiles
+from fastmmoe.runtime.bundle.manifest import MANIFEST, read_manifest, write_manifest
 from fastmmoe.runtime.bundle.stamps import Stamp
 from fastmmoe.runtime.bundle.verification import leave_stamp, open_bundle, verify_bundle
 from fastmmoe.runtime.errors import BundleMismatch, InvalidRequest
+from tests.support.files import flip_bit
 
 FILES = 5
 
@@ -51,15 +48,6 @@ def silent(line: str) -> None:
     raise AssertionError(line)
 
 
-def flip(path: Path, position: int = 0) -> None:
-    """Flip a bit; size and times of last change stay."""
-    status = path.stat()
-    data = bytearray(path.read_bytes())
-    data[position] ^= 1
-    path.write_bytes(data)
-    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
-
-
 def test_a_bundle_is_hashed_once(settled: Path, hashed: list[str]) -> None:
     open_bundle(settled, say=silent)
     assert len(hashed) == FILES
@@ -72,10 +60,10 @@ def test_a_bundle_is_hashed_once(settled: Path, hashed: list[str]) -> None:
 def test_a_flipped_bit_is_refused(name: str, is_known: bool, settled: Path) -> None:
     if is_known:
         open_bundle(settled, say=silent)
-    flip(settled / name)
+    flip_bit(settled / name)
     with pytest.raises(BundleMismatch, match=rf"{name}: damaged: SHA-256 \w{{12}}\.\.\., expected"):
         open_bundle(settled, say=silent)
-    flip(settled / name)
+    flip_bit(settled / name)
     open_bundle(settled, say=silent)
 
 
@@ -119,39 +107,6 @@ def test_files_from_a_clock_that_runs_ahead_are_remembered(settled: Path, hashed
     assert len(hashed) == FILES
 
 
-def in_its_place(path: Path, make: Callable[[], None]) -> None:
-    """Remove the file and make something else."""
-    path.unlink()
-    make()
-
-
-DAMAGED_STAMPS: dict[str, Callable[[Path], object]] = {
-    "empty": lambda path: path.write_bytes(b""),
-    "text": lambda path: path.write_bytes(b"\xff"),
-    "list": lambda path: path.write_text("[]"),
-    "deep": lambda path: path.write_text("[" * 100_000),
-    "other version": lambda path: path.write_text(path.read_text().replace('"version": 1', '"version": 0')),
-    "other bundle": lambda path: path.write_text(path.read_text().replace("toy", "boy")),
-    "files are a list": lambda path: path.write_text(path.read_text().replace('"files": {', '"files": [], "x": {')),
-    "others may write": lambda path: path.chmod(0o622),
-    "folder of others": lambda path: path.parent.chmod(0o722),
-    "folder": lambda path: in_its_place(path, path.mkdir),
-    "dangling link": lambda path: in_its_place(path, lambda: path.symlink_to("nowhere")),
-    "pipe": lambda path: in_its_place(path, lambda: os.mkfifo(path, 0o600)),
-    "huge": lambda path: os.truncate(path, 1 << 42),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGED_STAMPS)
-def test_a_damaged_or_foreign_stamp_is_ignored(damage: str, settled: Path, hashed: list[str]) -> None:
-    open_bundle(settled, say=silent)
-    path = Stamp.of(settled).path
-    assert path is not None and path.stat().st_mode & 0o777 == 0o600
-    DAMAGED_STAMPS[damage](path)
-    open_bundle(settled, say=lambda _: None)
-    assert len(hashed) == 2 * FILES
-
-
 def test_what_cannot_be_remembered_is_said_at_each_start(
     settled: Path, hashed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -174,17 +129,6 @@ def test_a_stamp_that_cannot_be_written_says_why(settled: Path, monkeypatch: pyt
     assert f"cannot be remembered ({path}: cannot be written: a directory is there; give another place)" in lines[0]
 
 
-def test_stamps_are_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FASTMMOE_STAMPS")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
-    path = Stamp.of(tmp_path).path
-    assert path is not None and path.parent == Path("/cache/fastmmoe/verified")
-    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    monkeypatch.setenv("HOME", "/home/robot")
-    path = Stamp.of(tmp_path).path
-    assert path is not None and path.parent == Path("/home/robot/.cache/fastmmoe/verified")
-
-
 def test_a_link_to_a_bundle_shares_its_stamp(settled: Path, hashed: list[str], tmp_path: Path) -> None:
     open_bundle(settled, say=silent)
     (tmp_path / "link").symlink_to(settled)
@@ -193,7 +137,7 @@ def test_a_link_to_a_bundle_shares_its_stamp(settled: Path, hashed: list[str], t
 
 
 def test_no_verify_compares_names_and_sizes_alone(settled: Path, hashed: list[str]) -> None:
-    flip(settled / "vision.onnx")
+    flip_bit(settled / "vision.onnx")
     open_bundle(settled, verify=False, say=silent)
     assert not hashed and not (settled.parent / "stamps").exists()
     (settled / "vision.onnx").write_text("more than that")
@@ -210,7 +154,7 @@ def test_an_export_leaves_a_stamp(settled: Path, hashed: list[str]) -> None:
 def test_a_change_after_the_hashes_of_an_export_is_seen(settled: Path, hashed: list[str]) -> None:
     hashed_at = time.time_ns()
     time.sleep(0.02)
-    flip(settled / "vision.onnx")
+    flip_bit(settled / "vision.onnx")
     leave_stamp(settled, read_manifest(settled), hashed_at=hashed_at)
     with pytest.raises(BundleMismatch, match=r"vision\.onnx: damaged"):
         open_bundle(settled, say=silent)
@@ -219,7 +163,7 @@ def test_a_change_after_the_hashes_of_an_export_is_seen(settled: Path, hashed: l
 def test_a_change_between_hash_and_load_is_refused(settled: Path) -> None:
     opened = open_bundle(settled, say=silent)
     opened.check_unchanged()
-    flip(settled / "vision.onnx")
+    flip_bit(settled / "vision.onnx")
     with pytest.raises(BundleMismatch, match=r"vision\.onnx: has changed while it was in use"):
         opened.check_unchanged()
 
@@ -229,24 +173,6 @@ def test_progress_is_said_where_it_takes_long(settled: Path, monkeypatch: pytest
     monkeypatch.setattr(verification, "QUIET_SECONDS", 0.0)
     open_bundle(settled, say=lines.append)
     assert lines and all("verifying" in line and " GB, " in line and "--no-verify" in line for line in lines)
-
-
-def test_files_that_are_mapped_are_watched(tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    for path in (first, second):
-        path.write_bytes(b"weights")
-    files = MappedFiles([first, second])
-    first.unlink()
-    second.rename(tmp_path / "third")
-    (tmp_path / "third").rename(second)
-    with pytest.raises(BundleMismatch, match="second: has been written to or renamed since"):
-        files.check_unchanged()
-    files = MappedFiles([second])
-    files.check_unchanged()
-    with second.open("r+b") as file:
-        file.write(b"W")
-    with pytest.raises(BundleMismatch, match="second: has been written to or renamed since the bundle was loaded"):
-        files.check_unchanged()
 
 
 @pytest.mark.parametrize(
@@ -264,42 +190,6 @@ def test_blanks_in_the_manifest_are_no_damage(settled: Path) -> None:
     path = settled / MANIFEST
     path.write_text(path.read_text().replace("  ", " ") + "\n")
     open_bundle(settled, say=silent)
-
-
-def test_a_mapped_file_whose_time_was_set_back(tmp_path: Path) -> None:
-    path = tmp_path / "weights"
-    path.write_bytes(bytes(100))
-    files = MappedFiles([path])
-    flip(path)
-    with pytest.raises(BundleMismatch, match="weights: has been written to or renamed since"):
-        files.check_unchanged()
-
-
-def test_a_mapped_file_may_gain_and_lose_names(tmp_path: Path) -> None:
-    path = tmp_path / "weights"
-    path.write_bytes(bytes(100))
-    files = MappedFiles([path])
-    for change in (lambda: (tmp_path / "backup").hardlink_to(path), lambda: path.chmod(0o600), path.unlink):
-        change()
-        files.check_unchanged()
-        files.check_unchanged()
-
-
-@pytest.mark.parametrize("call", ["embed", "image_features", "extend"])
-def test_files_are_looked_at_before_they_are_read(call: str, tmp_path: Path) -> None:
-    """Reading behind the new end of a mapped file that has become shorter ends the process."""
-    path = tmp_path / "weights"
-    path.write_bytes(bytes(100))
-    backend = OnnxRuntime.__new__(OnnxRuntime)
-    backend._weights, backend._sessions = MappedFiles([path]), dict.fromkeys(GRAPHS)
-    os.truncate(path, 10)
-    calls: dict[str, Callable[[], object]] = {
-        "embed": lambda: backend.embed(np.zeros(1)),
-        "image_features": lambda: backend.image_features({}),
-        "extend": lambda: backend.extend({}, {}),
-    }
-    with pytest.raises(BundleMismatch, match="weights: has been written to or renamed since"):
-        calls[call]()
 
 
 def test_a_path_that_is_not_utf8(toy_bundle: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from fastmmoe.runtime.cli.command import ArgumentParser, OutOfMemory, saying_what_memory_lacks
+from fastmmoe.runtime.cli.command import SIGNALS, ArgumentParser, OutOfMemory, saying_what_memory_lacks, uninterrupted
 
 SECONDS = 30
 BUFFERED = {"PYTHONUNBUFFERED": ""}
@@ -208,35 +208,6 @@ def test_an_interrupt_of_torchs_import(number: signal.Signals, tmp_path: Path) -
     assert not list(tmp_path.iterdir())
 
 
-STARTS = {"fastmmoe": "fastmmoe.runtime.cli.start", "fastmmoe-export": "fastmmoe.exporter.start"}
-
-
-@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
-@pytest.mark.parametrize("name", STARTS)
-def test_an_interrupt_of_the_first_moments(name: str, number: str) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    program = f"""
-import os, signal, sys
-from {STARTS[name]} import main
-class Finder:
-    def find_spec(self, module, *_):
-        if module == "argparse":
-            os.kill(os.getpid(), signal.{number})
-sys.modules.pop("argparse", None)
-sys.meta_path.insert(0, Finder())
-main()"""
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=SECONDS)
-    assert (result.returncode, result.stderr) == (130, f"{name}: interrupted; nothing was written\n".encode())
-
-
-@pytest.mark.parametrize("name", STARTS)
-def test_a_start_runs_the_command(name: str) -> None:
-    program = f"import sys; sys.argv[1:] = ['--version']\nfrom {STARTS[name]} import main\n"
-    program += "assert not {'argparse', 'msgspec', 'numpy'} & sys.modules.keys()\nsys.exit(main())"
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=SECONDS)
-    assert result.returncode == 0 and result.stdout.startswith(b"fastmmoe "), result.stderr
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_of_a_plan(number: signal.Signals, tmp_path: Path) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -344,3 +315,16 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 )
 def test_what_was_meant(arguments: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert words in refused(capsys, *arguments)
+
+
+def test_interrupts_are_put_off() -> None:
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    steps = []
+    for number in handlers:
+        with pytest.raises(KeyboardInterrupt), uninterrupted():
+            os.kill(os.getpid(), number)
+            steps.append(number)
+        assert {number: signal.getsignal(number) for number in handlers} == handlers
+    assert steps == list(handlers)
+    with pytest.raises(ZeroDivisionError), uninterrupted():
+        1 / 0  # noqa: B018

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""run --dump: what may not be written is told before the run, and nothing of the user's is lost."""
+"""The command fastmmoe: its arguments, what it prints, and that run --dump loses nothing of the user's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import re
 import stat
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -130,3 +131,29 @@ def test_a_disk_that_keeps_what_it_does_not_take(
     monkeypatch.setattr(Path, "unlink", fail(30))
     assert dump(tmp_path / "out.npz") == 2
     assert re.search(r"out\.npz: cannot be written: Input/output error", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("option", ["--prompt", "--system"])
+def test_bytes_that_are_no_text(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """As Python gives the bytes of a command line that its locale's encoding does not take."""
+    assert main(["run", "no-bundle", "--prompt", "a", option, "caf\udce9"]) == 2
+    error = f"{option} 'caf\\udce9': is not valid UTF-8 in this locale; give UTF-8"
+    assert capsys.readouterr().err == f"fastmmoe: error: {error}\n"
+
+
+@pytest.mark.parametrize(("locale", "text"), [("ascii", b"caf\xc3\xa9"), ("utf-8", b"caf\xe9")])
+def test_a_prompt_that_the_locale_does_not_take(locale: str, text: bytes) -> None:
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": str(int(locale == "utf-8"))}
+    command: list[str | bytes] = [
+        sys.executable,
+        "-m",
+        "fastmmoe.runtime.cli.main",
+        "run",
+        "no-bundle",
+        "--prompt",
+        text,
+    ]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert f": is not valid {locale.upper()} in this locale; " in done.stderr
+    assert ("LC_ALL=C.UTF-8" in done.stderr) == (locale == "ascii")

@@ -246,22 +246,6 @@ ALL = replace(
 )
 
 
-def test_sites_in_the_order_of_the_graph() -> None:
-    """fastv prunes before layer 2, so after layer 1; fastmmoe and random share sites."""
-    found = [(site.layer, site.point, site.methods) for site in ALL.sites]
-    shared, rated = ("fastmmoe", "random"), ("sparsevlm",)
-    assert found == [
-        (1, "output", ("fastv",)),
-        (2, "moe", shared),
-        (2, "output", rated),
-        (5, "moe", shared),
-        (5, "output", rated),
-        (8, "moe", shared),
-        (13, "output", rated),
-    ]
-    assert (ALL.methods, ALL.default_method) == (("none", "fastmmoe", "random", "fastv", "sparsevlm"), "fastmmoe")
-
-
 def test_only_the_sites_of_the_method_prune() -> None:
     assert plan(ALL, retention=0.5).keep == (1023, 811, 811, 644, 644, 511, 511)
     random = plan(ALL, method="random", retention=0.5)

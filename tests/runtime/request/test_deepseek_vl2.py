@@ -1,50 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiling and pixels against the recorded outputs of the official processors."""
+"""Tiling and pixels of DeepSeek-VL2 against the recorded outputs of its official processor."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
-from fastmmoe.exporter.checkpoint.processor import read_processor_config
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.request import deepseek_vl2
 from fastmmoe.runtime.request import internvl as internvl3_5
 from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig, InternVlProcessorConfig
 from fastmmoe.runtime.request.deepseek_vl2 import deepseek_vl2_layout, select_best_resolution
 from fastmmoe.runtime.request.image_reader import open_image
-from fastmmoe.runtime.request.internvl import select_grid
 from tests.support.golden import GoldenArray
-
-TOLERANCE = 1e-6  # float32 pixels
-STATISTICS_TOLERANCE = 2e-6  # float32 mean and deviation of half a million pixels, summed in another order
-
-
-def _config(directory: Path) -> Any:
-    config = json.loads((directory / "config.json").read_text())
-    text = config.get("language_config") or config["text_config"]
-    return read_processor_config(directory, ConfigReader(config), vocab_size=text["vocab_size"])
-
-
-@pytest.fixture(scope="module")
-def deepseek(checkpoint: Callable[[str], Path]) -> DeepseekVl2ProcessorConfig:
-    config = _config(checkpoint("dsvl2-mha"))
-    assert isinstance(config, DeepseekVl2ProcessorConfig)
-    return config
-
-
-@pytest.fixture(scope="module")
-def internvl(checkpoint: Callable[[str], Path]) -> InternVlProcessorConfig:
-    config = _config(checkpoint("internvl-qwen3moe"))
-    assert isinstance(config, InternVlProcessorConfig)
-    return config
+from tests.support.model_inputs import STATISTICS_TOLERANCE, TOLERANCE
 
 
 def test_best_resolution_of_every_recorded_size(
@@ -76,19 +48,6 @@ def test_ties_and_truncation_of_the_best_resolution(
 
 def test_a_picture_that_vanishes_in_every_candidate_gets_the_first() -> None:
     assert select_best_resolution((1, 100_000), [(384, 384), (384, 768)]) == (384, 384)
-
-
-@pytest.mark.parametrize("max_tiles", [6, 12])
-def test_grid_of_every_recorded_size(max_tiles: int, golden_array: GoldenArray) -> None:
-    sizes = golden_array("internvl-inputs/tiling.npz", "size_wh").tolist()
-    expected = golden_array("internvl-inputs/tiling.npz", f"grid_cols_rows_max{max_tiles}").tolist()
-    assert len(sizes) == 414
-    assert [list(select_grid((w, h), 1, max_tiles, 448)) for w, h in sizes] == expected
-
-
-@pytest.mark.parametrize(("size", "grid"), [((633, 633), (1, 1)), ((634, 634), (2, 2))])
-def test_equal_aspect_ratios_are_decided_by_the_area(size: tuple[int, int], grid: tuple[int, int]) -> None:
-    assert select_grid(size, 1, 4, 448) == grid
 
 
 @pytest.mark.parametrize(
@@ -163,44 +122,6 @@ def test_deepseek_max_tiles_limits_the_candidates(
     assert len(pixels) == 1 + grid[0] * grid[1]
 
 
-def test_internvl_pixels(internvl: InternVlProcessorConfig, golden: Path, golden_array: GoldenArray) -> None:
-    image = open_image(golden / "internvl-inputs" / "img0_700x500.png")
-    pixels = internvl3_5.cut_tiles(image, internvl, max_tiles=6)
-    expected = golden_array("internvl-inputs/pixels_img0_max6.npz", "pixel_values")
-    assert pixels.dtype == np.float32
-    np.testing.assert_allclose(pixels, expected, rtol=0, atol=TOLERANCE)
-    small = internvl3_5.cut_tiles(open_image(golden / "internvl-inputs" / "img2_300x260.png"), internvl, max_tiles=6)
-    expected = golden_array("internvl-qwen3moe/outputs_batch2.npz", "pixel_values")
-    np.testing.assert_allclose(small, expected, rtol=0, atol=TOLERANCE)
-
-
-def test_internvl_takes_twelve_tiles_by_default(
-    internvl: InternVlProcessorConfig, golden: Path, golden_array: GoldenArray
-) -> None:
-    pixels = internvl3_5.cut_tiles(open_image(golden / "internvl-inputs" / "img0_700x500.png"), internvl)
-    file = "internvl-inputs/pixels_img0_max12_sample.npz"
-    np.testing.assert_allclose(pixels[..., ::16, ::16], golden_array(file, "sample"), rtol=0, atol=TOLERANCE)
-    for name, found in (("mean", pixels.mean((1, 2, 3))), ("std", pixels.std((1, 2, 3)))):
-        np.testing.assert_allclose(found, golden_array(file, name), rtol=0, atol=STATISTICS_TOLERANCE)
-
-
-@pytest.mark.parametrize("family", ["deepseek", "internvl"])
-def test_every_value_is_normalised_as_in_float32(
-    family: str, deepseek: DeepseekVl2ProcessorConfig, internvl: InternVlProcessorConfig
-) -> None:
-    config: Any = {"deepseek": deepseek, "internvl": internvl}[family]
-    side = config.tile_size
-    values = np.resize(np.arange(256, dtype=np.uint8), (side, side))
-    array = np.stack([values, values[::-1], values.T], axis=-1)
-    image = open_image(array)
-    if family == "deepseek":
-        pixels = deepseek_vl2.cut_tiles(image, config, tiled=False)[0][0]
-    else:
-        pixels = internvl3_5.cut_tiles(image, config, max_tiles=1)[0]
-    expected = (array.astype(np.float64) / 255 - config.image_mean) / config.image_std
-    np.testing.assert_allclose(pixels, expected.transpose(2, 0, 1), rtol=0, atol=TOLERANCE)
-
-
 def test_layout_of_one_wide_picture_by_hand() -> None:
     # Tiles of 2x2 tokens: global 0..3, left local tile 4..7, right local tile 8..11; newline 12, separator 13.
     whole, local = [0, 1, 12, 2, 3, 12], [4, 5, 8, 9, 12, 6, 7, 10, 11, 12]
@@ -231,8 +152,3 @@ def test_unusable_requests(deepseek: DeepseekVl2ProcessorConfig, internvl: Inter
     for size in ((1, 1000), (1000, 1)):
         with pytest.raises(InvalidRequest, match=r"too thin to fit into 384x384 pixels; crop it"):
             deepseek_vl2.cut_tiles(Image.new("RGB", size), deepseek, tiled=True)
-
-
-def test_grids_of_many_tiles_are_found_at_once() -> None:
-    assert select_grid((1000, 10), 1, 4096, 448) == (100, 1)
-    assert select_grid((123_450, 100_000), 4000, 4096, 448) == (71, 57)

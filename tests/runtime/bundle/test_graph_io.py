@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of the graphs' inputs: its names, its conditions, and that nothing in it is said twice or left out."""
+
+from __future__ import annotations
+
+from itertools import chain
+
+import msgspec
+import numpy as np
+import pytest
+
+from fastmmoe.runtime.bundle import graph_io
+from fastmmoe.runtime.bundle.graph_io import Condition, Entry, Place
+from fastmmoe.runtime.bundle.manifest import LanguageModelInfo
+from fastmmoe.runtime.method.call import Call, Chunk
+from fastmmoe.runtime.method.policy import Method, Policy, Site
+from fastmmoe.runtime.method.schedule import plan_request
+from tests.support.manifests import toy_manifest
+
+FED = (*graph_io.OF_CALL, *graph_io.OF_SITE)
+CARRIED = (*graph_io.OF_LAYER, *graph_io.OF_GROUP)
+OTHERS = (*graph_io.OUTPUTS, *graph_io.SITE_OUTPUTS, *graph_io.VISION, *graph_io.EMBEDDING)
+
+
+def place(*methods: Method, site: bool = True, **info: object) -> Place:
+    """A graph of these methods, at a site of theirs."""
+    manifest = toy_manifest("deepseek_vl2")
+    policy = msgspec.structs.replace(
+        manifest.policy,
+        method="all" if len(methods) > 1 else methods[0] if methods else "none",
+        prune_layers=dict.fromkeys(methods, (1,)),
+    )
+    at = Site(layer=1, point="moe", methods=methods) if site else None
+    return Place(msgspec.structs.replace(manifest.language_model, **info), policy, at)
+
+
+def test_no_name_is_used_twice() -> None:
+    names = [entry.name for entry in chain(FED, CARRIED, OTHERS) if entry.name != graph_io.INPUTS_EMBEDS]
+    assert len(names) == len(set(names))
+
+
+@pytest.mark.parametrize("entry", [*FED, *CARRIED, *OTHERS], ids=lambda entry: entry.name)
+def test_every_entry_is_complete(entry: Entry) -> None:
+    assert entry.doc.endswith(".") and "\n" not in entry.doc
+    assert entry.dtype == graph_io.F or np.dtype(entry.dtype).name == entry.dtype
+    assert (entry.feed is not None) == (entry in FED)
+
+
+def test_names_of_functions_are_those_of_the_entries() -> None:
+    functions = (
+        graph_io.keep_slots,
+        graph_io.keep_offsets,
+        graph_io.merge_slots,
+        graph_io.merge_offsets,
+        graph_io.recycle_slots,
+    )
+    assert [function(7) for function in functions] == [entry.name.format(s=7) for entry in graph_io.OF_SITE]
+    assert [graph_io.kept_index(7)] == [entry.name.format(s=7) for entry in graph_io.SITE_OUTPUTS]
+    parts = (*graph_io.KEY_VALUE, *graph_io.LATENT)
+    assert graph_io.past_names(3, parts) == [entry.name.format(i=3) for entry in graph_io.OF_LAYER]
+    of_group = [graph_io.past_position_ids(2), graph_io.past_sequence_ids(2)]
+    assert of_group == [entry.name.format(g=2) for entry in graph_io.OF_GROUP]
+
+
+def test_what_holds_a_cache_after_the_call() -> None:
+    assert [graph_io.present_name(entry.name) for entry in CARRIED] == [
+        "present.{i}.key",
+        "present.{i}.value",
+        "present.{i}.latent",
+        "present_position_ids.{g}",
+        "present_sequence_ids.{g}",
+    ]
+
+
+def conditions_of(entries: tuple[Entry, ...]) -> dict[str, Condition]:
+    return {entry.name: entry.only_if for entry in entries}
+
+
+@pytest.mark.parametrize(
+    ("where", "names"),
+    [
+        (place(), set()),
+        (place("fastmmoe"), {"visual_offsets", "visual_top_k", "alpha", "merge_slots.{s}", "merge_offsets.{s}"}),
+        (place("fastv"), {"visual_offsets", "visual_top_k", "alpha"}),
+        (place("random"), {"visual_offsets", "visual_top_k", "alpha", "random_scores"}),
+        (
+            place("sparsevlm"),
+            {"visual_offsets", "visual_top_k", "alpha", "rater_slots", "merge_slots.{s}", "recycle_slots.{s}"},
+        ),
+        (
+            place("fastmmoe", "random"),
+            {"visual_offsets", "visual_top_k", "alpha", "method", "random_scores", "merge_slots.{s}"}
+            | {"merge_offsets.{s}"},
+        ),
+        (place("fastmmoe", site=False), {"visual_offsets", "visual_top_k", "alpha"}),
+    ],
+    ids=["none", "fastmmoe", "fastv", "random", "sparsevlm", "comparison", "no site"],
+)
+def test_inputs_that_not_every_graph_has(where: Place, names: set[str]) -> None:
+    only_some = {name: one for name, one in conditions_of(FED).items() if one is not graph_io.ALWAYS}
+    assert {name for name, one in only_some.items() if one.holds(where)} == names
+
+
+def test_caches_go_by_the_attention() -> None:
+    caches = conditions_of(CARRIED)
+    held = [
+        [name for name, one in caches.items() if one.holds(where)]
+        for where in (
+            place(),
+            place(cache_parts=("latent",), cache_shape=(6,)),
+            place(sliding_layers=(0,), sliding_window=4),
+        )
+    ]
+    keys, sequences = ["past_key_values.{i}.key", "past_key_values.{i}.value"], "past_sequence_ids.{g}"
+    assert held == [
+        [*keys, sequences],
+        ["past_key_values.{i}.latent", sequences],
+        [*keys, "past_position_ids.{g}", sequences],
+    ]
+
+
+def test_slots_count_by_their_length_alone() -> None:
+    """Values of a call of two sequences, of which one has a picture."""
+    manifest = toy_manifest("deepseek_vl2")
+    info: LanguageModelInfo = manifest.language_model
+    policy: Policy = manifest.policy
+    schedules = [
+        plan_request(policy, visual_tokens=count, moe_layers=info.moe_layers, top_k=info.top_k) for count in (20, 0)
+    ]
+    chunks = [
+        Chunk(i, np.zeros((25, info.hidden_size)), np.arange(schedule.visual_tokens), schedule)
+        for i, schedule in enumerate(schedules)
+    ]
+    call = Call(policy, chunks, [0, 0], alpha=0.25, seed=0)
+    values = {entry.name: entry.feed(call, 1) for entry in FED if entry.feed is not None}
+    kept = schedules[0].keep[1]
+    assert (values["keep_slots.{s}"].shape, values["keep_slots.{s}"].any()) == ((kept,), np.False_)
+    assert values["keep_offsets.{s}"].tolist() == [0, kept, kept]
+    assert values["visual_offsets"].tolist() == [0, 20, 20]
+    assert values["sequence_offsets"].tolist() == [0, 25, 50]
+    assert values["alpha"].tolist() == [0.25] * len(policy.sites)
+    assert values["visual_top_k"].tolist() == [4, 2, 2]

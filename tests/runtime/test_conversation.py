@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A conversation: its arguments, and what each question appends to the cache."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from fastmmoe.runtime.conversation import Conversation
+from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.vlm import VLM
+from tests.support.scripted_run import ANALYSIS, CALL_TEXT, FINAL, GptOss, ScriptedRun
+
+
+def test_a_conversation_is_one_with_a_loaded_bundle() -> None:
+    vlm: Any = "demo-cpu"
+    with pytest.raises(InvalidRequest, match=r"^vlm is of type str: expected a loaded bundle, VLM.directory.$"):
+        Conversation(vlm)
+    vlm, system = object.__new__(VLM), ["Be brief."]
+    with pytest.raises(InvalidRequest, match=r"^system is of type list: expected a string, or None$"):
+        Conversation(vlm, system=system)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("said", "is_cut", "kept"),
+    [
+        (f"{FINAL}Yes.<|end|>", False, f"{FINAL}Yes."),
+        (f"{FINAL}Yes.<|return|>", False, f"{FINAL}Yes."),
+        (f"{FINAL}Yes.", True, f"{FINAL}Yes."),
+        (f"{ANALYSIS}Hm.", True, f"{ANALYSIS}Hm."),
+        (f"{ANALYSIS}Hm.<|end|>", True, f"{ANALYSIS}Hm."),
+        (f"{ANALYSIS}Hm.<|end|><|start|>", True, f"{ANALYSIS}Hm."),
+        (f"{ANALYSIS}Hm.<|end|><|start|>u", False, f"{ANALYSIS}Hm."),
+        (f"<|channel|>{CALL_TEXT}<|call|>", False, f"<|channel|>{CALL_TEXT}"),
+        ("No header", True, "No header"),
+        ("No header<|end|>", False, "No header"),
+    ],
+)
+def test_what_a_conversation_goes_on_with(
+    said: str, is_cut: bool, kept: str, gpt_oss: GptOss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cache holds each turn once, whatever ended the answer; what ended it is not fed."""
+    script = gpt_oss.encode(said)
+    fed: list[list[int]] = [[]]
+    batch = SimpleNamespace(lengths=[0])
+
+    def new_run(_manifest: Any, _backend: Any, inputs: list[Any], _options: Any, _batch: Any) -> ScriptedRun:
+        return ScriptedRun([script], inputs, fed, [len(script)])
+
+    monkeypatch.setattr("fastmmoe.runtime.conversation.Run", new_run)
+    monkeypatch.setattr("fastmmoe.runtime.conversation.Batch", lambda _backend: batch)
+    vlm: Any = object.__new__(VLM)
+    vlm.processor, vlm.manifest, vlm.backend = gpt_oss.processor, None, None
+    conversation = Conversation(vlm)
+    assert conversation.ask("First?").finish_reason == ("length" if is_cut else "stop")
+    batch.lengths[0] = len(fed[0])
+    conversation.ask("Second?")
+    question = gpt_oss.processor.follow_up("Second?").input_ids.tolist()
+    first = gpt_oss.processor([{"role": "user", "content": "First?"}]).input_ids.tolist()
+    assert fed[0][: -len(script) + 1 or None] == [*first, *gpt_oss.encode(kept), *question]
