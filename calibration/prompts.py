@@ -14,6 +14,7 @@ import numpy as np
 from fastmmoe.calibration.data import Sample
 from fastmmoe.calibration.torch_model import TorchModel
 from fastmmoe.runtime.files import replacing
+from fastmmoe.runtime.request.answers import CHANNEL_TEMPLATES
 from fastmmoe.runtime.request.prompts import GPT_OSS_ANSWER_HEADER, Special, join_text
 from fastmmoe.runtime.types import Array
 
@@ -114,6 +115,6 @@ def prepare(model: TorchModel, samples: Sequence[Sample], answer_start: AnswerSt
 def answer_starts(model: TorchModel) -> tuple[AnswerStart, ...]:
     """What a model may write in front of an answer: nothing, a space or, as gpt-oss does, a channel header."""
     starts: tuple[AnswerStart, ...] = ((), (" ",))
-    if model.processor.config.template == "internvl3_5_gpt_oss":
+    if model.processor.config.template in CHANNEL_TEMPLATES:
         return (*starts, GPT_OSS_ANSWER_HEADER)
     return starts

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from fastmmoe.exporter.check.weights import check_weights
-from fastmmoe.exporter.checkpoint.processor import read_processor_config
 from fastmmoe.exporter.checkpoint.reader import Checkpoint
 from fastmmoe.exporter.manifest import language_model_info
-from fastmmoe.exporter.model import FAMILY_BY_MODEL_TYPE, Model, Precision
+from fastmmoe.exporter.model import Model, Precision
+from fastmmoe.exporter.processor import read_processor_config
 from fastmmoe.exporter.pruning.settings import Layers, PolicyOptions, resolve_policy
 from fastmmoe.exporter.torch_backend import TorchBackend
 from fastmmoe.runtime.backends.batch import Batch
@@ -63,12 +63,11 @@ class TorchModel:
         checkpoint = Checkpoint(directory)
         self.model = Model(checkpoint, PolicyOptions(), Precision(torch.float32, torch.float32))
         check_weights(self.model, say=lambda _: None)
-        self.config, self.family, self.identity = self.model.config, self.model.family, checkpoint.identity
+        self.config, self.family, self.identity = self.model.config, self.model.family_name, checkpoint.identity
         for graph, module in self.model.graphs.items():
             values = {name: self.model.load(f"{graph}.{name}") for name, _ in module.named_parameters()}
             module.load_state_dict(values, assign=True)
         self._values = self.model.graphs.language_model.state_dict()
-        self._build_graphs = FAMILY_BY_MODEL_TYPE[checkpoint.config["model_type"]].build_graphs
         c = self.config
         self.layers = Layers(c.num_hidden_layers, c.moe_layers, c.full_attention_layers, c.moe.top_k)
         tokenizer = checkpoint.path / TOKENIZER
@@ -86,7 +85,7 @@ class TorchModel:
     def decoder(self, policy: Policy) -> TorchBackend:
         """The model with this policy; its parameters are those of every other one."""
         with torch.device("meta"):
-            module = self._build_graphs(self.config, policy).language_model
+            module = self.model.family.build_graphs(self.config, policy).language_model
         module.load_state_dict(self._values, assign=True)
         graphs = dataclasses.replace(self.model.graphs, language_model=module.eval())
         return TorchBackend(graphs, policy, self.info)

@@ -15,7 +15,6 @@ from fastmmoe.exporter.check.parity import Difference, Written, compare
 from fastmmoe.exporter.check.structure import CheckFailed, check_structure
 from fastmmoe.exporter.check.weights import check_weights
 from fastmmoe.exporter.checkpoint.config_reader import listed
-from fastmmoe.exporter.checkpoint.processor import read_processor_config
 from fastmmoe.exporter.config import DEMO, ExportConfig
 from fastmmoe.exporter.disk_space import check_space, weights_bytes
 from fastmmoe.exporter.graph.inputs import graph_inputs
@@ -28,6 +27,7 @@ from fastmmoe.exporter.ops.functions import function_for
 from fastmmoe.exporter.ops.quantise import Packing
 from fastmmoe.exporter.output_directory import reserve_output
 from fastmmoe.exporter.plan import ExportPlan, plan_export
+from fastmmoe.exporter.processor import read_processor_config
 from fastmmoe.exporter.pruning.settings import PolicyModel
 from fastmmoe.exporter.targets import DTYPES, activation_dtype, check_kernels
 from fastmmoe.runtime.backends.tensorrt.build import build_engines
@@ -111,7 +111,7 @@ def _precision(target: Target, dtype: str, packing: Packing | None) -> Precision
 def _report_model(model: Model, name: str, say: Say) -> None:
     config, policy = model.config, model.policy
     say(
-        f"{name}: {model.family}, {config.num_hidden_layers} layers, {config.moe.num_experts} experts, "
+        f"{name}: {model.family_name}, {config.num_hidden_layers} layers, {config.moe.num_experts} experts, "
         f"top-{config.moe.top_k}; every tensor accounted for"
     )
     if policy.method == "none":

@@ -4,25 +4,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any
 
 import numpy as np
 import torch
 
-from fastmmoe.exporter.checkpoint.config_reader import ConfigReader, shown
+from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
 from fastmmoe.exporter.checkpoint.reader import Checkpoint, account, build
-from fastmmoe.exporter.models import deepseek_vl2, internvl3_5
+from fastmmoe.exporter.models.family import ModelConfig, family_of
 from fastmmoe.exporter.models.weight_rules import has_fused_experts
 from fastmmoe.exporter.ops.quantise import Packing
 from fastmmoe.exporter.pruning.settings import Layers, PolicyOptions, resolve_policy
 from fastmmoe.runtime.errors import UnsupportedModel
+from fastmmoe.runtime.request.config import FamilyName
 
-FAMILY_BY_MODEL_TYPE: dict[str, ModuleType] = {
-    "deepseek_vl_v2": deepseek_vl2,
-    "internvl": internvl3_5,
-    "internvl_chat": internvl3_5,
-}
 # Expert tensors keep 16-bit storage on targets that compute in float32; these names end their parameters.
 EXPERT_WEIGHTS = (".mlp.experts.gate_up", ".mlp.experts.down")
 # Parameters that are float32 in every model: the router works in float32, positions need its range.
@@ -61,6 +55,7 @@ class Model:
     """A checkpoint's configuration, resolved FastMMoE policy, graphs (without values) and weights (one at a time).
 
     Attributes:
+        family: the module that the model's configuration and graphs come from.
         graphs: modules on the meta device with every parameter in its exported dtype.
         rules: how each parameter is made from the checkpoint, by graph-qualified name.
         config_reader: reads config.json, and knows which keys have been read.
@@ -70,20 +65,15 @@ class Model:
     """
 
     def __init__(self, checkpoint: Checkpoint, options: PolicyOptions, precision: Precision) -> None:
-        model_type = checkpoint.config.get("model_type")
-        if not isinstance(model_type, str) or model_type not in FAMILY_BY_MODEL_TYPE:
-            raise UnsupportedModel(
-                f"model_type {shown(model_type)} in config.json: supported are {', '.join(FAMILY_BY_MODEL_TYPE)}"
-            )
-        family = FAMILY_BY_MODEL_TYPE[model_type]
+        self.family = family = family_of(checkpoint.config.get("model_type"))
         reader = ConfigReader(checkpoint.config)
         reader.require("model_type", str)
-        self.checkpoint, self.family = checkpoint, family.FAMILY
-        self.config: Any = family.read_config(reader)
+        self.checkpoint = checkpoint
+        self.config = family.read_config(reader)
         self.config_reader = reader
         self.policy = resolve_policy(
             options,
-            family=self.family,
+            family=self.family_name,
             layers=Layers(
                 self.config.num_hidden_layers,
                 self.config.moe_layers,
@@ -105,6 +95,11 @@ class Model:
                 parameter.requires_grad_(False)
                 parameter.data = parameter.data.to(self.parameter_dtype(f"{graph}.{name}"))
         self._check_complete()
+
+    @property
+    def family_name(self) -> FamilyName:
+        """The family, as manifests have it."""
+        return self.family.PREPROCESSING.NAME
 
     def parameter_dtype(self, name: str) -> torch.dtype:
         """Exported dtype of a parameter, by graph-qualified name."""
@@ -138,7 +133,7 @@ class Model:
         assert ours.keys() == mapped, f"weight map and modules differ: {sorted(ours.keys() ^ mapped)[:5]}"
 
 
-def _check_size(checkpoint: Checkpoint, config: Any, is_fused: bool) -> None:
+def _check_size(checkpoint: Checkpoint, config: ModelConfig, is_fused: bool) -> None:
     """Raise UnsupportedModel where the weights are far fewer than the configuration needs.
 
     `account` names every missing tensor, which takes minutes and gigabytes where a damaged file means millions.

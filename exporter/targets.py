@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from fastmmoe.exporter.config import ExportConfig
 from fastmmoe.runtime.errors import InvalidRequest, UnsupportedModel
 from fastmmoe.runtime.machines.targets import Target
 
 if TYPE_CHECKING:
+    from fastmmoe.exporter.models.family import ModelConfig
     from fastmmoe.exporter.ops.quantise import Packing
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -54,7 +55,7 @@ def choose_packing(target: Target, config: ExportConfig) -> Packing | None:
     return Packing(config.experts, config.group_size, config.zero_points)
 
 
-def check_kernels(target: Target, config: Any, packing: Packing | None) -> None:
+def check_kernels(target: Target, config: ModelConfig, packing: Packing | None) -> None:
     """Refuse a model that the target's kernels cannot run.
 
     Raises:

@@ -13,6 +13,16 @@ import pytest
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGES = ("runtime", "exporter", "calibration")
 SOURCES = [path for package in PACKAGES for path in sorted((REPOSITORY / package).rglob("*.py"))]
+FAMILY_WORDS = ("deepseek", "internvl")
+FAMILY_LISTS = {
+    "exporter/checkpoint/known_keys.py",
+    "exporter/models/family.py",
+    "exporter/pruning/settings.py",
+    "runtime/request/answers.py",
+    "runtime/request/config.py",
+    "runtime/request/family.py",
+    "runtime/request/prompts.py",
+}
 MOST_LINES, MOST_FUNCTION_LINES, SHORT_SHARE = 400, 60, 0.9
 
 
@@ -66,6 +76,24 @@ def test_nothing_imports_upwards(package: str, forbidden: tuple[str, ...]) -> No
 def test_only_the_backend_knows_onnx_runtime() -> None:
     users = [p for p in SOURCES if "import onnxruntime" in p.read_text(encoding="utf-8")]
     assert {str(p.relative_to(REPOSITORY).parent) for p in users} == {"runtime/backends"}
+
+
+def names_in(path: Path) -> set[str]:
+    """Names and strings without blanks of a file's code, lower case."""
+    found = set(imports(path))
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.Name, ast.FunctionDef, ast.alias)):
+            found.add(node.id if isinstance(node, ast.Name) else node.name)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value:
+            found.add(node.value)
+    return {name.lower() for name in found}
+
+
+def test_only_its_own_files_and_the_lists_of_families_name_one() -> None:
+    for path in SOURCES:
+        if str(path.relative_to(REPOSITORY)) not in FAMILY_LISTS and not path.name.startswith(FAMILY_WORDS):
+            named = [name for name in names_in(path) if any(word in name for word in FAMILY_WORDS)]
+            assert not named, f"{path} asks for a family: {sorted(named)}"
 
 
 def test_files_and_functions_are_short() -> None:

@@ -12,9 +12,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fastmmoe.calibration.report.stages import Fate, Stage
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig, InternVlProcessorConfig, ProcessorConfig
+from fastmmoe.runtime.request.config import ProcessorConfig
+from fastmmoe.runtime.request.family import family_of
+from fastmmoe.runtime.request.images import PictureMap
 from fastmmoe.runtime.request.inputs import ModelInputs
-from fastmmoe.runtime.request.internvl import select_grid
 from fastmmoe.runtime.types import Array
 
 Rgb = tuple[int, int, int]
@@ -44,7 +45,7 @@ class View:
 
 
 def find_views(inputs: ModelInputs, config: ProcessorConfig) -> list[View]:
-    """The views of a prompt with one picture: whole and local ones, with DeepSeek-VL2's newline and separator vectors.
+    """The views of a prompt with one picture: whole and local ones, with the newlines and separators that a family has.
 
     Raises:
         InvalidRequest: the prompt has no picture, or several.
@@ -52,9 +53,9 @@ def find_views(inputs: ModelInputs, config: ProcessorConfig) -> list[View]:
     if len(inputs.tile_counts) != 1:
         raise InvalidRequest(f"the prompt has {len(inputs.tile_counts)} pictures: expected one")
     pixels = _denormalise(inputs.vision_inputs["pixel_values"], config)
-    if isinstance(config, DeepseekVl2ProcessorConfig):
-        return _deepseek_views(inputs.vision_inputs["layout_index"], pixels, config)
-    return _internvl_views(inputs, pixels, config)
+    of_picture = family_of(config).picture_map(config, inputs)
+    patches = _cut_patches(pixels, of_picture)
+    return [View(name, tokens, patches) for name, tokens in of_picture.views.items()]
 
 
 def draw_survivors(inputs: ModelInputs, config: ProcessorConfig, stages: Sequence[Stage]) -> Image.Image:
@@ -164,44 +165,14 @@ def _denormalise(pixels: Array, config: ProcessorConfig) -> Array:
     return (255 * (pixels * std + mean)).round().clip(0, 255).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
-def _cut(tile: Array, side: int, cell: int, pitch: int) -> Array:
-    """The pixels [pitch, pitch, 3] of one of side * side tokens; the last ones of a row may reach beyond the tile."""
-    y, x = cell // side * pitch, cell % side * pitch
-    part = tile[y : y + pitch, x : x + pitch]
-    return np.pad(part, ((0, pitch - part.shape[0]), (0, pitch - part.shape[1]), (0, 0)), mode="edge")
-
-
-def _deepseek_views(layout: Array, pixels: Array, config: DeepseekVl2ProcessorConfig) -> list[View]:
-    side, pitch = config.grid_side, config.patch_size * config.downsample_ratio
-    per_tile = side * side
-    newline = per_tile * len(pixels)
-    patches = np.empty((len(layout), pitch, pitch, 3), np.uint8)
-    for token, row in enumerate(layout):
-        is_cell = row < newline
-        patches[token] = _cut(pixels[row // per_tile], side, row % per_tile, pitch) if is_cell else STRUCTURE
-    separator = int(np.flatnonzero(layout == newline + 1)[0])
-    halves = [np.arange(separator), np.arange(separator + 1, len(layout))]
-    names = ["global view", "local view"] if config.global_view_first else ["local view", "global view"]
-    views = []
-    for name, tokens in zip(names, halves, strict=True):
-        columns = int(np.flatnonzero(layout[tokens] == newline)[0]) + 1
-        views.append(View(name, tokens.reshape(-1, columns), patches))
-    # The separator stands between the views: below the first one.
-    first = views[0]
-    row = np.full((1, first.tokens.shape[1]), -1)
-    row[0, 0] = separator
-    views[0] = View(first.name, np.concatenate([first.tokens, row]), patches)
-    return views
-
-
-def _internvl_views(inputs: ModelInputs, pixels: Array, config: InternVlProcessorConfig) -> list[View]:
-    side = round(config.tokens_per_tile**0.5)
-    pitch = config.tile_size // side
-    patches = np.stack([_cut(tile, side, i, pitch) for tile in pixels for i in range(side * side)])
-    tiles = np.arange(len(patches)).reshape(len(pixels), side, side)
-    has_thumbnail = config.use_thumbnail and len(pixels) > 1
-    local = tiles[: len(pixels) - has_thumbnail]
-    wide, high = select_grid(inputs.image_sizes[0], config.min_tiles, len(local), config.tile_size)
-    grid = local.reshape(high, wide, side, side).transpose(0, 2, 1, 3).reshape(high * side, wide * side)
-    views = [View("local view" if has_thumbnail else "the view", grid, patches)]
-    return [*views, View("thumbnail", tiles[-1], patches)] if has_thumbnail else views
+def _cut_patches(pixels: Array, of_picture: PictureMap) -> Array:
+    """uint8 [V, p, p, 3]: what every visual token shows; the last cells of a row may reach beyond the tile."""
+    side, pitch = of_picture.side, of_picture.pitch
+    patches = np.full((len(of_picture.cells), pitch, pitch, 3), STRUCTURE, np.uint8)
+    for patch, place in zip(patches, of_picture.cells, strict=True):
+        if place >= 0:
+            tile, cell = divmod(int(place), side * side)
+            y, x = cell // side * pitch, cell % side * pitch
+            part = pixels[tile, y : y + pitch, x : x + pitch]
+            patch[:] = np.pad(part, ((0, pitch - part.shape[0]), (0, pitch - part.shape[1]), (0, 0)), mode="edge")
+    return patches

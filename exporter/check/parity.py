@@ -18,12 +18,11 @@ from fastmmoe.runtime.backends.base import Backend
 from fastmmoe.runtime.backends.batch import Batch
 from fastmmoe.runtime.backends.onnxruntime import OnnxRuntime
 from fastmmoe.runtime.backends.settings import Settings
-from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.bundle.manifest import Manifest
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
 from fastmmoe.runtime.method.schedule import Schedule, plan_request
-from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig, ProcessorConfig
-from fastmmoe.runtime.request.deepseek_vl2 import deepseek_vl2_layout
+from fastmmoe.runtime.request.config import ProcessorConfig
+from fastmmoe.runtime.request.family import family_of
 from fastmmoe.runtime.types import Say
 
 TEXT_BEFORE, TEXT_AFTER = 7, 24
@@ -254,16 +253,13 @@ def _run_case(
 
 
 def _picture(config: ProcessorConfig) -> dict[str, np.ndarray]:
-    """Vision inputs of one picture of blocks of colour."""
-    tiles = 2 if isinstance(config, DeepseekVl2ProcessorConfig) else 1
+    """Vision inputs of one picture of blocks of colour, of the size of a tile."""
     side = config.tile_size
-    blocks = np.random.default_rng(0).uniform(-1, 1, (tiles, 3, 16, 16)).astype(np.float32)
+    cut = family_of(config).cut(config, [(side, side)], None, 0)
+    blocks = np.random.default_rng(0).uniform(-1, 1, (sum(cut.tile_counts), 3, 16, 16)).astype(np.float32)
     step = -(-side // 16)
     pixels = np.ascontiguousarray(blocks.repeat(step, axis=2).repeat(step, axis=3)[:, :, :side, :side])
-    if not isinstance(config, DeepseekVl2ProcessorConfig):
-        return {graph_io.PIXEL_VALUES: pixels}
-    layout = deepseek_vl2_layout([(1, 1)], config.grid_side, global_view_first=config.global_view_first)
-    return {graph_io.PIXEL_VALUES: pixels, graph_io.LAYOUT_INDEX: layout}
+    return cut.tile_inputs(pixels)
 
 
 def _torch_backend(model: Model) -> TorchBackend:

@@ -18,7 +18,8 @@ from fastmmoe.exporter.checkpoint.side_files import (
 )
 from fastmmoe.runtime.errors import BundleMismatch, UnsupportedModel
 from fastmmoe.runtime.ranges import TokenId
-from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig, ProcessorConfig
+from fastmmoe.runtime.request.config import ProcessorConfig
+from fastmmoe.runtime.request.family import family_of
 from fastmmoe.runtime.request.processor import Processor, image_tokens
 from fastmmoe.runtime.request.prompts import Marker, Special, render_prompt
 from fastmmoe.runtime.request.tokens import REGION_TOKENS, Encoder, load_tokenizer
@@ -197,9 +198,9 @@ def check_encoding(config: ProcessorConfig, file: Path) -> None:
 def _stands_apart(tokenizer: Tokenizer, config: ProcessorConfig) -> bool:
     """Whether text beside the tokens of pictures and regions has the ids that it has by itself; changes the tokenizer.
 
-    DeepSeek-VL2's official code, too, encodes what stands between pictures by itself.
+    Around pictures it may have others where the official code, too, encodes what stands between them by itself.
     """
-    of_pictures = set() if isinstance(config, DeepseekVl2ProcessorConfig) else image_tokens(config)
+    of_pictures = set() if family_of(config).SPLITS_AT_PICTURES else image_tokens(config)
     of_regions = [name for name in REGION_TOKENS if tokenizer.token_to_id(name) is not None]
     pieces: list[str | Special] = ["a \n"]
     for name in (*sorted(of_pictures), *of_regions):

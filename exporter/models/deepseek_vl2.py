@@ -15,6 +15,7 @@ from fastmmoe.exporter.models.attention import GroupedAttention
 from fastmmoe.exporter.models.decoder import DecoderLayer, LanguageModel, MoeBlock
 from fastmmoe.exporter.models.deepseek_vl2_config import Config, MlaConfig, VisionConfig
 from fastmmoe.exporter.models.deepseek_vl2_config import read_config as read_config
+from fastmmoe.exporter.models.deepseek_vl2_processor import read_processor as read_processor
 from fastmmoe.exporter.models.graphs import Embedding, GraphModules
 from fastmmoe.exporter.models.layers import (
     Mlp,
@@ -32,9 +33,12 @@ from fastmmoe.exporter.models.weight_rules import BUFFERS, expert_weights, linea
 from fastmmoe.exporter.pruning.tokens import Tokens, Watch
 from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.method.policy import Policy
+from fastmmoe.runtime.request import deepseek_vl2 as preprocessing
+from fastmmoe.runtime.request.family import Family as Preprocessing
 
-FAMILY = "deepseek_vl2"
-DROPPED_TENSORS = ("vision.attn_pool.*", *BUFFERS)
+MODEL_TYPES: tuple[str, ...] = ("deepseek_vl_v2",)
+PREPROCESSING: Preprocessing = preprocessing
+DROPPED_TENSORS: tuple[str, ...] = ("vision.attn_pool.*", *BUFFERS)
 RENAMED_PREFIXES: dict[str, str] = {}
 LATENT_NORM_EPS = 1e-6
 VISION_NORM_EPS = 1e-6
@@ -63,7 +67,7 @@ class Vision(nn.Module):
             for _ in range(c.layers)
         )
         self.norm = nn.LayerNorm(c.width, VISION_NORM_EPS)
-        self.projector_in = nn.Linear(c.width * c.downsample_ratio**2, hidden_size)
+        self.projector_in = nn.Linear(c.projector_inputs, hidden_size)
         self.projector_out = nn.Linear(hidden_size, hidden_size)
         self.image_newline = nn.Parameter(torch.empty(hidden_size))
         self.view_seperator = nn.Parameter(torch.empty(hidden_size))
@@ -131,11 +135,10 @@ class LatentAttention(nn.Module):
 
 def build_graphs(c: Config, policy: Policy) -> GraphModules:
     """The three graphs as modules with uninitialised parameters."""
-    rotary_dim = c.head_dim if c.mla is None else c.mla.qk_rope_head_dim
     layers = []
     for i in range(c.num_hidden_layers):
         if i in c.moe_layers:
-            shared = Mlp(c.hidden_size, c.moe.intermediate_size * c.n_shared_experts)
+            shared = Mlp(c.hidden_size, c.shared_intermediate_size)
             mlp: nn.Module = MoeBlock(SparseMoe(c.hidden_size, c.moe, policy.reduction_weights), shared)
         else:
             mlp = Mlp(c.hidden_size, c.intermediate_size)
@@ -146,7 +149,7 @@ def build_graphs(c: Config, policy: Policy) -> GraphModules:
         layers,
         RMSNorm(c.hidden_size, c.rms_norm_eps),
         nn.Linear(c.hidden_size, c.vocab_size, bias=False),
-        rotary_dim,
+        c.rope_dim,
         policy,
     )
     return GraphModules(Vision(c.vision, c.hidden_size), Embedding(c.vocab_size, c.hidden_size), language_model)
@@ -154,8 +157,7 @@ def build_graphs(c: Config, policy: Policy) -> GraphModules:
 
 def computed_weights(c: Config) -> dict[str, torch.Tensor]:
     """Parameters that follow from the configuration, by graph-qualified name."""
-    dim = c.head_dim if c.mla is None else c.mla.qk_rope_head_dim
-    weights = {"language_model.inv_freq": rotary_frequencies(c.rope_theta, dim)}
+    weights = {"language_model.inv_freq": rotary_frequencies(c.rope_theta, c.rope_dim)}
     if c.moe.topk_method != "noaux_tc":
         for i in c.moe_layers:
             weights[f"language_model.layers.{i}.mlp.experts.correction_bias"] = torch.zeros(c.moe.num_experts)
@@ -194,7 +196,7 @@ def _vision_map(v: VisionConfig, hidden_size: int) -> dict[str, WeightRule]:
         shapes = {"attn.qkv": (3 * C, C), "attn.proj": (C, C), "mlp.fc1": (W, C), "mlp.fc2": (C, W)}
         for name, (rows, columns) in shapes.items():
             rules |= linear(block + name, f"vision.{block}{name}", rows, columns, bias=True)
-    rules |= linear("projector_in", "projector.layers.0", H, C * v.downsample_ratio**2, bias=True)
+    rules |= linear("projector_in", "projector.layers.0", H, v.projector_inputs, bias=True)
     rules |= linear("projector_out", "projector.layers.2", H, H, bias=True)
     rules |= {name: same(name, H) for name in ("image_newline", "view_seperator")}
     return {f"vision.{name}": rule for name, rule in rules.items()}
@@ -246,5 +248,5 @@ def _moe_map(c: Config, theirs: str, is_fused: bool) -> dict[str, WeightRule]:
     rules["mlp.experts.router.weight"] = same(f"{theirs}mlp.gate.weight", c.moe.num_experts, c.hidden_size)
     if c.moe.topk_method == "noaux_tc":
         rules["mlp.experts.correction_bias"] = same(f"{theirs}mlp.gate.e_score_correction_bias", c.moe.num_experts)
-    shared = c.moe.intermediate_size * c.n_shared_experts
-    return rules | _mlp_map("mlp.shared_experts.", f"{theirs}mlp.shared_experts.", c.hidden_size, shared)
+    prefix = f"{theirs}mlp.shared_experts."
+    return rules | _mlp_map("mlp.shared_experts.", prefix, c.hidden_size, c.shared_intermediate_size)

@@ -53,6 +53,19 @@ class VisionConfig:
     def mlp_width(self) -> int:
         return int(self.width * self.mlp_ratio)
 
+    @property
+    def rows_per_tile(self) -> int:
+        return self.grid**2
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """The grid of patches is padded to a multiple of the ratio."""
+        return (-(-self.grid // self.downsample_ratio)) ** 2
+
+    @property
+    def projector_inputs(self) -> int:
+        return self.width * self.downsample_ratio**2
+
 
 @dataclass(frozen=True)
 class MlaConfig:
@@ -92,6 +105,30 @@ class Config:
         return self.num_attention_heads, self.num_key_value_heads, self.head_dim
 
     @property
+    def query_key_dim(self) -> int:
+        return self.head_dim if self.mla is None else self.mla.qk_nope_head_dim + self.mla.qk_rope_head_dim
+
+    @property
+    def value_dim(self) -> int:
+        return self.head_dim if self.mla is None else self.mla.v_head_dim
+
+    @property
+    def rope_dim(self) -> int:
+        return self.head_dim if self.mla is None else self.mla.qk_rope_head_dim
+
+    @property
+    def kv_lora_rank(self) -> int:
+        return 0 if self.mla is None else self.mla.kv_lora_rank
+
+    @property
+    def dense_intermediate_size(self) -> int:
+        return self.intermediate_size
+
+    @property
+    def shared_intermediate_size(self) -> int:
+        return self.moe.intermediate_size * self.n_shared_experts
+
+    @property
     def moe_layers(self) -> tuple[int, ...]:
         layers = range(self.first_k_dense_replace, self.num_hidden_layers)
         return tuple(i for i in layers if i % self.moe_layer_freq == 0)
@@ -99,6 +136,14 @@ class Config:
     @property
     def full_attention_layers(self) -> tuple[int, ...]:
         return tuple(range(self.num_hidden_layers))
+
+    @property
+    def sliding_layers(self) -> tuple[int, ...]:
+        return ()
+
+    @property
+    def sliding_window(self) -> None:
+        return None
 
 
 def read_config(reader: ConfigReader) -> Config:

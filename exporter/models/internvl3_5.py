@@ -17,6 +17,7 @@ from fastmmoe.exporter.models.decoder import DecoderLayer, LanguageModel, MoeBlo
 from fastmmoe.exporter.models.graphs import Embedding, GraphModules
 from fastmmoe.exporter.models.internvl3_5_config import Config, VisionConfig
 from fastmmoe.exporter.models.internvl3_5_config import read_config as read_config
+from fastmmoe.exporter.models.internvl3_5_processor import read_processor as read_processor
 from fastmmoe.exporter.models.layers import (
     RMSNorm,
     SparseMoe,
@@ -28,11 +29,14 @@ from fastmmoe.exporter.models.layers import (
 from fastmmoe.exporter.models.weight_rules import BUFFERS, expert_weights, linear, norm, same
 from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.method.policy import Policy
+from fastmmoe.runtime.request import internvl as preprocessing
+from fastmmoe.runtime.request.family import Family as Preprocessing
 
-FAMILY = "internvl3_5"
-DROPPED_TENSORS = BUFFERS
+MODEL_TYPES: tuple[str, ...] = ("internvl", "internvl_chat")
+PREPROCESSING: Preprocessing = preprocessing
+DROPPED_TENSORS: tuple[str, ...] = BUFFERS
 # Names of the Hugging Face classes in memory, which some tools write -> those of their files.
-RENAMED_PREFIXES = {
+RENAMED_PREFIXES: dict[str, str] = {
     "model.language_model.": "language_model.model.",
     "lm_head.": "language_model.lm_head.",
     "model.vision_tower.": "vision_tower.",
@@ -62,8 +66,8 @@ class Vision(nn.Module):
             )
             for _ in range(c.layers)
         )
-        self.projector_norm = nn.LayerNorm(4 * c.width, PROJECTOR_NORM_EPS)
-        self.projector_in = nn.Linear(4 * c.width, hidden_size)
+        self.projector_norm = nn.LayerNorm(c.projector_inputs, PROJECTOR_NORM_EPS)
+        self.projector_in = nn.Linear(c.projector_inputs, hidden_size)
         self.projector_out = nn.Linear(hidden_size, hidden_size)
 
     def features(self, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -47,6 +47,20 @@ class VisionConfig:
     def grid(self) -> int:
         return self.image_size // self.patch_size
 
+    @property
+    def rows_per_tile(self) -> int:
+        """With the class token."""
+        return 1 + self.grid**2
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """Pixel shuffle makes one token of 2 x 2 patches."""
+        return (self.grid // 2) ** 2
+
+    @property
+    def projector_inputs(self) -> int:
+        return 4 * self.width
+
 
 @dataclass(frozen=True)
 class Config:
@@ -72,6 +86,30 @@ class Config:
     @property
     def is_gpt_oss(self) -> bool:
         return self.language_model_type == "gpt_oss"
+
+    @property
+    def query_key_dim(self) -> int:
+        return self.head_dim
+
+    @property
+    def value_dim(self) -> int:
+        return self.head_dim
+
+    @property
+    def rope_dim(self) -> int:
+        return self.head_dim
+
+    @property
+    def kv_lora_rank(self) -> int:
+        return 0
+
+    @property
+    def shared_intermediate_size(self) -> int:
+        return 0
+
+    @property
+    def dense_intermediate_size(self) -> int:
+        return 0
 
     @property
     def moe_layers(self) -> tuple[int, ...]:

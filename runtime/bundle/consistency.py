@@ -17,10 +17,8 @@ from fastmmoe.runtime.bundle.manifest import (
     graph_file,
 )
 from fastmmoe.runtime.method.policy import ALL, METHODS, Policy
-from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig, ProcessorConfig
-
-PROCESSORS = {"deepseek_vl2": "deepseek_vl2", "internvl3_5": "internvl"}
-"""Family -> tag of its processor."""
+from fastmmoe.runtime.request.config import ProcessorConfig
+from fastmmoe.runtime.request.family import family_of, processor_tag
 
 
 def contradictions(manifest: Manifest) -> Iterator[str]:
@@ -102,9 +100,10 @@ def _of_policy(policy: Policy, info: LanguageModelInfo) -> Iterator[str]:
 
 
 def _of_processor(processor: ProcessorConfig, manifest: Manifest) -> Iterator[str]:
-    tag = processor.__struct_config__.tag
-    if tag != PROCESSORS[manifest.family]:
-        yield f"processor.type is {tag}: expected {PROCESSORS[manifest.family]} for family {manifest.family}"
+    family = family_of(processor)
+    if manifest.family != family.NAME:
+        tag, expected = processor.__struct_config__.tag, processor_tag(manifest.family)
+        yield f"processor.type is {tag}: expected {expected} for family {manifest.family}"
         return
     if processor.vocab_size != manifest.language_model.vocab_size:
         yield (
@@ -119,29 +118,7 @@ def _of_processor(processor: ProcessorConfig, manifest: Manifest) -> Iterator[st
     for name, token_id in ids:
         if token_id is not None and token_id >= processor.vocab_size:
             yield f"processor.{name} has {token_id}: expected at most {processor.vocab_size - 1}, the last id"
-    tokens = manifest.vision.tokens_per_tile
-    if isinstance(processor, DeepseekVl2ProcessorConfig):
-        for name in ("bos_token_id", "eos_token_id"):
-            if processor.image_token_id is not None and getattr(processor, name) is None:
-                yield f"processor.{name} is null: expected an id, as there is an image_token_id and so a tokenizer"
-        yield from _of_deepseek_tiles(processor, tokens)
-        return
-    if processor.tokens_per_tile != tokens:
-        yield f"processor.tokens_per_tile is {processor.tokens_per_tile}: expected {tokens}, as in vision"
-    if processor.min_tiles > processor.max_tiles:
-        yield f"processor.min_tiles is {processor.min_tiles}: expected at most max_tiles, {processor.max_tiles}"
-
-
-def _of_deepseek_tiles(processor: DeepseekVl2ProcessorConfig, tokens: int) -> Iterator[str]:
-    side = processor.tile_size
-    uneven = [size for pair in processor.candidate_resolutions for size in pair if size % side]
-    if uneven:
-        yield f"processor.candidate_resolutions has {uneven[0]}: expected multiples of the first, {side}"
-    if processor.grid_side**2 != tokens:
-        yield (
-            f"processor gives {processor.grid_side**2} tokens a tile (side {side}, patch_size {processor.patch_size}, "
-            f"downsample_ratio {processor.downsample_ratio}): expected {tokens}, as in vision"
-        )
+    yield from family.contradictions(processor, manifest.vision.tokens_per_tile)
 
 
 def _of_experts(experts: ExpertsInfo, target: str) -> Iterator[str]:
@@ -156,11 +133,10 @@ def _of_experts(experts: ExpertsInfo, target: str) -> Iterator[str]:
 def _of_files(manifest: Manifest) -> Iterator[str]:
     required = {graph_file(graph) for graph in GRAPHS}
     allowed = {PLUGIN: manifest.plugin is not None, graph_file(GRAPHS[-1], portable=True): manifest.portable}
+    has_tokenizer = family_of(manifest.processor).has_tokenizer(manifest.processor)
+    if has_tokenizer is not None:
+        allowed[TOKENIZER] = has_tokenizer
     required |= {name for name, is_there in allowed.items() if is_there}
-    processor = manifest.processor
-    if isinstance(processor, DeepseekVl2ProcessorConfig):
-        allowed[TOKENIZER] = processor.image_token_id is not None
-        required |= {TOKENIZER} if allowed[TOKENIZER] else set()
     missing = sorted(required - manifest.files.keys())
     if missing:
         yield f"files does not have {_list(missing)}, which a bundle like this one consists of"

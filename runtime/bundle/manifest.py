@@ -31,7 +31,7 @@ from fastmmoe.runtime.ranges import (
     VocabSize,
     Width,
 )
-from fastmmoe.runtime.request.config import ProcessorConfig
+from fastmmoe.runtime.request.config import FamilyName, ProcessorConfig
 from fastmmoe.runtime.strict_json import describe_value, parse_strictly
 
 FORMAT = 2
@@ -125,7 +125,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         format: of this file; readers refuse another one.
         fastmmoe_version: the exporter's version.
         model: name of the checkpoint's directory.
-        family: "deepseek_vl2" or "internvl3_5".
+        family: the checkpoint's, as `FamilyName` has it.
         checkpoint_identity: `Checkpoint.identity` of the exporter.
         target, dtype: what the exporter was given.
         activation_dtype: element type at the graphs' boundaries.
@@ -139,7 +139,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     format: int
     fastmmoe_version: str
     model: str
-    family: Literal["deepseek_vl2", "internvl3_5"]
+    family: FamilyName
     checkpoint_identity: str
     target: str
     dtype: Dtype

@@ -20,6 +20,7 @@ from fastmmoe.runtime.ranges import (
     VocabSize,
 )
 
+FamilyName: TypeAlias = Literal["deepseek_vl2", "internvl3_5"]
 Rgb: TypeAlias = tuple[Real, Real, Real]
 Deviations: TypeAlias = tuple[Deviation, Deviation, Deviation]
 Text: TypeAlias = Annotated[str, Meta(min_length=1, max_length=1024)]

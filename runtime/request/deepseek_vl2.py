@@ -3,16 +3,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig
+from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig, FamilyName
 from fastmmoe.runtime.request.image_reader import Picture
 from fastmmoe.runtime.request.images import (
+    PictureMap,
     Pixels,
     check_max_tiles,
     normalisation_table,
@@ -39,8 +40,10 @@ if TYPE_CHECKING:
 Size: TypeAlias = tuple[int, int]
 Grids: TypeAlias = Sequence[tuple[int, int]]
 
+NAME: FamilyName = "deepseek_vl2"
 HAS_LAYOUT = True
 HAS_OWN_ENDS = True
+SPLITS_AT_PICTURES = True
 # The official processor cuts pictures into tiles only in conversations with at most so many of them.
 MAX_TILED_IMAGES = 2
 _IMAGE_NAMES = ("images_seq_mask", "images_spatial_crop", "images")
@@ -74,6 +77,48 @@ def most_visual_tokens(config: DeepseekVl2ProcessorConfig, tiles: int) -> int:
     return tiles * side * (side + 1) + tiles // 2
 
 
+def picture_map(config: DeepseekVl2ProcessorConfig, inputs: ModelInputs) -> PictureMap:
+    """Where the visual tokens of a prompt with one picture stand; newlines end a view's rows, the separator has none.
+
+    The separator stands between the views: below the first one.
+    """
+    side, layout = config.grid_side, inputs.vision_inputs["layout_index"]
+    newline = side * side * len(inputs.vision_inputs["pixel_values"])
+    separator = int(np.flatnonzero(layout == newline + 1)[0])
+    halves = [np.arange(separator), np.arange(separator + 1, len(layout))]
+    names = ["global view", "local view"] if config.global_view_first else ["local view", "global view"]
+    views = {}
+    for name, tokens in zip(names, halves, strict=True):
+        columns = int(np.flatnonzero(layout[tokens] == newline)[0]) + 1
+        views[name] = tokens.reshape(-1, columns)
+    first = views[names[0]]
+    views[names[0]] = np.pad(first, ((0, 1), (0, 0)), constant_values=-1)
+    views[names[0]][-1, 0] = separator
+    cells = np.where(layout < newline, layout, -1)
+    return PictureMap(side, config.patch_size * config.downsample_ratio, cells, views)
+
+
+def contradictions(config: DeepseekVl2ProcessorConfig, tokens_per_tile: int) -> Iterator[str]:
+    """What in a manifest's record contradicts itself or the vision graph, in words that follow the file's name."""
+    for name in ("bos_token_id", "eos_token_id"):
+        if config.image_token_id is not None and getattr(config, name) is None:
+            yield f"processor.{name} is null: expected an id, as there is an image_token_id and so a tokenizer"
+    side = config.tile_size
+    uneven = [size for pair in config.candidate_resolutions for size in pair if size % side]
+    if uneven:
+        yield f"processor.candidate_resolutions has {uneven[0]}: expected multiples of the first, {side}"
+    if config.grid_side**2 != tokens_per_tile:
+        yield (
+            f"processor gives {config.grid_side**2} tokens a tile (side {side}, patch_size {config.patch_size}, "
+            f"downsample_ratio {config.downsample_ratio}): expected {tokens_per_tile}, as in vision"
+        )
+
+
+def has_tokenizer(config: DeepseekVl2ProcessorConfig) -> bool | None:
+    """Whether the record is of a checkpoint with a tokenizer, which alone knows the image token's id."""
+    return config.image_token_id is not None
+
+
 class _Cut:
     """See `family.Cut`; with `tiled` False every picture gets one local tile."""
 
@@ -90,7 +135,10 @@ class _Cut:
         config, tiled, max_tiles = self._config, self._tiled, self._max_tiles
         tiles = (cut_tiles(p.decode(), config, tiled=tiled, max_tiles=max_tiles)[0] for p in pictures)
         pixels = stack_tiles(tiles, self.tile_counts, config.tile_size)
-        return vision_inputs(self._config, pixels, self._grids) if pictures else {}
+        return self.tile_inputs(pixels) if pictures else {}
+
+    def tile_inputs(self, pixels: Pixels) -> dict[str, Array]:
+        return vision_inputs(self._config, pixels, self._grids)
 
 
 def select_best_resolution(size: tuple[int, int], candidates: Sequence[tuple[int, int]]) -> tuple[int, int]:

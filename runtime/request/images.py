@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pixels of tiles, as every family takes them."""
+"""Pixels of tiles, as every family takes them, and the places of visual tokens in a picture."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -11,11 +12,29 @@ import numpy.typing as npt
 
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.request.config import Rgb
+from fastmmoe.runtime.types import Array
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 Pixels: TypeAlias = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class PictureMap:
+    """Where the visual tokens of a prompt with one picture stand.
+
+    Attributes:
+        side: rows and columns of one tile's grid of cells.
+        pitch: pixels between two cells; the last ones of a row may reach beyond the tile.
+        cells: int [V], the cell that each visual token shows, tile * side^2 + cell; -1 = none (newline, separator).
+        views: the visual token at every place [rows, columns] of each view of the picture, -1 = none.
+    """
+
+    side: int
+    pitch: int
+    cells: Array
+    views: Mapping[str, Array]
 
 
 def check_max_tiles(max_tiles: int | None, minimum: int) -> int | None:

@@ -3,15 +3,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.request.config import InternVlProcessorConfig
+from fastmmoe.runtime.request.config import FamilyName, InternVlProcessorConfig
 from fastmmoe.runtime.request.image_reader import Picture
-from fastmmoe.runtime.request.images import Pixels, check_max_tiles, normalisation_table, normalise, stack_tiles
+from fastmmoe.runtime.request.images import (
+    PictureMap,
+    Pixels,
+    check_max_tiles,
+    normalisation_table,
+    normalise,
+    stack_tiles,
+)
 from fastmmoe.runtime.request.inputs import (
     Ids,
     ModelInputs,
@@ -29,8 +36,10 @@ if TYPE_CHECKING:
 
 Size: TypeAlias = tuple[int, int]
 
+NAME: FamilyName = "internvl3_5"
 HAS_LAYOUT = False
 HAS_OWN_ENDS = False
+SPLITS_AT_PICTURES = False
 
 
 def cut(config: InternVlProcessorConfig, sizes: Sequence[Size], max_tiles: int | None, images_before: int) -> _Cut:
@@ -58,6 +67,32 @@ def most_visual_tokens(config: InternVlProcessorConfig, tiles: int) -> int:
     return tiles * config.tokens_per_tile
 
 
+def picture_map(config: InternVlProcessorConfig, inputs: ModelInputs) -> PictureMap:
+    """Where the visual tokens of a prompt with one picture stand."""
+    side, tiles = round(config.tokens_per_tile**0.5), inputs.tile_counts[0]
+    cells = np.arange(tiles * side * side)
+    by_tile = cells.reshape(tiles, side, side)
+    has_thumbnail = config.use_thumbnail and tiles > 1
+    local = by_tile[: tiles - has_thumbnail]
+    wide, high = select_grid(inputs.image_sizes[0], config.min_tiles, len(local), config.tile_size)
+    grid = local.reshape(high, wide, side, side).transpose(0, 2, 1, 3).reshape(high * side, wide * side)
+    views = {"local view": grid, "thumbnail": by_tile[-1]} if has_thumbnail else {"the view": grid}
+    return PictureMap(side, config.tile_size // side, cells, views)
+
+
+def contradictions(config: InternVlProcessorConfig, tokens_per_tile: int) -> Iterator[str]:
+    """What in a manifest's record contradicts itself or the vision graph, in words that follow the file's name."""
+    if config.tokens_per_tile != tokens_per_tile:
+        yield f"processor.tokens_per_tile is {config.tokens_per_tile}: expected {tokens_per_tile}, as in vision"
+    if config.min_tiles > config.max_tiles:
+        yield f"processor.min_tiles is {config.min_tiles}: expected at most max_tiles, {config.max_tiles}"
+
+
+def has_tokenizer(config: InternVlProcessorConfig) -> bool | None:
+    """Its config.json may name the image token's id, too, so that the record does not say."""
+    return None
+
+
 class _Cut:
     """See `family.Cut`."""
 
@@ -69,7 +104,10 @@ class _Cut:
     def vision_inputs(self, pictures: Sequence[Picture]) -> dict[str, Array]:
         tiles = (cut_tiles(p.decode(), self._config, max_tiles=self._max_tiles) for p in pictures)
         pixels = stack_tiles(tiles, self.tile_counts, self._config.tile_size)
-        return {"pixel_values": pixels} if pictures else {}
+        return self.tile_inputs(pixels) if pictures else {}
+
+    def tile_inputs(self, pixels: Pixels) -> dict[str, Array]:
+        return {"pixel_values": pixels}
 
 
 def select_grid(size: tuple[int, int], min_tiles: int, max_tiles: int, tile_size: int) -> tuple[int, int]:

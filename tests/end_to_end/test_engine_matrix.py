@@ -19,13 +19,13 @@ import pytest
 import torch
 from safetensors.numpy import load_file, save_file
 
-from fastmmoe.exporter.checkpoint.processor import read_processor_config
 from fastmmoe.exporter.checkpoint.reader import Checkpoint
 from fastmmoe.exporter.config import DEMO, checkpoint_directory
 from fastmmoe.exporter.export import write_graphs
 from fastmmoe.exporter.manifest import build_manifest
 from fastmmoe.exporter.model import Model, Precision
 from fastmmoe.exporter.ops.quantise import Packing
+from fastmmoe.exporter.processor import read_processor_config
 from fastmmoe.exporter.pruning.settings import MethodOption, PolicyOptions
 from fastmmoe.plugins import tensorrt_library_path
 from fastmmoe.runtime.backends.tensorrt.build import build_engines
@@ -144,7 +144,7 @@ def test_latent_attention_of_true_width(wide_checkpoint: Callable[[str], Path], 
     skip_without_tools()
     source = write_latent_checkpoint(wide_checkpoint("dsvl2-mla"), tmp_path / "latent")
     model = write_bundle(source, tmp_path / "out", Precision(torch.float16, torch.float16), (1, 2, 3))
-    assert model.config.mla.kv_lora_rank + model.config.mla.qk_rope_head_dim == 576
+    assert model.config.kv_lora_rank + model.config.rope_dim == 576
     engines = build_engines(tmp_path / "out", say=print)
     assert (
         engines.files["language_model.engine"].bytes > 0.9 * (tmp_path / "out" / "language_model.data").stat().st_size

@@ -16,7 +16,7 @@ from PIL import Image
 
 from fastmmoe.exporter.checkpoint import bounded
 from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
-from fastmmoe.exporter.checkpoint.processor import read_processor_config
+from fastmmoe.exporter.processor import read_processor_config
 from fastmmoe.runtime.errors import InvalidRequest, UnsupportedModel
 from fastmmoe.runtime.request.config import ProcessorConfig
 from fastmmoe.runtime.request.processor import Processor

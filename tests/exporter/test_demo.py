@@ -64,7 +64,7 @@ def test_layout_is_that_of_deepseek_vl2(checkpoint: Checkpoint, golden: Path) ->
 def test_opens_as_a_model() -> None:
     """A tensor too many, too few or of another shape is refused."""
     model = Model(Checkpoint(DIRECTORY), PolicyOptions(), Precision(torch.float32, torch.float32))
-    assert (model.family, model.config.num_hidden_layers) == ("deepseek_vl2", 8)
+    assert (model.family_name, model.config.num_hidden_layers) == ("deepseek_vl2", 8)
     assert (model.config.moe.num_experts, model.config.moe.top_k, len(model.config.moe_layers)) == (16, 4, 7)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
-from fastmmoe.exporter.checkpoint.processor import read_processor_config
+from fastmmoe.exporter.processor import read_processor_config
 from fastmmoe.runtime.errors import UnsupportedModel
 from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig, InternVlProcessorConfig, ProcessorConfig
 
@@ -144,7 +144,13 @@ DEEPSEEK, HF, ORIGINAL = "dsvl2-mha", "internvl-qwen3moe", "internvl-qwen3moe-or
 @pytest.mark.parametrize(
     ("name", "file", "key", "value", "message"),
     [
-        (DEEPSEEK, "config.json", "model_type", "llava", "model_type is 'llava'; supported: 'deepseek_vl_v2'"),
+        (
+            DEEPSEEK,
+            "config.json",
+            "model_type",
+            "llava",
+            "model_type 'llava' in config.json: supported are deepseek_vl_v2, internvl",
+        ),
         (DEEPSEEK, "config.json", "tile_tag", "1D", "tile_tag is '1D'; supported: '2D'"),
         (DEEPSEEK, "processor_config.json", "sft_format", "plain", "sft_format is 'plain'; supported: 'deepseek'"),
         (DEEPSEEK, "processor_config.json", "normalize", False, "normalize is False; supported: True"),

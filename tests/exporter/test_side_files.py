@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
-from fastmmoe.exporter.checkpoint.processor import read_processor_config
+from fastmmoe.exporter.processor import read_processor_config
 from fastmmoe.runtime.errors import FastmmoeError, UnsupportedModel
 from fastmmoe.runtime.request.config import ProcessorConfig
 from fastmmoe.runtime.request.processor import Processor

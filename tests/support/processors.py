@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
-from fastmmoe.exporter.checkpoint.processor import read_processor_config
+from fastmmoe.exporter.processor import read_processor_config
 from fastmmoe.runtime.request.config import ProcessorConfig
 from fastmmoe.runtime.request.processor import Processor
 

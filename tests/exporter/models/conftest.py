@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -104,8 +105,7 @@ class TorchModel:
             return embeds
         inputs = {graph_io.PIXEL_VALUES: torch.from_numpy(prompt.pixel_values)}
         if prompt.grids:
-            vision = self.model.config.vision
-            side = -(-vision.grid // vision.downsample_ratio)
+            side = math.isqrt(self.model.config.vision.tokens_per_tile)
             layout = deepseek_vl2_layout(prompt.grids, side, global_view_first=True)
             inputs[graph_io.LAYOUT_INDEX] = torch.from_numpy(layout)
         embeds[torch.from_numpy(prompt.visual_index).long()] = self.vision(inputs)[graph_io.IMAGE_FEATURES]

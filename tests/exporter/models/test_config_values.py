@@ -14,10 +14,10 @@ import pytest
 import torch
 
 from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
-from fastmmoe.exporter.checkpoint.processor import read_processor_config
 from fastmmoe.exporter.checkpoint.reader import Checkpoint
 from fastmmoe.exporter.model import Model, Precision
 from fastmmoe.exporter.models import deepseek_vl2_config, internvl3_5_config
+from fastmmoe.exporter.processor import read_processor_config
 from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.runtime.errors import FastmmoeError, UnsupportedModel
 
