@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import gc
+import os
+import re
 from pathlib import Path
 
 import pytest
@@ -46,4 +49,36 @@ def test_a_mapped_file_may_gain_and_lose_names(tmp_path: Path) -> None:
     for change in (lambda: (tmp_path / "backup").hardlink_to(path), lambda: path.chmod(0o600), path.unlink):
         change()
         files.check_unchanged()
+        files.check_unchanged()
+
+
+def test_files_that_are_no_longer_watched_are_closed(tmp_path: Path) -> None:
+    def opened() -> list[str]:
+        links = Path("/proc/self/fd").iterdir()
+        return [str(link.readlink()) for link in links if link.is_symlink() and str(tmp_path) in str(link.readlink())]
+
+    path = tmp_path / "weights"
+    path.touch()
+    files = MappedFiles([path])
+    assert opened() == [str(path)]
+    del files
+    gc.collect()
+    assert opened() == []
+
+
+def test_nothing_to_watch() -> None:
+    MappedFiles(()).check_unchanged()
+
+
+def test_a_file_that_is_shorter(tmp_path: Path) -> None:
+    """Whatever its times say, and though a further name would excuse a later change of state."""
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(100))
+    times = (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    files = MappedFiles([path])
+    os.truncate(path, 99)
+    os.utime(path, ns=times)
+    (tmp_path / "backup").hardlink_to(path)
+    expected = f"{path}: has been written to or renamed since the bundle was loaded; load it again (replace bundles as"
+    with pytest.raises(BundleMismatch, match=f"^{re.escape(expected)}"):
         files.check_unchanged()

@@ -41,6 +41,8 @@ DAMAGED_STAMPS: dict[str, Callable[[Path], object]] = {
     "other bundle": lambda path: path.write_text(path.read_text().replace("toy", "boy")),
     "files are a list": lambda path: path.write_text(path.read_text().replace('"files": {', '"files": [], "x": {')),
     "others may write": lambda path: path.chmod(0o622),
+    "group may write": lambda path: path.chmod(0o620),
+    "folder of the group": lambda path: path.parent.chmod(0o720),
     "folder of others": lambda path: path.parent.chmod(0o722),
     "folder": lambda path: in_its_place(path, path.mkdir),
     "dangling link": lambda path: in_its_place(path, lambda: path.symlink_to("nowhere")),
