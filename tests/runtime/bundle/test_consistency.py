@@ -8,9 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from fastmmoe.runtime.bundle.consistency import PROCESSORS, contradictions, custom_operators
+from fastmmoe.runtime.bundle.consistency import contradictions, custom_operators
 from fastmmoe.runtime.bundle.manifest import Manifest
 from fastmmoe.runtime.method.policy import Policy
+from fastmmoe.runtime.request.family import FAMILIES
 from tests.support.manifests import manifest_document
 
 CONTRADICTIONS: dict[str, tuple[str, Any, str]] = {
@@ -86,7 +87,7 @@ def with_value(family: str, path: str, value: Any) -> dict[str, Any]:
     return changed
 
 
-@pytest.mark.parametrize("family", PROCESSORS)
+@pytest.mark.parametrize("family", [family.NAME for family in FAMILIES.values()])
 def test_a_manifest_that_fits_together(family: str) -> None:
     assert found_in(manifest_document(family)) == []
 
