@@ -16,17 +16,18 @@ from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE
 from fastmmoe.exporter.ops.token_prune.contract import TOKEN_PRUNE, merge_capacity
 from fastmmoe.exporter.ops.token_prune.reference import choose_reference
 from fastmmoe.runtime.types import Array
+from tests.support.native_node import run_native
+from tests.support.operators import moe_attributes, moe_inputs, prune_inputs
 
 Random = np.random.Generator
 Case = tuple[dict[str, Array], dict[str, Any]]
-Runner = Callable[..., list[Array]]
 
 REFUSALS = (ort.InvalidArgument, ort.RuntimeException, ort.Fail, ort.InvalidGraph, ort.NotImplemented)
 TOLERANCE = 1e-5  # of the output's greatest value
 DTYPES: tuple[Any, ...] = (np.float32, np.float16, ml_dtypes.bfloat16, np.int8, np.int32, np.int64, np.float64)
 
 
-def draw_moe(random: Random, moe_inputs: Callable[..., Any], moe_attributes: Callable[..., Any]) -> Case:
+def draw_moe(random: Random) -> Case:
     """Scores of a token are well apart, so that rounding chooses nothing."""
     n_group = int(random.integers(1, 5))
     E, T = n_group * int(random.integers(1, 6)), int(random.integers(0, 40))
@@ -51,7 +52,7 @@ def draw_moe(random: Random, moe_inputs: Callable[..., Any], moe_attributes: Cal
     return inputs, attributes
 
 
-def draw_prune(random: Random, prune_inputs: Callable[..., Any]) -> Case:
+def draw_prune(random: Random) -> Case:
     T, window = int(random.integers(0, 60)), int(random.integers(1, 9))
     visual = np.flatnonzero(random.random(T) < random.random())
     K = int(random.integers(0, len(visual) + 1))
@@ -110,7 +111,7 @@ def outcome(run: Callable[[], list[Array]], refusals: Any) -> list[Array] | str:
         return str(error).splitlines()[0]
 
 
-def check(run_native: Runner, op: str, reference: Callable[..., Any], case: Case) -> bool:
+def check(op: str, reference: Callable[..., Any], case: Case) -> bool:
     """Compare; whether both refused."""
     inputs, attributes = case
     native = outcome(lambda: run_native(op, inputs, attributes), REFUSALS)
@@ -136,20 +137,14 @@ def check(run_native: Runner, op: str, reference: Callable[..., Any], case: Case
 
 
 @pytest.mark.parametrize("count", [200, pytest.param(8000, marks=pytest.mark.slow)])
-def test_drawn_nodes(
-    run_native: Runner,
-    moe_inputs: Callable[..., Any],
-    moe_attributes: Callable[..., Any],
-    prune_inputs: Callable[..., Any],
-    count: int,
-) -> None:
+def test_drawn_nodes(count: int) -> None:
     random = np.random.default_rng(count)
     refused = 0
     for i in range(count):
         is_moe = i % 2 == 0
-        case = draw_moe(random, moe_inputs, moe_attributes) if is_moe else draw_prune(random, prune_inputs)
+        case = draw_moe(random) if is_moe else draw_prune(random)
         for _ in range(int(random.integers(3))):
             damage(random, *case)
         op, reference = (SPARSE_MOE.name, sparse_moe_reference) if is_moe else (TOKEN_PRUNE.name, token_prune_reference)
-        refused += check(run_native, op, reference, case)
+        refused += check(op, reference, case)
     assert 0.2 * count < refused < 0.8 * count

@@ -10,7 +10,6 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,9 @@ from fastmmoe.exporter.ops.sparse_moe import torch_op as _moe  # noqa: F401  (re
 from fastmmoe.exporter.ops.token_prune import torch_op as _prune  # noqa: F401  (registers the operator)
 from fastmmoe.plugins import native_library_path
 from fastmmoe.runtime.types import Array
+from tests.support.operators import moe_attributes
 
 Shapes = dict[str, tuple[int, ...]]
-Maker = Callable[..., dict[str, Array]]
 
 PRUNE_ATTRIBUTES: dict[str, Any] = {"window": 3, "merge": "mlerp"}
 WEIGHTS = ("gate_up", "down")
@@ -195,7 +194,7 @@ def make_inputs(op: str, shapes: Shapes, without: tuple[str, ...] = ()) -> dict[
     return inputs
 
 
-def attributes_for(op: str, moe_attributes: Callable[..., dict[str, Any]]) -> dict[str, Any]:
+def attributes_for(op: str) -> dict[str, Any]:
     return moe_attributes(top_k=2) if op == MOE else PRUNE_ATTRIBUTES
 
 
@@ -272,11 +271,11 @@ def run_child(paths: list[Path]) -> list[dict[str, Any]]:
     return results
 
 
-def test_references_and_torch(moe_attributes: Callable[..., dict[str, Any]]) -> None:
+def test_references_and_torch() -> None:
     for name, (op, sizes, shapes, message) in REFUSED.items():
         sizes = {letter: min(size, HUGE) for letter, size in sizes.items()}
         inputs = make_inputs(op, shapes_for(op, sizes, shapes))
-        attributes = attributes_for(op, moe_attributes)
+        attributes = attributes_for(op)
         tensors = [torch.from_numpy(array) for array in inputs.values()]
         if op == MOE:
             text = SPARSE_MOE.encode(attributes)
@@ -293,7 +292,7 @@ def test_references_and_torch(moe_attributes: Callable[..., dict[str, Any]]) -> 
         assert str(torch_error.value) == str(error.value) == f"{op}: {message}", name
 
 
-def test_native(tmp_path: Path, moe_attributes: Callable[..., dict[str, Any]]) -> None:
+def test_native(tmp_path: Path) -> None:
     """Weights are initializers, which need no room where a dimension is 0."""
     cases = {name: case[:3] for name, case in REFUSED.items()}
     cases |= {name: (op, sizes, {}) for name, (op, sizes, _) in LEGAL.items()}
@@ -302,7 +301,7 @@ def test_native(tmp_path: Path, moe_attributes: Callable[..., dict[str, Any]]) -
         shapes = shapes_for(op, sizes, shapes)
         weights = [tensor(name, shapes[name]) for name in WEIGHTS if name in shapes]
         feeds = make_inputs(op, shapes, WEIGHTS)
-        save_case(path, make_model(op, list(shapes), weights, attributes_for(op, moe_attributes)), feeds)
+        save_case(path, make_model(op, list(shapes), weights, attributes_for(op)), feeds)
     for name, result in zip(cases, run_child(paths), strict=True):
         if name in LEGAL:
             assert result == {"shape": LEGAL[name][2]}, name
@@ -311,7 +310,7 @@ def test_native(tmp_path: Path, moe_attributes: Callable[..., dict[str, Any]]) -
             assert result.get("error", f"{result}").endswith(f"{op}: {message}"), name
 
 
-def test_weights_that_are_not_there(tmp_path: Path, moe_attributes: Callable[..., dict[str, Any]]) -> None:
+def test_weights_that_are_not_there(tmp_path: Path) -> None:
     """Refused before a kernel reads them: less data than the shape says, in the model or beside it; optional gaps."""
     shapes = shapes_for(MOE, {}, {})
     names, gate_up, down = list(shapes), shapes["gate_up"], tensor("down", shapes["down"])
@@ -339,7 +338,7 @@ def test_weights_that_are_not_there(tmp_path: Path, moe_attributes: Callable[...
     assert results["gap"]["error"].endswith(gap)
 
 
-def test_memory_that_does_not_suffice(tmp_path: Path, moe_attributes: Callable[..., dict[str, Any]]) -> None:
+def test_memory_that_does_not_suffice(tmp_path: Path) -> None:
     """An error, too: what lies between the projections, then what routing keeps of many tokens."""
     paths = [tmp_path / "activated.onnx", tmp_path / "routing.onnx"]
     for path, memory, sizes in (

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -12,9 +11,8 @@ import pytest
 
 from fastmmoe.exporter.ops import token_prune_reference
 from fastmmoe.runtime.types import Array
-
-Maker = Callable[..., dict[str, Array]]
-Runner = Callable[..., list[Array]]
+from tests.support.native_node import NativeNode, run_native
+from tests.support.operators import prune_inputs
 
 OP = "FmmTokenPrune"
 FLOAT_TOLERANCE = 1e-5  # of the output's greatest value
@@ -26,7 +24,7 @@ def assert_close(output: Array, expected: Array) -> None:
     np.testing.assert_allclose(output, expected, rtol=0, atol=FLOAT_TOLERANCE * scale)
 
 
-def check(run_native: Runner, inputs: dict[str, Array], attributes: dict[str, Any], threads: int = 1) -> list[Array]:
+def check(inputs: dict[str, Array], attributes: dict[str, Any], threads: int = 1) -> list[Array]:
     """Compare with the reference and return the native outputs."""
     with np.errstate(all="ignore"):
         expected = token_prune_reference(**inputs, **attributes)
@@ -39,13 +37,13 @@ def check(run_native: Runner, inputs: dict[str, Array], attributes: dict[str, An
     return outputs
 
 
-def test_golden_case(run_native: Runner, golden_prune_case: Any) -> None:
+def test_golden_case(golden_prune_case: Any) -> None:
     outputs = run_native(OP, golden_prune_case.inputs, golden_prune_case.attributes)
     golden_prune_case.check(outputs, FLOAT_TOLERANCE)
 
 
-def test_case(run_native: Runner, prune_case: tuple[dict[str, Array], dict[str, Any]]) -> None:
-    check(run_native, *prune_case)
+def test_case(prune_case: tuple[dict[str, Array], dict[str, Any]]) -> None:
+    check(*prune_case)
 
 
 def unpack(inputs: dict[str, Array]) -> list[dict[str, Array]]:
@@ -68,7 +66,7 @@ def unpack(inputs: dict[str, Array]) -> list[dict[str, Array]]:
 
 
 def test_sequences_of_a_request_are_pruned_as_if_alone(
-    run_native: Runner, packed_prune_case: tuple[dict[str, Array], dict[str, Any]]
+    packed_prune_case: tuple[dict[str, Array], dict[str, Any]],
 ) -> None:
     inputs, attributes = packed_prune_case
     row = row_out = 0
@@ -83,23 +81,23 @@ def test_sequences_of_a_request_are_pruned_as_if_alone(
         np.testing.assert_array_equal(output, np.concatenate(parts))
 
 
-def test_threads_give_the_same_bits(run_native: Runner, prune_inputs: Maker) -> None:
+def test_threads_give_the_same_bits() -> None:
     inputs = prune_inputs(T=900, K=300, M=15, visual=np.r_[10:500, 520:890])
-    one = check(run_native, inputs, MLERP, threads=1)
-    two = check(run_native, inputs, MLERP, threads=2)
+    one = check(inputs, MLERP, threads=1)
+    two = check(inputs, MLERP, threads=2)
     for a, b in zip(one, two, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def test_single_rows_are_copied_bit_by_bit(run_native: Runner, prune_inputs: Maker) -> None:
+def test_single_rows_are_copied_bit_by_bit() -> None:
     inputs = prune_inputs(M=0)
-    hidden_out, residual_out, kept_index, _ = check(run_native, inputs, MLERP)
+    hidden_out, residual_out, kept_index, _ = check(inputs, MLERP)
     np.testing.assert_array_equal(hidden_out, inputs["hidden_states"][kept_index])
     np.testing.assert_array_equal(residual_out, inputs["residual"][kept_index])
 
 
 @pytest.mark.parametrize("visual", [np.r_[3:33, 40:54], np.arange(0)], ids=["prefill", "decode"])
-def test_keeping_all_is_the_identity(run_native: Runner, prune_inputs: Maker, visual: Array) -> None:
+def test_keeping_all_is_the_identity(visual: Array) -> None:
     inputs = prune_inputs(K=len(visual), M=0, visual=visual)
     inputs["hidden_states"][5] = np.nan
     hidden_out, residual_out, kept_index, visual_out = run_native(OP, inputs, MLERP)
@@ -109,9 +107,9 @@ def test_keeping_all_is_the_identity(run_native: Runner, prune_inputs: Maker, vi
     np.testing.assert_array_equal(visual_out, visual)
 
 
-def test_sessions_and_threads_at_once(native_node: Any, prune_inputs: Maker) -> None:
+def test_sessions_and_threads_at_once() -> None:
     requests = [prune_inputs(K=K, M=1, seed=K) for K in (5, 20, 41)]
-    nodes = [native_node(OP, requests[0], MLERP, threads) for threads in (1, 2)]
+    nodes = [NativeNode(OP, requests[0], MLERP, threads) for threads in (1, 2)]
     jobs = [(node, request) for node in nodes for request in requests] * 5
     with ThreadPoolExecutor(4) as pool:
         outputs = list(pool.map(lambda job: job[0](job[1]), jobs))

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,14 +11,11 @@ import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, RuntimeException
 
 from fastmmoe.runtime.types import Array
+from tests.support.native_node import run_native
+from tests.support.operators import moe_attributes, moe_inputs, prune_inputs
 
-Maker = Callable[..., dict[str, Array]]
-Runner = Callable[..., list[Array]]
 
-
-def expect_refusal(
-    run_native: Runner, op: str, inputs: dict[str, Array], attributes: dict[str, Any], message: str
-) -> None:
+def expect_refusal(op: str, inputs: dict[str, Array], attributes: dict[str, Any], message: str) -> None:
     # ONNX Runtime makes a RuntimeException of what is refused when the session is made.
     with pytest.raises((InvalidArgument, RuntimeException), match=re.escape(f"{op}: {message}") + "$"):
         run_native(op, inputs, attributes)
@@ -69,33 +65,31 @@ MOE_INPUTS: list[tuple[str, Array, str]] = [
 
 
 @pytest.mark.parametrize(("name", "value", "message"), MOE_INPUTS)
-def test_sparse_moe_inputs(
-    run_native: Runner, moe_inputs: Maker, moe_attributes: Maker, name: str, value: Array, message: str
-) -> None:
-    expect_refusal(run_native, "FmmSparseMoE", {**moe_inputs(), name: value}, moe_attributes(), message)
+def test_sparse_moe_inputs(name: str, value: Array, message: str) -> None:
+    expect_refusal("FmmSparseMoE", {**moe_inputs(), name: value}, moe_attributes(), message)
 
 
 SEVEN = "hidden_states, router_logits, visual_index, visual_top_k, correction_bias, gate_up, down"
 INPUTS_EXPECTED = "inputs, expected with these attributes are"
 
 
-def test_sparse_moe_biases(run_native: Runner, moe_inputs: Maker, moe_attributes: Maker) -> None:
+def test_sparse_moe_biases() -> None:
     op, inputs, biased = "FmmSparseMoE", moe_inputs(expert_bias=True), moe_attributes(expert_bias=1)
     nine = f"9: {SEVEN}, gate_up_bias, down_bias"
-    expect_refusal(run_native, op, inputs, moe_attributes(), f"9 {INPUTS_EXPECTED} 7: {SEVEN}")
-    expect_refusal(run_native, op, moe_inputs(), biased, f"7 {INPUTS_EXPECTED} {nine}")
+    expect_refusal(op, inputs, moe_attributes(), f"9 {INPUTS_EXPECTED} 7: {SEVEN}")
+    expect_refusal(op, moe_inputs(), biased, f"7 {INPUTS_EXPECTED} {nine}")
     one = {name: array for name, array in inputs.items() if name != "down_bias"}
-    expect_refusal(run_native, op, one, biased, f"8 {INPUTS_EXPECTED} {nine}")
+    expect_refusal(op, one, biased, f"8 {INPUTS_EXPECTED} {nine}")
     wrong = {**inputs, "gate_up_bias": zeros(16, 20)}
-    expect_refusal(run_native, op, wrong, biased, "gate_up_bias is [16, 20], expected [E, 2I] = [16, 40]")
+    expect_refusal(op, wrong, biased, "gate_up_bias is [16, 20], expected [E, 2I] = [16, 40]")
     wrong = {**inputs, "down_bias": zeros(24)}
-    expect_refusal(run_native, op, wrong, biased, "down_bias is [24], expected rank 2: [E, H]")
+    expect_refusal(op, wrong, biased, "down_bias is [24], expected rank 2: [E, H]")
 
 
-def test_weights_that_are_not_of_their_format(run_native: Runner, moe_inputs: Maker, moe_attributes: Maker) -> None:
+def test_weights_that_are_not_of_their_format() -> None:
     inputs = moe_inputs(weight_dtype=np.int8)
     message = "gate_up is int8, expected float, float16 or bfloat16 with weight_format float"
-    expect_refusal(run_native, "FmmSparseMoE", inputs, moe_attributes(), message)
+    expect_refusal("FmmSparseMoE", inputs, moe_attributes(), message)
 
 
 MOE_ATTRIBUTES: list[tuple[dict[str, Any], str]] = [
@@ -141,23 +135,21 @@ MOE_ATTRIBUTES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "message"), MOE_ATTRIBUTES)
-def test_sparse_moe_attributes(
-    run_native: Runner, moe_inputs: Maker, moe_attributes: Maker, changes: dict[str, Any], message: str
-) -> None:
-    expect_refusal(run_native, "FmmSparseMoE", moe_inputs(), moe_attributes(**changes), message)
+def test_sparse_moe_attributes(changes: dict[str, Any], message: str) -> None:
+    expect_refusal("FmmSparseMoE", moe_inputs(), moe_attributes(**changes), message)
 
 
-def test_every_sparse_moe_attribute_must_be_given(run_native: Runner, moe_inputs: Maker, moe_attributes: Maker) -> None:
+def test_every_sparse_moe_attribute_must_be_given() -> None:
     kinds = {int: "int", float: "float", str: "string"}
     for name, value in moe_attributes().items():
         rest = {n: v for n, v in moe_attributes().items() if n != name}
         message = f"attribute {name} is missing or no {kinds[type(value)]}; every attribute must be given"
-        expect_refusal(run_native, "FmmSparseMoE", moe_inputs(), rest, message)
+        expect_refusal("FmmSparseMoE", moe_inputs(), rest, message)
 
 
-def test_more_experts_than_there_are(run_native: Runner, moe_inputs: Maker, moe_attributes: Maker) -> None:
+def test_more_experts_than_there_are() -> None:
     message = "top_k is 6, expected at most E = 4"
-    expect_refusal(run_native, "FmmSparseMoE", moe_inputs(E=4), moe_attributes(), message)
+    expect_refusal("FmmSparseMoE", moe_inputs(E=4), moe_attributes(), message)
 
 
 # Input, its bad value, message. T 60, V 44, E 8, H 12, K 20, window 3.
@@ -191,18 +183,18 @@ PRUNE_INPUTS: list[tuple[str, Array, str]] = [
 
 
 @pytest.mark.parametrize(("name", "value", "message"), PRUNE_INPUTS)
-def test_token_prune_inputs(run_native: Runner, prune_inputs: Maker, name: str, value: Array, message: str) -> None:
+def test_token_prune_inputs(name: str, value: Array, message: str) -> None:
     attributes = {"window": 3, "merge": "mlerp"}
-    expect_refusal(run_native, "FmmTokenPrune", {**prune_inputs(), name: value}, attributes, message)
+    expect_refusal("FmmTokenPrune", {**prune_inputs(), name: value}, attributes, message)
 
 
-def test_more_merge_slots_than_survivors(run_native: Runner, prune_inputs: Maker) -> None:
+def test_more_merge_slots_than_survivors() -> None:
     attributes = {"window": 3, "merge": "mlerp"}
-    expect_refusal(run_native, "FmmTokenPrune", prune_inputs(K=2, M=3), attributes, "3 merge slots, at most 2")
+    expect_refusal("FmmTokenPrune", prune_inputs(K=2, M=3), attributes, "3 merge slots, at most 2")
     few = prune_inputs(visual=np.arange(6), K=2, M=2)
-    expect_refusal(run_native, "FmmTokenPrune", few, attributes, "2 merge slots, at most 1")
+    expect_refusal("FmmTokenPrune", few, attributes, "2 merge slots, at most 1")
     attributes = {"window": 1, "merge": "mlerp"}
-    expect_refusal(run_native, "FmmTokenPrune", prune_inputs(M=1), attributes, "1 merge slots, at most 0")
+    expect_refusal("FmmTokenPrune", prune_inputs(M=1), attributes, "1 merge slots, at most 0")
 
 
 # Offsets of three sequences (V 44, K 20, M 3, window 3), message.
@@ -227,19 +219,17 @@ PACKED_OFFSETS: list[tuple[list[int], list[int], list[int], str]] = [
 
 
 @pytest.mark.parametrize(("visual", "keep", "merge", "message"), PACKED_OFFSETS)
-def test_offsets_of_several_sequences(
-    run_native: Runner, prune_inputs: Maker, visual: list[int], keep: list[int], merge: list[int], message: str
-) -> None:
+def test_offsets_of_several_sequences(visual: list[int], keep: list[int], merge: list[int], message: str) -> None:
     offsets = {"visual_offsets": visual, "keep_offsets": keep, "merge_offsets": merge}
     inputs = prune_inputs() | {name: np.array(values, np.int32) for name, values in offsets.items()}
-    expect_refusal(run_native, "FmmTokenPrune", inputs, {"window": 3, "merge": "mlerp"}, message)
+    expect_refusal("FmmTokenPrune", inputs, {"window": 3, "merge": "mlerp"}, message)
 
 
-def test_a_request_without_sequences(run_native: Runner, prune_inputs: Maker) -> None:
+def test_a_request_without_sequences() -> None:
     none = {name: zeros(1, dtype=np.int32) for name in ("visual_offsets", "keep_offsets", "merge_offsets")}
     inputs = prune_inputs(K=0, M=0, visual=np.arange(0)) | none
     message = "B is 0, expected 1 to 65536 (visual_offsets is [1])"
-    expect_refusal(run_native, "FmmTokenPrune", inputs, {"window": 3, "merge": "mlerp"}, message)
+    expect_refusal("FmmTokenPrune", inputs, {"window": 3, "merge": "mlerp"}, message)
 
 
 PRUNE_ATTRIBUTES: list[tuple[dict[str, Any], str]] = [
@@ -252,7 +242,5 @@ PRUNE_ATTRIBUTES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("attributes", "message"), PRUNE_ATTRIBUTES)
-def test_token_prune_attributes(
-    run_native: Runner, prune_inputs: Maker, attributes: dict[str, Any], message: str
-) -> None:
-    expect_refusal(run_native, "FmmTokenPrune", prune_inputs(), attributes, message)
+def test_token_prune_attributes(attributes: dict[str, Any], message: str) -> None:
+    expect_refusal("FmmTokenPrune", prune_inputs(), attributes, message)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import itertools
 import os
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,11 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 from fastmmoe.exporter.ops import DOMAIN, OPS, OpSpec, sparse_moe_reference, token_prune_reference
 from fastmmoe.exporter.ops.quantise import quantise
 from fastmmoe.runtime.types import Array
+from tests.support.operators import moe_attributes, moe_inputs, prune_inputs
 
 # One worker builds the library, not each.
 pytestmark = pytest.mark.xdist_group("onnxruntime_emulated")
 
-Maker = Callable[..., Any]
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PLUGINS = REPOSITORY / "plugins"
@@ -118,7 +117,7 @@ def run(library: Path, op: str, inputs: dict[str, Array], attributes: dict[str, 
 
 
 def moe_case(
-    moe_inputs: Maker, moe_attributes: Maker, dtype: Any, weight_format: str, zero_points: bool, bias: int, T: int
+    dtype: Any, weight_format: str, zero_points: bool, bias: int, T: int
 ) -> tuple[dict[str, Array], dict[str, Any]]:
     """Inputs in the node's order, and attributes."""
     inputs = moe_inputs(T=T, H=64, I=96, expert_bias=bool(bias))
@@ -149,17 +148,8 @@ MOE_VARIANTS = [("float", False), *itertools.product(("int8", "int4"), (False, T
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize(("weight_format", "zero_points"), MOE_VARIANTS)
 @pytest.mark.parametrize(("T", "bias"), [(5, 1), (20, 0)])
-def test_sparse_moe(
-    library: Path,
-    moe_inputs: Maker,
-    moe_attributes: Maker,
-    dtype: Any,
-    weight_format: str,
-    zero_points: bool,
-    T: int,
-    bias: int,
-) -> None:
-    inputs, attributes = moe_case(moe_inputs, moe_attributes, dtype, weight_format, zero_points, bias, T)
+def test_sparse_moe(library: Path, dtype: Any, weight_format: str, zero_points: bool, T: int, bias: int) -> None:
+    inputs, attributes = moe_case(dtype, weight_format, zero_points, bias, T)
     (output,) = run(library, "FmmSparseMoE", inputs, attributes)
     expected = sparse_moe_reference(**inputs, **attributes).astype(np.float32)
     atol = TOLERANCES[np.dtype(dtype)] * np.abs(expected).max()
@@ -168,7 +158,7 @@ def test_sparse_moe(
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 @pytest.mark.parametrize(("K", "M"), [(20, 3), (44, 0), (0, 0)])
-def test_token_prune(library: Path, prune_inputs: Maker, dtype: Any, K: int, M: int) -> None:
+def test_token_prune(library: Path, dtype: Any, K: int, M: int) -> None:
     check_prune(library, prune_inputs(K=K, M=M, H=16), {"window": 3, "merge": "mlerp"}, dtype)
 
 
@@ -192,7 +182,7 @@ def check_prune(library: Path, inputs: dict[str, Array], attributes: dict[str, A
         np.testing.assert_array_equal(output, values)
 
 
-def test_what_the_contract_does_not_allow_is_refused(library: Path, prune_inputs: Maker) -> None:
+def test_what_the_contract_does_not_allow_is_refused(library: Path) -> None:
     attributes = {"window": 3, "merge": "mlerp"}
     with pytest.raises(InvalidArgument, match="FmmTokenPrune: 45 keep slots for 44 visual tokens"):
         run(library, "FmmTokenPrune", prune_inputs(K=45), attributes)

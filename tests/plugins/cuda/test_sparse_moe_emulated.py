@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from fastmmoe.runtime.types import Array
-
-Maker = Callable[..., dict[str, Array]]
+from tests.support.operators import moe_attributes, moe_inputs
 
 KERNELS = Path(__file__).resolve().parents[3] / "plugins" / "sparse_moe" / "cuda"
 SCORING_FUNCS = ("softmax", "sigmoid", "topk_softmax")
@@ -32,7 +31,7 @@ def test_case(moe_kernels: Any, moe_case: tuple[dict[str, Array], dict[str, Any]
 
 
 @pytest.mark.parametrize("E", [8, 31, 72, 160, 256])
-def test_numbers_of_experts(moe_kernels: Any, moe_inputs: Maker, moe_attributes: Maker, E: int) -> None:
+def test_numbers_of_experts(moe_kernels: Any, E: int) -> None:
     for T in (3, 40):
         inputs = moe_kernels.typed(moe_inputs(T=T, E=E, H=16, I=16), np.float16)
         moe_kernels.check(inputs, moe_attributes(top_k=min(E, 16)))
@@ -41,9 +40,7 @@ def test_numbers_of_experts(moe_kernels: Any, moe_inputs: Maker, moe_attributes:
 @pytest.mark.parametrize("T", [7, 17])
 @pytest.mark.parametrize("scoring", SCORING_FUNCS)
 @pytest.mark.parametrize("method", TOPK_METHODS)
-def test_values_that_are_not_finite_spoil_their_token_only(
-    moe_kernels: Any, moe_inputs: Maker, moe_attributes: Maker, method: str, scoring: str, T: int
-) -> None:
+def test_values_that_are_not_finite_spoil_their_token_only(moe_kernels: Any, method: str, scoring: str, T: int) -> None:
     groups = {} if method == "greedy" else {"n_group": 4, "topk_group": 2}
     attributes = moe_attributes(topk_method=method, scoring_func=scoring, **groups)
     clean = moe_kernels.typed(moe_inputs(T=T, H=32, I=32), np.float16)
@@ -65,9 +62,7 @@ def test_values_that_are_not_finite_spoil_their_token_only(
 
 
 @pytest.mark.parametrize("T", [8, 17])
-def test_visual_token_with_all_its_experts_is_a_text_token(
-    moe_kernels: Any, moe_inputs: Maker, moe_attributes: Maker, T: int
-) -> None:
+def test_visual_token_with_all_its_experts_is_a_text_token(moe_kernels: Any, T: int) -> None:
     for norm_topk_prob, scoring in itertools.product((0, 1), SCORING_FUNCS):
         attributes = moe_attributes(norm_topk_prob=norm_topk_prob, scoring_func=scoring)
         text, visual = (
@@ -78,9 +73,7 @@ def test_visual_token_with_all_its_experts_is_a_text_token(
 
 
 @pytest.mark.parametrize(("T", "E"), [(8, 16), (40, 16), (100, 8)])
-def test_a_row_does_not_depend_on_its_place(
-    moe_kernels: Any, moe_inputs: Maker, moe_attributes: Maker, T: int, E: int
-) -> None:
+def test_a_row_does_not_depend_on_its_place(moe_kernels: Any, T: int, E: int) -> None:
     inputs = moe_kernels.typed(moe_inputs(T=T, E=E, H=32, I=48, visual=np.arange(0)), np.float16)
     reversed_rows = {name: np.ascontiguousarray(inputs[name][::-1]) for name in ("hidden_states", "router_logits")}
     output, _ = moe_kernels(inputs, moe_attributes())
@@ -90,9 +83,7 @@ def test_a_row_does_not_depend_on_its_place(
 
 @pytest.mark.parametrize(("E", "top_k"), [(8, 1), (64, 6), (72, 6), (128, 8), (256, 16)])
 @pytest.mark.parametrize("packing", [{}, {"weight_format": "int4", "group_size": 32}], ids=["float", "int4"])
-def test_workspace_grows_with_tokens(
-    moe_kernels: Any, moe_attributes: Maker, E: int, top_k: int, packing: dict[str, Any]
-) -> None:
+def test_workspace_grows_with_tokens(moe_kernels: Any, E: int, top_k: int, packing: dict[str, Any]) -> None:
     sizes, attributes = {"V": 0, "H": 64, "I": 32, "E": E}, moe_attributes(top_k=top_k, **packing)
     lengths = [moe_kernels.workspace_bytes(sizes | {"T": T}, np.float16, attributes) for T in range(12000)]
     assert lengths[0] == 0
@@ -118,19 +109,15 @@ INT4 = {"weight_format": "int4", "group_size": 32}
     ],
 )
 def test_sizes_it_cannot_take_are_refused(
-    moe_kernels: Any,
-    moe_inputs: Maker,
-    moe_attributes: Maker,
-    size: dict[str, int],
-    attributes: dict[str, Any],
-    message: str,
+    moe_kernels: Any, size: dict[str, int], attributes: dict[str, Any], message: str
 ) -> None:
-    inputs = moe_kernels.typed(moe_inputs(**({"T": 2, "H": 32, "I": 32} | size)), np.float16)
+    sizes: dict[str, Any] = {"T": 2, "H": 32, "I": 32} | size
+    inputs = moe_kernels.typed(moe_inputs(**sizes), np.float16)
     with pytest.raises(RuntimeError, match=f"^{message}$"):  # as the workspace is asked for, which comes first
         moe_kernels(inputs, moe_attributes(**attributes))
 
 
-def test_float_states_are_refused(moe_kernels: Any, moe_inputs: Maker, moe_attributes: Maker) -> None:
+def test_float_states_are_refused(moe_kernels: Any) -> None:
     message = "FmmSparseMoE: hidden_states is float, expected float16 or bfloat16 on CUDA"
     with pytest.raises(RuntimeError, match=f"^{message}$"):
         moe_kernels(moe_inputs(H=32, I=32), moe_attributes())

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -13,8 +12,7 @@ import pytest
 
 from fastmmoe.exporter.ops.quantise import QuantisedWeights, dequantise, pack_int4, quantise
 from fastmmoe.runtime.types import Array
-
-Maker = Callable[..., Any]
+from tests.support.operators import moe_attributes, moe_inputs
 
 
 class Packing(NamedTuple):
@@ -110,24 +108,19 @@ def pack(inputs: dict[str, Array], packing: Packing) -> dict[str, Array]:
     return inputs | {f"{name}_zero": weights.zero for name, weights in packed.items() if weights.zero is not None}
 
 
-@pytest.fixture
-def make_case(moe_inputs: Maker, moe_attributes: Maker) -> Callable[..., tuple[dict[str, Array], dict[str, Any]]]:
-    """Function (case, packing) -> inputs, attributes."""
-
-    def make(case: Case, packing: Packing) -> tuple[dict[str, Array], dict[str, Any]]:
-        H, I = SIZES[case.size][packing.weight_format == "int4"]  # noqa: E741
-        expert_bias = bool(case.attributes.get("expert_bias"))
-        inputs = moe_inputs(T=case.T, E=case.E, H=H, I=I, visual_top_k=1, expert_bias=expert_bias)
-        inputs |= {name: spread(inputs[name], seed) for seed, name in enumerate(("gate_up", "down"))}
-        edit(inputs, case.load)
-        return pack(inputs, packing), moe_attributes(**case.attributes, **packing._asdict())
-
-    return make
+def make_case(case: Case, packing: Packing) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Inputs and attributes."""
+    H, I = SIZES[case.size][packing.weight_format == "int4"]  # noqa: E741
+    expert_bias = bool(case.attributes.get("expert_bias"))
+    inputs = moe_inputs(T=case.T, E=case.E, H=H, I=I, visual_top_k=1, expert_bias=expert_bias)
+    inputs |= {name: spread(inputs[name], seed) for seed, name in enumerate(("gate_up", "down"))}
+    edit(inputs, case.load)
+    return pack(inputs, packing), moe_attributes(**case.attributes, **packing._asdict())
 
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("packing", PACKINGS, ids=str)
-def test_case(moe_kernels: Any, make_case: Maker, moe_dtype: Any, packing: Packing, name: str) -> None:
+def test_case(moe_kernels: Any, moe_dtype: Any, packing: Packing, name: str) -> None:
     inputs, attributes = make_case(CASES[name], packing)
     moe_kernels.check_schedules(moe_kernels.typed(inputs, moe_dtype), attributes)
 
@@ -135,7 +128,7 @@ def test_case(moe_kernels: Any, make_case: Maker, moe_dtype: Any, packing: Packi
 @pytest.mark.parametrize("T", [5, 30])
 @pytest.mark.parametrize("packing", PACKINGS, ids=str)
 def test_weights_that_are_not_finite_concern_the_tokens_that_use_them(
-    moe_kernels: Any, make_case: Maker, packing: Packing, T: int
+    moe_kernels: Any, packing: Packing, T: int
 ) -> None:
     """The first expert's weights, which some tokens use, and those of experts that none does."""
     inputs, attributes = make_case(Case(T, 32, "smallest", "few"), packing)
@@ -174,7 +167,7 @@ def identity_inputs(weight_format: str, group_size: int, columns: Array, I: int)
 @pytest.mark.parametrize("group_size", [32, 64])
 @pytest.mark.parametrize("weight_format", ["int8", "int4"])
 def test_integers_are_rounded_once(
-    moe_kernels: Any, moe_attributes: Maker, moe_dtype: Any, weight_format: str, group_size: int, T: int
+    moe_kernels: Any, moe_dtype: Any, weight_format: str, group_size: int, T: int
 ) -> None:
     """The output is the weights of down, every column, bit for bit: scale (q - zero) rounded to the type."""
     I, random = 96, np.random.default_rng(T)  # noqa: E741

@@ -16,8 +16,8 @@ import pytest
 
 from fastmmoe.exporter.ops import TOKEN_PRUNE, token_prune_reference
 from fastmmoe.runtime.types import Array
-
-Maker = Callable[..., dict[str, Array]]
+from tests.support.native_node import run_native
+from tests.support.operators import prune_inputs
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 KERNEL = REPOSITORY / "plugins" / "token_prune" / "cuda" / "kernel.cu"
@@ -181,7 +181,7 @@ def test_case(kernel: EmulatedKernel, prune_case: tuple[dict[str, Array], dict[s
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_grids_give_the_same_bits(kernel: EmulatedKernel, prune_inputs: Maker, dtype: Any) -> None:
+def test_grids_give_the_same_bits(kernel: EmulatedKernel, dtype: Any) -> None:
     """Short windows too, which need sums over all chunks of tokens."""
     visual = np.r_[10:500, 520:889]
     inputs = with_dtype(prune_inputs(T=900, K=300, M=15, visual=visual, H=40, E=72), dtype)
@@ -205,9 +205,7 @@ def test_sequences_do_not_see_each_other(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_sequences_of_many_tokens_do_not_see_each_other(
-    kernel: EmulatedKernel, prune_inputs: Maker, dtype: Any
-) -> None:
+def test_sequences_of_many_tokens_do_not_see_each_other(kernel: EmulatedKernel, dtype: Any) -> None:
     """Runs of 6 and windows of 4: half of them are filled up with a mean that is summed over chunks of tokens.
 
     Runs go on from one sequence to the next. One has no visual tokens, and one whole chunks of them, all of which stay.
@@ -224,16 +222,16 @@ def test_sequences_of_many_tokens_do_not_see_each_other(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("H", "offset"), [(13, 0), (16, 0), (16, 4)])
-def test_widths_and_alignments(kernel: EmulatedKernel, prune_inputs: Maker, H: int, offset: int, dtype: Any) -> None:
+def test_widths_and_alignments(kernel: EmulatedKernel, H: int, offset: int, dtype: Any) -> None:
     check(kernel, with_dtype(prune_inputs(H=H), dtype), MLERP, offset=offset)
 
 
 @pytest.mark.parametrize("E", [8, 31, 64, 72, 128, 160, 256])
-def test_numbers_of_experts(kernel: EmulatedKernel, prune_inputs: Maker, E: int) -> None:
+def test_numbers_of_experts(kernel: EmulatedKernel, E: int) -> None:
     check(kernel, prune_inputs(E=E, visual=np.r_[3:34, 40:54]), MLERP)
 
 
-def test_moved_rows_keep_their_bits(kernel: EmulatedKernel, prune_inputs: Maker) -> None:
+def test_moved_rows_keep_their_bits(kernel: EmulatedKernel) -> None:
     """Also a NaN with a payload, in a row that survives."""
     for dtype in DTYPES:
         inputs = with_dtype(prune_inputs(M=0), dtype)
@@ -244,7 +242,7 @@ def test_moved_rows_keep_their_bits(kernel: EmulatedKernel, prune_inputs: Maker)
         assert residual_out.tobytes() == inputs["residual"][kept_index].tobytes()
 
 
-def test_merging_rows_that_are_not_finite(kernel: EmulatedKernel, prune_inputs: Maker) -> None:
+def test_merging_rows_that_are_not_finite(kernel: EmulatedKernel) -> None:
     """The window of rows 3 to 5 is merged; a row that overflows nothing but its square is no problem."""
     inputs = prune_inputs(M=12, K=20, alpha=1.0)
     inputs["routing_probs"][:3] = 0.125
@@ -258,7 +256,7 @@ def test_merging_rows_that_are_not_finite(kernel: EmulatedKernel, prune_inputs: 
     np.testing.assert_allclose(np.linalg.norm(residual_out[row].astype(np.float64)), norms.max(), rtol=1e-6)
 
 
-def test_the_cpu_kernel_chooses_alike(kernel: EmulatedKernel, run_native: Callable[..., list[Array]]) -> None:
+def test_the_cpu_kernel_chooses_alike(kernel: EmulatedKernel) -> None:
     """Scores that lie within some tens of floats of each other: both kernels round the same sums alike."""
     random = np.random.default_rng(3)
     V, E = 2100, 64
@@ -282,7 +280,7 @@ def test_the_cpu_kernel_chooses_alike(kernel: EmulatedKernel, run_native: Callab
         np.testing.assert_allclose(a, b, rtol=0, atol=TOLERANCES[a.dtype] * np.abs(b).max())
 
 
-def test_as_many_tokens_as_expected(kernel: EmulatedKernel, prune_inputs: Maker) -> None:
+def test_as_many_tokens_as_expected(kernel: EmulatedKernel) -> None:
     """8192 visual tokens in runs of 8, so a third of the windows is short; attention values in few exponents."""
     visual = np.flatnonzero(np.arange(9300) % 9)[:8192]
     inputs = prune_inputs(T=9300, K=3000, M=150, visual=visual, H=8, E=8)
@@ -318,9 +316,7 @@ def anything(content: str, count: int, end: int) -> Array:
 
 @pytest.mark.parametrize("content", CONTENTS)
 @pytest.mark.parametrize(("K", "M"), [(20, 3), (44, 0), (0, 0)])
-def test_an_index_that_is_none_stays_within_the_buffers(
-    kernel: EmulatedKernel, prune_inputs: Maker, content: str, K: int, M: int
-) -> None:
+def test_an_index_that_is_none_stays_within_the_buffers(kernel: EmulatedKernel, content: str, K: int, M: int) -> None:
     """TensorRT times plugins on memory that holds anything. The guard zones are checked by every run."""
     inputs = prune_inputs(K=K, M=M)
     inputs["visual_index"] = anything(content, len(inputs["visual_index"]), end=59)
@@ -332,7 +328,7 @@ def test_an_index_that_is_none_stays_within_the_buffers(
 @pytest.mark.parametrize("content", CONTENTS)
 @pytest.mark.parametrize("B", [1, 2, 7, 90])
 def test_offsets_that_are_none_stay_within_the_buffers(
-    kernel: EmulatedKernel, prune_inputs: Maker, names: tuple[str, ...], content: str, B: int
+    kernel: EmulatedKernel, names: tuple[str, ...], content: str, B: int
 ) -> None:
     """Likewise; whatever sequences there are then own all tokens, and there are B of them."""
     inputs = prune_inputs(T=130, K=61, M=9, visual=np.r_[3:100, 110:130])
@@ -344,7 +340,7 @@ def test_offsets_that_are_none_stay_within_the_buffers(
         assert [len(output) for output in outputs] == [130 - 117 + 61] * 3 + [61]
 
 
-def test_too_many_experts_are_refused(kernel: EmulatedKernel, prune_inputs: Maker) -> None:
+def test_too_many_experts_are_refused(kernel: EmulatedKernel) -> None:
     message = "FmmTokenPrune: E is 257, expected at most 256 experts on CUDA"
     with pytest.raises(RuntimeError, match=f"^{message}$"):
         kernel(prune_inputs(E=257), MLERP)

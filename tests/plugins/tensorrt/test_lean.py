@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import pytest
 
 from fastmmoe.exporter.ops import OPS
 from fastmmoe.plugins import tensorrt_library_path
+from tests.support.operators import moe_attributes
 
 HERE = Path(__file__).parent
 REPOSITORY = HERE.parents[2]
@@ -48,7 +48,7 @@ def built_library(architecture: str, command: str) -> str:
 
 
 @pytest.mark.parametrize("version", [JETPACK_7, NEWEST])
-def test_x86_64(version: str, moe_attributes: Callable[..., dict[str, Any]]) -> None:
+def test_x86_64(version: str) -> None:
     library = built_library("x86_64", "make plugins")
     runtime = fetch_runtime(version)
     complete = {"FmmSparseMoE": moe_attributes(), "FmmTokenPrune": MLERP}
@@ -75,7 +75,7 @@ def test_x86_64(version: str, moe_attributes: Callable[..., dict[str, Any]]) -> 
     assert done.stderr == REFUSAL
 
 
-def test_aarch64(tmp_path: Path, tensorrt_include: str, moe_attributes: Callable[..., dict[str, Any]]) -> None:
+def test_aarch64(tmp_path: Path, tensorrt_include: str) -> None:
     """The cross-built library in the runtime of JetPack 7, on an emulated processor."""
     library = built_library("aarch64", "scripts/build_plugins.sh --aarch64")
     for tool in (CROSS_COMPILER, QEMU):

@@ -13,11 +13,11 @@ import pytest
 from fastmmoe.exporter.ops import OPS, sparse_moe_reference, token_prune_reference
 from fastmmoe.exporter.ops.quantise import quantise
 from fastmmoe.runtime.types import Array
+from tests.support.operators import moe_attributes, moe_inputs, prune_inputs
 
 # One worker builds the host, not each.
 pytestmark = pytest.mark.xdist_group("tensorrt_host")
 
-Maker = Callable[..., dict[str, Array]]
 LifeCycle = Callable[..., list[Array]]
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -69,16 +69,14 @@ def test_creators_declare_what_the_exporter_writes(host: Any) -> None:
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @pytest.mark.parametrize("T", [0, 1, 17])
 @pytest.mark.parametrize("expert_bias", [0, 1])
-def test_sparse_moe(
-    life_cycle: LifeCycle, moe_inputs: Maker, moe_attributes: Maker, dtype: Any, T: int, expert_bias: int
-) -> None:
+def test_sparse_moe(life_cycle: LifeCycle, dtype: Any, T: int, expert_bias: int) -> None:
     inputs = with_dtype(moe_inputs(T=T, H=32, I=48, expert_bias=bool(expert_bias)), dtype)
     attributes = moe_attributes(expert_bias=expert_bias)
     (output,) = life_cycle("FmmSparseMoE", inputs, attributes)
     check_moe(output, inputs, attributes)
 
 
-def test_every_attribute_survives_the_engine(life_cycle: LifeCycle, moe_inputs: Maker, moe_attributes: Maker) -> None:
+def test_every_attribute_survives_the_engine(life_cycle: LifeCycle) -> None:
     """Each value differs from that of the other cases, so one that is lost between the phases changes the result."""
     attributes = moe_attributes(
         top_k=5,
@@ -103,14 +101,7 @@ def test_every_attribute_survives_the_engine(life_cycle: LifeCycle, moe_inputs: 
 @pytest.mark.parametrize(("weight_format", "group_size"), [("int8", 32), ("int4", 64)])
 @pytest.mark.parametrize("T", [3, 17])
 def test_integer_weights(
-    life_cycle: LifeCycle,
-    moe_inputs: Maker,
-    moe_attributes: Maker,
-    dtype: Any,
-    zero_points: int,
-    weight_format: str,
-    group_size: int,
-    T: int,
+    life_cycle: LifeCycle, dtype: Any, zero_points: int, weight_format: str, group_size: int, T: int
 ) -> None:
     inputs = moe_inputs(T=T, H=64, I=96)
     for name in ("gate_up", "down"):
@@ -136,7 +127,7 @@ def test_integer_weights(
     ],
     ids=["prefill", "keeping all", "keeping none", "decode", "no tokens"],
 )
-def test_token_prune(life_cycle: LifeCycle, prune_inputs: Maker, sizes: dict[str, Any], dtype: Any) -> None:
+def test_token_prune(life_cycle: LifeCycle, sizes: dict[str, Any], dtype: Any) -> None:
     inputs = with_dtype(prune_inputs(H=32, **sizes), dtype)
     outputs = life_cycle("FmmTokenPrune", inputs, MLERP)
     check_prune(outputs, inputs, MLERP)
@@ -156,9 +147,7 @@ def in_two(inputs: dict[str, Array]) -> dict[str, Array]:
     return inputs | {name: np.array(values, np.int32) for name, values in offsets.items()}
 
 
-def test_one_plugin_serves_many_shapes(
-    host: Any, harness: Any, moe_inputs: Maker, moe_attributes: Maker, prune_inputs: Maker
-) -> None:
+def test_one_plugin_serves_many_shapes(host: Any, harness: Any) -> None:
     """One context, the workspace of its profile, requests of many sizes; each schedule gives the same bits."""
     cases = {
         "FmmSparseMoE": [
@@ -193,9 +182,7 @@ def test_one_plugin_serves_many_shapes(
     assert host.messages() == []
 
 
-def test_workspace_is_that_of_the_greatest_shape(
-    host: Any, harness: Any, moe_inputs: Maker, moe_attributes: Maker
-) -> None:
+def test_workspace_is_that_of_the_greatest_shape(host: Any, harness: Any) -> None:
     attributes = moe_attributes()
     plugin = host.create("FmmSparseMoE", harness.parser_fields(attributes))
 
@@ -210,7 +197,7 @@ def test_workspace_is_that_of_the_greatest_shape(
     plugin.destroy()
 
 
-def test_a_workspace_that_is_too_small_is_found(host: Any, harness: Any, prune_inputs: Maker) -> None:
+def test_a_workspace_that_is_too_small_is_found(host: Any, harness: Any) -> None:
     """The guard zones work: the kernel uses its workspace to the last byte."""
     inputs = list(with_dtype(prune_inputs(H=32), np.float16).values())
     profiles = [harness.profile_of(array) for array in inputs]
@@ -223,7 +210,7 @@ def test_a_workspace_that_is_too_small_is_found(host: Any, harness: Any, prune_i
     plugin.destroy()
 
 
-def test_pruning_does_not_widen_the_range_of_tokens(host: Any, harness: Any, prune_inputs: Maker) -> None:
+def test_pruning_does_not_widen_the_range_of_tokens(host: Any, harness: Any) -> None:
     """TensorRT bounds T - V + K by the bounds of T, V and K alone, which must not give more than T or less than 0."""
     prefill = list(with_dtype(prune_inputs(H=32, T=60), np.float16).values())
     decode = list(with_dtype(prune_inputs(H=32, T=1, K=0, M=0, visual=np.arange(0)), np.float16).values())
@@ -233,7 +220,7 @@ def test_pruning_does_not_widen_the_range_of_tokens(host: Any, harness: Any, pru
     plugin.destroy()
 
 
-def test_only_linear_tensors(host: Any, harness: Any, moe_inputs: Maker, moe_attributes: Maker) -> None:
+def test_only_linear_tensors(host: Any, harness: Any) -> None:
     inputs = with_dtype(moe_inputs(H=32, I=48), np.float16)
     plugin = host.create("FmmSparseMoE", harness.parser_fields(moe_attributes()))
     profiles = [harness.profile_of(array) for array in inputs.values()]
@@ -244,7 +231,7 @@ def test_only_linear_tensors(host: Any, harness: Any, moe_inputs: Maker, moe_att
     plugin.destroy()
 
 
-def test_engines_hold_each_attribute_and_the_version(host: Any, harness: Any, moe_attributes: Maker) -> None:
+def test_engines_hold_each_attribute_and_the_version(host: Any, harness: Any) -> None:
     attributes = moe_attributes()
     plugin = host.create("FmmSparseMoE", harness.parser_fields(attributes))
     fields = {field.name: field for field in plugin.fields()}

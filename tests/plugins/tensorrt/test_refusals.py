@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from fastmmoe.runtime.types import Array
+from tests.support.operators import moe_attributes, moe_inputs, prune_inputs
 
 # One worker builds the host, not each.
 pytestmark = pytest.mark.xdist_group("tensorrt_host")
 
-Maker = Callable[..., dict[str, Array]]
 
 ERROR = 1  # nvinfer1::ILogger::Severity
 BUILD, RUNTIME = 0, 1
@@ -61,14 +61,12 @@ WRONG_ATTRIBUTES: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("changes", "message"), WRONG_ATTRIBUTES)
-def test_attributes(
-    host: Any, harness: Any, moe_attributes: Callable[..., dict[str, Any]], changes: dict[str, Any], message: str
-) -> None:
+def test_attributes(host: Any, harness: Any, changes: dict[str, Any], message: str) -> None:
     fields = harness.parser_fields(moe_attributes(**changes))
     expect_refusal(harness, lambda: host.create("FmmSparseMoE", fields), f"FmmSparseMoE: {message}")
 
 
-def test_every_attribute_must_be_given(host: Any, harness: Any, moe_attributes: Callable[..., dict[str, Any]]) -> None:
+def test_every_attribute_must_be_given(host: Any, harness: Any) -> None:
     for op, attributes in (("FmmSparseMoE", moe_attributes()), ("FmmTokenPrune", MLERP)):
         for name in attributes:
             fields = [field for field in harness.parser_fields(attributes) if field.name != name]
@@ -111,7 +109,7 @@ def test_engines_of_another_version(host: Any, harness: Any) -> None:
     host.create("FmmTokenPrune", [version, *attributes], RUNTIME).destroy()
 
 
-def test_number_and_rank_of_inputs(host: Any, harness: Any, prune_inputs: Maker) -> None:
+def test_number_and_rank_of_inputs(host: Any, harness: Any) -> None:
     """Refused as soon as the node is in the network."""
     inputs = halves(prune_inputs(H=32))
     plugin = host.create("FmmTokenPrune", harness.parser_fields(MLERP))
@@ -159,17 +157,7 @@ WRONG_TYPES: list[tuple[str, str, Any, str]] = [
 
 
 @pytest.mark.parametrize(("op", "name", "dtype", "message"), WRONG_TYPES)
-def test_types(
-    host: Any,
-    harness: Any,
-    moe_inputs: Maker,
-    moe_attributes: Callable[..., dict[str, Any]],
-    prune_inputs: Maker,
-    op: str,
-    name: str,
-    dtype: Any,
-    message: str,
-) -> None:
+def test_types(host: Any, harness: Any, op: str, name: str, dtype: Any, message: str) -> None:
     """The builder finds no format for the tensor, after the message."""
     is_moe = op == "FmmSparseMoE"
     inputs = halves(moe_inputs(H=32, I=48) if is_moe else prune_inputs(H=32))
@@ -187,9 +175,7 @@ def test_types(
     plugin.destroy()
 
 
-def test_types_of_a_profile(
-    host: Any, harness: Any, moe_inputs: Maker, moe_attributes: Callable[..., dict[str, Any]]
-) -> None:
+def test_types_of_a_profile(host: Any, harness: Any) -> None:
     inputs = halves(moe_inputs(H=32, I=48))
     plugin = host.create("FmmSparseMoE", harness.parser_fields(moe_attributes()))
     outputs = plugin.infer([harness.profile_of(array) for array in inputs.values()])
@@ -247,16 +233,7 @@ WRONG_SIZES: list[tuple[str, dict[str, tuple[int, ...]], str]] = [
 
 
 @pytest.mark.parametrize(("op", "shapes", "message"), WRONG_SIZES)
-def test_sizes(
-    host: Any,
-    harness: Any,
-    moe_inputs: Maker,
-    moe_attributes: Callable[..., dict[str, Any]],
-    prune_inputs: Maker,
-    op: str,
-    shapes: dict[str, tuple[int, ...]],
-    message: str,
-) -> None:
+def test_sizes(host: Any, harness: Any, op: str, shapes: dict[str, tuple[int, ...]], message: str) -> None:
     """Refused for the profile that the engine is built for, and for a request."""
     is_moe = op == "FmmSparseMoE"
     inputs = halves(moe_inputs(H=32, I=48) if is_moe else prune_inputs(H=32))
@@ -270,7 +247,7 @@ def test_sizes(
     plugin.destroy()
 
 
-def test_the_greatest_sizes_of_a_profile(host: Any, harness: Any, prune_inputs: Maker) -> None:
+def test_the_greatest_sizes_of_a_profile(host: Any, harness: Any) -> None:
     """Refused when the engine is built, before memory for them is counted."""
     inputs = halves(prune_inputs(H=32))
     plugin = host.create("FmmTokenPrune", harness.parser_fields(MLERP))
@@ -283,9 +260,7 @@ def test_the_greatest_sizes_of_a_profile(host: Any, harness: Any, prune_inputs: 
     plugin.destroy()
 
 
-def test_what_only_the_kernel_refuses(
-    host: Any, harness: Any, moe_inputs: Maker, moe_attributes: Callable[..., dict[str, Any]]
-) -> None:
+def test_what_only_the_kernel_refuses(host: Any, harness: Any) -> None:
     """When the engine is built, not when it runs."""
     inputs = list(halves(moe_inputs(H=24, I=48)).values())
     plugin = host.create("FmmSparseMoE", harness.parser_fields(moe_attributes()))

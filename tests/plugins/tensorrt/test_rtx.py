@@ -23,8 +23,8 @@ from fastmmoe.plugins import tensorrt_library_path
 from fastmmoe.runtime.backends.tensorrt.api import EngineReply, EngineRequest
 from fastmmoe.runtime.machines.targets import RTX
 from fastmmoe.runtime.types import Array
+from tests.support.operators import moe_attributes, moe_inputs, prune_inputs
 
-Maker = Callable[..., dict[str, Array]]
 Build = Callable[[str, dict[str, Array], dict[str, Any]], EngineReply]
 
 SPECS = {spec.name: spec for spec in OPS}
@@ -121,9 +121,7 @@ def with_dtype(inputs: dict[str, Array], dtype: Any) -> dict[str, Array]:
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
 @pytest.mark.parametrize("weight_format", ["float", "int8", "int4"])
-def test_sparse_moe(
-    build: Build, moe_inputs: Maker, moe_attributes: Callable[..., dict[str, Any]], weight_format: str, dtype: Any
-) -> None:
+def test_sparse_moe(build: Build, weight_format: str, dtype: Any) -> None:
     inputs = moe_inputs(H=64, I=96, expert_bias=True)
     attributes = moe_attributes(expert_bias=1)
     if weight_format != "float":
@@ -142,15 +140,13 @@ def test_sparse_moe(
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
-def test_token_prune(build: Build, prune_inputs: Maker, dtype: Any) -> None:
+def test_token_prune(build: Build, dtype: Any) -> None:
     reply = build("FmmTokenPrune", with_dtype(prune_inputs(H=64), dtype), {"window": 3, "merge": "mlerp"})
     assert reply.error == ""
     assert reply.engine is not None
 
 
-def test_refusals_reach_the_user(
-    build: Build, moe_inputs: Maker, moe_attributes: Callable[..., dict[str, Any]]
-) -> None:
+def test_refusals_reach_the_user(build: Build) -> None:
     """The plugin's message goes to the logger of the builder, though TensorRT's finder knows none."""
     reply = build("FmmSparseMoE", moe_inputs(H=64, I=96), moe_attributes())
     assert reply.engine is None
