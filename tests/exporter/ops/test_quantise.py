@@ -4,30 +4,16 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import numpy as np
 import pytest
 
 from fastmmoe.exporter.ops import SPARSE_MOE, sparse_moe_reference
 from fastmmoe.exporter.ops.quantise import QuantisedWeights, dequantise, pack_int4, quantise, unpack_int4
+from tests.support.operators import (
+    moe_attributes,
+)
 
-ATTRIBUTES: dict[str, Any] = {
-    "top_k": 2,
-    "scoring_func": "softmax",
-    "topk_method": "greedy",
-    "n_group": 1,
-    "topk_group": 1,
-    "norm_topk_prob": 0,
-    "routed_scaling_factor": 1.0,
-    "reduction_weights": "preserve_sum",
-    "activation": "swiglu",
-    "swiglu_limit": 7.0,
-    "expert_bias": 0,
-    "weight_format": "float",
-    "group_size": 0,
-    "zero_points": 0,
-}
 FORMATS = list(itertools.product(("int8", "int4"), (32, 64, 128), (False, True)))
 
 
@@ -91,35 +77,13 @@ def test_reference_runs_on_what_the_integers_stand_for(weight_format: str, group
         name: quantise(rng.standard_normal(shape), weight_format, group_size, zero_points=zero_points)
         for name, shape in weights.items()
     }
-    attributes = ATTRIBUTES | {
-        "weight_format": weight_format,
-        "group_size": group_size,
-        "zero_points": int(zero_points),
-    }
+    packing = {"weight_format": weight_format, "group_size": group_size, "zero_points": int(zero_points)}
+    attributes = moe_attributes(top_k=2, **packing)
     inputs = states | {name: p.values for name, p in packed.items()}
     inputs |= {f"{name}_scale": p.scale for name, p in packed.items()}
     inputs |= {f"{name}_zero": p.zero for name, p in packed.items() if p.zero is not None}
     assert list(inputs) == [t.name for t in SPARSE_MOE.inputs_for(attributes)]
     plain = states | {name: dequantise(p, weight_format, group_size) for name, p in packed.items()}
     np.testing.assert_array_equal(
-        sparse_moe_reference(**inputs, **attributes), sparse_moe_reference(**plain, **ATTRIBUTES)
+        sparse_moe_reference(**inputs, **attributes), sparse_moe_reference(**plain, **moe_attributes(top_k=2))
     )
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"weight_format": "int8"}, "attribute group_size is 0 with weight_format int8, expected 0 with float only"),
-        ({"group_size": 32}, "attribute group_size is 32 with weight_format float, expected 0 with float only"),
-        ({"weight_format": "int4", "group_size": 16}, r"attribute group_size is 16, supported are \[0, 32, 64, 128\]"),
-        ({"zero_points": 1}, "attribute zero_points is 1 with weight_format float, expected 0"),
-        ({"weight_format": "int2"}, r"attribute weight_format is 'int2', supported are \['float', 'int8', 'int4'\]"),
-        (
-            {"topk_method": "noaux_tc", "n_group": 2, "topk_group": 3},
-            "attribute topk_group is 3, expected at most n_group = 2",
-        ),
-    ],
-)
-def test_attributes_that_do_not_go_together(changes: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=f"^FmmSparseMoE: {message}$"):
-        SPARSE_MOE.check_attributes(ATTRIBUTES | changes)

@@ -14,24 +14,13 @@ from onnx.shape_inference import InferenceError
 
 from fastmmoe.exporter.ops import DOMAIN, OPS, SPARSE_MOE, TOKEN_PRUNE, OpSpec
 from fastmmoe.exporter.ops.schema import conditional_places, register_schemas
+from tests.support.operator_bodies import body_model
+from tests.support.operators import (
+    moe_attributes,
+)
 
 ATTRIBUTES: dict[str, dict[str, Any]] = {
-    SPARSE_MOE.name: {
-        "top_k": 6,
-        "scoring_func": "softmax",
-        "topk_method": "greedy",
-        "n_group": 1,
-        "topk_group": 1,
-        "norm_topk_prob": 0,
-        "routed_scaling_factor": 1.0,
-        "reduction_weights": "preserve_sum",
-        "activation": "swiglu",
-        "swiglu_limit": 7.0,
-        "expert_bias": 1,
-        "weight_format": "float",
-        "group_size": 0,
-        "zero_points": 0,
-    },
+    SPARSE_MOE.name: moe_attributes(expert_bias=1),
     TOKEN_PRUNE.name: {"window": 3, "merge": "mlerp"},
 }
 TYPES = {"F": "float16", "W": "bfloat16"}
@@ -43,12 +32,9 @@ def registered() -> None:
     register_schemas()
 
 
-@pytest.fixture
-def make(one_node_model: Callable[..., onnx.ModelProto]) -> Callable[..., onnx.ModelProto]:
-    def make_for(spec: OpSpec, **keywords: Any) -> onnx.ModelProto:
-        return one_node_model(spec, ATTRIBUTES[spec.name], TYPES, **keywords)
-
-    return make_for
+def make(spec: OpSpec, **keywords: Any) -> onnx.ModelProto:
+    """A model of one node whose dimensions are the contract's letters; see `body_model`."""
+    return body_model(spec, ATTRIBUTES[spec.name], TYPES, **keywords)
 
 
 @pytest.mark.parametrize("spec", OPS, ids=lambda spec: spec.name)
@@ -72,12 +58,12 @@ def test_schema_says_what_the_contract_says(spec: OpSpec) -> None:
 
 @pytest.mark.parametrize("with_function", [False, True])
 @pytest.mark.parametrize("spec", OPS, ids=lambda spec: spec.name)
-def test_one_node_models_pass_the_checker(make: Callable[..., Any], spec: OpSpec, with_function: bool) -> None:
+def test_one_node_models_pass_the_checker(spec: OpSpec, with_function: bool) -> None:
     onnx.checker.check_model(make(spec, with_function=with_function), full_check=True)
 
 
 @pytest.mark.parametrize("with_function", [False, True])
-def test_inference_knows_types_and_dimensions(make: Callable[..., Any], with_function: bool) -> None:
+def test_inference_knows_types_and_dimensions(with_function: bool) -> None:
     expected: dict[str, list[tuple[str, list[str | None]]]] = {
         SPARSE_MOE.name: [("FLOAT16", ["T", "H"])],
         TOKEN_PRUNE.name: [("FLOAT16", [None, "H"])] * 2 + [("INT32", [None]), ("INT32", ["K"])],
@@ -96,7 +82,7 @@ def test_inference_knows_types_and_dimensions(make: Callable[..., Any], with_fun
                 assert dimension.dim_param == name or (name is None and dimension.dim_param.startswith("unk__"))
 
 
-def test_static_sizes_win_over_symbols(make: Callable[..., Any]) -> None:
+def test_static_sizes_win_over_symbols() -> None:
     model = make(TOKEN_PRUNE, with_function=False)
     model.graph.input[1].type.tensor_type.shape.dim[1].dim_value = 64
     del model.graph.output[:]
@@ -156,7 +142,7 @@ def exceed_dimension(model: onnx.ModelProto) -> None:
     model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 1 << 20
 
 
-def test_inference_alone_refuses_a_missing_attribute(make: Callable[..., Any]) -> None:
+def test_inference_alone_refuses_a_missing_attribute() -> None:
     model = make(TOKEN_PRUNE, with_function=False)
     drop_attribute(model)
     with pytest.raises(InferenceError, match=r"attributes \['merge'\], expected exactly \['merge', 'window'\]"):
@@ -181,9 +167,7 @@ def test_inference_alone_refuses_a_missing_attribute(make: Callable[..., Any]) -
         (exceed_dimension, r"H is 1048576, expected 1 to 262144 \(input hidden_states\)"),
     ],
 )
-def test_the_checker_refuses(
-    make: Callable[..., Any], spec: OpSpec, spoil: Callable[[onnx.ModelProto], None], message: str
-) -> None:
+def test_the_checker_refuses(spec: OpSpec, spoil: Callable[[onnx.ModelProto], None], message: str) -> None:
     model = make(spec, with_function=False)
     spoil(model)
     with pytest.raises((ValidationError, InferenceError), match=message.format(attribute=spec.attributes[0].name)):

@@ -1,31 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What no golden checkpoint shows, on random weights: the 6B InternViT, other gates of DeepSeek, sinks that matter."""
+"""The tower of InternVL's 6B models on random weights, which no golden checkpoint has."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 
 from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
 from fastmmoe.exporter.models import internvl3_5
-from fastmmoe.exporter.models.layers import causal_mask, watched_attention
-from fastmmoe.exporter.pruning.settings import PolicyOptions
-from fastmmoe.exporter.pruning.tokens import Watch
 from fastmmoe.runtime.bundle import graph_io
 
 FLOAT32_TOLERANCE = 1e-4
+
+
 WIDTH, MLP_WIDTH, HEADS, LAYERS, HIDDEN = 32, 48, 4, 2, 64
+
+
 IMAGE, PATCH = 56, 14
+
+
 EPS, PROJECTOR_EPS = 1e-6, 1e-5
+
 
 # Name in the original checkpoint -> name in the Hugging Face one ; q, k and v are apart there.
 HF_NAMES = (
@@ -162,113 +163,3 @@ def test_6b_tower_equals_a_plain_computation(golden: Path, layout: str) -> None:
     assert expected.std() > 0.5
     ours = module({graph_io.PIXEL_VALUES: pixels})[graph_io.IMAGE_FEATURES]
     np.testing.assert_allclose(ours, expected, rtol=0, atol=FLOAT32_TOLERANCE)
-
-
-SIGMOID_GATE = {
-    "scoring_func": "sigmoid",
-    "topk_method": "noaux_tc",
-    "norm_topk_prob": True,
-    "routed_scaling_factor": 2.0,
-}
-GROUP_GATE = {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2, "routed_scaling_factor": 1.5}
-
-
-def expert_weights(gate: dict[str, Any], logits: torch.Tensor, bias: torch.Tensor | None, used: int) -> torch.Tensor:
-    """[E] weights of one token that uses `used` of 4 experts, as docs/operators.md says (FmmSparseMoE)."""
-    E, k, weights = len(logits), 4, torch.zeros_like(logits)
-    if gate is SIGMOID_GATE:
-        assert bias is not None
-        scores = logits.sigmoid()
-        chosen = (scores + bias).argsort(descending=True)[:used]
-        weights[chosen] = scores[chosen] / scores[chosen].sum() * 2.0
-        return weights
-    scores = logits.softmax(0)
-    groups = scores.view(4, -1).amax(1).argsort(descending=True)[:2]
-    allowed = torch.tensor([e // (E // 4) in groups.tolist() for e in range(E)])
-    best = scores.masked_fill(~allowed, 0).argsort(descending=True)[:k]
-    kept = best[:used]
-    weights[kept] = scores[kept] * scores[best].sum() / scores[kept].sum() * 1.5
-    return weights
-
-
-def write_gate_checkpoint(directory: Path, gate: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Change the checkpoint's gate; return its tensors in float64."""
-    config = json.loads((directory / "config.json").read_text())
-    config["language_config"] |= gate
-    (directory / "config.json").write_text(json.dumps(config))
-    tensors = load_file(directory / "model.safetensors")
-    if gate is SIGMOID_GATE:
-        generator = torch.Generator().manual_seed(2)
-        for name in [n for n in tensors if n.endswith(".mlp.gate.weight")]:
-            bias = torch.randn(len(tensors[name]), generator=generator) * 0.3
-            tensors[name.replace("gate.weight", "gate.e_score_correction_bias")] = bias
-        save_file(tensors, directory / "model.safetensors")
-    return {name: tensor.double() for name, tensor in tensors.items()}
-
-
-def run_moe(
-    w: dict[str, torch.Tensor], layer: int, x: torch.Tensor, visual: set[int], visual_top_k: int, gate: dict[str, Any]
-) -> torch.Tensor:
-    """The MoE block of one layer from the checkpoint's own tensors, token by token, in float64."""
-    p = f"language.model.layers.{layer}.mlp."
-
-    def mlp(name: str, rows: torch.Tensor) -> torch.Tensor:
-        gate_weight, up, down = (w[f"{p}{name}.{part}_proj.weight"] for part in ("gate", "up", "down"))
-        return (F.silu(rows @ gate_weight.T) * (rows @ up.T)) @ down.T
-
-    logits = x @ w[f"{p}gate.weight"].T
-    bias = w.get(f"{p}gate.e_score_correction_bias")
-    out = mlp("shared_experts", x)
-    for t, row in enumerate(logits):
-        weights = expert_weights(gate, row, bias, visual_top_k if t in visual else 4)
-        for e in weights.nonzero().flatten().tolist():
-            out[t] += weights[e] * mlp(f"experts.{e}", x[t])
-    return out
-
-
-@pytest.mark.parametrize("gate", [SIGMOID_GATE, GROUP_GATE], ids=["sigmoid noaux_tc", "group_limited_greedy"])
-def test_other_gates_of_deepseek(
-    gate: dict[str, Any], own_checkpoint: Callable[[str], Path], make_model: Callable[..., Any]
-) -> None:
-    """A whole pruned prefill; the MoE block of every layer equals the plain computation on the same input."""
-    directory = own_checkpoint("dsvl2-mla")
-    tensors = write_gate_checkpoint(directory, gate)
-    model = make_model(directory, PolicyOptions(prune_layers=(1, 3)))
-    seen: dict[int, tuple[Any, ...]] = {}
-    for i in model.model.config.moe_layers:
-        block = model.language_model.layers[i].mlp
-        block.register_forward_hook(lambda _, args, y, i=i: seen.update({i: (*args, y)}))
-    embeds = torch.randn(60, model.model.config.hidden_size, generator=torch.Generator().manual_seed(3))
-    outputs = model.prefill(embeds, np.arange(5, 45, dtype=np.int32), model.schedule(40, 0.5))
-    assert torch.isfinite(outputs[graph_io.LOGITS]).all()
-    for i, (x, visual_index, visual_top_k, y) in seen.items():
-        assert int(visual_top_k) == (4 if i < 2 else 2)
-        expected = run_moe(tensors, i, x.double(), set(visual_index.tolist()), int(visual_top_k), gate)
-        np.testing.assert_allclose(y, expected, rtol=0, atol=FLOAT32_TOLERANCE)
-    assert [len(seen[i][0]) for i in (1, 2, 3, 4, 5)] == [48, 48, 40, 40, 40]
-
-
-def test_attention_sinks_of_gpt_oss(golden: Path) -> None:
-    """In the golden checkpoint the sinks take under 0.1 % of every row; here they take most of some."""
-    config = json.loads((golden / "internvl-gptoss" / "config.json").read_text())
-    c = internvl3_5.read_config(ConfigReader(config))
-    attention = internvl3_5.build_attention(c, layer=1)
-    N, Nkv, D, T, scale = c.num_attention_heads, c.num_key_value_heads, c.head_dim, 9, 0.25
-    assert attention.sinks is not None and not attention.is_sliding
-    generator = torch.Generator().manual_seed(4)
-    q, k, v = (torch.randn(n, T, D, generator=generator) for n in (N, Nkv, Nkv))
-    attention.sinks.data = torch.linspace(-2, 4, N)
-    expected, last_rows = torch.zeros(N, T, D), torch.zeros(N, T)
-    for head in range(N):
-        kv = head * Nkv // N
-        for t in range(T):
-            scores = (q[head, t] @ k[kv, : t + 1].T * scale).exp()
-            probs = scores / (scores.sum() + attention.sinks[head].exp())
-            expected[head, t] = probs @ v[kv, : t + 1]
-        last_rows[head] = probs
-    assert last_rows.sum(1).min() < 0.5
-    y = attention._attend_with_sinks(q, k, v, causal_mask(T, T))
-    np.testing.assert_allclose(y, expected, rtol=0, atol=FLOAT32_TOLERANCE)
-    watch = Watch(torch.tensor([T - 1]), torch.ones(1))
-    row = watched_attention(q, k, scale, watch, causal_mask(T, T), attention.sinks)
-    np.testing.assert_allclose(row, last_rows.mean(0), rtol=0, atol=FLOAT32_TOLERANCE)

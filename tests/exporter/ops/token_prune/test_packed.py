@@ -17,6 +17,7 @@ from fastmmoe.exporter.ops.sparse_moe import torch_op as _moe  # noqa: F401  (re
 from fastmmoe.exporter.ops.token_prune import torch_op as _prune  # noqa: F401  (registers the operator)
 from fastmmoe.exporter.ops.token_prune.contract import merge_capacity
 from fastmmoe.runtime.types import Array
+from tests.support.operator_bodies import run_body
 
 Run = Callable[..., list[Array]]
 Sequence = tuple[int, Array, int, int]  # T, visual rows, K, M
@@ -66,12 +67,12 @@ def run_torch(attributes: dict[str, Any], inputs: list[Array]) -> list[Array]:
 
 
 @pytest.fixture(params=["reference", "torch", "function"])
-def prune(request: pytest.FixtureRequest, run_function: Run) -> Run:
+def prune(request: pytest.FixtureRequest) -> Run:
     """Function (attributes, inputs) -> outputs; one implementation after the other."""
     implementations: dict[str, Run] = {
         "reference": lambda attributes, inputs: list(token_prune_reference(*inputs, **attributes)),
         "torch": run_torch,
-        "function": lambda attributes, inputs: run_function(TOKEN_PRUNE, attributes, inputs),
+        "function": lambda attributes, inputs: run_body(TOKEN_PRUNE, attributes, inputs),
     }
     return implementations[request.param]
 
@@ -176,9 +177,7 @@ BAD_OFFSETS: list[tuple[list[int], list[int], list[int], str]] = [
 
 
 @pytest.mark.parametrize(("visual", "keep", "merge", "message"), BAD_OFFSETS)
-def test_impossible_offsets_are_refused(
-    run_function: Run, visual: list[int], keep: list[int], merge: list[int], message: str
-) -> None:
+def test_impossible_offsets_are_refused(visual: list[int], keep: list[int], merge: list[int], message: str) -> None:
     inputs = pack(REQUESTS["one kept whole, one without images"])
     for place, offsets in ((5, visual), (7, keep), (9, merge)):
         inputs[place] = np.array(offsets, np.int32)
@@ -187,28 +186,28 @@ def test_impossible_offsets_are_refused(
     with pytest.raises(ValueError, match=f"^FmmTokenPrune: {message}"):
         run_torch(MLERP, inputs)
     with pytest.raises((Fail, InvalidArgument), match=r"TopK.*slots_fit"):
-        run_function(TOKEN_PRUNE, MLERP, inputs)
+        run_body(TOKEN_PRUNE, MLERP, inputs)
 
 
 @pytest.mark.parametrize("window", [1, 3])
-def test_descending_keep_offsets_are_refused_where_nothing_is_merged(run_function: Run, window: int) -> None:
+def test_descending_keep_offsets_are_refused_where_nothing_is_merged(window: int) -> None:
     attributes: dict[str, Any] = {"window": window, "merge": "mlerp"}
     inputs = pack(((*ENDS[:3], 0), WHOLE, TEXT))
-    run_function(TOKEN_PRUNE, attributes, inputs)
+    run_body(TOKEN_PRUNE, attributes, inputs)
     inputs[7] = np.array([0, 21, 20, 20], np.int32)
     with pytest.raises(ValueError, match=r"^FmmTokenPrune: keep_offsets is "):
         token_prune_reference(*inputs, **attributes)
     with pytest.raises((Fail, InvalidArgument), match=r"TopK.*slots_fit"):
-        run_function(TOKEN_PRUNE, attributes, inputs)
+        run_body(TOKEN_PRUNE, attributes, inputs)
 
 
-def test_descending_merge_offsets_are_refused_where_all_others_fit(run_function: Run) -> None:
+def test_descending_merge_offsets_are_refused_where_all_others_fit() -> None:
     inputs = pack(((*ENDS[:3], 0), STARTS))
     inputs[9] = np.array([0, -1, 2], np.int32)
     with pytest.raises(ValueError, match=r"^FmmTokenPrune: merge_offsets is "):
         token_prune_reference(*inputs, **MLERP)
     with pytest.raises((Fail, InvalidArgument), match=r"TopK.*slots_fit"):
-        run_function(TOKEN_PRUNE, MLERP, inputs)
+        run_body(TOKEN_PRUNE, MLERP, inputs)
 
 
 def test_offsets_of_unequal_length_are_refused() -> None:

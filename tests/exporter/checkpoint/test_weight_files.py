@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -16,7 +15,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from fastmmoe.exporter.checkpoint.files import SMALL_FILES
 from fastmmoe.exporter.checkpoint.reader import Checkpoint
 from fastmmoe.runtime.errors import UnsupportedModel
 
@@ -122,20 +120,6 @@ def test_empty_files_and_pointers(sharded: Path, name: str, content: bytes, expe
     assert f"{sharded / name}: {expected}" in refusal(sharded)
 
 
-@pytest.mark.parametrize("names", [("adapter_config.json",), ("adapter_config.json", "adapter_model.safetensors")])
-@pytest.mark.parametrize("is_alone", [True, False])
-def test_adapters(sharded: Path, names: tuple[str, ...], is_alone: bool) -> None:
-    """Alone or beside a model: nothing is added to the weights, so nothing may look as if it were."""
-    if is_alone:
-        for path in sharded.iterdir():
-            path.unlink()
-    for name in names:
-        (sharded / name).write_text("{}")
-    message = refusal(sharded)
-    assert "adapter_config.json is an adapter (LoRA) for another checkpoint" in message
-    assert message.endswith(f"remove {' and '.join(names)}")
-
-
 def test_gguf_only(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
@@ -228,18 +212,3 @@ def test_damaged_headers_and_indices(sharded: Path, seed: int) -> None:
         (sharded / name).write_bytes(originals[name])
     assert refused > 25
     assert load_file(sharded / "a.safetensors")
-
-
-@pytest.mark.parametrize("name", SMALL_FILES)
-@pytest.mark.parametrize("kind", ["pipe", "directory"])
-def test_what_is_no_regular_file_is_refused(sharded: Path, name: str, kind: str) -> None:
-    """A pipe that nobody writes to would be waited for without end."""
-    (sharded / name).unlink(missing_ok=True)
-    if kind == "pipe":
-        os.mkfifo(sharded / name)
-    else:
-        (sharded / name).mkdir()
-    with pytest.raises(
-        UnsupportedModel, match=rf"{name}: a (pipe, socket or device|directory), expected a regular file"
-    ):
-        Checkpoint(sharded)

@@ -15,12 +15,11 @@ import pytest
 from PIL import Image
 
 from fastmmoe.exporter.checkpoint import bounded
-from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
-from fastmmoe.exporter.processor import read_processor_config
 from fastmmoe.runtime.errors import InvalidRequest, UnsupportedModel
 from fastmmoe.runtime.request.config import ProcessorConfig
 from fastmmoe.runtime.request.processor import Processor
 from fastmmoe.runtime.request.prompts import INTERNVL2_5_SYSTEM
+from tests.support.checkpoint_files import read_processor
 
 OwnCheckpoint = Callable[[str], Path]
 HF, GPT_OSS, DEEPSEEK = "internvl-qwen3moe", "internvl-gptoss", "dsvl2-mha"
@@ -48,15 +47,8 @@ STRINGS = (
 )
 
 
-def _read(directory: Path, choice: str = "builtin") -> tuple[ProcessorConfig, list[str]]:
-    lines: list[str] = []
-    config = ConfigReader(json.loads((directory / "config.json").read_text()))
-    found = read_processor_config(directory, config, vocab_size=400, chat_template=choice, say=lines.append)
-    return found, lines
-
-
 def _processor(directory: Path, choice: str) -> Processor:
-    config = _read(directory, choice)[0]
+    config = read_processor(directory, chat_template=choice)[0]
     stored = msgspec.json.decode(msgspec.json.encode(config), type=ProcessorConfig)
     assert stored == config
     return Processor(stored, directory / "tokenizer.json")
@@ -75,7 +67,7 @@ def _write(directory: Path, source: str, file: str = "chat_template.jinja") -> N
 def test_an_equal_template_is_not_mentioned(file: str, own_checkpoint: OwnCheckpoint) -> None:
     directory = own_checkpoint(HF)
     _write(directory, SAME, file)
-    config, lines = _read(directory)
+    config, lines = read_processor(directory)
     assert lines == [] and config.chat_template is None
     assert b"chat_template" not in msgspec.json.encode(config)
 
@@ -91,7 +83,7 @@ def test_an_equal_template_is_not_mentioned(file: str, own_checkpoint: OwnCheckp
 def test_another_template_is_one_line(source: str, difference: str, own_checkpoint: OwnCheckpoint) -> None:
     directory = own_checkpoint(HF)
     _write(directory, source)
-    (line,) = _read(directory)[1]
+    (line,) = read_processor(directory)[1]
     assert line.startswith(
         "chat template: the built-in internvl2_5 is used; chat_template.jinja has another one (--chat-template): for "
     )
@@ -106,10 +98,10 @@ def test_gpt_oss_and_deepseek_templates_are_compared_too(own_checkpoint: OwnChec
         "m.content %}{{ '<image>\n' if part.type == 'image' else part.text | trim }}{% endfor %}{% if m.role == 'user' "
         "%}{{ '\n\n<|Assistant|>:' }}{% elif m.role == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}",
     )
-    assert _read(directory)[1] == []
+    assert read_processor(directory)[1] == []
     directory = own_checkpoint(GPT_OSS)
     _write(directory, "{{ strftime_now('%Y') }}{{ messages | tojson(indent=2) }}{{ raise_exception('no such role') }}")
-    (line,) = _read(directory)[1]
+    (line,) = read_processor(directory)[1]
     assert line.endswith("the checkpoint's chat template cannot be rendered: TemplateError: no such role")
 
 
@@ -131,11 +123,11 @@ def test_gpt_oss_and_deepseek_templates_are_compared_too(own_checkpoint: OwnChec
 def test_a_template_that_cannot_be_rendered(source: str, own_checkpoint: OwnCheckpoint) -> None:
     directory = own_checkpoint(HF)
     _write(directory, source)
-    (line,) = _read(directory)[1]
+    (line,) = read_processor(directory)[1]
     assert line.startswith("chat template: the built-in internvl2_5 is used; chat_template.jinja: ")
     assert "\n" not in line
     with pytest.raises(UnsupportedModel, match=r"export with --chat-template builtin"):
-        _read(directory, "checkpoint")
+        read_processor(directory, chat_template="checkpoint")
 
 
 @pytest.mark.parametrize(
@@ -159,14 +151,14 @@ def test_a_template_that_does_not_end_or_fills_the_memory(
     monkeypatch.setattr(bounded, "MORE_BYTES", 1 << 27)
     directory = own_checkpoint(HF)
     _write(directory, source)
-    (line,) = _read(directory)[1]
+    (line,) = read_processor(directory)[1]
     assert line.startswith("chat template: the built-in internvl2_5 is used; chat_template.jinja: ")
     assert reason in line and "\n" not in line
 
 
 def test_no_template_to_choose(own_checkpoint: OwnCheckpoint) -> None:
     with pytest.raises(UnsupportedModel, match=r"no chat template in it; export with --chat-template builtin"):
-        _read(own_checkpoint(HF), "checkpoint")
+        read_processor(own_checkpoint(HF), chat_template="checkpoint")
 
 
 def _messages(word: str, history: bool = True) -> list[dict[str, Any]]:

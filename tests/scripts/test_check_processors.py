@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 REPORT = """<testsuites><testsuite name="pytest" errors="1" failures="1" skipped="1" tests="5"><testcase><properties>
 <property name="rounding of logits" value="0.12"/><property name="rounding of cache" value="0.30"/>
 <property name="rounding of cache" value="0.02"/><property name="other" value="9"/>

@@ -16,9 +16,7 @@ import pytest
 
 from fastmmoe.exporter import cli, export
 from fastmmoe.exporter.config import ExportConfig
-from fastmmoe.exporter.model import Model
 from fastmmoe.exporter.plan import plan_export
-from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.files import WriteFailed
 
 
@@ -129,25 +127,6 @@ def test_a_short_write_of_numpy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(WriteFailed, match=words):
         export.run_export(plan, lambda _: None)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_disk_without_room_for_the_twin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = Model(plan_export(ExportConfig(out=tmp_path / "out")).checkpoint, ExportConfig().policy, half_precision())
-    disk = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: disk._replace(free=10_000_000))
-    # 3.2 million parameters: in 16 bits, and in 32 for the twin.
-    with pytest.raises(
-        InvalidRequest, match=r"at least 19\.5 MB, 13\.0 MB of it for the check, and its disk has 10\.0"
-    ):
-        export.check_space(tmp_path / "out", model)
-
-
-def half_precision() -> Any:
-    import torch
-
-    from fastmmoe.exporter.model import Precision
-
-    return Precision(torch.float16, torch.float16)
 
 
 @pytest.mark.parametrize("name", ["dsvl2-mha", "internvl-qwen3moe"])

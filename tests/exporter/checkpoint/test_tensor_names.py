@@ -100,3 +100,19 @@ def test_accounting_for_many_experts_is_quick(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModel, match=r"9216 tensors missing: .*9216 tensors unexpected: other\.layers"):
         account(Checkpoint(tmp_path), {name: WeightRule(((name, (1,)),)) for name in names}, ())
     assert time.process_time() - start < 8
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ([], []),
+        (["a.b"], ["a.b"]),
+        (["a.3.w"], ["a.3.w"]),
+        (["a.0.w", "a.1.w", "a.2.w", "a.5.w", "a.11.w"], ["a.{0..2,5,11}.w"]),
+        ([f"l.{i}.e.{e}.w" for i in range(1, 4) for e in range(8)], ["l.{1..3}.e.{0..7}.w"]),
+        (["l.0.e.0", "l.0.e.1", "l.1.e.0"], ["l.0.e.{0..1}", "l.1.e.0"]),
+        (["a.00", "a.0", "a.1"], ["a.00", "a.{0..1}"]),
+    ],
+)
+def test_abbreviate_is_exact(names: list[str], expected: list[str]) -> None:
+    assert abbreviate(names) == expected

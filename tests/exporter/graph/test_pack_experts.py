@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,29 +17,14 @@ from fastmmoe.exporter.graph.pack_experts import pack_experts
 from fastmmoe.exporter.model import round_experts
 from fastmmoe.exporter.ops import SPARSE_MOE
 from fastmmoe.exporter.ops.quantise import Packing, QuantisedWeights, dequantise
-from fastmmoe.exporter.targets import check_kernels, choose_packing
 from fastmmoe.runtime.bundle.manifest import ExpertsInfo, read_manifest
-from fastmmoe.runtime.errors import InvalidRequest, UnsupportedModel
-from fastmmoe.runtime.machines.targets import TARGETS
+from tests.support.operators import (
+    moe_attributes,
+)
 
 E, H, I = 4, 96, 160  # noqa: E741
 SHAPES = {"gate_up": (E, 2 * I, H), "down": (E, H, I)}
-FLOAT: dict[str, Any] = {
-    "top_k": 2,
-    "scoring_func": "softmax",
-    "topk_method": "greedy",
-    "n_group": 1,
-    "topk_group": 1,
-    "norm_topk_prob": 0,
-    "routed_scaling_factor": 1.0,
-    "reduction_weights": "none",
-    "activation": "swiglu",
-    "swiglu_limit": 0.0,
-    "expert_bias": 1,
-    "weight_format": "float",
-    "group_size": 0,
-    "zero_points": 0,
-}
+FLOAT = moe_attributes(top_k=2, reduction_weights="none", swiglu_limit=0.0, expert_bias=1)
 
 
 def weights_of(name: str) -> torch.Tensor:
@@ -103,33 +87,6 @@ def test_nodes_get_integers_that_stand_for_the_weights(packing: Packing) -> None
             np.testing.assert_array_equal(stands_for, round_experts(loaded, packing).numpy())
             assert np.abs(stands_for - loaded.numpy()).max() < 0.6 * scale.max()
     assert len(model.graph.initializers) == 2 * (6 if packing.zero_points else 4)
-
-
-def test_cpu_target_refuses_integers() -> None:
-    with pytest.raises(InvalidRequest, match=r"^--experts int4: target cpu takes float$"):
-        choose_packing(TARGETS["cpu"], ExportConfig(experts="int4"))
-
-
-def test_zero_points_need_integers() -> None:
-    with pytest.raises(InvalidRequest, match=r"^--zero-points: needs --experts int8 or int4$"):
-        choose_packing(TARGETS["rtx"], ExportConfig(zero_points=True))
-
-
-@pytest.mark.parametrize(
-    ("experts", "hidden", "inner", "packing", "message"),
-    [
-        (257, 64, 64, None, r"257 experts: the kernels of target rtx take at most 256"),
-        (8, 72, 64, None, r"hidden_size 72: .* take multiples of 16 for float experts"),
-        (8, 64, 48, Packing("int4", 32, False), r"expert hidden size 48: .* take multiples of 32 for int4 experts"),
-    ],
-)
-def test_models_that_the_kernels_do_not_take(
-    experts: int, hidden: int, inner: int, packing: Packing | None, message: str
-) -> None:
-    config = SimpleNamespace(hidden_size=hidden, moe=SimpleNamespace(num_experts=experts, intermediate_size=inner))
-    with pytest.raises(UnsupportedModel, match=message):
-        check_kernels(TARGETS["rtx"], config, packing)
-    check_kernels(TARGETS["cpu"], config, packing)
 
 
 def test_exported_bundle_says_how_its_experts_are_stored(

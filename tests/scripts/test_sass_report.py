@@ -21,7 +21,7 @@ import pytest
 from fastmmoe.runtime.errors import FastmmoeError
 from fastmmoe.runtime.machines.devices import DEVICES, Device
 
-REPOSITORY = Path(__file__).resolve().parents[3]
+REPOSITORY = Path(__file__).resolve().parents[2]
 PRUNE_KERNEL = REPOSITORY / "plugins" / "token_prune" / "cuda" / "kernel.cu"
 sys.path.append(str(REPOSITORY / "scripts"))
 

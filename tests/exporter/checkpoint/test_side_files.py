@@ -11,11 +11,8 @@ from typing import Any
 
 import pytest
 
-from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
-from fastmmoe.exporter.processor import read_processor_config
-from fastmmoe.runtime.errors import FastmmoeError, UnsupportedModel
-from fastmmoe.runtime.request.config import ProcessorConfig
-from fastmmoe.runtime.request.processor import Processor
+from fastmmoe.runtime.errors import UnsupportedModel
+from tests.support.checkpoint_files import assert_read_or_refused, read_processor, update
 
 OwnCheckpoint = Callable[[str], Path]
 DEEPSEEK, HF, ORIGINAL = "dsvl2-mha", "internvl-qwen3moe", "internvl-qwen3moe-original"
@@ -26,21 +23,9 @@ FILES = {
 }
 
 
-def _read(directory: Path, *, vocab_size: int = 400) -> tuple[ProcessorConfig, list[str]]:
-    lines: list[str] = []
-    config = ConfigReader(json.loads((directory / "config.json").read_text()))
-    return read_processor_config(directory, config, vocab_size=vocab_size, say=lines.append), lines
-
-
-def _update(directory: Path, file: str, **values: Any) -> None:
-    target = directory / file
-    old = json.loads(target.read_text()) if target.is_file() else {}
-    target.write_text(json.dumps(old | values))
-
-
 @pytest.mark.parametrize("name", [DEEPSEEK, HF, ORIGINAL])
 def test_nothing_is_said_of_the_golden_files(name: str, own_checkpoint: OwnCheckpoint) -> None:
-    assert _read(own_checkpoint(name))[1] == []
+    assert read_processor(own_checkpoint(name))[1] == []
 
 
 def test_nothing_is_said_of_the_published_files(own_checkpoint: OwnCheckpoint) -> None:
@@ -48,8 +33,8 @@ def test_nothing_is_said_of_the_published_files(own_checkpoint: OwnCheckpoint) -
     token = {"__type": "AddedToken", "lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
     directory = own_checkpoint(DEEPSEEK)
     values = {"add_bos_token": True, "sp_model_kwargs": {}, "unk_token": None, "tokenizer_class": "LlamaTokenizerFast"}
-    _update(directory, TOKENIZER, pad_token=None, eos_token={**token, "content": "<｜end▁of▁sentence｜>"}, **values)
-    assert _read(directory)[1] == []
+    update(directory, TOKENIZER, pad_token=None, eos_token={**token, "content": "<｜end▁of▁sentence｜>"}, **values)
+    assert read_processor(directory)[1] == []
     directory = own_checkpoint(ORIGINAL)
     values = {
         "crop_size": 448,
@@ -59,21 +44,11 @@ def test_nothing_is_said_of_the_published_files(own_checkpoint: OwnCheckpoint) -
         "resample": 3,
         "size": 448,
     }
-    _update(directory, PREPROCESSOR, feature_extractor_type="CLIPFeatureExtractor", **values)
+    update(directory, PREPROCESSOR, feature_extractor_type="CLIPFeatureExtractor", **values)
     decoder = {"381": {**token, "content": "<|im_start|>", "normalized": False, "special": True}}
     more = ["<|im_start|>", "<img>", "<IMG_CONTEXT>"]
-    _update(directory, TOKENIZER, added_tokens_decoder=decoder, additional_special_tokens=more, errors="replace")
-    assert _read(directory)[1] == []
-
-
-def test_every_id_that_ends_an_answer_ends_it(own_checkpoint: OwnCheckpoint) -> None:
-    directory = own_checkpoint(DEEPSEEK)
-    _update(directory, "generation_config.json", eos_token_id=[1, 7, 9])
-    assert _read(directory)[0].stop_token_ids == (1, 7, 9)
-    directory = own_checkpoint(HF)
-    _update(directory, "generation_config.json", eos_token_id=7)
-    _update(directory, "tokenizer_config.json", eos_token="<|endoftext|>")
-    assert _read(directory)[0].stop_token_ids == (382, 380, 7)
+    update(directory, TOKENIZER, added_tokens_decoder=decoder, additional_special_tokens=more, errors="replace")
+    assert read_processor(directory)[1] == []
 
 
 @pytest.mark.parametrize(
@@ -97,8 +72,8 @@ def test_every_id_that_ends_an_answer_ends_it(own_checkpoint: OwnCheckpoint) -> 
 )  # fmt: skip
 def test_what_is_said(file: str, values: dict[str, Any], lines: list[str], own_checkpoint: OwnCheckpoint) -> None:
     directory = own_checkpoint(HF)
-    _update(directory, file, **values)
-    assert _read(directory)[1] == lines
+    update(directory, file, **values)
+    assert read_processor(directory)[1] == lines
 
 
 TOKEN = {"content": "<new>", "special": True}
@@ -146,77 +121,19 @@ TOKEN = {"content": "<new>", "special": True}
 )  # fmt: skip
 def test_what_is_refused(file: str, values: dict[str, Any], words: str, own_checkpoint: OwnCheckpoint) -> None:
     directory = own_checkpoint(HF)
-    _update(directory, file, **values)
+    update(directory, file, **values)
     with pytest.raises(UnsupportedModel) as error:
-        _read(directory)
+        read_processor(directory)
     assert words in str(error.value)
     assert file in str(error.value) or "token ids" in words
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
-
-
-def test_tokens_that_only_the_files_beside_have_are_added(own_checkpoint: OwnCheckpoint) -> None:
-    """As transformers adds them: by id, and before those of DeepSeek-VL2's processor."""
-    directory = own_checkpoint(HF)
-    _update(directory, "tokenizer_config.json", added_tokens_decoder={"400": {**TOKEN, "content": "<b>"}, "399": TOKEN})
-    config, _ = _read(directory, vocab_size=401)
-    assert config.special_tokens == ("<new>", "<b>")
-    processor = Processor(config, directory / "tokenizer.json")
-    assert processor.decode([399, 104, 400]) == "h"
-    plain = own_checkpoint(ORIGINAL)
-    _update(plain, "added_tokens.json", **{"<new>": 399})
-    _update(plain, "special_tokens_map.json", additional_special_tokens=["<new>"])
-    assert _read(plain)[0].special_tokens == ("<new>",)
-    deepseek = own_checkpoint(DEEPSEEK)
-    _update(deepseek, "tokenizer_config.json", added_tokens_decoder={"308": TOKEN})
-    assert _read(deepseek)[0].special_tokens[0] == "<new>"
-
-
-@pytest.mark.parametrize("flag", ["lstrip", "rstrip"])
-def test_a_tokenizer_that_looks_beyond_its_tokens_is_refused(flag: str, own_checkpoint: OwnCheckpoint) -> None:
-    directory = own_checkpoint(HF)
-    tokenizer = json.loads((directory / "tokenizer.json").read_text())
-    for token in tokenizer["added_tokens"]:
-        token[flag] = True
-    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(UnsupportedModel, match="becomes other ids than text by itself"):
-        _read(directory)
-
-
-@pytest.mark.parametrize("name", ["<img>", "</img>", "<IMG_CONTEXT>", "<ref>", "</box>"])
-@pytest.mark.parametrize("flag", ["lstrip", "rstrip"])
-def test_tokens_of_pictures_and_regions_may_not_look_beyond_themselves(
-    flag: str, name: str, own_checkpoint: OwnCheckpoint
-) -> None:
-    directory = own_checkpoint(HF)
-    tokenizer = json.loads((directory / "tokenizer.json").read_text())
-    (token,) = [token for token in tokenizer["added_tokens"] if token["content"] == name]
-    token[flag] = True
-    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
-    with pytest.raises(UnsupportedModel, match="becomes other ids than text by itself"):
-        _read(directory)
-
-
-def test_a_token_with_two_names_is_refused(own_checkpoint: OwnCheckpoint) -> None:
-    """In transformers special_tokens_map.json counts, unless tokenizer_config.json has an added_tokens_decoder."""
-    directory = own_checkpoint(HF)
-    _update(directory, TOKENIZER, eos_token="<|im_end|>")
-    _update(directory, "special_tokens_map.json", eos_token={"content": "<|endoftext|>"})
-    with pytest.raises(
-        UnsupportedModel, match=r"eos_token: tokenizer_config.json names '<\|im_end\|>', special_tokens"
-    ):
-        _read(directory)
-    _update(directory, TOKENIZER, added_tokens_decoder={})
-    assert 380 not in _read(directory)[0].stop_token_ids
-    _update(directory, "special_tokens_map.json", eos_token={"content": "<|im_end|>"})
-    (directory / TOKENIZER).write_text("{}")
-    assert _read(directory)[0].stop_token_ids == (382,)
 
 
 def test_where_a_tokenizer_can_be_had(own_checkpoint: OwnCheckpoint) -> None:
     directory = own_checkpoint(ORIGINAL)
     (directory / "tokenizer.json").unlink()
     with pytest.raises(UnsupportedModel, match=r"repository that ends in -HF, or .*use_fast=True\).save_pretrained"):
-        _read(directory)
+        read_processor(directory)
 
 
 # ---- damaged files
@@ -235,17 +152,6 @@ def _places(values: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]
         yield from _places(inner, (*path, key))
 
 
-def _check(directory: Path, where: Any) -> None:
-    """The files are read, or refused in one line."""
-    try:
-        config, lines = _read(directory)
-    except FastmmoeError as error:
-        lines = [str(error)]
-    else:
-        assert all(std > 0 for std in config.image_std), where
-    assert all("\n" not in line and len(line) < 1000 for line in lines), where
-
-
 @pytest.mark.parametrize(("name", "file"), [(name, file) for name, files in FILES.items() for file in files])
 def test_wrong_values(name: str, file: str, own_checkpoint: OwnCheckpoint) -> None:
     directory = own_checkpoint(name)
@@ -262,7 +168,7 @@ def test_wrong_values(name: str, file: str, own_checkpoint: OwnCheckpoint) -> No
                 inner = inner[key]
             inner[place[-1]] = value
             target.write_text(json.dumps(values))
-            _check(directory, (file, place, value))
+            assert_read_or_refused(directory, (file, place, value))
 
 
 @pytest.mark.parametrize(
@@ -276,48 +182,8 @@ def test_files_that_are_no_object(file: str, text: str, own_checkpoint: OwnCheck
         (directory / "preprocessor_config.json").unlink()
     (directory / file).write_bytes(text.encode("latin-1"))
     with pytest.raises(UnsupportedModel) as error:
-        _read(directory)
+        read_processor(directory)
     assert file in str(error.value) and "\n" not in str(error.value) and len(str(error.value)) < 500
-
-
-def test_a_pointer_of_git_lfs_is_not_a_tokenizer(own_checkpoint: OwnCheckpoint) -> None:
-    directory = own_checkpoint(HF)
-    (directory / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-    with pytest.raises(UnsupportedModel, match=r"tokenizer.json: a Git LFS pointer"):
-        _read(directory)
-
-
-def test_damaged_tokenizers(own_checkpoint: OwnCheckpoint) -> None:
-    directory = own_checkpoint(HF)
-    target = directory / "tokenizer.json"
-    sound = json.loads(target.read_text())
-    model, vocab = sound["model"], sound["model"]["vocab"]
-    token: Any = sound["added_tokens"][0]
-    wrong: tuple[Any, ...] = (3, [], {}, None, "x", -1, 2**31, 2**40, {"type": "X"}, [["a", "zz"]])
-    damaged: list[Any] = [
-        *("", "{", "[]", "{}", '{"a":' * 100_000, "\x00"),
-        *({**sound, key: value} for key in sound for value in wrong),
-        *({**sound, "model": {**model, key: value}} for key in model for value in wrong),
-        *({**sound, "model": {**model, "vocab": {**vocab, "a": value}}} for value in wrong),
-        *({**sound, "added_tokens": [{**token, key: value}]} for key in token for value in wrong),
-    ]  # fmt: skip
-    for values in damaged:
-        target.write_text(values if isinstance(values, str) else json.dumps(values))
-        _check(directory, str(values)[-80:])
-
-
-def test_a_panic_of_the_library_is_one_line(own_checkpoint: OwnCheckpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    import tokenizers
-
-    class PanicException(BaseException):
-        """What Rust's panics become."""
-
-    def panic(_text: str) -> None:
-        raise PanicException("index out of bounds")
-
-    monkeypatch.setattr(tokenizers, "Tokenizer", type("Tokenizer", (), {"from_str": staticmethod(panic)}))
-    with pytest.raises(UnsupportedModel, match=r"cannot be read as a tokenizer.json \(index out of bounds\)"):
-        _read(own_checkpoint(HF))
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "preprocessor_config.json", "generation_config.json"])
@@ -326,4 +192,4 @@ def test_a_link_to_nowhere_is_not_an_absent_file(file: str, own_checkpoint: OwnC
     (directory / file).unlink(missing_ok=True)
     (directory / file).symlink_to(directory / "gone")
     with pytest.raises(UnsupportedModel, match=f"{file}: a link to .*gone, which is not there"):
-        _read(directory)
+        read_processor(directory)

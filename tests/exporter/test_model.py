@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -113,14 +112,6 @@ def test_one_tensor_under_two_names(own_checkpoint: Callable[[str], Path]) -> No
         Model(Checkpoint(directory), OPTIONS, FLOAT32)
     both = ("'lm_head.weight'", "'language_model.lm_head.weight'")
     assert all(name in str(raised.value) for name in both) and "keep one of the two" in str(raised.value)
-
-
-def test_unknown_family(own_checkpoint: Callable[[str], Path]) -> None:
-    directory = own_checkpoint("dsvl2-mha")
-    config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps(config | {"model_type": "llava"}))
-    with pytest.raises(UnsupportedModel, match=r"model_type 'llava' in config.json: supported are deepseek_vl_v2, "):
-        Model(Checkpoint(directory), OPTIONS, FLOAT32)
 
 
 def test_sixteen_bit_parts_and_their_twin(checkpoint: Callable[[str], Path]) -> None:

@@ -91,13 +91,13 @@ def test_what_is_written_is_read(file: Path) -> None:
 
 
 def test_every_key_is_documented() -> None:
-    text = (Path(__file__).resolve().parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    text = (Path(__file__).resolve().parents[3] / "docs" / "methods.md").read_text(encoding="utf-8")
     missing = [key for key in (*KEYS, *PolicyModel.__struct_fields__) if f"`{key}`" not in text]
     assert missing == []
 
 
 def test_the_defaults_of_every_family_are_documented() -> None:
-    text = (Path(__file__).resolve().parents[2] / "docs" / "methods.md").read_text(encoding="utf-8")
+    text = (Path(__file__).resolve().parents[3] / "docs" / "methods.md").read_text(encoding="utf-8")
     for family, row in FAMILY_ROWS.items():
         layers = ", ".join(map(str, row.prune_layers))
         assert f"| `{family}` | {row.layers} | {layers} | {row.alpha} | {row.merge_ratio} |" in text

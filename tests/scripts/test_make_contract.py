@@ -13,7 +13,7 @@ import pytest
 
 from fastmmoe.exporter.ops import OPS, OpSpec
 
-REPOSITORY = Path(__file__).resolve().parents[3]
+REPOSITORY = Path(__file__).resolve().parents[2]
 DOCUMENT = REPOSITORY / "docs" / "operators.md"
 PLUGINS = REPOSITORY / "plugins"
 WRITTEN = ("contract/tables.h", "contract/tables.cpp", *(f"{spec.folder}/contract.h" for spec in OPS))

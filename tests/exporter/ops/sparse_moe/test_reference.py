@@ -1,53 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The NumPy references against recorded outputs of the official code and cases computed from the formulas."""
+"""The NumPy reference of FmmSparseMoE against recorded outputs of the official gate and cases computed by hand."""
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from fastmmoe.exporter.ops import token_prune_reference
 from fastmmoe.exporter.ops.sparse_moe.reference import route_reference
-from fastmmoe.exporter.ops.token_prune.contract import merge_capacity
-from fastmmoe.exporter.ops.token_prune.reference import windows_reference
 from fastmmoe.runtime.types import Array
+from tests.support.operators import (
+    moe_attributes,
+)
 
 FLOAT32_TOLERANCE = 1e-5
+
+
 GATE_CASES = 32
+
+
 # The official torch.topk leaves the order of tied scores open; these have ties among the excluded groups' zeros.
 GATE_CASES_WITH_TIES = {24, 25, 26, 27}
-
-
-def gate_attributes(**changes: Any) -> dict[str, Any]:
-    return {
-        "top_k": 4,
-        "scoring_func": "softmax",
-        "topk_method": "greedy",
-        "n_group": 1,
-        "topk_group": 1,
-        "norm_topk_prob": 0,
-        "routed_scaling_factor": 1.0,
-        "reduction_weights": "preserve_sum",
-        "activation": "swiglu",
-        "swiglu_limit": 7.0,
-        "expert_bias": 0,
-        "weight_format": "float",
-        "group_size": 0,
-        "zero_points": 0,
-        **changes,
-    }
 
 
 def route(logits: Array, visual: list[int], visual_top_k: int, **changes: Any) -> tuple[Array, Array]:
     is_visual = np.isin(np.arange(len(logits)), visual)
     bias = changes.pop("bias", np.zeros(logits.shape[1], np.float32))
-    return route_reference(logits, is_visual, visual_top_k, bias, gate_attributes(**changes))
+    return route_reference(logits, is_visual, visual_top_k, bias, moe_attributes(**{"top_k": 4} | changes))
 
 
 def by_expert(selected: Array, weights: Array) -> tuple[Array, Array]:
@@ -151,66 +133,3 @@ def test_tied_experts_are_taken_by_smaller_id(scoring_func: str) -> None:
     selected, weights = route(logits, [1], 2, scoring_func=scoring_func, top_k=3)
     np.testing.assert_array_equal(selected, [[1, 2, 3], [0, 1, 2]])
     assert weights[1, 0] == weights[1, 1]
-
-
-def test_pruning_equals_the_formulas(prune_cases: list[Any]) -> None:
-    assert len(prune_cases) == 14
-    for case, inputs, expected in prune_cases:
-        index = inputs[4]
-        with np.errstate(invalid="ignore"):
-            outputs = token_prune_reference(*inputs, window=case["window"], merge=case["merge"])
-        hidden, residual, kept_index, visual_index = outputs
-        np.testing.assert_array_equal(np.searchsorted(index, kept_index[visual_index]), expected["source"])
-        np.testing.assert_allclose(hidden[visual_index], expected["hidden_out"], rtol=0, atol=FLOAT32_TOLERANCE)
-        np.testing.assert_allclose(residual[visual_index], expected["residual_out"], rtol=0, atol=FLOAT32_TOLERANCE)
-        is_text = ~np.isin(kept_index, index)
-        np.testing.assert_array_equal(kept_index[is_text], np.setdiff1d(np.arange(len(inputs[0])), index))
-        np.testing.assert_array_equal(hidden[is_text], inputs[0][kept_index[is_text]])
-        np.testing.assert_array_equal(residual[is_text], inputs[1][kept_index[is_text]])
-
-
-def test_a_window_never_spans_a_gap() -> None:
-    first, length = windows_reference(np.array([2, 3, 4, 5, 9, 10, 20]), 3)
-    np.testing.assert_array_equal(first, [0, 3, 4, 6])
-    np.testing.assert_array_equal(length, [3, 1, 2, 1])
-
-
-def test_merge_capacity_leaves_exactly_the_kept_tokens() -> None:
-    for V, K, window in itertools.product(range(1, 30), range(30), (2, 3, 5)):
-        M = merge_capacity(V, K, window)
-        tokens_left, windows = V - M * window, math.ceil(V / window)
-        assert M == 0 or (tokens_left >= K - M and windows > M)
-    assert merge_capacity(100, 50, 1) == merge_capacity(0, 0, 3) == 0
-
-
-def prune_inputs(V: int, K: int, M: int) -> tuple[Array, ...]:
-    random = np.random.default_rng(5)
-    states = random.standard_normal((2, V + 4, 8)).astype(np.float32)
-    probabilities, attention = random.random((V, 6)).astype(np.float32), random.random(V).astype(np.float32)
-    slots = [part for n in (K, M) for part in (np.zeros(n, np.int8), np.array([0, n], np.int32))]
-    index, offsets = np.arange(2, V + 2, dtype=np.int32), np.array([0, V], np.int32)
-    return *states, probabilities, attention, index, offsets, *slots, np.array([0.3], np.float32)
-
-
-@pytest.mark.parametrize("V", [0, 1, 9])
-def test_keeping_all_is_the_identity(V: int) -> None:
-    inputs = prune_inputs(V, V, 0)
-    hidden, residual, kept_index, visual_index = token_prune_reference(*inputs, window=3, merge="mlerp")
-    np.testing.assert_array_equal(hidden, inputs[0])
-    np.testing.assert_array_equal(residual, inputs[1])
-    np.testing.assert_array_equal(kept_index, np.arange(V + 4))
-    np.testing.assert_array_equal(visual_index, inputs[4])
-
-
-def test_a_cleaned_token_is_kept_after_all_others() -> None:
-    inputs = prune_inputs(4, 2, 0)
-    inputs[2][0, 3] = np.nan
-    inputs[3][:] = [9, 0, np.inf, 0]
-    _, _, kept_index, _ = token_prune_reference(*inputs, window=2, merge="mlerp")
-    np.testing.assert_array_equal(kept_index, [0, 1, 3, 4, 6, 7])
-
-
-@pytest.mark.parametrize(("K", "M"), [(10, 0), (3, 3), (8, 1), (2, 3)])
-def test_impossible_counts_are_refused(K: int, M: int) -> None:
-    with pytest.raises(ValueError, match=f"{K} keep slots for 9" if K > 9 else f"sequence 0: {M} merge slots, at most"):
-        token_prune_reference(*prune_inputs(9, K, M), window=3, merge="mlerp")

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The JSON files of a checkpoint: changing one, and reading all that preprocessing needs of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
+from fastmmoe.exporter.processor import read_processor_config
+from fastmmoe.runtime.errors import FastmmoeError
+from fastmmoe.runtime.request.config import ProcessorConfig
+
+
+def update(directory: Path, file: str, **values: Any) -> None:
+    """Set keys of a JSON file; an absent one starts empty."""
+    target = directory / file
+    old = json.loads(target.read_text()) if target.is_file() else {}
+    target.write_text(json.dumps(old | values))
+
+
+def change(directory: Path, file: str, path: str, value: Any) -> None:
+    """Set a dotted key of a JSON file (None = remove it); an absent file starts empty."""
+    target = directory / file
+    values = json.loads(target.read_text()) if target.is_file() else {}
+    *parents, key = path.split(".")
+    inner = values
+    for parent in parents:
+        inner = inner[parent]
+    if value is None:
+        del inner[key]
+    else:
+        inner[key] = value
+    target.write_text(json.dumps(values))
+
+
+def read_processor(
+    directory: Path, *, vocab_size: int = 400, chat_template: str = "builtin"
+) -> tuple[ProcessorConfig, list[str]]:
+    """What an export reads of a checkpoint beside its weights, and the lines that it says of it."""
+    lines: list[str] = []
+    config = ConfigReader(json.loads((directory / "config.json").read_text()))
+    found = read_processor_config(
+        directory, config, vocab_size=vocab_size, chat_template=chat_template, say=lines.append
+    )
+    return found, lines
+
+
+def assert_read_or_refused(directory: Path, where: object) -> None:
+    """The files are read, or refused in one line; where: what was done to them."""
+    try:
+        config, lines = read_processor(directory)
+    except FastmmoeError as error:
+        lines = [str(error)]
+    else:
+        assert all(std > 0 for std in config.image_std), where
+    assert all("\n" not in line and len(line) < 1000 for line in lines), where
