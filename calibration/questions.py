@@ -56,20 +56,25 @@ def _only(things: Sequence[Thing], key: Callable[[Thing], Hashable]) -> list[Thi
     return [t for t, k in zip(things, keys, strict=True) if keys.count(k) == 1]
 
 
-def _color(things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
-    only = _only(things, lambda t: t.shape)
+def _pick_only(
+    things: Sequence[Thing], rng: np.random.Generator, by_shape: bool, least_margin: float = -np.inf
+) -> tuple[Thing, str] | None:
+    """An object that is the only one of its shape, or colour, so far from its cell's edges, and what to call it."""
+    only = [t for t in _only(things, lambda t: t.shape if by_shape else t.color) if t.cell_margin >= least_margin]
     if not only:
         return None
     t = _pick(rng, only)
-    return Question(f"What color is the {t.shape}?", t.color, "color")
+    return t, t.shape if by_shape else f"{t.color} object"
+
+
+def _color(things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
+    picked = _pick_only(things, rng, by_shape=True)
+    return None if picked is None else Question(f"What color is the {picked[1]}?", picked[0].color, "color")
 
 
 def _shape(things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
-    only = _only(things, lambda t: t.color)
-    if not only:
-        return None
-    t = _pick(rng, only)
-    return Question(f"What shape is the {t.color} object?", t.shape, "shape")
+    picked = _pick_only(things, rng, by_shape=False)
+    return None if picked is None else Question(f"What shape is the {picked[1]}?", picked[0].shape, "shape")
 
 
 def _exist(things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
@@ -102,12 +107,8 @@ def _count(things: Sequence[Thing], rng: np.random.Generator) -> Question | None
 
 
 def _cell(things: Sequence[Thing], rng: np.random.Generator) -> Question | None:
-    by_shape = rng.random() < 0.5
-    only = [t for t in _only(things, lambda t: t.shape if by_shape else t.color) if t.cell_margin >= _CELL_MARGIN]
-    if not only:
-        return None
-    t = _pick(rng, only)
-    return Question(f"Which cell holds the {t.shape if by_shape else f'{t.color} object'}?", t.cell, "cell")
+    picked = _pick_only(things, rng, by_shape=rng.random() < 0.5, least_margin=_CELL_MARGIN)
+    return None if picked is None else Question(f"Which cell holds the {picked[1]}?", picked[0].cell, "cell")
 
 
 def _side(things: Sequence[Thing], rng: np.random.Generator) -> Question | None:

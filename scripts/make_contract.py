@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from markers import MissingMarkers, replace_part
+from markers import MissingMarkers, replace_part, table, write_or_check
 
 from fastmmoe.exporter.ops import DOMAIN, OPS, Attribute, OpSpec, Tensor
 from fastmmoe.exporter.ops.contract import Constant, Dimension, Size
@@ -27,12 +27,6 @@ NOTICE = (
     "// SPDX-License-Identifier: Apache-2.0\n// Written by scripts/make_contract.py from exporter/ops. Do not edit."
 )
 ELEMENT_TYPES = ("float", "float16", "bfloat16", "int8", "int32")
-
-
-def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """A Markdown table."""
-    lines = [head, ("---",) * len(head), *(tuple(cell.replace("|", "\\|") for cell in row) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def tensor_row(tensor: Tensor) -> tuple[str, ...]:
@@ -253,13 +247,8 @@ def main() -> None:
         document = update_document(arguments.docs.read_text(encoding="utf-8"))
     except MissingMarkers as error:
         sys.exit(f"{arguments.docs}: {error}")
-    updated = {arguments.docs: document} | {arguments.plugins / path: text for path, text in cpp_files().items()}
-    for path, text in updated.items():
-        if not arguments.check:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
-            sys.exit(f"{path} is out of date: run python scripts/make_contract.py")
+    files = {arguments.docs: document} | {arguments.plugins / path: text for path, text in cpp_files().items()}
+    write_or_check(files, check=arguments.check)
 
 
 if __name__ == "__main__":

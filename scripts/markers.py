@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generated parts of documents, each between the lines `<!-- NAME -->` and `<!-- end of NAME -->`."""
+"""Generated files, and parts of documents, each between the lines `<!-- NAME -->` and `<!-- end of NAME -->`."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from fastmmoe.runtime.errors import FastmmoeError
@@ -33,3 +35,19 @@ def write_part(path: Path, name: str, part: str) -> None:
     except MissingMarkers as error:
         raise MissingMarkers(f"{path}: {error}") from error
     path.write_text(updated, encoding="utf-8")
+
+
+def write_or_check(files: Mapping[Path, str], *, check: bool) -> None:
+    """Write the files; with `check` none is, and SystemExit names the first that is out of date."""
+    for path, text in files.items():
+        if not check:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+            sys.exit(f"{path} is out of date: run python scripts/{Path(sys.argv[0]).name}")
+
+
+def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
+    """A Markdown table."""
+    lines = [head, ("---",) * len(head), *(tuple(cell.replace("|", "\\|") for cell in row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import onnx_ir as ir
 from onnxscript import OpBuilder
@@ -23,6 +23,29 @@ def stage(op: OpBuilder, name: str) -> Iterator[None]:
 def value(name: str, dtype: ir.DataType | None = None, rank: int | None = None) -> ir.Value:
     """A value to declare an input or output with; what is not given is left open."""
     return ir.val(name, dtype=dtype, shape=None if rank is None else [None] * rank)
+
+
+def loop_body(
+    op: OpBuilder,
+    body: Callable[..., list[ir.Value]],
+    name: str,
+    *,
+    rank: int,
+    inputs: tuple[str, str, str],
+    outputs: tuple[str, str],
+) -> ir.Graph:
+    """The graph that a Loop runs, which carries one float32 value of this rank.
+
+    Args:
+        body: (builder, number of the round, condition, value) -> [condition, value].
+        inputs: names of number, condition and value.
+        outputs: names of condition and value.
+    """
+    # onnxruntime wants the rank of a loop's inputs.
+    kinds = ((ir.DataType.INT64, 0), (ir.DataType.BOOL, 0), (ir.DataType.FLOAT, rank))
+    state = [value(each, *kind) for each, kind in zip(inputs, kinds, strict=True)]
+    results = [value(each, *kind) for each, kind in zip(outputs, kinds[1:], strict=True)]
+    return op.builder.subgraph(body, state, results, name=name)
 
 
 def as_float(op: OpBuilder, x: ir.Value) -> ir.Value:

@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from fastmmoe.exporter.ops.building import as_float, as_int, column, filled, rows, stage, value
+from fastmmoe.exporter.ops.building import as_float, as_int, column, filled, loop_body, rows, stage
 from fastmmoe.exporter.ops.sparse_moe.contract import SWIGLU_OAI_ALPHA, WEIGHT_FLOOR
 
 
@@ -131,14 +131,8 @@ def _run_experts(
         return [op.Identity(more), op.ScatterND(out, column(op, token), y, reduction="add")]
 
     with stage(op, "each"):
-        # onnxruntime wants the rank of a loop's inputs.
-        state = [
-            value("i", ir.DataType.INT64, 0),
-            value("more", ir.DataType.BOOL, 0),
-            value("sum", ir.DataType.FLOAT, 2),
-        ]
-        results = [value("more_out", ir.DataType.BOOL, 0), value("sum_out", ir.DataType.FLOAT, 2)]
-        graph = op.builder.subgraph(body, state, results, name="each_expert")
+        inputs, outputs = ("i", "more", "sum"), ("more_out", "sum_out")
+        graph = loop_body(op, body, "each_expert", rank=2, inputs=inputs, outputs=outputs)
     return op.Loop(op.Size(hit), None, filled(op, op.Shape(x), 0.0), body=graph, _outputs=["sum"])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 from onnxscript import OpBuilder
 
-from fastmmoe.exporter.ops.building import as_float, as_int, column, filled, rows, stage, value
+from fastmmoe.exporter.ops.building import as_float, as_int, column, filled, loop_body, rows, stage, value
 from fastmmoe.exporter.ops.token_prune.contract import COSINE_FLOOR, IMPORTANCE_FLOOR, NORM_FLOOR, TOKEN_PRUNE
 
 _TO_END = 2**63 - 1
@@ -127,14 +127,8 @@ def _prune_each(
         return [op.Identity(more), op.ScatterElements(fate, tokens, own_fate, axis=0)]
 
     with stage(op, "each"):
-        # onnxruntime wants the rank of a loop's inputs.
-        state = [
-            value("i", ir.DataType.INT64, 0),
-            value("more", ir.DataType.BOOL, 0),
-            value("fate_before", ir.DataType.FLOAT, 1),
-        ]
-        results = [value("more_after", ir.DataType.BOOL, 0), value("fate_after", ir.DataType.FLOAT, 1)]
-        graph = op.builder.subgraph(body, state, results, name="each_sequence")
+        inputs, outputs = ("i", "more", "fate_before"), ("more_after", "fate_after")
+        graph = loop_body(op, body, "each_sequence", rank=1, inputs=inputs, outputs=outputs)
         kept = filled(op, rows(op, visual[0]), 0.0)
         return op.Loop(op.Size(sequences.pruned), None, kept, body=graph, _outputs=["fate"])
 

@@ -67,15 +67,9 @@ def _merge(rows: torch.Tensor, merge: Any) -> torch.Tensor:
 
 @token_prune.register_fake
 def _(
-    hidden_states: torch.Tensor,
-    residual: torch.Tensor,
-    routing_probs: torch.Tensor,
-    attention: torch.Tensor,
-    visual_index: torch.Tensor,
-    visual_offsets: torch.Tensor,
-    keep_slots: torch.Tensor,
-    *_: Any,
+    hidden_states: torch.Tensor, residual: torch.Tensor, *others: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    _, _, visual_index, _, keep_slots, *_ = others
     rows = hidden_states.shape[0] - visual_index.shape[0] + keep_slots.shape[0]
     return (
         hidden_states.new_empty((rows, hidden_states.shape[1])),
