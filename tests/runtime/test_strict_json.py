@@ -42,7 +42,7 @@ def test_what_is_refused(data: bytes, words: str) -> None:
     assert str(refusal.value).startswith(words) and "\n" not in str(refusal.value)
 
 
-DOCUMENT = {"a": {"b": [10, {"c": "word"}], "d": {}}, "e": [], "f": None, "g": 1.5, "k l": "ü"}
+DOCUMENT: dict[str, Any] = {"a": {"b": [10, {"c": "word"}], "d": {}}, "e": [], "f": None, "g": 1.5, "k l": "ü"}
 
 
 @pytest.mark.parametrize(

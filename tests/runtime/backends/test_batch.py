@@ -3,55 +3,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-import msgspec
 import numpy as np
 import pytest
 
 from fastmmoe.runtime.backends.batch import Batch
 from fastmmoe.runtime.bundle import graph_io
-from fastmmoe.runtime.bundle.manifest import LanguageModelInfo
 from fastmmoe.runtime.errors import NotFinite
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
-from fastmmoe.runtime.method.policy import Policy
 from fastmmoe.runtime.method.schedule import plan_request
-from fastmmoe.runtime.types import Array
-from tests.support.manifests import manifest_document
-
-
-@dataclass
-class Echo:
-    """A backend whose caches are the number of calls so far."""
-
-    info: LanguageModelInfo
-    policy: Policy
-    calls: list[dict[str, Array]] = field(default_factory=list)
-    logits: float = 0.5
-
-    def image_features(self, vision_inputs: dict[str, Array]) -> Array:
-        raise AssertionError("a batch has no pictures")
-
-    def embed(self, input_ids: Array) -> Array:
-        raise AssertionError("a batch has no ids")
-
-    def new_caches(self) -> int:
-        return 0
-
-    def extend(self, feeds: dict[str, Array], caches: int) -> tuple[dict[str, Array], int]:
-        assert caches == len(self.calls), "the caches of another call"
-        self.calls.append(feeds)
-        sequences = len(feeds[graph_io.SEQUENCE_OFFSETS]) - 1
-        outputs = {graph_io.LOGITS: np.full((sequences, self.info.vocab_size), self.logits, np.float32)}
-        outputs |= {graph_io.kept_index(s): np.array([s]) for s in range(len(self.policy.sites))}
-        return outputs | {"more": np.array([7])}, caches + 1
+from tests.support.echo import Echo
+from tests.support.manifests import toy_manifest
 
 
 @pytest.fixture
 def echo() -> Echo:
     """Four layers, of which 1 and 2 prune."""
-    toy = manifest_document("deepseek_vl2")
-    return Echo(msgspec.convert(toy["language_model"], LanguageModelInfo), msgspec.convert(toy["policy"], Policy))
+    manifest = toy_manifest("deepseek_vl2")
+    return Echo(manifest.language_model, manifest.policy)
 
 
 def chunk_of(echo: Echo, sequence: int, tokens: int, visual: int) -> Chunk:
@@ -68,7 +36,9 @@ def test_lengths_follow_from_the_schedules(echo: Echo) -> None:
     assert 20 > first > second > 0
     # The layer that prunes still caches every token that enters it.
     assert batch.cache_lengths.tolist() == [[30, 30, 10 + first, 10 + second], [12] * 4]
-    assert (batch.lengths, [k.tolist() for k in batch.kept_index]) == ([30, 12], [[0], [1]])
+    assert batch.lengths == [30, 12]
+    # The rows of both that are left after each site.
+    assert [len(kept) for kept in batch.kept_index] == [10 + first + 12, 10 + second + 12]
     assert batch.observed.keys() == {"more"}
     step = chunk_of(echo, 1, 1, 0)
     batch.extend([step], alpha=0.3)

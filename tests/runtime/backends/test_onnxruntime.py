@@ -12,8 +12,9 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 
-from fastmmoe.runtime.backends.onnxruntime import OnnxRuntime
-from fastmmoe.runtime.bundle.manifest import GRAPHS
+from fastmmoe.runtime.backends.base import Observed
+from fastmmoe.runtime.backends.onnxruntime import OnnxRuntime, _show
+from fastmmoe.runtime.bundle.manifest import GRAPHS, load_manifest
 from fastmmoe.runtime.bundle.mapped_files import MappedFiles
 from fastmmoe.runtime.errors import BundleMismatch, FastmmoeError, RunFailed
 
@@ -69,3 +70,31 @@ def test_files_are_looked_at_before_they_are_read(call: str, tmp_path: Path) -> 
     }
     with pytest.raises(BundleMismatch, match="weights: has been written to or renamed since"):
         calls[call]()
+
+
+def test_a_graph_that_cannot_be_loaded(toy_bundle: Path) -> None:
+    """The toy bundle's are its files' names."""
+    words = rf"^{toy_bundle}/vision\.onnx: onnxruntime [\d.]+ cannot load it: [^\n\\]+$"
+    with pytest.raises(BundleMismatch, match=words):
+        OnnxRuntime(toy_bundle, load_manifest(toy_bundle), graphs=("vision",))
+
+
+def test_what_is_observed_becomes_an_output() -> None:
+    nodes = [
+        helper.make_node("Mul", ["x", "k"], ["a"]),
+        helper.make_node("Add", ["a", "b"], ["c"]),
+        helper.make_node("Mul", ["c", "a"], ["y"]),
+    ]
+    inputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xkb"]
+    graph = helper.make_graph(nodes, "g", inputs, [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])])
+    shown = _show(graph, Observed("Mul", {"left": 0, "right": 1}, {"product": 0}))
+    assert shown == {
+        "Mul.left.0": "x",
+        "Mul.right.0": "k",
+        "Mul.product.0": "a",
+        "Mul.left.1": "c",
+        "Mul.right.1": "a",
+        "Mul.product.1": "y",
+    }
+    # Each once, and no input: those are given already.
+    assert [output.name for output in graph.output] == ["y", "a", "c"]

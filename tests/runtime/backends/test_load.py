@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which bundles run here, and that what is loaded are the files that were verified."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastmmoe.runtime.backends import onnxruntime
+from fastmmoe.runtime.backends.load import load_backend, runs_here
+from fastmmoe.runtime.backends.settings import Settings
+from fastmmoe.runtime.bundle.verification import Bundle, open_bundle
+from fastmmoe.runtime.errors import BundleMismatch
+from fastmmoe.runtime.machines.targets import TARGETS
+from tests.support.files import flip_bit
+from tests.support.manifests import toy_manifest
+
+
+def test_bundles_of_the_cpu_run_here() -> None:
+    names = [*TARGETS, "laptop"]
+    assert [name for name in names if runs_here(toy_manifest("deepseek_vl2", target=name))] == ["cpu"]
+
+
+@pytest.mark.parametrize("target", ["jetson-orin", "rtx", "laptop"])
+def test_bundles_of_other_machines_are_refused(target: str, tmp_path: Path) -> None:
+    bundle = Bundle(tmp_path, toy_manifest("deepseek_vl2", target=target), {})
+    with pytest.raises(BundleMismatch) as refusal:
+        load_backend(bundle)
+    assert str(refusal.value) == (
+        f"{tmp_path}: exported for {target}, which needs TensorRT engines built on the device; this version runs "
+        "bundles exported with --target cpu"
+    )
+
+
+def test_the_settings_reach_the_backend(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr(onnxruntime, "OnnxRuntime", lambda *arguments: given.append(arguments))
+    opened, settings = open_bundle(toy_bundle), Settings(threads=3)
+    load_backend(opened, settings)
+    assert given == [(toy_bundle, opened.manifest, settings)]
+
+
+def test_a_file_that_changes_while_it_is_loaded_is_refused(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "OnnxRuntime", lambda *_: flip_bit(toy_bundle / "vision.onnx"))
+    with pytest.raises(BundleMismatch, match=r"vision\.onnx: has changed while it was in use; try again"):
+        load_backend(open_bundle(toy_bundle))
