@@ -165,6 +165,7 @@ def main() -> int:
     parser.add_argument("tests", nargs="*", help="tests and other arguments for pytest")
     arguments = parser.parse_args()
     counts = [int(text) for text in arguments.threads.split(",")]
+    runs: list[tuple[str, int, list[str]]]
     if arguments.other:
         runs = [(other_setting(), counts[0], arguments.tests or list(PARITY))]
     else:

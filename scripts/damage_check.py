@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from damage_tools import damages, subjects, trials
-from markers import write_part
+from markers import table, write_part
 
 MOST_SECONDS, MOST_MEGABYTES = 10.0, 1000.0
 MOST_EXPORT_SECONDS = 1200.0
@@ -165,21 +165,17 @@ def export_legal(checkpoints: list[Path], work: Path) -> list[Trial]:
     return results
 
 
-def table(results: dict[str, list[Trial]]) -> str:
+def results_table(results: dict[str, list[Trial]]) -> str:
     """A row for each kind of damage."""
-    lines = [
-        "| what | damage | trials | refused in one line | as before | legal | wrong | slowest s | most MB |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    head = ("what", "damage", "trials", "refused in one line", "as before", "legal", "wrong", "slowest s", "most MB")
+    rows = []
     for what, all_trials in results.items():
         for kind in dict.fromkeys(sorted(t.kind for t in all_trials)):
             of_kind = [t for t in all_trials if t.kind == kind]
             counts = [sum(t.verdict == v for t in of_kind) for v in ("refused", "same answer", "legal", "wrong")]
-            lines.append(
-                f"| {what} | {kind} | {len(of_kind)} | {' | '.join(map(str, counts))} | "
-                f"{max(t.seconds for t in of_kind):.1f} | {max(t.megabytes for t in of_kind):.0f} |"
-            )
-    return "\n".join(lines)
+            most = (f"{max(t.seconds for t in of_kind):.1f}", f"{max(t.megabytes for t in of_kind):.0f}")
+            rows.append((what, kind, str(len(of_kind)), *map(str, counts), *most))
+    return table(head, rows)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -222,7 +218,7 @@ def main() -> int:
             )
         if arguments.only != "bundles" and arguments.exports:
             results["legal checkpoint"] = export_legal(of_checkpoints.legal, work)
-    text = table(results)
+    text = results_table(results)
     print(text)
     if arguments.write is not None:
         write_part(arguments.write, PART, text)

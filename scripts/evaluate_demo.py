@@ -38,7 +38,7 @@ def right_answers(vlm: VLM, samples: Sequence[Sample], **options: Any) -> list[b
 
 def main() -> int:
     """Print a Markdown table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("bundle", metavar="OUT")
     parser.add_argument("--questions", type=int, default=3000)
     parser.add_argument("--retention", type=float, default=1.0)

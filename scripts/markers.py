@@ -47,7 +47,9 @@ def write_or_check(files: Mapping[Path, str], *, check: bool) -> None:
             sys.exit(f"{path} is out of date: run python scripts/{Path(sys.argv[0]).name}")
 
 
-def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
-    """A Markdown table."""
-    lines = [head, ("---",) * len(head), *(tuple(cell.replace("|", "\\|") for cell in row) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def table(head: Iterable[str], rows: Iterable[Iterable[str]], *, numbers_from: int | None = None) -> str:
+    """A Markdown table; columns from `numbers_from` on are aligned to the right."""
+    titles = list(head)
+    rule = ["---" if numbers_from is None or i < numbers_from else "---:" for i in range(len(titles))]
+    cells = ([cell.replace("|", "\\|") for cell in row] for row in rows)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (titles, rule, *cells))

@@ -20,7 +20,7 @@ import sys
 import time
 from pathlib import Path
 
-from markers import MissingMarkers, write_part
+from markers import MissingMarkers, table, write_part
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 COPY = REPOSITORY / ".build" / "mutants"
@@ -137,14 +137,14 @@ def check(site: Site) -> tuple[bool, str]:
         path.write_text(source, encoding="utf-8")
 
 
-def table(results: list[tuple[Site, bool, str]]) -> str:
+def results_table(results: list[tuple[Site, bool, str]]) -> str:
     """The results in Markdown."""
-    lines = ["| place | what | without it |", "| --- | --- | --- |"]
+    rows = []
     for site, survived, test in results:
         text = site.text.removesuffix("(")
         effect = f"no test fails: {REDUNDANT.get(site.name, 'no reason known')}" if survived else f"{test} fails"
-        lines.append(f"| `{site.name}` | `{text}` | {effect} |")
-    return "\n".join(lines)
+        rows.append((f"`{site.name}`", f"`{text}`", effect))
+    return table(("place", "what", "without it"), rows)
 
 
 def main() -> None:
@@ -168,7 +168,7 @@ def main() -> None:
         print(f"{site.name:32} line {site.line:4} {outcome} ({time.perf_counter() - start:.0f} s)", flush=True)
     if arguments.write:
         try:
-            write_part(arguments.write, "mutation_check", table(results))
+            write_part(arguments.write, "mutation_check", results_table(results))
         except MissingMarkers as error:
             sys.exit(str(error))
     survivors = {site.name for site, survived, _ in results if survived}

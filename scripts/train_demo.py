@@ -31,7 +31,7 @@ SMOKE_STEPS, SMOKE_SCENES = {"symbols": 70, "vision": 80, "joint": 25, "experts"
 
 def main() -> int:
     """Train every stage that is not done, then write the checkpoint."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, metavar="OUT", help="directory for scenes, states, logs and the checkpoint")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--smoke", action="store_true", help="a minute on 16 scenes, to see that it learns them")

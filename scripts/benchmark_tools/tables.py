@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from markers import table
 
 from benchmark_tools.machine import Machine
 from benchmark_tools.prefill import Setting
@@ -89,7 +91,7 @@ def time_table(rows: Sequence[Row]) -> str:
                 f"{row.bound.ms / row.median_ms:.0%}",
             )
         )
-    return markdown((*counted, *measured), lines)
+    return table((*counted, *measured), lines)
 
 
 def share_table(rows: Sequence[Row]) -> str:
@@ -105,7 +107,7 @@ def share_table(rows: Sequence[Row]) -> str:
         )
         for row in rows
     ]
-    return markdown(header, lines)
+    return table(header, lines)
 
 
 def machine_table(machine: Machine) -> str:
@@ -115,9 +117,4 @@ def machine_table(machine: Machine) -> str:
         for p in machine.products
     ]
     lines.append(("reading memory", f"{machine.bandwidth:.1f} GB/s"))
-    return markdown(("measured", "rate"), lines)
-
-
-def markdown(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table."""
-    return "\n".join("| " + " | ".join(line) + " |" for line in (header, ["---"] * len(header), *lines))
+    return table(("measured", "rate"), lines)

@@ -43,7 +43,7 @@ def _decoder_tensors(decoder: Decoder) -> dict[str, torch.Tensor]:
         prefix = f"language.model.layers.{i}."
         rest = {name: t for name, t in layer.state_dict().items() if not name.startswith("mlp.")}
         tensors |= {prefix + name: t for name, t in rest.items()}
-        mlp = layer.mlp
+        mlp = layer.get_submodule("mlp")
         if isinstance(mlp, Experts):
             tensors |= _expert_tensors(f"{prefix}mlp.", mlp)
         else:
@@ -52,7 +52,7 @@ def _decoder_tensors(decoder: Decoder) -> dict[str, torch.Tensor]:
 
 
 def _expert_tensors(prefix: str, experts: Experts) -> dict[str, torch.Tensor]:
-    tensors = {f"{prefix}gate.weight": experts.gate}
+    tensors: dict[str, torch.Tensor] = {f"{prefix}gate.weight": experts.gate}
     for e, (gate_up, down) in enumerate(zip(experts.gate_up, experts.down, strict=True)):
         gate, up = gate_up.chunk(2)
         name = f"{prefix}experts.{e}."

@@ -122,7 +122,8 @@ class Batch:
 
     @staticmethod
     def of(scenes: Scenes, index: npt.NDArray[Any] | slice, config: StageConfig) -> Batch:
-        """Scenes `index` with as many questions, and as many tokens of each, as the stage has."""
+        """Scenes `index`, drawn, with as many questions, and as many tokens of each, as the stage has."""
+        assert scenes.images is not None
         part = (slice(None), slice(config.turns), slice(config.tokens))
         questions = (scenes.ids[part], scenes.targets[part], scenes.kinds[part[:2]])
         arrays = (scenes.objects, scenes.attributes, *questions)

@@ -58,4 +58,5 @@ class Symbols(nn.Module):
                         decoder.embed_tokens.weight[ids[0]] = vector
                         decoder.lm_head.weight[ids[0]] = vector * 0.2
         for layer in decoder.layers:
-            layer.self_attn["k_proj"].weight.copy_(layer.self_attn["q_proj"].weight)
+            queries, keys = (layer.get_parameter(f"self_attn.{name}.weight") for name in ("q_proj", "k_proj"))
+            keys.copy_(queries)

@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from markers import table
+
 from fastmmoe.runtime.machines.devices import Device
 from sass_tools.banks import Conflicts
 from sass_tools.binaries import KernelCode
@@ -64,13 +66,6 @@ class LayerTime:
         return expert_bytes(self.layer, self.weights) <= self.device.memory_gb * 1e9
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[str]], numbers_from: int = 1) -> str:
-    """A Markdown table; columns from `numbers_from` on are aligned to the right."""
-    titles = list(head)
-    rule = ["---" if i < numbers_from else "---:" for i in range(len(titles))]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (titles, rule, *rows))
-
-
 def conflict_cell(row: KernelRow) -> str:
     """Steps over the least number of steps; a dash without shared memory."""
     return "-" if row.conflicts is None else f"{row.conflicts.factor:.2f}"
@@ -89,7 +84,7 @@ def full_kernel_table(rows: list[KernelRow]) -> str:
         counts = [str(code.count(name)) for name in counted]
         shape = [*map(str, (*resources, row.threads, blocks)), f"{share:.1%}"]
         lines.append([code.name, *shape, *counts, conflict_cell(row)])
-    return table([*head, *counted, "bank conflicts"], lines)
+    return table([*head, *counted, "bank conflicts"], lines, numbers_from=1)
 
 
 def _span(values: Iterable[int]) -> str:
@@ -116,7 +111,7 @@ def compact_kernel_table(rows: list[KernelRow]) -> str:
         lines.setdefault(re.sub(r"\b(bfloat16|half)\b", "F", row.code.name), []).append(row)
     archs = [f"sm_{arch}" for arch in sorted({row.code.arch for row in rows})]
     head = ["kernel", "threads", "shared", *archs, "HMMA", "LDGSTS", "LDSM", "LDS", "STS", "conflicts"]
-    return table(head, [[f"`{name}`", *_compact_cells(found)] for name, found in lines.items()])
+    return table(head, [[f"`{name}`", *_compact_cells(found)] for name, found in lines.items()], numbers_from=1)
 
 
 def _time(us: float) -> str:
@@ -143,14 +138,18 @@ def device_table(devices: Iterable[Device]) -> str:
     for device in devices:
         numbers = (device.sm, device.multiprocessors, device.clock_ghz, device.fp16_tflops, device.gb_per_s)
         lines.append([device.name, device.power_mode or "-", *map(str, numbers), str(device.memory_gb)])
-    return table(head, lines, 2)
+    return table(head, lines, numbers_from=2)
 
 
 def roofline_table(times: list[LayerTime]) -> str:
     """Microseconds of a layer: a line for model, weights and tokens, a column for every device."""
     rows = _by_row(times)
     devices = [time.device.name for time in next(iter(rows.values()))]
-    return table(["model", "weights", "tokens", *devices], [[*key, *map(_cell, row)] for key, row in rows.items()], 2)
+    return table(
+        ["model", "weights", "tokens", *devices],
+        [[*key, *map(_cell, row)] for key, row in rows.items()],
+        numbers_from=2,
+    )
 
 
 def bound_line(times: list[LayerTime]) -> str:
@@ -165,4 +164,4 @@ def phase_table(times: list[LayerTime]) -> str:
     for key, (time, *_) in _by_row(times).items():
         cells = [_time(time.phase_us(phase)) if time.phase_us(phase) else "-" for phase in MOE_PHASES]
         lines.append([*key, *cells, _time(time.us), str(len(time.launches))])
-    return table(["model", "weights", "tokens", *MOE_PHASES, "sum", "launches"], lines, 2)
+    return table(["model", "weights", "tokens", *MOE_PHASES, "sum", "launches"], lines, numbers_from=2)
