@@ -5,6 +5,9 @@ import importlib.util
 import os
 from pathlib import Path
 
+from fastmmoe import __version__
+
+_SOURCES = Path(__file__).parent / "CMakeLists.txt"
 _LIBRARIES = Path(__file__).parent / "lib"
 _NATIVE_ARCHITECTURE = "x86_64"
 _DISTRIBUTION = "fastmmoe_plugins"
@@ -31,3 +34,8 @@ def tensorrt_library_path(architecture: str) -> Path:
     if not (_LIBRARIES / name).is_file() and installed is not None and installed.origin is not None:
         return Path(installed.origin).parent / "lib" / name
     return _LIBRARIES / name
+
+
+def tensorrt_library_command() -> str:
+    """The command that brings the TensorRT plugins of this version: a checkout builds them, a wheel has no sources."""
+    return "make plugins" if _SOURCES.is_file() else f"pip install fastmmoe-plugins=={__version__}"

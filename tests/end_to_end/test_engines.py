@@ -318,7 +318,7 @@ def test_export_looks_for_what_it_needs_before_the_trace(
     start = time.perf_counter()
     command = [str(small_dir), str(tmp_path / "out"), "--prune-layers", "1,2", "--target"]
     line = refusal(export_main, [*command, "jetson-orin"])
-    assert "none.so is not built; `make plugins` builds it" in line
+    assert "none.so; `make plugins` brings it" in line
     assert "takes fp16, bf16" in refusal(export_main, [*command, "jetson-orin", "--dtype", "fp32"])
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     assert "pip install 'tensorrt-rtx==1.7.1.*'" in refusal(export_main, [*command, "rtx"])

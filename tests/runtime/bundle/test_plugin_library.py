@@ -59,16 +59,27 @@ def test_found(fake_plugin: Callable[..., Path]) -> None:
 def test_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTMMOE_TRT_LIBRARY", str(tmp_path / "none.so"))
     with pytest.raises(
-        InvalidRequest, match=r"target jetson-orin: .*none\.so is not built; `make plugins` builds it, and"
+        InvalidRequest, match=r"target jetson-orin: there is no TensorRT plugin .*none\.so; `make plugins` brings it$"
     ):
+        find_plugin(JETSON, JETSON_ORIN)
+
+
+def test_a_wheel_which_cannot_build_names_the_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "_SOURCES", tmp_path / "CMakeLists.txt")
+    line = f"`pip install fastmmoe-plugins=={__version__}` brings"
+    monkeypatch.setenv("FASTMMOE_TRT_LIBRARY", str(tmp_path / "none.so"))
+    with pytest.raises(InvalidRequest, match=f"{line} it$"):
+        find_plugin(JETSON, JETSON_ORIN)
+    monkeypatch.setenv("FASTMMOE_TRT_LIBRARY", __file__)
+    with pytest.raises(BundleMismatch, match=f"{line} one that fits$"):
         find_plugin(JETSON, JETSON_ORIN)
 
 
 @pytest.mark.parametrize(
     ("says", "words"),
     [
-        ({"version": "0.0.9"}, f"is of version 0.0.9, fastmmoe is {__version__}; rebuild it with `make plugins`"),
-        ({"architecture": "x86_64"}, "is for x86_64, target jetson-orin needs aarch64; rebuild"),
+        ({"version": "0.0.9"}, f"is of version 0.0.9, fastmmoe is {__version__}; `make plugins` brings one that fits"),
+        ({"architecture": "x86_64"}, "is for x86_64, target jetson-orin needs aarch64; `make plugins` brings"),
     ],
 )
 def test_does_not_fit(says: dict[str, str], words: str, fake_plugin: Callable[..., Path]) -> None:
@@ -80,8 +91,8 @@ def test_does_not_fit(says: dict[str, str], words: str, fake_plugin: Callable[..
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (lambda data: b"", "not a shared library; rebuild"),
-        (lambda data: data[:63], "not a shared library; rebuild"),
+        (lambda data: b"", "not a shared library; `make plugins` brings"),
+        (lambda data: data[:63], "not a shared library; `make plugins` brings"),
         (lambda data: b"\0" + data[1:], "not a shared library for one of x86_64, aarch64"),
         (lambda data: data[:18] + b"\x28" + data[19:], "not a shared library for one of x86_64, aarch64"),  # 32-bit Arm
         (lambda data: data[:64] + bytes(64), "names no version"),
