@@ -4,7 +4,7 @@
 SHELL := bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup native plugins demo test check processors verify clean FORCE
+.PHONY: help setup native plugins jetpack6 demo test check processors verify clean FORCE
 
 # The Python that makes the environment, and arguments for pip, for example the index of PyTorch's CPU builds.
 PYTHON ?= python3
@@ -23,6 +23,7 @@ PLUGIN_INPUTS := $(PLUGIN_SOURCES) $(BUILD_INPUTS) scripts/build_plugins.sh
 CPU_SOURCES := $(filter-out plugins/tensorrt/% $(addsuffix /%,$(wildcard plugins/*/cuda)),$(PLUGIN_SOURCES))
 NATIVE_INPUTS := $(CPU_SOURCES) $(BUILD_INPUTS) scripts/build_native.sh
 JETSON_PLUGIN := plugins/lib/aarch64/libfastmmoe_trt.so
+JETPACK6_PLUGIN := plugins/lib/jetpack6/libfastmmoe_trt.so
 ifeq ($(shell uname -m),aarch64)
 PLUGINS := $(JETSON_PLUGIN)
 else
@@ -38,7 +39,7 @@ else echo "failed ($(BUILD)/$(3).log)"; tail -n 40 $(BUILD)/$(3).log; exit 1; fi
 endef
 
 help: ## print this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## /{ printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## /{ printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo 'Variables: PYTHON=python3 (3.10 or later), PIP_ARGS="arguments for pip install", CUDA_ARCHS=80,87'
 
 setup: $(BUILD)/setup ## Python environment with the exporter and the tools, in .venv
@@ -49,6 +50,9 @@ native: $(BUILD)/native.done ## native operators for ONNX Runtime, in plugins/li
 
 plugins: $(BUILD)/plugins-$(CUDA_ARCHS).done ## TensorRT plugin and CUDA operators, in plugins/lib
 	@$(if $(filter $(JETSON_PLUGIN),$(PLUGINS)),:,echo 'skipped $(JETSON_PLUGIN): install g++-12-aarch64-linux-gnu')
+
+jetpack6: $(if $(CROSS),$(BUILD)/jetpack6.done) ## TensorRT plugin for Jetson with JetPack 6, in plugins/lib
+	@$(if $(CROSS),:,echo 'skipped $(JETPACK6_PLUGIN): needs x86-64 and g++-12-aarch64-linux-gnu')
 
 demo: setup native ## export and run the built-in model
 	@$(PY) scripts/demo.py
@@ -68,6 +72,7 @@ processors: setup native ## the parity tests with the kernels of another process
 	@$(PY) scripts/check_processors.py --other --threads 2
 
 verify: setup native plugins ## the slow tests, which install packages; the tests as other processors round
+	@$(MAKE) --no-print-directory jetpack6 || echo 'without it tests are skipped'
 	@$(PY) scripts/check_processors.py
 	@$(PY) -m pytest tests -rs -m slow
 
@@ -96,5 +101,9 @@ $(BUILD)/plugins-$(CUDA_ARCHS).done: $(PLUGIN_INPUTS) $(if $(filter-out $(wildca
 	$(call step,CUDA libraries for $(CUDA_ARCHS),bash scripts/build_plugins.sh --archs $(CUDA_ARCHS),plugins)
 	$(if $(CROSS),$(call step,TensorRT plugin for Jetson,bash scripts/build_plugins.sh --aarch64,plugins-aarch64))
 	@rm -f $(BUILD)/plugins-*.done; touch $@
+
+$(BUILD)/jetpack6.done: $(PLUGIN_INPUTS) $(if $(wildcard $(JETPACK6_PLUGIN)),,FORCE) | $(VENV)/pyvenv.cfg
+	$(call step,TensorRT plugin for JetPack 6,bash scripts/build_plugins.sh --jetpack6,plugins-jetpack6)
+	@touch $@
 
 FORCE:
