@@ -29,7 +29,7 @@ fi
 mkdir -p "$(dirname "$dir")"
 tmp=$(mktemp -d "$dir.XXXXXX")
 trap 'rm -rf "$tmp"' EXIT
-scripts/fetch_debian_package.sh trixie non-free nvidia-cuda-toolkit "$tmp/package" ||
+scripts/fetch_debian_packages.sh trixie non-free "$tmp/package" nvidia-cuda-toolkit ||
   fail "no package nvidia-cuda-toolkit"
 log=$("$python" -m pip install --disable-pip-version-check --no-deps --target "$tmp/pip" \
   'nvidia-cuda-runtime-cu12==12.4.*' 'nvidia-cuda-nvcc-cu12==12.4.*' 'nvidia-cuda-cccl-cu12==12.4.*' 2>&1) ||

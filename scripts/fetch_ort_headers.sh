@@ -17,7 +17,7 @@ fail() {
 mkdir -p "$dir/include"
 tmp=$(mktemp -d "$dir/.fetch.XXXXXX")
 trap 'rm -rf "$tmp"' EXIT
-"$(dirname "$0")/fetch_debian_package.sh" trixie main libonnxruntime-dev "$tmp/package" ||
+"$(dirname "$0")/fetch_debian_packages.sh" trixie main "$tmp/package" libonnxruntime-dev ||
   fail "no package libonnxruntime-dev"
 [ -f "$tmp/package/usr/include/onnxruntime/$header" ] || fail "libonnxruntime-dev holds no include/onnxruntime/$header"
 # A rename is atomic; a run beside this one may have been first.

@@ -4,21 +4,31 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import fastmmoe
+from fastmmoe import VLM
+from fastmmoe.calibration.data import BUILTIN, load_samples
+from fastmmoe.exporter.cli import main as export_main
+from fastmmoe.runtime.bundle.manifest import PLUGIN
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDERS = ("runtime", "exporter", "calibration", "plugins")
 LIBRARY = "fastmmoe/plugins/lib/libfastmmoe_ort.so"
+PLUGINS = ("libfastmmoe_trt.so", "aarch64/libfastmmoe_trt.so", "jetpack6/libfastmmoe_trt.so")
+CROSS_COMPILER = "aarch64-linux-gnu-g++-12"
 
 # One of the build system's two functions, as pip calls it; the name of the file comes last.
 BUILD = """
@@ -71,59 +81,180 @@ def test_wheel_holds_the_python_files_and_their_data(tmp_path: Path) -> None:
 
 
 def test_plugins_are_a_wheel_of_their_own(tmp_path: Path) -> None:
-    libraries = ("libfastmmoe_trt.so", "aarch64/libfastmmoe_trt.so")
-    for name in libraries:
-        if not (REPOSITORY / "plugins" / "lib" / name).is_file():
-            pytest.skip(f"needs plugins/lib/{name}: make plugins")
-    made = build("wheel", tmp_path, REPOSITORY / "distributions" / "plugins")
+    project = shutil.copytree(REPOSITORY / "distributions" / "plugins", tmp_path / "distributions" / "plugins")
+    (tmp_path / "fastmmoe").mkdir()
+    shutil.copy(REPOSITORY / "fastmmoe" / "__init__.py", tmp_path / "fastmmoe")
+    for name in PLUGINS:
+        (tmp_path / "plugins" / "lib" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "plugins" / "lib" / name).write_text(name, encoding="utf-8")
+    made = build("wheel", tmp_path, project)
     assert made.name == f"fastmmoe_plugins-{fastmmoe.__version__}-py3-none-any.whl"
     with zipfile.ZipFile(made) as archive:
-        names = [name for name in archive.namelist() if ".dist-info/" not in name]
-    assert sorted(names) == sorted(["fastmmoe_plugins/__init__.py", *(f"fastmmoe_plugins/lib/{n}" for n in libraries)])
+        files = {name: archive.read(name).decode() for name in archive.namelist() if ".dist-info/" not in name}
+    assert files.pop("fastmmoe_plugins/__init__.py")
+    assert files == {f"fastmmoe_plugins/lib/{name}": name for name in PLUGINS}
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bare clone: what git knows, nothing built."""
+    directory = tmp_path_factory.mktemp("clone")
+    tracked()
+    subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(directory)], check=True)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def wheel(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel that pip makes of a bare clone."""
     directory = tmp_path_factory.mktemp("wheel")
-    tracked()
-    subprocess.run(["git", "clone", "--quiet", str(REPOSITORY), str(directory / "clone")], check=True)
-    pip(directory, sys.executable, "wheel", "--no-deps", "--wheel-dir", str(directory), str(directory / "clone"))
+    pip(clone, sys.executable, "wheel", "--no-deps", "--wheel-dir", str(directory), ".")
     return next(directory.glob("*.whl"))
 
 
-def pip(directory: Path, python: str | Path, *arguments: str) -> None:
+def pip(directory: Path, python: str | Path, *arguments: str, **environment: str) -> None:
     command = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet", *arguments]
-    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=directory, env=os.environ | environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
-def test_wheel_of_a_bare_clone_is_for_this_platform(wheel: Path) -> None:
-    assert wheel.name.endswith(f"-py3-none-linux_{platform.machine()}.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        assert [name for name in archive.namelist() if name.endswith(".so")] == [LIBRARY]
+def clean_environment() -> dict[str, str]:
+    """Without what would lead a program into the checkout."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "FASTMMOE"))}
 
 
-@pytest.mark.slow
-def test_wheel_alone_exports_and_answers(wheel: Path, tmp_path: Path) -> None:
-    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
-    programs = tmp_path / "venv" / "bin"
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "FASTMMOE"))}
+@dataclass(frozen=True)
+class Outside:
+    """An environment that has the wheels alone, and a folder outside of any checkout."""
 
-    def answer(*command: str) -> subprocess.CompletedProcess[str]:
-        line = [str(programs / "fastmmoe"), *command]
-        return subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    folder: Path
 
-    question = ("run", "out", "--prompt", "What color is the star?", "--max-new-tokens", "4")
+    def install(self, *what: str) -> None:
+        pip(self.folder, self.folder / "venv" / "bin" / "python", "install", *what)
+
+    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
+        program = str(self.folder / "venv" / "bin" / "fastmmoe")
+        return subprocess.run(
+            [program, *command], cwd=self.folder, env=clean_environment(), capture_output=True, text=True, check=False
+        )
+
+    def refusal(self, *command: str) -> str:
+        """The one line that refuses it."""
+        done = self.run(*command)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.count("\n") == 1
+        return done.stderr
+
+    def export(self, *arguments: str) -> None:
+        done = self.run("export", "demo", *arguments)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def outside(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Outside:
+    """With the extra export, and no ONNX Runtime."""
+    made = Outside(tmp_path_factory.mktemp("outside"))
+    subprocess.run([sys.executable, "-m", "venv", str(made.folder / "venv")], check=True)
     torch = f"torch=={importlib.metadata.version('torch').partition('+')[0]}"
-    pip(tmp_path, programs / "python", "install", f"{wheel}[export]", torch)
-    refused = answer("export", "demo", "out")
-    assert refused.returncode == 2
-    assert "pip install 'fastmmoe[cpu]'" in refused.stderr and refused.stderr.count("\n") == 1
-    pip(tmp_path, programs / "python", "install", f"{wheel}[cpu]")
-    exported = answer("export", "demo", "out")
-    assert exported.returncode == 0, exported.stderr
-    native, portable = answer(*question), answer(*question, "--portable")
+    made.install(f"{wheel}[export]", torch)
+    return made
+
+
+@pytest.mark.slow
+def test_wheel_alone_exports_and_answers(outside: Outside, wheel: Path) -> None:
+    assert "pip install 'fastmmoe[cpu]'" in outside.refusal("export", "demo", "out")
+    outside.install(f"{wheel}[cpu]")
+    outside.export("out")
+    question = ("run", "out", "--prompt", "What color is the star?", "--max-new-tokens", "4")
+    native, portable = outside.run(*question), outside.run(*question, "--portable")
     assert native.returncode == portable.returncode == 0, native.stderr + portable.stderr
     assert native.stdout == portable.stdout != ""
+
+
+@pytest.mark.slow
+def test_both_wheels_export_for_tensorrt(outside: Outside, wheel: Path, tmp_path: Path) -> None:
+    """As docs/install.md says: without the second wheel one line names it, with it bundles for TensorRT are made."""
+    for name in PLUGINS:
+        if not (REPOSITORY / "plugins" / "lib" / name).is_file():
+            pytest.skip(f"needs plugins/lib/{name}: make plugins jetpack6")
+    outside.install(f"{wheel}[cpu,rtx]")
+    line = f"`pip install fastmmoe-plugins=={fastmmoe.__version__}` brings it"
+    for target in ("jetson-orin", "rtx"):
+        assert line in outside.refusal("export", "demo", target, "--target", target)
+    outside.install(str(build("wheel", tmp_path, REPOSITORY / "distributions" / "plugins")))
+    for target, library in zip(("rtx", "jetson-orin"), PLUGINS, strict=False):
+        outside.export(target, "--target", target)
+        verified = outside.run("verify", target)
+        assert verified.returncode == 0, verified.stderr
+        built = (REPOSITORY / "plugins" / "lib" / library).read_bytes()
+        assert (outside.folder / target / PLUGIN).read_bytes() == built
+    # An engine of a Jetson is built there; the one for RTX needs no GPU.
+    assert "aarch64" in outside.refusal("build", "jetson-orin")
+    again = outside.run("build", "rtx")
+    assert again.returncode == 0, again.stderr
+
+
+@pytest.fixture(scope="module")
+def aarch64_wheel(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel for aarch64 that pip makes of a bare clone, as docs/install.md says."""
+    if platform.machine() != "x86_64":
+        pytest.skip("needs an x86-64 machine")
+    if shutil.which(CROSS_COMPILER) is None:
+        pytest.skip(f"needs {CROSS_COMPILER}")
+    directory = tmp_path_factory.mktemp("aarch64-wheel")
+    toolchain = ("-C", f"cmake.toolchain-file={clone}/plugins/cmake/aarch64.cmake")
+    arguments = ("wheel", "--no-deps", "--wheel-dir", str(directory), *toolchain, ".")
+    pip(clone, sys.executable, *arguments, _PYTHON_HOST_PLATFORM="linux-aarch64")
+    return next(directory.glob("*.whl"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", [platform.machine(), "aarch64"])
+def test_auditwheel_finds_that_it_may_be_called_manylinux_2_28(
+    machine: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    made: Path = request.getfixturevalue("wheel" if machine == platform.machine() else "aarch64_wheel")
+    assert made.name.endswith(f"-py3-none-linux_{machine}.whl")
+    with zipfile.ZipFile(made) as archive:
+        assert [name for name in archive.namelist() if name.endswith(".so")] == [LIBRARY]
+    pip(tmp_path, sys.executable, "install", "--target", "tools", "auditwheel")
+    command = [sys.executable, "-m", "auditwheel", "show", str(made)]
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "tools")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    tag = re.search(rf'"manylinux_2_(\d+)_{machine}"', done.stdout)
+    assert tag is not None and int(tag[1]) <= 28, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def aarch64_python() -> str:
+    """A command that is Python for aarch64, run by an emulator."""
+    command = ["bash", "scripts/fetch_aarch64_python.sh"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"needs an emulator and Python for aarch64: {done.stderr.strip()}")
+    return done.stdout.strip()
+
+
+@pytest.mark.slow
+def test_aarch64_wheel_answers_as_on_x86_64(aarch64_wheel: Path, aarch64_python: str, tmp_path: Path) -> None:
+    """With the wheels of ONNX Runtime and NumPy that a device takes, native and portable."""
+    platforms = [word for minor in range(28, 16, -1) for word in ("--platform", f"manylinux_2_{minor}_aarch64")]
+    options = ("--target", "site", "--only-binary=:all:", "--platform", "linux_aarch64", *platforms)
+    version = aarch64_python.rpartition("python")[2]
+    pip(tmp_path, sys.executable, "install", *options, "--python-version", version, f"{aarch64_wheel}[cpu]")
+    sample = load_samples(BUILTIN, split="test", count=1)[0]
+    sample.image.save(tmp_path / "scene.png")
+    assert export_main(["demo", str(tmp_path / "out")]) == 0
+    expected = VLM(tmp_path / "out").generate(sample.messages, retention=0.5, max_new_tokens=4)
+    assert len(expected.token_ids) >= 2 and expected.stats.kept_visual_tokens[-1] < expected.stats.visual_tokens
+    question = ["--image", "scene.png", "--prompt", sample.question, "--retention", "0.5", "--max-new-tokens", "4"]
+    command = [aarch64_python, "site/bin/fastmmoe", "run", "out", *question, "--json"]
+    environment = clean_environment() | {"PYTHONPATH": str(tmp_path / "site")}
+    for words in (command, [*command, "--portable"]):
+        done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        answer = json.loads(done.stdout)
+        assert answer["token_ids"] == list(expected.token_ids)
+        assert answer["kept_visual_tokens"] == list(expected.stats.kept_visual_tokens)

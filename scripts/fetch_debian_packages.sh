@@ -1,22 +1,24 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# fetch_debian_package.sh SUITE COMPONENT PACKAGE DIR: unpacks a package of another Debian suite into the new folder
-# DIR. It comes through the system's own Debian line and private apt folders: no system source, list or package changes,
-# no rights are needed.
+# fetch_debian_packages.sh SUITE COMPONENT DIR PACKAGE...: unpacks packages of another Debian suite, for another
+# machine as NAME:arm64, into the new folder DIR. They come through the system's own Debian line and private apt folders:
+# no system source, list or package changes, no rights are needed.
 set -euo pipefail
 
-suite=${1:?usage: fetch_debian_package.sh SUITE COMPONENT PACKAGE DIR}
-component=${2:?}
-package=${3:?}
-target=${4:?}
+usage="usage: fetch_debian_packages.sh SUITE COMPONENT DIR PACKAGE..."
+suite=${1:?$usage}
+component=${2:?$usage}
+target=${3:?$usage}
+packages=("${@:4}")
+[ ${#packages[@]} -gt 0 ] || { echo "$usage" >&2 && exit 1; }
 
 fail() {
-  echo "fetch_debian_package.sh: $1" >&2
+  echo "fetch_debian_packages.sh: $1" >&2
   exit 1
 }
 
 for tool in apt-get dpkg-deb awk; do
-  command -v "$tool" >/dev/null || fail "$tool is not installed, so $package cannot be taken from Debian"
+  command -v "$tool" >/dev/null || fail "$tool is not installed, so ${packages[*]} cannot be taken from Debian"
 done
 [ -r /etc/os-release ] || fail "/etc/os-release is missing, so this is not known to be Debian"
 id=$(. /etc/os-release && echo "${ID:-unknown}")
@@ -84,8 +86,10 @@ one_line=(/etc/apt/sources.list.d/*.list)
 # The system's apt settings (a proxy, for example) stay, its hooks after an update do not run.
 mkdir -p "$tmp/conf" "$tmp/lists/partial" "$tmp/cache/archives/partial" "$tmp/download"
 for file in /etc/apt/apt.conf.d/*; do cp "$file" "$tmp/conf/"; done
+architectures=$(printf '%s\n' "${packages[@]}" | sed -n 's/.*:\(.*\)/"\1";/p' | sort -u)
 cat >"$tmp/conf/zz-private" <<CONF
 #clear APT::Update;
+APT::Architectures { "$(dpkg --print-architecture)"; $architectures };
 Dir::Etc::SourceList "$tmp/debian.sources";
 Dir::Etc::SourceParts "-";
 Dir::Etc::Preferences "-";
@@ -102,6 +106,9 @@ export APT_CONFIG=$tmp/apt.conf
 
 first_error() { grep -E '^(E|W):' "$tmp/log" | head -n 1 || true; }
 apt-get -qq update >"$tmp/log" 2>&1 || fail "apt-get update for $suite/$component failed: $(first_error)"
-(cd "$tmp/download" && apt-get -qq download "$package") >"$tmp/log" 2>&1 ||
-  fail "apt-get download $package failed: $(first_error)"
-dpkg-deb -x "$tmp/download"/*.deb "$target" || fail "$package from $suite cannot be unpacked into $target"
+(cd "$tmp/download" && apt-get -qq download "${packages[@]}") >"$tmp/log" 2>&1 ||
+  fail "apt-get download ${packages[*]} failed: $(first_error)"
+mkdir -p "$target"
+for file in "$tmp/download"/*.deb; do
+  dpkg-deb -x "$file" "$target" || fail "${file##*/} from $suite cannot be unpacked into $target"
+done
