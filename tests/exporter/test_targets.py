@@ -4,14 +4,42 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from fastmmoe.exporter.config import ExportConfig
 from fastmmoe.exporter.ops.quantise import Packing
-from fastmmoe.exporter.targets import check_kernels, choose_packing
+from fastmmoe.exporter.targets import DTYPES, activation_dtype, check_kernels, choose_dtype, choose_packing
 from fastmmoe.runtime.errors import InvalidRequest, UnsupportedModel
 from fastmmoe.runtime.machines.targets import TARGETS
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype", "chosen", "activations"),
+    [
+        ("cpu", None, "fp32", "float32"),
+        ("cpu", "bf16", "bf16", "float32"),
+        ("jetson-orin", None, "fp16", "float16"),
+        ("rtx", "bf16", "bf16", "bfloat16"),
+    ],
+)
+def test_element_types(target: str, dtype: str | None, chosen: str, activations: str) -> None:
+    """ONNX Runtime's CPU provider computes in float32, whatever is stored."""
+    assert choose_dtype(TARGETS[target], dtype) == chosen
+    assert activation_dtype(TARGETS[target], chosen) == activations
+    assert activations in DTYPES.values()
+
+
+def test_an_element_type_that_the_kernels_do_not_take() -> None:
+    with pytest.raises(InvalidRequest, match=r"^--dtype fp32: target jetson-orin takes fp16, bf16$"):
+        choose_dtype(TARGETS["jetson-orin"], "fp32")
+
+
+def test_experts_are_packed_as_they_are_asked_for() -> None:
+    config = ExportConfig(experts="int4", group_size=64, zero_points=True)
+    assert choose_packing(TARGETS["jetson-orin"], config) == Packing("int4", 64, True)
+    assert choose_packing(TARGETS["jetson-orin"], ExportConfig()) is None
 
 
 def test_cpu_target_refuses_integers() -> None:
@@ -22,6 +50,17 @@ def test_cpu_target_refuses_integers() -> None:
 def test_zero_points_need_integers() -> None:
     with pytest.raises(InvalidRequest, match=r"^--zero-points: needs --experts int8 or int4$"):
         choose_packing(TARGETS["rtx"], ExportConfig(zero_points=True))
+
+
+def sizes(experts: int, hidden: int, inner: int) -> Any:
+    """A configuration, as far as kernels look at it."""
+    return SimpleNamespace(hidden_size=hidden, moe=SimpleNamespace(num_experts=experts, intermediate_size=inner))
+
+
+def test_the_greatest_models_that_the_kernels_take() -> None:
+    check_kernels(TARGETS["rtx"], sizes(256, 16, 48), None)
+    check_kernels(TARGETS["rtx"], sizes(256, 48, 16), Packing("int8", 32, False))
+    check_kernels(TARGETS["rtx"], sizes(256, 32, 96), Packing("int4", 32, False))
 
 
 @pytest.mark.parametrize(
@@ -35,7 +74,7 @@ def test_zero_points_need_integers() -> None:
 def test_models_that_the_kernels_do_not_take(
     experts: int, hidden: int, inner: int, packing: Packing | None, message: str
 ) -> None:
-    config = SimpleNamespace(hidden_size=hidden, moe=SimpleNamespace(num_experts=experts, intermediate_size=inner))
+    config = sizes(experts, hidden, inner)
     with pytest.raises(UnsupportedModel, match=message):
         check_kernels(TARGETS["rtx"], config, packing)
     check_kernels(TARGETS["cpu"], config, packing)

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The check of an export: what counts as a difference, and what another prompt must decide; no graph is run."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from fastmmoe.exporter.check import parity
+from fastmmoe.exporter.check.parity import SEEDS, Case, Difference, Written
+from fastmmoe.exporter.check.structure import CheckFailed
+from fastmmoe.runtime.bundle import graph_io
+from fastmmoe.runtime.method.schedule import Schedule, plan_request
+from tests.support.manifests import POLICY, toy_manifest
+
+ATOL = 1e-4
+Found = list[Difference] | None
+PORTABLE = toy_manifest("deepseek_vl2")
+
+
+def plan(method: str = "fastmmoe", retention: float = 0.5) -> Schedule:
+    return plan_request(
+        PORTABLE.policy, visual_tokens=8, moe_layers=(1, 2, 3), top_k=4, method=method, retention=retention
+    )
+
+
+def case_of(schedule: Schedule, *logits: float, kept: tuple[int, ...] = (0, 1)) -> Case:
+    return Case(
+        np.zeros((4, 2), np.float32), np.arange(2), schedule, [np.array(logits)], [], [np.array(kept, np.int32)]
+    )
+
+
+def within() -> Found:
+    return [Difference("x", ATOL, ATOL)]
+
+
+def beyond(value: float = 2 * ATOL) -> Found:
+    return [Difference("x", value, ATOL)]
+
+
+class Check(parity._LanguageModelCheck):
+    """A check whose variants give what is scripted for each prompt, in turn."""
+
+    def __init__(self, script: dict[str, list[Found]]) -> None:
+        written = Written(Path(), PORTABLE)
+        super().__init__(None, written, np.zeros((2, 2)), lambda ids: ids, ATOL, lambda _: None)  # type: ignore[arg-type]
+        object.__setattr__(self, "script", {label: iter(found) for label, found in script.items()})
+
+    script: dict[str, Iterator[Found]]
+
+    def _torch_case(self, schedule: Schedule, seed: int) -> Case:
+        return case_of(schedule)
+
+    def _run_variant(self, label: str, portable: bool, cases: dict[int, Case]) -> dict[int, Found]:
+        return {number: next(self.script[label]) for number in cases}
+
+
+NATIVE, OTHER = "onnxruntime", "onnxruntime, portable"
+
+
+@pytest.fixture
+def clear(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """Function (whether noise leaves every choice of torch as it is), for the rest of the test."""
+    return lambda is_clear: monkeypatch.setattr(parity, "_is_clear", lambda *_: is_clear)
+
+
+@pytest.mark.parametrize(
+    ("value", "is_ok"), [(0.0, True), (ATOL, True), (1.01 * ATOL, False), (math.inf, False), (math.nan, False)]
+)
+def test_a_difference_within_the_tolerance(value: float, is_ok: bool) -> None:
+    assert Difference("logits", value, ATOL).is_ok == is_ok
+
+
+def test_variants_that_are_run() -> None:
+    engines = msgspec.structs.replace(PORTABLE, portable=False)
+    assert Written(Path(), PORTABLE).variants == {NATIVE: False, OTHER: True}
+    assert Written(Path(), engines).variants == {NATIVE: False}
+    assert list(Written(Path(), engines, "float32 twin").variants) == ["onnxruntime, float32 twin"]
+
+
+def test_variants_that_agree_settle_a_prompt(clear: Callable[[bool], None]) -> None:
+    clear(False)
+    check = Check({NATIVE: [within(), within()], OTHER: [within(), within()]})
+    assert len(check.run([plan("none", 1.0), plan()])) == 4
+
+
+def test_a_clear_difference_is_reported(clear: Callable[[bool], None]) -> None:
+    """All that was found for the prompt, what is within the tolerance too."""
+    clear(True)
+    found = Check({NATIVE: [within()], OTHER: [beyond()]}).run([plan()])
+    assert [d.is_ok for d in found] == [True, False]
+
+
+def test_nan_is_no_near_tie(clear: Callable[[bool], None]) -> None:
+    clear(True)
+    found = Check({NATIVE: [beyond(math.nan)], OTHER: [within()]}).run([plan()])
+    assert [d.is_ok for d in found] == [False, True]
+
+
+def test_other_survivors_where_all_is_clear_fail(clear: Callable[[bool], None]) -> None:
+    clear(True)
+    with pytest.raises(CheckFailed) as raised:
+        Check({NATIVE: [within()], OTHER: [None]}).run([plan()])
+    assert str(raised.value) == f"fastmmoe, retention 0.5: {OTHER} and torch keep different tokens"
+
+
+@pytest.mark.parametrize("first", [beyond(), None])
+def test_near_ties_are_left_to_another_prompt(clear: Callable[[bool], None], first: Found) -> None:
+    """The schedule that is settled is not run again: one more answer each is scripted."""
+    clear(False)
+    check = Check({NATIVE: [within(), first, within()], OTHER: [within(), within(), within()]})
+    found = check.run([plan("none", 1.0), plan()])
+    assert all(d.is_ok for d in found) and len(found) == 4
+    assert not list(check.script[NATIVE])
+
+
+def test_near_ties_in_every_prompt_fail(clear: Callable[[bool], None]) -> None:
+    clear(False)
+    check = Check({NATIVE: [within(), *[beyond()] * SEEDS], OTHER: [within()] * (SEEDS + 1)})
+    with pytest.raises(CheckFailed) as raised:
+        check.run([plan("none", 1.0), plan()])
+    message = f"fastmmoe, retention 0.5: near ties decide about the tokens of {SEEDS} random prompts"
+    assert str(raised.value) == message
+    assert not list(check.script[NATIVE])
+
+
+@pytest.mark.parametrize(
+    ("moved", "is_clear"),
+    [
+        # Logits that move by a quarter of the difference or less are no explanation of it.
+        ((case_of(plan(), 1.0), case_of(plan(), 1.0)), True),
+        ((case_of(plan(), 1.25), case_of(plan(), 0.75)), True),
+        ((case_of(plan(), 1.3), case_of(plan(), 1.0)), False),
+        ((case_of(plan(), 1.0), case_of(plan(), 0.7)), False),
+        ((case_of(plan(), 1.0, kept=(0, 2)), case_of(plan(), 1.0)), False),
+        ((case_of(plan(), 1.0), case_of(plan(), 1.0, kept=(0, 2))), False),
+    ],
+)
+def test_noise_tells_whether_a_choice_is_clear(
+    monkeypatch: pytest.MonkeyPatch, moved: tuple[Case, Case], is_clear: bool
+) -> None:
+    """Noise and its opposite, small against every embedding."""
+    given: list[np.ndarray] = []
+    answers = iter(moved)
+
+    def run(_: object, embeds: np.ndarray, *__: object) -> Case:
+        given.append(embeds)
+        return next(answers)
+
+    monkeypatch.setattr(parity, "_run_language_model", run)
+    case = case_of(plan(), 1.0)
+    assert parity._is_clear(SimpleNamespace(), case, 1.0, seed=3) == is_clear  # type: ignore[arg-type]
+    assert 0 < np.abs(given[0]).max() < 10 * parity.NOISE
+    if len(given) == 2:
+        np.testing.assert_array_equal(given[1], -given[0])
+
+
+def test_schedules_that_are_compared() -> None:
+    """The unmodified model, then each method at the stored retention, or at half of the tokens where that is 1."""
+
+    def found(retention: float) -> list[tuple[str, float]]:
+        policy = toy_manifest("deepseek_vl2", policy={**POLICY, "retention": retention}).policy
+        config = SimpleNamespace(moe_layers=(1, 2, 3), moe=SimpleNamespace(top_k=4))
+        model: Any = SimpleNamespace(policy=policy, config=config)
+        return [(s.method, s.retention) for s in parity._schedules(model, 8)]
+
+    assert found(0.25) == [("none", 1.0), ("fastmmoe", 0.25)]
+    assert found(1.0) == [("none", 1.0), ("fastmmoe", 0.5)]
+
+
+@pytest.mark.parametrize("family", ["deepseek_vl2", "internvl3_5"])
+def test_the_picture_that_is_looked_at(family: str) -> None:
+    """As many tiles as the family cuts a picture of one tile's size into, with a layout where it has one."""
+    config = toy_manifest(family).processor
+    inputs = parity._picture(config)
+    side, tiles = config.tile_size, 2 if family == "deepseek_vl2" else 1
+    pixels = inputs[graph_io.PIXEL_VALUES]
+    assert (pixels.shape, pixels.dtype) == ((tiles, 3, side, side), np.float32)
+    assert pixels.flags.c_contiguous and -1 <= pixels.min() < -0.5 and 0.5 < pixels.max() <= 1
+    assert (graph_io.LAYOUT_INDEX in inputs) == (family == "deepseek_vl2")
+
+
+def test_the_greatest_distance() -> None:
+    assert parity._distance(np.array([1.0, -2.0]), np.array([1.5, 1.0])) == 3.0
+    assert parity._distance(np.zeros(0), np.zeros(0)) == 0.0
+    assert math.isnan(parity._distance(np.array([math.nan, 9.0]), np.zeros(2)))
+
+
+class Counter:
+    """A backend that gives logits whose best token is the number of the call, and remembers what it was fed."""
+
+    def __init__(self) -> None:
+        self.policy, self.info, self.calls = PORTABLE.policy, PORTABLE.language_model, 0
+        self.embedded: list[int] = []
+
+    def new_caches(self) -> list[Any]:
+        return []
+
+    def extend(self, feeds: dict[str, Any], caches: list[Any]) -> tuple[dict[str, Any], list[Any]]:
+        self.calls += 1
+        logits = np.eye(9, dtype=np.float32)[[self.calls]]
+        kept = {graph_io.kept_index(s): np.arange(3) for s in range(len(self.policy.sites))}
+        return {graph_io.LOGITS: logits, **kept}, caches
+
+    def embed(self, ids: np.ndarray) -> np.ndarray:
+        self.embedded += ids.tolist()
+        return np.zeros((len(ids), 4), np.float32)
+
+
+@pytest.mark.parametrize(("tokens", "fed"), [(None, [1, 2, 3]), ([7, 8, 7], [7, 8, 7])])
+def test_decode_steps_take_the_best_token_or_the_given_ones(tokens: list[int] | None, fed: list[int]) -> None:
+    backend: Any = Counter()
+    visual_index = np.arange(8, dtype=np.int32)
+    case = parity._run_case(backend, np.zeros((9, 4), np.float32), visual_index, plan(), backend.embed, tokens)
+    assert (case.tokens, backend.embedded, backend.calls) == (fed, fed, 4)
+    assert [int(np.argmax(logits)) for logits in case.logits] == [1, 2, 3, 4]
+
+
+def test_without_an_embedding_there_is_a_prefill_alone() -> None:
+    backend: Any = Counter()
+    case = parity._run_case(backend, np.zeros((9, 4), np.float32), np.arange(8, dtype=np.int32), plan(), None)
+    assert (case.tokens, len(case.logits), backend.calls) == ([], 1, 1)

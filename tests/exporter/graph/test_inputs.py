@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Inputs of each graph for tracing: those of the table, with torch's types and the least sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastmmoe.exporter.graph.inputs import graph_inputs
+from fastmmoe.exporter.graph.tracing import GraphInput
+from fastmmoe.exporter.model import Precision
+from fastmmoe.runtime.bundle import graph_io
+from tests.support.models import BFLOAT16, FLOAT16, FLOAT32, model_of
+
+Checkpoints = Callable[[str], Path]
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [(FLOAT32, torch.float32), (FLOAT16, torch.float16), (BFLOAT16, torch.bfloat16)]
+)
+def test_the_vision_graph(checkpoint: Checkpoints, precision: Precision, dtype: torch.dtype) -> None:
+    """At least one tile, and so at least one visual token; DeepSeek-VL2 alone has a layout."""
+    pixels = GraphInput(graph_io.PIXEL_VALUES, ("tiles", 3, 384, 384), dtype, minimum=1)
+    layout = GraphInput(graph_io.LAYOUT_INDEX, ("V",), torch.int32, minimum=1)
+    assert graph_inputs(model_of(checkpoint("dsvl2-mha"), precision), "vision") == [pixels, layout]
+    (only,) = graph_inputs(model_of(checkpoint("internvl-qwen3moe"), precision), "vision")
+    assert only == GraphInput(graph_io.PIXEL_VALUES, ("tiles", 3, 448, 448), dtype, minimum=1)
+
+
+def test_the_embedding_graph(checkpoint: Checkpoints) -> None:
+    for precision in (FLOAT32, FLOAT16):
+        found = graph_inputs(model_of(checkpoint("dsvl2-mha"), precision), "embedding")
+        assert found == [GraphInput(graph_io.INPUT_IDS, ("T",), torch.int32, minimum=1)]
+
+
+def test_the_language_model(checkpoint: Checkpoints) -> None:
+    """Of 6 layers with a site before the MoE block of layers 1 and 3: groups of 2, 2 and 2."""
+    model = model_of(checkpoint("dsvl2-mla"), FLOAT16, prune_layers=(1, 3))
+    found = {i.name: i for i in graph_inputs(model, "language_model")}
+    assert len(found) == len(graph_inputs(model, "language_model"))
+    H, latent = model.config.hidden_size, model.config.kv_lora_rank + model.config.rope_dim
+    expected = [
+        GraphInput(graph_io.INPUTS_EMBEDS, ("T", H), torch.float16, minimum=1),
+        GraphInput(graph_io.SEQUENCE_OFFSETS, (graph_io.OFFSETS,), torch.int32, minimum=2),
+        GraphInput(graph_io.VISUAL_INDEX, ("V",), torch.int32, minimum=0),
+        GraphInput(graph_io.VISUAL_TOP_K, (5,), torch.int32, minimum=0),
+        GraphInput(graph_io.ALPHA, (2,), torch.float32, minimum=0),
+        GraphInput(graph_io.keep_slots(1), ("K1",), torch.int8, minimum=0),
+        GraphInput("past_key_values.0.latent", (1, "S0", latent), torch.float16, minimum=0),
+        GraphInput("past_key_values.5.latent", (1, "S2", latent), torch.float16, minimum=0),
+        GraphInput(graph_io.past_sequence_ids(2), ("S2",), torch.int32, minimum=0),
+    ]
+    assert [found[i.name] for i in expected] == expected
+    assert not [name for name in found if name.startswith("past_position_ids")]
+
+
+def test_inputs_that_only_some_graphs_have(checkpoint: Checkpoints) -> None:
+    def names(name: str, method: str) -> set[str]:
+        return {i.name for i in graph_inputs(model_of(checkpoint(name), method=method), "language_model")}
+
+    none, fastv, comparison = (names("internvl-gptoss", method) for method in ("none", "fastv", "all"))
+    assert graph_io.past_position_ids(0) in none and graph_io.VISUAL_TOP_K not in none
+    assert graph_io.keep_slots(0) in fastv and graph_io.merge_slots(0) not in fastv
+    assert comparison - fastv >= {graph_io.METHOD, graph_io.RANDOM_SCORES, graph_io.RATER_SLOTS}
