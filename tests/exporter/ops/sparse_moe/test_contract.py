@@ -10,9 +10,7 @@ import pytest
 
 from fastmmoe.exporter.ops import SPARSE_MOE
 from fastmmoe.exporter.ops.sparse_moe.contract import check_moe_inputs
-
-    moe_attributes,
-)
+from tests.support.operators import moe_attributes, moe_inputs
 
 
 @pytest.mark.parametrize(
