@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,6 +16,7 @@ from fastmmoe.runtime.request import internvl as internvl3_5
 from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig, InternVlProcessorConfig
 from fastmmoe.runtime.request.deepseek_vl2 import deepseek_vl2_layout, select_best_resolution
 from fastmmoe.runtime.request.image_reader import open_image
+from fastmmoe.runtime.request.inputs import ModelInputs, no_ids
 from tests.support.golden import GoldenArray
 from tests.support.model_inputs import STATISTICS_TOLERANCE, TOLERANCE
 
@@ -152,3 +154,37 @@ def test_unusable_requests(deepseek: DeepseekVl2ProcessorConfig, internvl: Inter
     for size in ((1, 1000), (1000, 1)):
         with pytest.raises(InvalidRequest, match=r"too thin to fit into 384x384 pixels; crop it"):
             deepseek_vl2.cut_tiles(Image.new("RGB", size), deepseek, tiled=True)
+
+
+def test_the_most_tiles_of_a_picture(deepseek: DeepseekVl2ProcessorConfig) -> None:
+    config = msgspec.structs.replace(deepseek, candidate_resolutions=((384, 384), (768, 384), (768, 1152)))
+    assert deepseek_vl2.picture_tiles(config) == 7
+    # A picture has two tiles at the least, and one separator.
+    assert [deepseek_vl2.most_visual_tokens(config, tiles) for tiles in (2, 3, 7)] == [421, 631, 1473]
+
+
+def test_where_a_tokenizer_is_known(deepseek: DeepseekVl2ProcessorConfig) -> None:
+    assert deepseek_vl2.has_tokenizer(deepseek) is True
+    assert deepseek_vl2.has_tokenizer(msgspec.structs.replace(deepseek, image_token_id=None)) is False
+
+
+@pytest.mark.parametrize("global_view_first", [True, False])
+def test_places_of_the_visual_tokens(global_view_first: bool, deepseek: DeepseekVl2ProcessorConfig) -> None:
+    """Tiles of 2 x 2 tokens, two of them side by side; rows end with a newline, the separator is below a view."""
+    config = msgspec.structs.replace(
+        deepseek,
+        candidate_resolutions=((16, 16), (32, 16)),
+        patch_size=4,
+        downsample_ratio=2,
+        global_view_first=global_view_first,
+    )
+    inputs = deepseek_vl2.vision_inputs(config, np.zeros((3, 3, 16, 16), np.float32), [(2, 1)])
+    found = deepseek_vl2.picture_map(config, ModelInputs(no_ids(), no_ids(), inputs))
+    assert (found.side, found.pitch) == (2, 8)
+    cells = {name: np.where(view < 0, -9, found.cells[view]).tolist() for name, view in found.views.items()}
+    whole, local = [[0, 1, -1], [2, 3, -1]], [[4, 5, 8, 9, -1], [6, 7, 10, 11, -1]]
+    below = {"global view": [-1, -9, -9], "local view": [-1, -9, -9, -9, -9]}
+    first = "global view" if global_view_first else "local view"
+    expected = {"global view": whole, "local view": local}
+    assert next(iter(found.views)) == first
+    assert cells == expected | {first: [*expected[first], below[first]]}

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.request import internvl as internvl3_5
 from fastmmoe.runtime.request.config import InternVlProcessorConfig
 from fastmmoe.runtime.request.image_reader import open_image
-from fastmmoe.runtime.request.inputs import ModelInputs
+from fastmmoe.runtime.request.inputs import ModelInputs, no_ids
 from fastmmoe.runtime.request.internvl import select_grid
 from fastmmoe.runtime.types import Array
 from tests.support.golden import GoldenArray
@@ -159,3 +161,52 @@ def test_unusable_internvl_tensors(
     with pytest.raises(InvalidRequest, match=message) as error:
         make.from_tensors(tensors)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("size", "changes", "max_tiles", "found"),
+    [
+        ((448, 448), {}, None, (1, 1, 1)),
+        ((896, 448), {}, None, (2, 1, 3)),
+        ((896, 448), {}, 1, (1, 1, 1)),
+        ((896, 448), {"use_thumbnail": False}, None, (2, 1, 2)),
+        ((10, 10), {"min_tiles": 2}, None, (2, 2, 5)),
+        ((4480, 448), {}, None, (10, 1, 11)),
+        ((4480, 448), {}, 6, (6, 1, 7)),
+    ],
+)
+def test_a_thumbnail_comes_with_more_than_one_tile(
+    size: tuple[int, int],
+    changes: dict[str, Any],
+    max_tiles: int | None,
+    found: tuple[int, int, int],
+    internvl: InternVlProcessorConfig,
+) -> None:
+    config = msgspec.structs.replace(internvl, **changes)
+    assert internvl3_5.choose_grid(size, config, max_tiles=max_tiles) == found
+
+
+def test_fewer_tiles_than_the_checkpoint_cuts(internvl: InternVlProcessorConfig) -> None:
+    config = msgspec.structs.replace(internvl, min_tiles=3)
+    assert internvl3_5.choose_grid((448, 448), config, max_tiles=3)[2] == 4
+    with pytest.raises(InvalidRequest, match=r"max_tiles 2: expected at least 3 local tile\(s\)"):
+        internvl3_5.choose_grid((448, 448), config, max_tiles=2)
+
+
+@pytest.mark.parametrize(("changes", "tiles"), [({}, 13), ({"use_thumbnail": False}, 12), ({"max_tiles": 1}, 1)])
+def test_the_most_tiles_of_a_picture(changes: dict[str, Any], tiles: int, internvl: InternVlProcessorConfig) -> None:
+    config = msgspec.structs.replace(internvl, **changes)
+    assert internvl3_5.picture_tiles(config) == tiles
+    assert internvl3_5.most_visual_tokens(config, tiles) == tiles * 256
+
+
+def test_places_of_the_visual_tokens(internvl: InternVlProcessorConfig) -> None:
+    """Two tiles side by side and the thumbnail, of 2 x 2 tokens each."""
+    config = msgspec.structs.replace(internvl, tokens_per_tile=4)
+    inputs = ModelInputs(no_ids(), no_ids(), {}, tile_counts=(3,), image_sizes=((896, 448),))
+    found = internvl3_5.picture_map(config, inputs)
+    assert (found.side, found.pitch, found.cells.tolist()) == (2, 224, list(range(12)))
+    views = {name: view.tolist() for name, view in found.views.items()}
+    assert views == {"local view": [[0, 1, 4, 5], [2, 3, 6, 7]], "thumbnail": [[8, 9], [10, 11]]}
+    single = internvl3_5.picture_map(config, replace(inputs, tile_counts=(1,), image_sizes=((448, 448),)))
+    assert {name: view.tolist() for name, view in single.views.items()} == {"the view": [[0, 1], [2, 3]]}
