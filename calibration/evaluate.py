@@ -15,6 +15,7 @@ from fastmmoe.calibration.prompts import Prompt, Prompts
 from fastmmoe.calibration.torch_model import Prefilled, TorchModel
 from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.exporter.torch_backend import TorchBackend
+from fastmmoe.runtime.method.policy import UNMODIFIED
 from fastmmoe.runtime.types import Array
 
 Kind: TypeAlias = Literal["accuracy", "kl"]
@@ -22,7 +23,7 @@ Row: TypeAlias = tuple[float, float, int]
 
 PACKED = 4
 """Questions in one call: more share the cost of a call, but attention's masks grow with their square."""
-FULL_MODEL = PolicyOptions(method="none")
+FULL_MODEL = PolicyOptions(method=UNMODIFIED)
 
 
 @dataclass(frozen=True)

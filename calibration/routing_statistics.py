@@ -19,7 +19,7 @@ from fastmmoe.exporter.ops.sparse_moe.torch_op import route
 from fastmmoe.exporter.ops.token_prune.reference import choose_reference, windows_reference
 from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.exporter.torch_backend import TorchBackend
-from fastmmoe.runtime.method.policy import SETTINGS
+from fastmmoe.runtime.method.policy import FASTMMOE, SETTINGS, UNMODIFIED
 from fastmmoe.runtime.types import Array
 
 WINDOW: int = SETTINGS["window"].default
@@ -85,7 +85,7 @@ class _Recorder:
         self.sums = {i: _Sums(experts) for i in decoder.language_model.moe_layers}
         self._attention: torch.Tensor | None = None
         for i, layer in enumerate(decoder.language_model.layers):
-            if i in decoder.policy.prune_layers["fastmmoe"]:
+            if i in decoder.policy.prune_layers[FASTMMOE]:
                 layer.self_attn.register_forward_hook(self._keep_attention)
             if i in self.sums:
                 layer.mlp.experts.register_forward_pre_hook(functools.partial(self._add, self.sums[i]))
@@ -126,11 +126,11 @@ def _similarity(p: Array, visual_index: Array) -> float:
 def record_statistics(model: TorchModel, prompts: Prompts, count: int) -> RoutingStatistics:
     """Statistics of the unmodified model on the first `count` questions."""
     # A site that keeps every token changes nothing, but its layer computes the attention of the last row.
-    options = PolicyOptions(method="fastmmoe", prune_layers=model.layers.prunable)
+    options = PolicyOptions(method=FASTMMOE, prune_layers=model.layers.prunable)
     decoder = model.decoder(model.resolve(options))
     recorder = _Recorder(decoder, model.config.moe.num_experts)
     total = min(count, len(prompts.questions))
     for place in range(total):
-        run_pack(model, decoder, prompts, [place], method="none")
+        run_pack(model, decoder, prompts, [place], method=UNMODIFIED)
     layers = tuple(sums.layer(i) for i, sums in recorder.sums.items())
     return RoutingStatistics(checkpoint_identity=model.identity, questions=total, layers=layers)

@@ -11,7 +11,7 @@ from typing import Any
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 from fastmmoe.exporter.pruning.settings import Layers, PolicyOptions
-from fastmmoe.runtime.method.policy import SETTINGS, Policy
+from fastmmoe.runtime.method.policy import FASTMMOE, SETTINGS, Policy
 from fastmmoe.runtime.method.schedule import REDUCTION_START_LAYER
 
 MOST_STAGES = 4
@@ -85,7 +85,7 @@ class Space:
             layer: params[f"experts_{group}"] for group, layers in enumerate(self.expert_groups) for layer in layers
         }
         return PolicyOptions(
-            method="fastmmoe",
+            method=FASTMMOE,
             retention=round(params["retention"], 4),
             prune_layers=tuple(self.layers.prunable[place] for place in places),
             stage_exponents=tuple(value / sums[-1] for value in sums),
@@ -99,7 +99,7 @@ class Space:
     def default_params(self, retention: float) -> dict[str, Any]:
         """Parameters of the default schedule at this retention."""
         policy, prunable = self.default, self.layers.prunable
-        places = [prunable.index(layer) for layer in policy.prune_layers["fastmmoe"]]
+        places = [prunable.index(layer) for layer in policy.prune_layers[FASTMMOE]]
         gaps = [b - a for a, b in itertools.pairwise(places)]
         params: dict[str, Any] = {name: 0 for name in self.distributions if name.startswith("gap_")}
         params |= {name: 1.0 for name in self.distributions if name.startswith("share_")}

@@ -43,6 +43,7 @@ from fastmmoe.runtime.bundle.manifest import (
 from fastmmoe.runtime.bundle.verification import leave_stamp
 from fastmmoe.runtime.files import size_text, writing
 from fastmmoe.runtime.machines.targets import Target
+from fastmmoe.runtime.method.policy import UNMODIFIED
 from fastmmoe.runtime.request.config import ProcessorConfig
 from fastmmoe.runtime.types import Say
 
@@ -114,11 +115,11 @@ def _report_model(model: Model, name: str, say: Say) -> None:
         f"{name}: {model.family_name}, {config.num_hidden_layers} layers, {config.moe.num_experts} experts, "
         f"top-{config.moe.top_k}; every tensor accounted for"
     )
-    if policy.method == "none":
+    if policy.method == UNMODIFIED:
         say("pruning: none in the graph (--method none)")
     for method, layers in policy.prune_layers.items():
         say(f"pruning: {method} at layers {','.join(map(str, layers))}")
-    if policy.method != "none":
+    if policy.method != UNMODIFIED:
         say(f"default: {policy.default_method} at retention {policy.retention:g}, alpha {policy.alpha:g}")
     unread = model.config_reader.unread()
     if unread:

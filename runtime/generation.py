@@ -14,6 +14,7 @@ from fastmmoe.runtime.backends.batch import Batch
 from fastmmoe.runtime.bundle.manifest import Manifest
 from fastmmoe.runtime.cost.flops import count_prefill, vision_flops
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
+from fastmmoe.runtime.method.policy import UNMODIFIED
 from fastmmoe.runtime.method.schedule import Schedule, plan_request
 from fastmmoe.runtime.request.inputs import ModelInputs
 from fastmmoe.runtime.request.options import RequestOptions
@@ -147,7 +148,7 @@ class Run:
         manifest, inputs, schedule = self._manifest, self._inputs[sequence], self.schedules[sequence]
         info, T, V = manifest.language_model, len(inputs.input_ids), len(inputs.visual_index)
         unmodified = plan_request(
-            manifest.policy, visual_tokens=V, moe_layers=info.moe_layers, top_k=info.top_k, method="none"
+            manifest.policy, visual_tokens=V, moe_layers=info.moe_layers, top_k=info.top_k, method=UNMODIFIED
         )
         tiles = len(inputs.vision_inputs["pixel_values"]) if inputs.vision_inputs else 0
         past = self.batch.lengths[sequence]

@@ -18,6 +18,7 @@ from fastmmoe.runtime.bundle.manifest import TOKENIZER, Manifest
 from fastmmoe.runtime.bundle.verification import open_bundle
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.generation import RequestStats, Run, Token, since
+from fastmmoe.runtime.method.policy import SPARSEVLM
 from fastmmoe.runtime.request.answers import FINAL
 from fastmmoe.runtime.request.inputs import ModelInputs
 from fastmmoe.runtime.request.options import RequestOptions
@@ -205,5 +206,5 @@ class VLM:
     def _runs(self, inputs: Sequence[ModelInputs], request: RequestOptions) -> list[Run]:
         """The rows in one packed run, or in one each where the method cannot prune several at once."""
         method = request.method or self.manifest.policy.default_method
-        groups = [[one] for one in inputs] if method == "sparsevlm" else [list(inputs)]
+        groups = [[one] for one in inputs] if method == SPARSEVLM else [list(inputs)]
         return [Run(self.manifest, self.backend, group, request) for group in groups]

@@ -78,14 +78,18 @@ def test_only_the_backend_knows_onnx_runtime() -> None:
     assert {str(p.relative_to(REPOSITORY).parent) for p in users} == {"runtime/backends"}
 
 
+def strings_in(path: Path) -> set[str]:
+    """The strings of a file's code."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+
+
 def names_in(path: Path) -> set[str]:
     """Names and strings without blanks of a file's code, lower case."""
-    found = set(imports(path))
+    found = {*imports(path), *(text for text in strings_in(path) if " " not in text)}
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, (ast.Name, ast.FunctionDef, ast.alias)):
             found.add(node.id if isinstance(node, ast.Name) else node.name)
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and " " not in node.value:
-            found.add(node.value)
     return {name.lower() for name in found}
 
 
@@ -94,6 +98,13 @@ def test_only_its_own_files_and_the_lists_of_families_name_one() -> None:
         if str(path.relative_to(REPOSITORY)) not in FAMILY_LISTS and not path.name.startswith(FAMILY_WORDS):
             named = [name for name in names_in(path) if any(word in name for word in FAMILY_WORDS)]
             assert not named, f"{path} asks for a family: {sorted(named)}"
+
+
+def test_names_of_methods_and_rules_are_written_once() -> None:
+    for path in SOURCES:
+        if str(path.relative_to(REPOSITORY)) != "runtime/method/policy.py":
+            found = {"fastv", "sparsevlm", "mlerp", "preserve_sum"} & strings_in(path)
+            assert not found, f"{path}: take the names of runtime/method/policy.py for {sorted(found)}"
 
 
 def test_files_and_functions_are_short() -> None:

@@ -14,8 +14,9 @@ from fastmmoe.calibration.measure.bootstrap import Bootstrap, Interval
 from fastmmoe.calibration.report.latency import Latency
 from fastmmoe.calibration.report.questions import Questions
 from fastmmoe.calibration.report.results import Claim, Comparison, KindRow, Point, Verdict
-from fastmmoe.calibration.report.settings import BASELINES, FASTMMOE, FULL, PRUNING, REDUCTION, Planner, Setting
+from fastmmoe.calibration.report.settings import BASELINES, FULL, PRUNING, REDUCTION, Planner, Setting
 from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.method.policy import FASTMMOE
 from fastmmoe.runtime.types import Array
 
 CLAIMED_REDUCTION, CLAIMED_QUALITY, CLAIMED_BOUND = 0.55, 0.955, 0.945

@@ -12,17 +12,8 @@ import numpy as np
 
 from fastmmoe.calibration.report.analysis import CLAIMED_QUALITY, CLAIMED_REDUCTION, EQUALISED
 from fastmmoe.calibration.report.results import Comparison, Point, Report
-from fastmmoe.calibration.report.settings import (
-    FASTMMOE,
-    FASTV,
-    FULL,
-    PRUNING,
-    RANDOM,
-    REDUCTION,
-    SPARSEVLM,
-    VARIANTS,
-    Setting,
-)
+from fastmmoe.calibration.report.settings import FULL, PRUNING, REDUCTION, VARIANTS, Setting
+from fastmmoe.runtime.method.policy import FASTMMOE, FASTV, RANDOM, SPARSEVLM
 
 LABELS = {
     FULL: "full model",

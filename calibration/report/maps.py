@@ -10,9 +10,10 @@ import numpy as np
 from PIL import Image
 
 from fastmmoe.calibration.report.questions import Questions
-from fastmmoe.calibration.report.settings import FASTMMOE, FULL, Planner, Setting
+from fastmmoe.calibration.report.settings import FULL, Planner, Setting
 from fastmmoe.calibration.report.stages import Stage, StageTracer
 from fastmmoe.calibration.report.survivors import GONE, Rgb, View, draw_panels, draw_survivors, find_views
+from fastmmoe.runtime.method.policy import FASTMMOE
 from fastmmoe.runtime.request.config import ProcessorConfig
 from fastmmoe.runtime.request.inputs import ModelInputs
 from fastmmoe.runtime.types import Array

@@ -14,12 +14,13 @@ import numpy as np
 
 from fastmmoe import __version__
 from fastmmoe.calibration.report.questions import Questions
-from fastmmoe.calibration.report.settings import RANDOM, Planner, Setting
+from fastmmoe.calibration.report.settings import Planner, Setting
 from fastmmoe.runtime.backends.base import Backend
 from fastmmoe.runtime.backends.onnxruntime import ONNXRUNTIME_VERSION
 from fastmmoe.runtime.bundle.manifest import MANIFEST, file_entry
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.files import write_atomically
+from fastmmoe.runtime.method.policy import RANDOM
 from fastmmoe.runtime.types import Array, Say
 
 PACK = 2

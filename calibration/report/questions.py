@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastmmoe.calibration.data import Sample, identity_of
-from fastmmoe.calibration.report.settings import SPARSEVLM, Planner, Prompt, Setting
+from fastmmoe.calibration.report.settings import Planner, Prompt, Setting
 from fastmmoe.runtime.backends.base import Backend, embed_prompt
 from fastmmoe.runtime.backends.batch import Batch
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
+from fastmmoe.runtime.method.policy import SPARSEVLM
 from fastmmoe.runtime.types import Array
 from fastmmoe.runtime.vlm import VLM
 

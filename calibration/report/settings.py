@@ -14,11 +14,10 @@ from fastmmoe.runtime.bundle.manifest import Manifest
 from fastmmoe.runtime.cost.budget import STEPS, greatest_step
 from fastmmoe.runtime.cost.flops import count_prefill, vision_flops
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.method.policy import ALL
+from fastmmoe.runtime.method.policy import ALL, FASTMMOE, FASTV, RANDOM, SPARSEVLM, UNMODIFIED
 from fastmmoe.runtime.method.schedule import Schedule, plan_request
 
-FULL, FASTMMOE, REDUCTION, PRUNING = "none", "fastmmoe", "reduction", "pruning"
-RANDOM, FASTV, SPARSEVLM = "random", "fastv", "sparsevlm"
+FULL, REDUCTION, PRUNING = UNMODIFIED, "reduction", "pruning"
 VARIANTS = (FULL, FASTMMOE, REDUCTION, PRUNING, RANDOM, FASTV, SPARSEVLM)
 """The methods of a comparison bundle, and fastmmoe's halves: fewer experts alone, pruning alone."""
 BASELINES = (FASTV, SPARSEVLM, RANDOM)

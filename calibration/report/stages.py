@@ -14,9 +14,9 @@ from fastmmoe.runtime.backends.base import Observable, Observed
 from fastmmoe.runtime.backends.batch import Batch
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.method.call import Chunk
+from fastmmoe.runtime.method.policy import FASTMMOE, SPARSEVLM
 from fastmmoe.runtime.types import Array
 
-FASTMMOE = "fastmmoe"
 _INPUT_NAMES = [tensor.name for tensor in TOKEN_PRUNE.inputs]
 _OUTPUT_NAMES = [tensor.name for tensor in TOKEN_PRUNE.outputs]
 # Of FmmTokenPrune, by their places.
@@ -62,7 +62,7 @@ class StageTracer:
         if not any(FASTMMOE in site.methods for site in self._policy.sites):
             raise InvalidRequest(f"the graph holds method {self._policy.method}: expected {FASTMMOE} or all")
         # A site of sparsevlm alone has no FmmTokenPrune.
-        nodes = [s for s, site in enumerate(self._policy.sites) if site.methods != ("sparsevlm",)]
+        nodes = [s for s, site in enumerate(self._policy.sites) if site.methods != (SPARSEVLM,)]
         self._nodes = {s: n for n, s in enumerate(nodes) if FASTMMOE in self._policy.sites[s].methods}
         self._backend = backend.observe(Observed(TOKEN_PRUNE.name, INPUTS, OUTPUTS))
 

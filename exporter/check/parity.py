@@ -20,6 +20,7 @@ from fastmmoe.runtime.backends.onnxruntime import OnnxRuntime
 from fastmmoe.runtime.backends.settings import Settings
 from fastmmoe.runtime.bundle.manifest import Manifest
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
+from fastmmoe.runtime.method.policy import UNMODIFIED
 from fastmmoe.runtime.method.schedule import Schedule, plan_request
 from fastmmoe.runtime.request.config import ProcessorConfig
 from fastmmoe.runtime.request.family import family_of
@@ -107,7 +108,7 @@ def compare(model: Model, written: Written, atol: float, say: Say) -> list[Diffe
 def _schedules(model: Model, visual_tokens: int) -> list[Schedule]:
     """The unmodified model, then each method in the graph, at the stored retention or at half of the tokens."""
     retention = model.policy.retention if model.policy.retention < 1 else 0.5
-    plans = [("none", 1.0)] + [(method, retention) for method in model.policy.prune_layers]
+    plans = [(UNMODIFIED, 1.0)] + [(method, retention) for method in model.policy.prune_layers]
     return [
         plan_request(
             model.policy,

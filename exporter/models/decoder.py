@@ -18,7 +18,7 @@ from fastmmoe.exporter.models.layers import SparseMoe, causal_mask
 from fastmmoe.exporter.pruning.sites import Sites
 from fastmmoe.exporter.pruning.tokens import Rows, Tokens
 from fastmmoe.runtime.bundle import graph_io, signatures
-from fastmmoe.runtime.method.policy import Policy
+from fastmmoe.runtime.method.policy import RANDOM, SPARSEVLM, UNMODIFIED, Policy
 
 
 class DecoderLayer(nn.Module):
@@ -114,7 +114,7 @@ class LanguageModel(nn.Module):
 
     def _first_rows(self, inputs: dict[str, torch.Tensor]) -> Rows:
         x, visual_index, random_scores = inputs[graph_io.INPUTS_EMBEDS], inputs[graph_io.VISUAL_INDEX], None
-        if "random" in self.policy.methods:
+        if RANDOM in self.policy.methods:
             random_scores = torch.zeros(x.shape[0]).scatter(0, visual_index.long(), inputs[graph_io.RANDOM_SCORES])
         return Rows(
             inputs[graph_io.POSITION_IDS],
@@ -138,7 +138,7 @@ class LanguageModel(nn.Module):
         if i not in self.moe_layers:
             return layer.mlp(h)
         j = self.moe_layers.index(i)
-        if self.policy.method == "none":
+        if self.policy.method == UNMODIFIED:
             visual_top_k = torch.full((1,), layer.mlp.experts.config.top_k, dtype=torch.int32)
         else:
             visual_top_k = inputs[graph_io.VISUAL_TOP_K][j : j + 1]
@@ -162,8 +162,8 @@ class LanguageModel(nn.Module):
 
     def _positions(self, sites: Sites, rows: Rows, past: int) -> torch.Tensor:
         """[T] int32: the numbers of the original sequence or, by SparseVLM v1.5, of what is left of it."""
-        if "sparsevlm" not in self.policy.methods or self.policy.sparsevlm_positions == "original":
+        if SPARSEVLM not in self.policy.methods or self.policy.sparsevlm_positions == "original":
             return rows.position_ids
         compact = torch.arange(rows.position_ids.shape[0], dtype=torch.int32) + past
-        is_active = sites.is_active("sparsevlm")
+        is_active = sites.is_active(SPARSEVLM)
         return compact if is_active is True else torch.where(torch.as_tensor(is_active), compact, rows.position_ids)

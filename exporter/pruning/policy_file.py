@@ -19,7 +19,7 @@ from fastmmoe.exporter.pruning.settings import (
 )
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.files import write_atomically
-from fastmmoe.runtime.method.policy import SETTINGS, Policy
+from fastmmoe.runtime.method.policy import FASTMMOE, SETTINGS, Policy
 from fastmmoe.runtime.strict_json import parse_strictly
 
 FORMAT = 1
@@ -30,7 +30,7 @@ _Fields: Any = msgspec.defstruct(
     "_Fields",
     [
         ("format", int, FORMAT),
-        ("method", Literal["fastmmoe"], "fastmmoe"),
+        ("method", Literal["fastmmoe"], FASTMMOE),
         ("prune_layers", tuple[int, ...]),
         ("stage_exponents", tuple[float, ...]),
         *((setting.name, setting.type) for setting in SETTINGS.values() if setting.in_file),
@@ -58,7 +58,7 @@ class PolicyFile(_Fields):  # type: ignore[misc]
     def of(policy: Policy, model: PolicyModel) -> PolicyFile:
         """The settings of a policy of method fastmmoe that was found for this model."""
         return PolicyFile(
-            prune_layers=policy.prune_layers["fastmmoe"],
+            prune_layers=policy.prune_layers[FASTMMOE],
             stage_exponents=policy.stage_exponents,
             visual_top_k=policy.visual_top_k,
             model=model,

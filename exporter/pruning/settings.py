@@ -5,17 +5,28 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, make_dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import msgspec
 
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.method.policy import ALL, METHODS, SETTINGS, Method, Policy
+from fastmmoe.runtime.method.policy import (
+    ALL,
+    FASTMMOE,
+    FASTV,
+    METHODS,
+    RANDOM,
+    SETTINGS,
+    SPARSEVLM,
+    UNMODIFIED,
+    Method,
+    MethodOption,
+    Policy,
+)
 from fastmmoe.runtime.method.schedule import SPARSEVLM_COUNTS, check_retention, even_exponents, reduce_experts
 from fastmmoe.runtime.ranges import ExpertsPerToken, LayerIndex, limits
 from fastmmoe.runtime.ranges import Layers as LayerCount
 
-MethodOption: TypeAlias = Literal["none", "fastmmoe", "random", "fastv", "sparsevlm", "all"]
 METHOD_OPTIONS = (*METHODS, ALL)
 
 
@@ -76,7 +87,7 @@ class PolicyOptions(_Settings):  # type: ignore[misc]
         found_for: the model that the settings were found for; None = they are for any.
     """
 
-    method: MethodOption = "fastmmoe"
+    method: MethodOption = FASTMMOE
     prune_layers: tuple[int, ...] | None = None
     stage_exponents: tuple[float, ...] | None = None
     expert_factor: float | None = None
@@ -135,10 +146,10 @@ def resolve_policy(options: PolicyOptions, *, family: str, layers: Layers) -> Po
     if options.found_for is not None:
         _check_shape(options.found_for, family, layers)
     prune_layers = _prune_layers(options, row, layers)
-    stages = len(prune_layers.get("fastmmoe", prune_layers.get("random", ())))
+    stages = len(prune_layers.get(FASTMMOE, prune_layers.get(RANDOM, ())))
     given = {name: getattr(options, name) for name in SETTINGS}
     settings = {name: getattr(row, name) if value is None else value for name, value in given.items()}
-    settings["retention"] = 1.0 if options.method == "none" else float(options.retention)
+    settings["retention"] = 1.0 if options.method == UNMODIFIED else float(options.retention)
     return Policy(
         method=options.method,
         prune_layers=prune_layers,
@@ -170,12 +181,12 @@ def _check_method(options: PolicyOptions) -> None:
     method = options.method
     if method not in METHOD_OPTIONS:
         raise InvalidRequest(f"--method {method}: expected one of {', '.join(METHOD_OPTIONS)}")
-    if options.stage_exponents is not None and method not in ("fastmmoe", "random", ALL):
+    if options.stage_exponents is not None and method not in (FASTMMOE, RANDOM, ALL):
         raise InvalidRequest(
             f"--method {method}: --policy and stage_exponents are for the stages of fastmmoe: expected --method "
             f"fastmmoe, random or all"
         )
-    if method == "none" and options.prune_layers is not None:
+    if method == UNMODIFIED and options.prune_layers is not None:
         raise InvalidRequest("--prune-layers: --method none prunes nothing")
 
 
@@ -222,26 +233,26 @@ def reduced_top_k(top_k: int, expert_factor: float) -> int:
 
 def _prune_layers(options: PolicyOptions, row: FamilyRow, layers: Layers) -> dict[Method, tuple[int, ...]]:
     """The layers of every method in the graph."""
-    if options.method == "none":
+    if options.method == UNMODIFIED:
         return {}
-    if options.method != "all":
+    if options.method != ALL:
         return {options.method: _layers_of(options.method, options.prune_layers, row, layers)}
-    ours = _layers_of("fastmmoe", options.prune_layers, row, layers)
-    rest = {method: _layers_of(method, None, row, layers) for method in ("fastv", "sparsevlm")}
-    return {"fastmmoe": ours, "random": ours, "fastv": rest["fastv"], "sparsevlm": rest["sparsevlm"]}
+    ours = _layers_of(FASTMMOE, options.prune_layers, row, layers)
+    fastv, sparsevlm = (_layers_of(method, None, row, layers) for method in (FASTV, SPARSEVLM))
+    return {FASTMMOE: ours, RANDOM: ours, FASTV: fastv, SPARSEVLM: sparsevlm}
 
 
 def _layers_of(method: Method, given: tuple[int, ...] | None, row: FamilyRow, layers: Layers) -> tuple[int, ...]:
     """The given layers of one method, checked, or its default ones."""
     if given is not None:
         return _checked_layers(method, given, layers)
-    if method == "fastv":
+    if method == FASTV:
         chosen = tuple(i + 1 for i in layers.scored if i + 1 >= FASTV_LAYER)[:1]
     elif layers.count < 4:
         raise InvalidRequest(
             f"a model of {layers.count} layers has no default prune layers of {method}: give --prune-layers"
         )
-    elif method == "sparsevlm":
+    elif method == SPARSEVLM:
         chosen = scaled_layers(SPARSEVLM_LAYERS, SPARSEVLM_DEPTH, layers.count, layers.scored)
     else:
         chosen = scaled_layers(row.prune_layers, row.layers, layers.count, layers.prunable)
@@ -261,12 +272,12 @@ def _checked_layers(method: Method, given: tuple[int, ...], layers: Layers) -> t
     shown = shown_numbers(given)
     if given[0] < 0 or given[-1] >= layers.count:
         raise InvalidRequest(f"--prune-layers {shown}: the model has layers 0 to {layers.count - 1}")
-    most = {"fastv": 1, "sparsevlm": len(SPARSEVLM_COUNTS)}.get(method, layers.count)
+    most = {FASTV: 1, SPARSEVLM: len(SPARSEVLM_COUNTS)}.get(method, layers.count)
     if len(given) > most:
         raise InvalidRequest(f"--prune-layers {shown}: {method} prunes at most {most} times")
     possible, what = {
-        "fastv": (tuple(i + 1 for i in layers.scored), "no full attention right before it"),
-        "sparsevlm": (layers.scored, "no full attention or is the last"),
+        FASTV: (tuple(i + 1 for i in layers.scored), "no full attention right before it"),
+        SPARSEVLM: (layers.scored, "no full attention or is the last"),
     }.get(method, (layers.prunable, "no MoE block with full attention"))
     wrong = [layer for layer in given if layer not in possible]
     if wrong:

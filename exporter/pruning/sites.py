@@ -12,7 +12,7 @@ from fastmmoe.exporter.ops import TOKEN_PRUNE
 from fastmmoe.exporter.pruning.sparsevlm import rater_weights, recycle
 from fastmmoe.exporter.pruning.tokens import Rows, Watch
 from fastmmoe.runtime.bundle import graph_io
-from fastmmoe.runtime.method.policy import METHODS, Method, Policy, Site
+from fastmmoe.runtime.method.policy import ALL, FASTMMOE, FASTV, METHODS, RANDOM, SPARSEVLM, Method, Policy, Site
 
 LAST, RATERS = "last", "raters"
 
@@ -42,7 +42,7 @@ class Sites:
 
     def __init__(self, policy: Policy, inputs: dict[str, torch.Tensor]) -> None:
         self._policy, self._inputs = policy, inputs
-        self._raters = self._rater_watch() if "sparsevlm" in policy.methods else None
+        self._raters = self._rater_watch() if SPARSEVLM in policy.methods else None
 
     def at(self, layer: int, point: str) -> list[tuple[int, Site]]:
         """(number, site) of a layer's sites at "moe" or "output"."""
@@ -50,7 +50,7 @@ class Sites:
 
     def is_active(self, method: Method) -> torch.Tensor | bool:
         """Whether the request is by this method: [1] bool in a comparison bundle, else known now."""
-        if self._policy.method != "all":
+        if self._policy.method != ALL:
             return method == self._policy.method
         return self._inputs[graph_io.METHOD] == METHODS.index(method)
 
@@ -58,9 +58,9 @@ class Sites:
         """The attention that the layer's sites need, by name."""
         methods = {m for site in self._policy.sites if site.layer == layer for m in site.methods}
         found = {}
-        if methods & {"fastmmoe", "fastv"}:
+        if methods & {FASTMMOE, FASTV}:
             found[LAST] = Watch(rows.last, torch.ones_like(rows.last, dtype=torch.float32))
-        if "sparsevlm" in methods:
+        if SPARSEVLM in methods:
             assert self._raters is not None
             # The raters are the last rows of the sequence, however many have been pruned before them.
             shift = rows.position_ids.shape[0] - self._inputs[graph_io.INPUTS_EMBEDS].shape[0]
@@ -85,13 +85,13 @@ class Sites:
         """
         visual = rows.visual_index
         scores = [attention[LAST].index_select(0, visual)] if LAST in attention else []
-        if "random" in site.methods:
+        if RANDOM in site.methods:
             assert rows.random_scores is not None
             scores.append(rows.random_scores.index_select(0, visual))
         a = scores[0]
         if len(scores) == 2:
-            a = torch.where(torch.as_tensor(self.is_active("random")), scores[1], a)
-        if "fastmmoe" not in site.methods:
+            a = torch.where(torch.as_tensor(self.is_active(RANDOM)), scores[1], a)
+        if FASTMMOE not in site.methods:
             return self._keep_greatest(s, hidden_states, residual, a, rows)
         p = routing_probs(hidden_states.index_select(0, visual))
         slots = (self._inputs[graph_io.merge_slots(s)], self._inputs[graph_io.merge_offsets(s)])
@@ -101,7 +101,7 @@ class Sites:
         self, s: int, site: Site, residual: torch.Tensor, attention: dict[str, torch.Tensor], rows: Rows
     ) -> Pruned:
         """fastv, sparsevlm: prune the residual stream after a layer. attention: [T] by watch."""
-        if "fastv" in site.methods:
+        if FASTV in site.methods:
             a = attention[LAST].index_select(0, rows.visual_index)
             return self._keep_greatest(s, residual, residual, a, rows)
         relation = attention[RATERS].index_select(0, rows.visual_index)

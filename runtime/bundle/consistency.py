@@ -16,7 +16,7 @@ from fastmmoe.runtime.bundle.manifest import (
     Manifest,
     graph_file,
 )
-from fastmmoe.runtime.method.policy import ALL, METHODS, Policy
+from fastmmoe.runtime.method.policy import ALL, FASTMMOE, FASTV, METHODS, RANDOM, SPARSEVLM, UNMODIFIED, Policy
 from fastmmoe.runtime.request.config import ProcessorConfig
 from fastmmoe.runtime.request.family import family_of, processor_tag
 
@@ -33,7 +33,7 @@ def contradictions(manifest: Manifest) -> Iterator[str]:
 def custom_operators(policy: Policy) -> set[str]:
     """The operators of our own in a language model with these prune sites."""
     # sparsevlm alone prunes by standard operators.
-    has_token_prune = any(site.methods != ("sparsevlm",) for site in policy.sites)
+    has_token_prune = any(site.methods != (SPARSEVLM,) for site in policy.sites)
     return {"FmmSparseMoE"} | ({"FmmTokenPrune"} if has_token_prune else set())
 
 
@@ -71,7 +71,7 @@ def _of_layers(name: str, layers: Sequence[int], count: int) -> Iterator[str]:
 
 
 def _of_policy(policy: Policy, info: LanguageModelInfo) -> Iterator[str]:
-    wanted = set(METHODS[1:]) if policy.method == ALL else {policy.method} - {"none"}
+    wanted = set(METHODS[1:]) if policy.method == ALL else {policy.method} - {UNMODIFIED}
     if set(policy.prune_layers) != wanted:
         yield (
             f"policy.prune_layers is for {_list(policy.prune_layers)}: expected {_list(sorted(wanted))}, as the method "
@@ -81,11 +81,11 @@ def _of_policy(policy: Policy, info: LanguageModelInfo) -> Iterator[str]:
     for method, layers in policy.prune_layers.items():
         name = f"policy.prune_layers.{method}"
         yield from _of_layers(name, layers, info.layers)
-        if method in ("fastmmoe", "random") and not set(layers) <= set(info.moe_layers):
+        if method in (FASTMMOE, RANDOM) and not set(layers) <= set(info.moe_layers):
             yield f"{name} is {_list(layers)}: expected layers of moe_layers"
-        if method == "fastv" and (len(layers) > 1 or layers[0] == 0):
+        if method == FASTV and (len(layers) > 1 or layers[0] == 0):
             yield f"{name} is {_list(layers)}: expected one layer, from 1 on"
-    ours = [policy.prune_layers[method] for method in ("fastmmoe", "random") if method in policy.prune_layers]
+    ours = [policy.prune_layers[method] for method in (FASTMMOE, RANDOM) if method in policy.prune_layers]
     if len(set(ours)) > 1:
         yield "policy.prune_layers of fastmmoe and random differ: expected the same layers"
     exponents = policy.stage_exponents

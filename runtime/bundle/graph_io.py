@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from fastmmoe.runtime.method.call import Call, offsets
-from fastmmoe.runtime.method.policy import ALL, METHODS, Policy, Site
+from fastmmoe.runtime.method.policy import ALL, FASTMMOE, METHODS, RANDOM, SPARSEVLM, UNMODIFIED, Policy, Site
 from fastmmoe.runtime.types import Array
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _graph_has(method: str) -> Condition:
 
 
 ALWAYS = Condition("", lambda place: True)
-PRUNES = Condition("with a pruning method", lambda p: p.policy.method != "none")
+PRUNES = Condition("with a pruning method", lambda p: p.policy.method != UNMODIFIED)
 COMPARES = Condition("in comparison bundles", lambda p: p.policy.method == ALL)
 HAS_KEYS = Condition("without latent attention", lambda p: p.info.cache_parts == KEY_VALUE)
 HAS_LATENT = Condition("with multi-head latent attention", lambda p: p.info.cache_parts == LATENT)
@@ -195,7 +195,7 @@ OF_CALL = (
         "float32",
         "The visual tokens of the greatest are kept.",
         lambda call, _: call.random_scores(),
-        _graph_has("random"),
+        _graph_has(RANDOM),
     ),
     Entry(
         RATER_SLOTS,
@@ -203,7 +203,7 @@ OF_CALL = (
         "int8",
         "Only its length counts: so many of the last rows rate visual tokens; 0 for other methods.",
         lambda call, _: _slots([call.rater_rows()]),
-        _graph_has("sparsevlm"),
+        _graph_has(SPARSEVLM),
     ),
 )
 OF_SITE = (
@@ -227,7 +227,7 @@ OF_SITE = (
         "int8",
         "Only the length counts: merged vectors among them.",
         lambda call, s: _slots(call.merge(s)),
-        _site_has("fastmmoe", "sparsevlm"),
+        _site_has(FASTMMOE, SPARSEVLM),
     ),
     Entry(
         "merge_offsets.{s}",
@@ -235,7 +235,7 @@ OF_SITE = (
         "int32",
         "Where in M{s} each sequence starts.",
         lambda call, s: offsets(call.merge(s)),
-        _site_has("fastmmoe"),
+        _site_has(FASTMMOE),
     ),
     Entry(
         "recycle_slots.{s}",
@@ -243,7 +243,7 @@ OF_SITE = (
         "int8",
         "Only the length counts: tokens that become merged vectors.",
         lambda call, s: _slots(call.recycle(s)),
-        _site_has("sparsevlm"),
+        _site_has(SPARSEVLM),
     ),
 )
 OF_LAYER = (

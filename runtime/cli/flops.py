@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastmmoe.runtime.cli.command import check_text
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.method.policy import ALL
+from fastmmoe.runtime.method.policy import ALL, UNMODIFIED
 
 if TYPE_CHECKING:
     from fastmmoe.runtime.bundle.manifest import Manifest
@@ -116,7 +116,7 @@ def _requests(arguments: argparse.Namespace, manifest: Manifest) -> Iterator[dic
     given = arguments.method.split(",")
     methods = [m for name in given for m in (manifest.policy.methods if name == ALL else (name.strip(),))]
     for method in dict.fromkeys(methods):
-        if method == "none":
+        if method == UNMODIFIED:
             yield {"method": method}
             continue
         for retention in dict.fromkeys(arguments.retention):

@@ -27,6 +27,7 @@ from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.files import check_replaceable, replacing
 from fastmmoe.runtime.machines.threads import check_threads
 from fastmmoe.runtime.method.policy import METHODS
+from fastmmoe.runtime.request.options import default_of
 
 if TYPE_CHECKING:
     from fastmmoe.runtime.generation import RequestStats
@@ -37,7 +38,6 @@ is the unmodified model; retention left out means the bundle's default."""
 BUILD_DESCRIPTION = """Build the TensorRT engines of a bundle, on the device they are for. Bundles of target rtx come
 with engines; they may be built again, with other limits, on any x86-64 machine. The limits cost memory on the device.
 Without options there is room for one picture of the most tiles, 512 tokens of text and an answer of 512 tokens."""
-DEFAULT_MAX_NEW_TOKENS = 64
 MEMORY_HINT = "lower --max-tiles, give fewer or smaller pictures, or end other programs"
 COMMANDS = "fastmmoe.commands"
 """Entry points: functions that add a subcommand which needs more than the runtime does (pyproject.toml)."""
@@ -99,10 +99,10 @@ def _add_request_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--alpha", type=float, metavar="A", help="redundancy against importance, 0 to 1 (default: the bundle's)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of method random (default %(default)s)")
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=DEFAULT_MAX_NEW_TOKENS, metavar="N", help="default %(default)s"
-    )
+    numbers = {"--seed": "of method random (default %(default)s)", "--max-new-tokens": "default %(default)s"}
+    for option, text in numbers.items():
+        default = default_of(option.removeprefix("--").replace("-", "_"))
+        parser.add_argument(option, type=int, default=default, metavar="N", help=text)
     parser.add_argument(
         "--max-tiles",
         type=int,

@@ -11,7 +11,7 @@ from typing import Any
 from fastmmoe.runtime.bundle.manifest import LanguageModelInfo
 from fastmmoe.runtime.cost.flops import RequestFlops, compare_prefill
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.method.policy import Policy
+from fastmmoe.runtime.method.policy import UNMODIFIED, Policy
 
 STEPS = 10_000
 """Retentions are multiples of 1 / STEPS, so that what is printed is what was counted."""
@@ -83,8 +83,8 @@ def plan_retention(
     target.check()
     if visual_tokens == 0:
         raise InvalidRequest("the prompt has no visual tokens: there is nothing to prune")
-    if (method or policy.default_method) == "none":
-        pruning = ", ".join(name for name in policy.methods if name != "none") or "there is none in this bundle"
+    if (method or policy.default_method) == UNMODIFIED:
+        pruning = ", ".join(name for name in policy.methods if name != UNMODIFIED) or "there is none in this bundle"
         raise InvalidRequest(f"method none prunes nothing: expected one that does ({pruning})")
 
     def at(step: int) -> RequestFlops:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 
 from fastmmoe.runtime.bundle.manifest import LanguageModelInfo, Manifest, VisionInfo
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.method.policy import Policy
+from fastmmoe.runtime.method.policy import FASTMMOE, FASTV, MLERP, SPARSEVLM, UNMODIFIED, Policy
 from fastmmoe.runtime.method.schedule import Schedule, plan_request
 
 NORM_OPERATIONS = 4
@@ -149,7 +149,7 @@ def compare_prefill(
         schedule=schedule,
         text_tokens=tokens - visual_tokens,
         prefill=count_prefill(info, policy, schedule, tokens, rater_rows),
-        unmodified=count_prefill(info, policy, plan(method="none"), tokens),
+        unmodified=count_prefill(info, policy, plan(method=UNMODIFIED), tokens),
         vision=vision,
     )
 
@@ -175,7 +175,7 @@ def count_prefill(
         past: cached tokens of every layer, of a conversation that goes on; None = none.
     """
     ends = PrefillFlops(head=2 * info.hidden_size * info.vocab_size, norms=NORM_OPERATIONS * info.hidden_size)
-    if schedule.method == "sparsevlm" and schedule.prunes:
+    if schedule.method == SPARSEVLM and schedule.prunes:
         raters = tokens - schedule.visual_tokens if rater_rows is None else rater_rows
         ends.pruning += 2 * schedule.visual_tokens * raters * info.hidden_size
     return sum(count_layers(info, policy, schedule, tokens, rater_rows, past), start=ends)
@@ -274,9 +274,9 @@ def _site_flops(
         return 0
     watched_row = 2 * info.heads * info.query_key_dim * (others + visual)
     scores = {
-        "fastmmoe": watched_row + 2 * visual * info.hidden_size * info.num_experts,
-        "fastv": watched_row,
-        "sparsevlm": raters * watched_row if schedule.prunes else 0,
+        FASTMMOE: watched_row + 2 * visual * info.hidden_size * info.num_experts,
+        FASTV: watched_row,
+        SPARSEVLM: raters * watched_row if schedule.prunes else 0,
     }.get(schedule.method, 0)
     if keep == visual and not schedule.merge[site]:
         return scores
@@ -289,11 +289,11 @@ def _merge_flops(info: LanguageModelInfo, policy: Policy, schedule: Schedule, si
     merge, recycle = schedule.merge[site], schedule.recycle[site]
     if not merge:
         return 0
-    if schedule.method == "sparsevlm":
+    if schedule.method == SPARSEVLM:
         # Distances between the recycled tokens, then the means of their clusters, as matrix products.
         return 2 * recycle * (recycle + merge) * info.hidden_size
     # Of every routing distribution: its part in the window's mean, the product with it, the norm.
     windows = 5 * visual * info.num_experts
     # In both streams. Of every row of a merged window: its part in the mean, the norm; of the mean: norm and scaling.
-    per_window = 3 * policy.window + 3 if policy.merge == "mlerp" else policy.window
+    per_window = 3 * policy.window + 3 if policy.merge == MLERP else policy.window
     return windows + 2 * merge * per_window * info.hidden_size

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.method.policy import METHODS, Policy
+from fastmmoe.runtime.method.policy import METHODS, RANDOM, SPARSEVLM, Policy
 from fastmmoe.runtime.method.schedule import Schedule
 from fastmmoe.runtime.types import Array
 
@@ -122,7 +122,7 @@ class Call:
     def random_scores(self) -> Array:
         """Scores of all visual tokens by method random; 0 by any other."""
         # Seeding a generator takes time, which a decode step has no use for.
-        if self.schedule.method != "random" or not sum(self.visual_tokens):
+        if self.schedule.method != RANDOM or not sum(self.visual_tokens):
             return np.zeros(sum(self.visual_tokens), np.float32)
         return np.concatenate(
             [random_scores(self.seed, n, v) for n, v in zip(self.lengths, self.visual_tokens, strict=True)]
@@ -134,7 +134,7 @@ class Call:
         Raises:
             InvalidRequest: sparsevlm is to prune several sequences at once or one that ends with a picture.
         """
-        pruned = [c for c in self.chunks if c.schedule.method == "sparsevlm" and c.schedule.prunes]
+        pruned = [c for c in self.chunks if c.schedule.method == SPARSEVLM and c.schedule.prunes]
         if not pruned:
             return 0
         if len(self.chunks) > 1:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Final, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -15,11 +15,27 @@ Method: TypeAlias = Literal["none", "fastmmoe", "random", "fastv", "sparsevlm"]
 PruneLayers: TypeAlias = Annotated[tuple[LayerIndex, ...], Meta(min_length=1, max_length=1024)]
 Exponents: TypeAlias = Annotated[tuple[PositiveShare, ...], Meta(max_length=1024)]
 LayerExperts: TypeAlias = Annotated[tuple[Experts, ...], Meta(max_length=1024)]
-METHODS: tuple[Method, ...] = ("none", "fastmmoe", "random", "fastv", "sparsevlm")
+MethodOption: TypeAlias = Literal[Method, "all"]
+UNMODIFIED: Final = "none"
+FASTMMOE: Final = "fastmmoe"
+RANDOM: Final = "random"
+FASTV: Final = "fastv"
+SPARSEVLM: Final = "sparsevlm"
+METHODS: tuple[Method, ...] = (UNMODIFIED, FASTMMOE, RANDOM, FASTV, SPARSEVLM)
 """Their places are the values of the graph's input `method`."""
 
-ALL = "all"
+ALL: Final = "all"
 """Method of a comparison bundle, whose graph holds the prune sites of every method."""
+
+MLERP: Final = "mlerp"
+MEAN: Final = "mean"
+MERGES = (MLERP, MEAN)
+"""Vectors of a merged window: the mean at its tokens' greatest norm, or the mean."""
+
+PRESERVE_SUM: Final = "preserve_sum"
+KEEP_WEIGHTS: Final = "none"
+REDUCTIONS = (PRESERVE_SUM, KEEP_WEIGHTS)
+"""What becomes of the weights of a visual token's remaining experts."""
 
 
 class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -85,7 +101,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     The others are settings (`SETTINGS`), each said at its place. A new one is one field here, and its use.
     """
 
-    method: Literal["none", "fastmmoe", "random", "fastv", "sparsevlm", "all"]
+    method: MethodOption
     prune_layers: dict[Method, PruneLayers]
     stage_exponents: Exponents
     retention: Annotated[
@@ -97,11 +113,11 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     alpha: Annotated[Share, _setting("weight of redundancy against importance", metavar="A")]
     merge_ratio: Annotated[Share, _setting("merged windows per kept token", metavar="M")]
     window: Annotated[PatchCount, _setting("tokens per window", default=3, metavar="N")]
-    merge: Annotated[Literal["mlerp", "mean"], _setting("vector of a merged window", default="mlerp")]
+    merge: Annotated[Literal["mlerp", "mean"], _setting("vector of a merged window", default=MLERP)]
     visual_top_k: LayerExperts
     reduction_weights: Annotated[
         Literal["preserve_sum", "none"],
-        _setting("weights of the remaining experts where the model does not renormalise", default="preserve_sum"),
+        _setting("weights of the remaining experts where the model does not renormalise", default=PRESERVE_SUM),
     ]
     sparsevlm_positions: Annotated[
         Literal["compact", "original"],
@@ -115,12 +131,12 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     @property
     def methods(self) -> tuple[Method, ...]:
         """The methods that a request may choose."""
-        return ("none", *self.prune_layers)
+        return (UNMODIFIED, *self.prune_layers)
 
     @property
     def default_method(self) -> Method:
         """The method of a request that chooses none."""
-        return "fastmmoe" if self.method == "all" else self.method
+        return FASTMMOE if self.method == ALL else self.method
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -153,6 +169,6 @@ _MOE, _OUTPUT = "1 moe", "2 output"
 
 def _place(method: Method, layer: int) -> tuple[int, str, str]:
     """Layer and point of a method's prune layer, and what keeps sites apart that cannot be shared."""
-    if method in ("fastmmoe", "random"):
+    if method in (FASTMMOE, RANDOM):
         return layer, _MOE, ""
-    return layer - 1 if method == "fastv" else layer, _OUTPUT, method
+    return layer - 1 if method == FASTV else layer, _OUTPUT, method

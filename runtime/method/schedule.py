@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from numbers import Integral
 
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.method.policy import METHODS, Method, Policy
+from fastmmoe.runtime.method.policy import FASTMMOE, FASTV, METHODS, RANDOM, SPARSEVLM, UNMODIFIED, Method, Policy
 
 SPARSEVLM_COUNTS = (300, 200, 110)
 """SparseVLM's visual tokens kept at its three stages, of 576 (v1.5, the list called 192)."""
@@ -145,7 +145,7 @@ def plan_request(
             not for every MoE layer, or either of these with method "none".
     """
     chosen = _check_method(policy, method)
-    if chosen == "none":
+    if chosen == UNMODIFIED:
         if (retention is not None and check_retention(retention) != 1) or visual_top_k is not None:
             raise InvalidRequest(
                 f"method none is the unmodified model: it takes retention 1 and no visual_top_k; "
@@ -154,7 +154,7 @@ def plan_request(
         retention = 1.0
     R = check_retention(policy.retention if retention is None else retention)
     if visual_top_k is None:
-        visual_top_k = policy.visual_top_k if chosen == "fastmmoe" and R < 1 else top_k
+        visual_top_k = policy.visual_top_k if chosen == FASTMMOE and R < 1 else top_k
     experts = _experts_by_layer(visual_top_k, moe_layers, top_k)
     sites = tuple(s for s, site in enumerate(policy.sites) if chosen in site.methods)
     stages = _stage_counts(policy, chosen, visual_tokens, R, len(sites))
@@ -207,13 +207,13 @@ def _stage_counts(
     V = visual_tokens
     if retention == 1 or V == 0:
         return [StageCounts(V)] * stages
-    if method == "fastv":
+    if method == FASTV:
         # Python rounds halves to even, as the official code does; one token is left at the least.
         return [StageCounts(max(1, round(V * retention)))]
-    if method == "sparsevlm":
+    if method == SPARSEVLM:
         return _sparsevlm_stages(V, retention, stages)
     keep = keep_counts(V, retention, policy.stage_exponents)
-    if method == "random":
+    if method == RANDOM:
         return [StageCounts(k) for k in keep]
     before = (V, *keep[:-1])
     ratio, window = policy.merge_ratio, policy.window

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of one request, and the words about options that there are not."""
+"""The options of one request, and the words about options that there are not; NumPy is imported where it is needed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence, Set
 from typing import Annotated, Any, TypeAlias
 
 import msgspec
-import numpy as np
 from msgspec import Meta
 
 from fastmmoe.runtime.errors import InvalidRequest
@@ -98,6 +97,11 @@ _ADVICE = {
 }
 
 
+def default_of(name: str) -> Any:
+    """What a request has that does not name the option."""
+    return next(field.default for field in msgspec.structs.fields(RequestOptions) if field.name == name)
+
+
 @functools.cache
 def _kinds() -> dict[str, Any]:
     """Names of the options and their types."""
@@ -134,6 +138,8 @@ def _shown(value: Any) -> str:
 
 def _plain(value: Any) -> Any:
     """NumPy's numbers as Python's, lists and tuples as lists; what is ordered otherwise, or not at all, is refused."""
+    import numpy as np
+
     if isinstance(value, (np.number, np.bool_, np.ndarray)) and not isinstance(value, np.timedelta64):
         return value.tolist()
     if isinstance(value, Sequence) and not isinstance(value, (str, bytes, bytearray, memoryview)):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastmmoe.exporter.ops.contract import Attribute, Attributes, Binding, Constant, OpSpec, Size, Tensor, check_rows
+from fastmmoe.runtime.method.policy import REDUCTIONS
 
 INTEGER_WEIGHTS = ("weight_format", ("int8", "int4"))
 GROUPED_METHODS = ("group_limited_greedy", "noaux_tc")
@@ -112,7 +113,7 @@ SPARSE_MOE = OpSpec(
             "string",
             "Visual tokens where norm_topk_prob is 0: preserve_sum scales the kept weights to the sum of all top_k; "
             "none leaves them.",
-            choices=("preserve_sum", "none"),
+            choices=REDUCTIONS,
         ),
         Attribute(
             "activation",

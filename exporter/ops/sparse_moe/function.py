@@ -10,6 +10,7 @@ from onnxscript import OpBuilder
 
 from fastmmoe.exporter.ops.building import as_float, as_int, column, filled, loop_body, rows, stage
 from fastmmoe.exporter.ops.sparse_moe.contract import SWIGLU_OAI_ALPHA, WEIGHT_FLOOR
+from fastmmoe.runtime.method.policy import PRESERVE_SUM
 
 
 def build_sparse_moe(
@@ -101,7 +102,7 @@ def _weigh(op: OpBuilder, weights: ir.Value, limit: ir.Value, attributes: dict[s
     kept = op.Where(used, weights, 0.0, _outputs=["kept"])
     if attributes["norm_topk_prob"] and top_k > 1:
         kept = op.Div(kept, op.Add(op.ReduceSum(kept, [1]), WEIGHT_FLOOR))
-    elif attributes["reduction_weights"] == "preserve_sum" and top_k > 1:
+    elif attributes["reduction_weights"] == PRESERVE_SUM and top_k > 1:
         share = op.Div(op.ReduceSum(weights, [1]), op.Max(op.ReduceSum(kept, [1]), WEIGHT_FLOOR))  # [T, 1]
         kept = op.Where(op.Less(limit, top_k), op.Mul(kept, share), kept)
     if attributes["routed_scaling_factor"] == 1.0:

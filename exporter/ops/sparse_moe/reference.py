@@ -9,6 +9,7 @@ import numpy as np
 
 from fastmmoe.exporter.ops.quantise import QuantisedWeights, dequantise
 from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE, SWIGLU_OAI_ALPHA, WEIGHT_FLOOR, check_moe_inputs
+from fastmmoe.runtime.method.policy import PRESERVE_SUM
 from fastmmoe.runtime.types import Array
 
 
@@ -81,7 +82,7 @@ def _weigh(weights: Array, used: Array, attributes: dict[str, Any]) -> Array:
     kept = np.where(used, weights, np.float32(0))
     if attributes["norm_topk_prob"] and attributes["top_k"] > 1:
         kept = kept / (kept.sum(axis=1, keepdims=True) + np.float32(WEIGHT_FLOOR))
-    elif attributes["reduction_weights"] == "preserve_sum":
+    elif attributes["reduction_weights"] == PRESERVE_SUM:
         share = weights.sum(axis=1, keepdims=True) / np.maximum(
             kept.sum(axis=1, keepdims=True), np.float32(WEIGHT_FLOOR)
         )

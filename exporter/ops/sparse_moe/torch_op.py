@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE, SWIGLU_OAI_ALPHA, WEIGHT_FLOOR, check_moe_inputs
+from fastmmoe.runtime.method.policy import PRESERVE_SUM
 
 
 def _best(scores: torch.Tensor, count: int) -> torch.Tensor:
@@ -49,7 +50,7 @@ def route(
     kept = weights * used
     if a["norm_topk_prob"] and k > 1:
         kept = kept / (kept.sum(1, keepdim=True) + WEIGHT_FLOOR)
-    elif a["reduction_weights"] == "preserve_sum":
+    elif a["reduction_weights"] == PRESERVE_SUM:
         share = weights.sum(1, keepdim=True) / kept.sum(1, keepdim=True).clamp_min(WEIGHT_FLOOR)
         kept = torch.where(used.all(1, keepdim=True), kept, kept * share)
     return selected, kept * a["routed_scaling_factor"]

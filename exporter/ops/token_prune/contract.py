@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastmmoe.exporter.ops.contract import Attribute, Attributes, Binding, Constant, OpSpec, Size, Tensor, check_rows
+from fastmmoe.runtime.method.policy import MERGES
 from fastmmoe.runtime.types import Array
 
 
@@ -64,9 +65,7 @@ TOKEN_PRUNE = OpSpec(
     ),
     attributes=(
         Attribute("window", "int", "Tokens per window.", limits=(1, 64)),
-        Attribute(
-            "merge", "string", "Merged vector: mean, or mlerp (mean at the greatest norm).", choices=("mlerp", "mean")
-        ),
+        Attribute("merge", "string", "Merged vector: mean, or mlerp (mean at the greatest norm).", choices=MERGES),
     ),
     sizes=(
         Size("B", 1, 1 << 16, "Sequences."),

@@ -11,6 +11,7 @@ from onnxscript import OpBuilder
 
 from fastmmoe.exporter.ops.building import as_float, as_int, column, filled, loop_body, rows, stage, value
 from fastmmoe.exporter.ops.token_prune.contract import COSINE_FLOOR, IMPORTANCE_FLOOR, NORM_FLOOR, TOKEN_PRUNE
+from fastmmoe.runtime.method.policy import MEAN
 
 _TO_END = 2**63 - 1
 
@@ -240,7 +241,7 @@ def _gather(
 def _merge(op: OpBuilder, vectors: ir.Value, length: ir.Value, merge: str) -> ir.Value:
     """One vector [M, H] for the rows [M, w, H] of each merged window; rows it lacks are 0."""
     mean = op.Div(op.ReduceSum(vectors, [1], keepdims=0), length, _outputs=["mean"])
-    if merge == "mean":
+    if merge == MEAN:
         return mean
     direction = op.Div(mean, op.Max(op.ReduceL2(mean, [1]), NORM_FLOOR))
     greatest = op.ReduceMax(op.ReduceL2(vectors, [2], keepdims=0), [1])  # [M, 1]

@@ -15,6 +15,7 @@ from fastmmoe.exporter.ops.token_prune.contract import (
     TOKEN_PRUNE,
     check_prune_inputs,
 )
+from fastmmoe.runtime.method.policy import MEAN
 from fastmmoe.runtime.types import Array
 
 
@@ -97,7 +98,7 @@ def choose_packed_reference(
 def _merge(rows: Array, merge: str) -> Array:
     """One vector for the rows [w, H] of a merged window, float32."""
     mean = rows.mean(axis=0)
-    if merge == "mean":
+    if merge == MEAN:
         return mean
     return mean / max(np.linalg.norm(mean), np.float32(NORM_FLOOR)) * np.linalg.norm(rows, axis=1).max()
 

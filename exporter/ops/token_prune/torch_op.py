@@ -9,6 +9,7 @@ import torch
 
 from fastmmoe.exporter.ops.token_prune.contract import NORM_FLOOR, TOKEN_PRUNE, check_prune_inputs
 from fastmmoe.exporter.ops.token_prune.reference import choose_packed_reference
+from fastmmoe.runtime.method.policy import MEAN
 
 
 @torch.library.custom_op("fastmmoe::token_prune", mutates_args=())
@@ -60,7 +61,7 @@ def token_prune(
 
 def _merge(rows: torch.Tensor, merge: Any) -> torch.Tensor:
     mean = rows.mean(0)
-    if merge == "mean":
+    if merge == MEAN:
         return mean
     return mean / mean.norm().clamp_min(NORM_FLOOR) * rows.norm(dim=1).max()
 

@@ -12,7 +12,7 @@ from fastmmoe.runtime.bundle import graph_io, signatures
 from fastmmoe.runtime.bundle.manifest import Limits, Manifest
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.method.call import Chunk
-from fastmmoe.runtime.method.policy import Policy, Site
+from fastmmoe.runtime.method.policy import SPARSEVLM, Policy, Site
 from fastmmoe.runtime.method.schedule import Schedule, merge_count, plan_request, sparsevlm_counts
 from fastmmoe.runtime.request.family import family_of
 
@@ -136,7 +136,7 @@ def _prefill(manifest: Manifest, limits: Limits) -> dict[str, Lengths]:
 def _most_merged(policy: Policy, limits: Limits, site: Site) -> int:
     """The most merged vectors a site can make."""
     visual = limits.max_visual
-    if "sparsevlm" in site.methods:
+    if SPARSEVLM in site.methods:
         return sparsevlm_counts(visual, 0)[1]
     return max(merge_count(visual, keep, policy.merge_ratio, policy.window) for keep in range(1, visual + 1))
 
