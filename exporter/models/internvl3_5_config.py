@@ -14,6 +14,7 @@ from fastmmoe.exporter.checkpoint.known_keys import INTERNVL, sort_keys
 from fastmmoe.exporter.models.config_checks import check_heads, check_moe, check_rotary, check_tower
 from fastmmoe.exporter.models.layers import MoeConfig, YarnConfig
 from fastmmoe.exporter.models.rope import Rope, read_rope, read_yarn_rope
+from fastmmoe.exporter.ops.sparse_moe.contract import SWIGLU_OAI_ALPHA
 from fastmmoe.runtime.errors import UnsupportedModel
 from fastmmoe.runtime.ranges import (
     Epsilon,
@@ -202,7 +203,7 @@ def _read_qwen3_moe(language: ConfigReader) -> MoeConfig:
 
 def _read_gpt_oss_moe(language: ConfigReader) -> MoeConfig:
     language.choice("attention_bias", (True,), True)
-    language.choice("swiglu_alpha", (1.702,), 1.702)
+    language.choice("swiglu_alpha", (SWIGLU_OAI_ALPHA,), SWIGLU_OAI_ALPHA)
     top_k = language.require("num_experts_per_tok", ExpertsPerToken)
     language.choice("experts_per_token", (top_k,), top_k)
     return MoeConfig(

@@ -119,7 +119,7 @@ SPARSE_MOE = OpSpec(
             "activation",
             "string",
             "swiglu: silu(gate) * up. swiglu_oai: gate <= limit, |up| <= limit, "
-            "(up + 1) * gate * sigmoid(1.702 * gate).",
+            f"(up + 1) * gate * sigmoid({SWIGLU_OAI_ALPHA} * gate).",
             choices=("swiglu", "swiglu_oai"),
         ),
         Attribute("swiglu_limit", "float", "Clamp of swiglu_oai."),

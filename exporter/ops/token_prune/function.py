@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FmmTokenPrune in standard ONNX operators; the same steps as the reference in token_prune.py."""
+"""FmmTokenPrune in standard ONNX operators; the same steps as reference.py beside it."""
 
 from __future__ import annotations
 
