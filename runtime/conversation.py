@@ -85,7 +85,7 @@ class Conversation:
         rest = [] if unfed is None or self._has_stopped else [unfed]
         inputs = processor.follow_up(
             content,
-            images_before=self._pictures,
+            pictures_before=self._pictures,
             tokens_before=self._batch.lengths[0] + len(rest),
             max_tiles=max_tiles,
         )

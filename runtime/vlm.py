@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The runtime API: a bundle that answers about images by the method and at the retention each request picks."""
+"""The runtime API: a bundle that answers about pictures by the method and at the retention each request picks."""
 
 from __future__ import annotations
 

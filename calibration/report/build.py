@@ -167,7 +167,7 @@ def _origin(
         questions=len(questions.items),
         unlabelled=questions.unlabelled,
         scenes=questions.pictures,
-        max_tokens=questions.max_tokens,
+        max_new_tokens=questions.max_new_tokens,
         seeds=tuple(range(options.seeds)),
         resamples=options.resamples,
         bootstrap_seed=options.seed,

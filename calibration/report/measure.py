@@ -55,7 +55,7 @@ class Store:
     def __init__(self, directory: Path, bundle: Path, questions: Questions) -> None:
         self.bundle_identity = file_entry(bundle / MANIFEST).sha256
         versions = (__version__, ONNXRUNTIME_VERSION)
-        parts = (self.bundle_identity, questions.identity, str(questions.max_tokens), *versions)
+        parts = (self.bundle_identity, questions.identity, str(questions.max_new_tokens), *versions)
         self.identity = hashlib.sha256(" ".join(parts).encode()).hexdigest()
         self.folder = directory / FOLDER / self.identity[:16]
 

@@ -39,7 +39,7 @@ class Questions:
     Attributes:
         items: the questions; those of a picture are consecutive.
         unlabelled: samples without an answer, left out.
-        max_tokens: those of the longest right answer and one more, by which a longer answer is seen to be wrong.
+        max_new_tokens: tokens of the longest right answer and one more, by which a longer answer is seen to be wrong.
         identity: SHA-256 of pictures, questions and answers.
     Raises:
         InvalidRequest: no sample has an answer, or what the processor refuses.
@@ -56,7 +56,7 @@ class Questions:
         self.unlabelled = len(samples) - len(labelled)
         self.identity = identity_of(labelled)
         lengths = [len(vlm.processor.encode([s.answer or ""])) for s in labelled]
-        self.max_tokens = max(lengths) + 1
+        self.max_new_tokens = max(lengths) + 1
 
     @property
     def pictures(self) -> int:
@@ -73,7 +73,7 @@ class Questions:
                 start = end
 
     def ask(self, backend: Backend, planner: Planner, setting: Setting, numbers: range, seed: int = 0) -> list[str]:
-        """Answer questions of one picture in one call, greedily until a stop token, at most max_tokens tokens.
+        """Answer questions of one picture in one call, greedily until a stop token, at most max_new_tokens tokens.
 
         Args:
             backend: the bundle's.
@@ -118,7 +118,7 @@ class Questions:
             tokens = {row: token for row, token in tokens.items() if token not in config.stop_token_ids}
             for row, token in tokens.items():
                 answers[row].append(token)
-            rows = [row for row in tokens if len(answers[row]) < self.max_tokens]
+            rows = [row for row in tokens if len(answers[row]) < self.max_new_tokens]
             if not rows:
                 return [self._text(ids) for ids in answers]
             embeds = backend.embed(np.array([tokens[row] for row in rows]))

@@ -113,7 +113,7 @@ class Origin(msgspec.Struct, frozen=True, kw_only=True):
     questions: int
     unlabelled: int
     scenes: int
-    max_tokens: int
+    max_new_tokens: int
     seeds: tuple[int, ...]
     resamples: int
     bootstrap_seed: int

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a prompt's visual tokens, at their places in the views of the image that the model sees."""
+"""Pictures of a prompt's visual tokens, at their places in the views of the picture that the model sees."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ STRUCTURE: Rgb = (150, 150, 150)
 
 @dataclass(frozen=True)
 class View:
-    """One view of the image: name, and the visual token at every place [rows, columns], -1 = none.
+    """One view of the picture: name, and the visual token at every place [rows, columns], -1 = none.
 
     Attributes:
         patches: uint8 [V, p, p, 3] pixels of every visual token of the prompt, grey where it shows none.
@@ -65,7 +65,7 @@ def draw_survivors(inputs: ModelInputs, config: ProcessorConfig, stages: Sequenc
         inputs: a prompt with one picture, from the runtime's processor.
         stages: what `StageTracer.trace` returns.
     Returns:
-        an RGB picture: a column for the image and for each stage, a row for each view, a legend below.
+        an RGB picture: a column for the picture and for each stage, a row for each view, a legend below.
     Raises:
         InvalidRequest: see `find_views`.
     """

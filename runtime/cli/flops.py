@@ -79,7 +79,7 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="OUT", help="the bundle's directory")
     parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be given again")
     parser.add_argument("--prompt", metavar="TEXT", help="the question (default: none, only the chat template)")
-    parser.add_argument("--max-tiles", type=int, metavar="N", help="the most local tiles of an image")
+    parser.add_argument("--max-tiles", type=int, metavar="N", help="the most local tiles of a picture")
     parser.add_argument("--visual-tokens", type=int, metavar="V", help="instead of pictures")
     parser.add_argument("--text-tokens", type=int, metavar="N", help="instead of a question")
     parser.add_argument("--tiles", type=int, metavar="N", help="with --visual-tokens: counts the vision tower, too")

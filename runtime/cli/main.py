@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from fastmmoe.runtime.generation import RequestStats
     from fastmmoe.runtime.vlm import VLM
 
-RUN_DESCRIPTION = """Answer about images with a bundle that fastmmoe-export made. --retention 1.0 without --visual-top-k
-is the unmodified model; retention left out means the bundle's default."""
+RUN_DESCRIPTION = """Answer about pictures with a bundle that fastmmoe-export made. --retention 1.0 without
+--visual-top-k is the unmodified model; retention left out means the bundle's default."""
 BUILD_DESCRIPTION = """Build the TensorRT engines of a bundle, on the device they are for. Bundles of target rtx come
 with engines; they may be built again, with other limits, on any x86-64 machine. The limits cost memory on the device.
 Without options there is room for one picture of the most tiles, 512 tokens of text and an answer of 512 tokens."""
@@ -59,12 +59,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _add_run(commands: Any) -> None:
-    run = commands.add_parser("run", help="answer about images", description=RUN_DESCRIPTION)
+    run = commands.add_parser("run", help="answer about pictures", description=RUN_DESCRIPTION)
     run.add_argument("bundle", type=Path, metavar="OUT", help="the bundle's directory")
     run.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be given again")
-    run.add_argument("--prompt", metavar="TEXT", help="the question, about the images in front of it")
+    run.add_argument("--prompt", metavar="TEXT", help="the question, about the pictures in front of it")
     run.add_argument("--system", metavar="TEXT", help="system prompt (default: the model's own)")
-    run.add_argument("--inputs", type=Path, metavar="IN.npz", help="ready-made tensors instead of images and a prompt")
+    run.add_argument(
+        "--inputs", type=Path, metavar="IN.npz", help="ready-made tensors instead of pictures and a prompt"
+    )
     run.add_argument("--dump", type=Path, metavar="OUT.npz", help="where --inputs writes logits and decode_tokens")
     _add_request_arguments(run)
     run.add_argument("--portable", action="store_true", help="without the native library (slow)")
@@ -107,7 +109,7 @@ def _add_request_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-tiles",
         type=int,
         metavar="N",
-        help="the most local tiles of an image: the strongest lever on the latency of large ones",
+        help="the most local tiles of a picture: the strongest lever on the latency of large ones",
     )
 
 

@@ -45,16 +45,16 @@ HAS_LAYOUT = True
 HAS_OWN_ENDS = True
 SPLITS_AT_PICTURES = True
 # The official processor cuts pictures into tiles only in conversations with at most so many of them.
-MAX_TILED_IMAGES = 2
+MAX_TILED_PICTURES = 2
 _IMAGE_NAMES = ("images_seq_mask", "images_spatial_crop", "images")
 
 
-def cut(config: DeepseekVl2ProcessorConfig, sizes: Sequence[Size], max_tiles: int | None, images_before: int) -> _Cut:
+def cut(config: DeepseekVl2ProcessorConfig, sizes: Sequence[Size], max_tiles: int | None, pictures_before: int) -> _Cut:
     """How pictures of these sizes are cut; new ones into tiles only if there are at most two with those before."""
-    return _Cut(config, sizes, max_tiles, tiled=images_before + len(sizes) <= MAX_TILED_IMAGES)
+    return _Cut(config, sizes, max_tiles, tiled=pictures_before + len(sizes) <= MAX_TILED_PICTURES)
 
 
-def around_image(config: DeepseekVl2ProcessorConfig) -> tuple[str, ...]:
+def around_picture(config: DeepseekVl2ProcessorConfig) -> tuple[str, ...]:
     """Names of the tokens before and after a picture's visual tokens: none."""
     return ()
 

@@ -53,13 +53,13 @@ class Family(Protocol):
     HAS_OWN_ENDS: bool
     SPLITS_AT_PICTURES: bool
 
-    def cut(self, config: Any, sizes: Sequence[tuple[int, int]], max_tiles: int | None, images_before: int) -> Cut:
+    def cut(self, config: Any, sizes: Sequence[tuple[int, int]], max_tiles: int | None, pictures_before: int) -> Cut:
         """How pictures of these sizes, (width, height), are cut after other pictures of the conversation."""
 
     def tensor_inputs(self, tensors: Mapping[str, Array], config: Any) -> list[ModelInputs]:
         """Inputs of every row of a batch that the official processor made."""
 
-    def around_image(self, config: Any) -> tuple[str, ...]:
+    def around_picture(self, config: Any) -> tuple[str, ...]:
         """Names of the tokens before and after a picture's visual tokens; empty where there are none."""
 
     def marker_id(self, config: Any, marker: Marker) -> int | None:

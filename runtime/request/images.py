@@ -40,7 +40,7 @@ class PictureMap:
 def check_max_tiles(max_tiles: int | None, minimum: int) -> int | None:
     """Return it unchanged; InvalidRequest if it is below the fewest tiles that a picture is cut into."""
     if max_tiles is not None and max_tiles < minimum:
-        raise InvalidRequest(f"max_tiles {max_tiles}: expected at least {minimum} local tile(s) per image")
+        raise InvalidRequest(f"max_tiles {max_tiles}: expected at least {minimum} local tile(s) per picture")
     return max_tiles
 
 

@@ -29,14 +29,14 @@ class ModelInputs:
             [n_tiles, 3, S, S]; for DeepSeek-VL2 also `layout_index` int32 [V], rows of concat(features of all
             tiles, image_newline, view_seperator).
         tile_counts: tiles of every picture.
-        image_sizes: (width, height) of every picture; empty where the inputs came as tensors.
+        picture_sizes: (width, height) of every picture; empty where the inputs came as tensors.
     """
 
     input_ids: Ids
     visual_index: Ids
     vision_inputs: dict[str, Array]
     tile_counts: tuple[int, ...] = ()
-    image_sizes: tuple[tuple[int, int], ...] = ()
+    picture_sizes: tuple[tuple[int, int], ...] = ()
 
 
 def check_length(inputs: ModelInputs, config: ProcessorConfig) -> ModelInputs:
@@ -49,7 +49,7 @@ def check_tokens(new: int, visual: int, config: ProcessorConfig, tokens_before: 
     """InvalidRequest if so many new tokens, so many of them visual, do not fit the model's positions after others."""
     tokens, limit = tokens_before + new, config.max_position_embeddings
     if tokens > limit:
-        advice = "give fewer tiles (--max-tiles), fewer images or a shorter text"
+        advice = "give fewer tiles (--max-tiles), fewer pictures or a shorter text"
         parts = f"{visual} of them visual"
         if tokens_before:
             parts = f"{tokens_before} of them of earlier turns and {visual} of the new ones visual"

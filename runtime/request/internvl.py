@@ -42,12 +42,12 @@ HAS_OWN_ENDS = False
 SPLITS_AT_PICTURES = False
 
 
-def cut(config: InternVlProcessorConfig, sizes: Sequence[Size], max_tiles: int | None, images_before: int) -> _Cut:
+def cut(config: InternVlProcessorConfig, sizes: Sequence[Size], max_tiles: int | None, pictures_before: int) -> _Cut:
     """How pictures of these sizes are cut, whatever pictures are before them."""
     return _Cut(config, sizes, max_tiles)
 
 
-def around_image(config: InternVlProcessorConfig) -> tuple[str, ...]:
+def around_picture(config: InternVlProcessorConfig) -> tuple[str, ...]:
     """Names of the tokens before and after a picture's visual tokens."""
     return config.image_start_token, config.image_end_token
 
@@ -74,7 +74,7 @@ def picture_map(config: InternVlProcessorConfig, inputs: ModelInputs) -> Picture
     by_tile = cells.reshape(tiles, side, side)
     has_thumbnail = config.use_thumbnail and tiles > 1
     local = by_tile[: tiles - has_thumbnail]
-    wide, high = select_grid(inputs.image_sizes[0], config.min_tiles, len(local), config.tile_size)
+    wide, high = select_grid(inputs.picture_sizes[0], config.min_tiles, len(local), config.tile_size)
     grid = local.reshape(high, wide, side, side).transpose(0, 2, 1, 3).reshape(high * side, wide * side)
     views = {"local view": grid, "thumbnail": by_tile[-1]} if has_thumbnail else {"the view": grid}
     return PictureMap(side, config.tile_size // side, cells, views)

@@ -77,7 +77,7 @@ _EXPECTED = {
     "alpha": "a number in [0, 1]",
     "seed": "a whole number, 0 or more",
     "max_new_tokens": "at least 1, a whole number",
-    "max_tiles": "at least 1 local tile per image and at most 4096, a whole number",
+    "max_tiles": "at least 1 local tile per picture and at most 4096, a whole number",
 }
 
 _GREEDY = "is unknown: answers are greedy, each token is the most probable one; leave it out"

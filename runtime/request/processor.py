@@ -74,14 +74,14 @@ class Processor:
         return self._inputs(prompt, max_tiles)
 
     def follow_up(
-        self, content: Any, *, images_before: int = 0, tokens_before: int = 0, max_tiles: int | None = None
+        self, content: Any, *, pictures_before: int = 0, tokens_before: int = 0, max_tiles: int | None = None
     ) -> ModelInputs:
         """Inputs of a further question in a conversation, see `render_follow_up`.
 
         Args:
             content: the user's message: str or a list of parts, see `render_prompt`.
-            images_before: pictures of the conversation so far. They stay as they were cut; DeepSeek-VL2's new ones are
-                cut into tiles only if there are at most two pictures with them.
+            pictures_before: pictures of the conversation so far. They stay as they were cut; DeepSeek-VL2's new ones
+                are cut into tiles only if there are at most two pictures with them.
             tokens_before: tokens of the conversation so far, pruned ones too: the position of the first new token.
             max_tiles: the most local tiles of a picture; None = the checkpoint's.
         Returns:
@@ -90,12 +90,12 @@ class Processor:
             InvalidRequest: the content, a picture, max_tiles or a count are not legal, the sequence is too long with
                 what stands before, or there is no tokenizer.
         """
-        for name, count in (("images_before", images_before), ("tokens_before", tokens_before)):
+        for name, count in (("pictures_before", pictures_before), ("tokens_before", tokens_before)):
             if count < 0:
                 raise InvalidRequest(f"{name} {count}: expected at least 0")
         renderer = self._renderer()
         prompt = renderer.follow_up(content) if renderer else render_follow_up(content, self.config.template)
-        return self._inputs(prompt, max_tiles, images_before, tokens_before)
+        return self._inputs(prompt, max_tiles, pictures_before, tokens_before)
 
     def from_tensors(self, tensors: Mapping[str, npt.NDArray[Any]]) -> list[ModelInputs]:
         """Inputs of every row of a batch that the official processor made; left padding is removed.
@@ -131,11 +131,11 @@ class Processor:
         return text + stream.rest()
 
     def _inputs(
-        self, prompt: Prompt, max_tiles: int | None, images_before: int = 0, tokens_before: int = 0
+        self, prompt: Prompt, max_tiles: int | None, pictures_before: int = 0, tokens_before: int = 0
     ) -> ModelInputs:
         encoder, config = self._require_encoder(), self.config
         pictures = [Picture(image) for image in prompt.images]
-        cut = self._family.cut(config, [picture.size for picture in pictures], max_tiles, images_before)
+        cut = self._family.cut(config, [picture.size for picture in pictures], max_tiles, pictures_before)
         visual = sum(cut.visual_counts)
         if visual > config.max_position_embeddings:
             # So many ids, and after them tiles, may not fit into memory.
@@ -148,7 +148,7 @@ class Processor:
             visual_index=visual_index,
             vision_inputs=cut.vision_inputs(pictures),
             tile_counts=cut.tile_counts,
-            image_sizes=tuple(picture.size for picture in pictures),
+            picture_sizes=tuple(picture.size for picture in pictures),
         )
 
     def _renderer(self) -> ChatRenderer | None:
@@ -171,7 +171,7 @@ class Processor:
 
 def image_tokens(config: ProcessorConfig) -> set[str]:
     """Names of the tokens that pictures are written with."""
-    return {config.image_token, *family_of(config).around_image(config)}
+    return {config.image_token, *family_of(config).around_picture(config)}
 
 
 def _ids(
@@ -184,7 +184,7 @@ def _ids(
     """
     family = family_of(config)
     front, back = ([], []) if family.HAS_OWN_ENDS or prompt.is_complete else encoder.surrounding()
-    around = [encoder.pieces([Special(name)]) for name in family.around_image(config)] or [[], []]
+    around = [encoder.pieces([Special(name)]) for name in family.around_picture(config)] or [[], []]
     ids: list[int | None] = list(front)
     visual: list[int] = []
     counts = iter(visual_counts)

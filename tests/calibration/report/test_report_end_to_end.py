@@ -79,7 +79,7 @@ def bundle_planner(vlm: VLM, questions: Questions) -> Planner:
 def test_questions_without_an_answer_are_left_out_and_counted(questions: Questions) -> None:
     assert (len(questions.items), questions.unlabelled) == (COUNT, 1)
     assert [len(pack) for pack in questions.packs(4)] == [4, 2, 4]
-    assert questions.max_tokens > 1
+    assert questions.max_new_tokens > 1
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_answers_are_those_of_the_runtime(
     vlm: VLM, questions: Questions, bundle_planner: Planner, setting: Setting
 ) -> None:
     asked = questions.ask(vlm.backend, bundle_planner, setting, range(3))
-    options = bundle_planner.options(setting) | {"max_new_tokens": questions.max_tokens}
+    options = bundle_planner.options(setting) | {"max_new_tokens": questions.max_new_tokens}
     expected = [vlm.generate(question.sample.messages, **options) for question in questions.items[:3]]
     assert asked == [answer.text.strip() for answer in expected]
 
@@ -160,7 +160,7 @@ def test_stages_agree_with_the_runtime(bundle: Path, vlm: VLM, questions: Questi
 def test_the_command_measures_once(
     bundle: Path, vlm: VLM, questions: Questions, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = {"method": "none", "max_new_tokens": questions.max_tokens}
+    options = {"method": "none", "max_new_tokens": questions.max_new_tokens}
     said = [vlm.generate(q.sample.messages, **options).text.strip() for q in questions.items]
     right = sum(text == q.sample.answer for text, q in zip(said, questions.items, strict=True)) / COUNT
     assert 0.5 < right < 1

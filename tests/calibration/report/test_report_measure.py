@@ -23,7 +23,7 @@ EXPECTED = ("red", "cube", "3", "yes")
 class FakeQuestions:
     """Four questions; the full model is always right, fastmmoe on the first two, random where the seed says."""
 
-    identity, max_tokens = "d" * 64, 3
+    identity, max_new_tokens = "d" * 64, 3
     items = tuple(SimpleNamespace(sample=SimpleNamespace(answer=answer)) for answer in EXPECTED)
 
     def __init__(self) -> None:

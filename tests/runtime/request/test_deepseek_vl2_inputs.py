@@ -50,7 +50,7 @@ def test_deepseek_ids_and_visual_positions(
     assert inputs.visual_index.tolist() == visual.tolist()
     crops = golden_array(path, "images_spatial_crop")[row].tolist()
     assert inputs.tile_counts == tuple(1 + wide * high for wide, high in crops if wide)
-    assert inputs.image_sizes == tuple(Image.open(golden / "dsvl2-inputs" / f"{name}.png").size for name in images)
+    assert inputs.picture_sizes == tuple(Image.open(golden / "dsvl2-inputs" / f"{name}.png").size for name in images)
     assert bool(inputs.vision_inputs) == bool(images)
     if images:
         assert inputs.vision_inputs["layout_index"].shape == inputs.visual_index.shape

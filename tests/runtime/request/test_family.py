@@ -50,12 +50,12 @@ def test_a_family_has_all_that_is_asked_of_it(config: ProcessorConfig) -> None:
         assert isinstance(getattr(module, name), (bool, str)), name
 
 
-@pytest.mark.parametrize("images_before", [0, 2])
+@pytest.mark.parametrize("pictures_before", [0, 2])
 @pytest.mark.parametrize("max_tiles", [None, 1, 4])
-def test_a_cut_keeps_its_promise(max_tiles: int | None, images_before: int, config: ProcessorConfig) -> None:
+def test_a_cut_keeps_its_promise(max_tiles: int | None, pictures_before: int, config: ProcessorConfig) -> None:
     family = family_of(config)
     for sizes in ([], SIZES[:1], SIZES):
-        cut = family.cut(config, sizes, max_tiles, images_before)
+        cut = family.cut(config, sizes, max_tiles, pictures_before)
         inputs = cut.vision_inputs([Picture(Image.new("RGB", size)) for size in sizes])
         assert len(cut.tile_counts) == len(cut.visual_counts) == len(sizes)
         if not sizes:
@@ -86,6 +86,6 @@ def test_markers_and_names_around_pictures(
     family = family_of(deepseek)
     markers = (Marker.BOS, Marker.EOS)
     assert [family.marker_id(deepseek, marker) for marker in markers] == [deepseek.bos_token_id, deepseek.eos_token_id]
-    assert family.around_image(deepseek) == () and family_of(internvl).around_image(internvl) == ("<img>", "</img>")
+    assert family.around_picture(deepseek) == () and family_of(internvl).around_picture(internvl) == ("<img>", "</img>")
     with pytest.raises(AssertionError, match=r"Marker\.EOS in the template internvl2_5"):
         family_of(internvl).marker_id(internvl, Marker.EOS)

@@ -50,7 +50,7 @@ def test_numbers_of_tiles_that_are_taken(max_tiles: int | None, minimum: int) ->
 
 @pytest.mark.parametrize(("max_tiles", "minimum"), [(0, 1), (2, 3), (-1, 1)])
 def test_numbers_of_tiles_that_are_refused(max_tiles: int, minimum: int) -> None:
-    words = rf"^max_tiles {max_tiles}: expected at least {minimum} local tile\(s\) per image$"
+    words = rf"^max_tiles {max_tiles}: expected at least {minimum} local tile\(s\) per picture$"
     with pytest.raises(InvalidRequest, match=words):
         check_max_tiles(max_tiles, minimum)
 

@@ -121,7 +121,7 @@ def test_the_longest_sequence(internvl: InternVlProcessorConfig) -> None:
         check_tokens(limit + 1, 3, internvl)
     assert str(alone.value) == (
         f"the sequence has {limit + 1} tokens, 3 of them visual: the model takes at most {limit}; give fewer tiles "
-        "(--max-tiles), fewer images or a shorter text"
+        "(--max-tiles), fewer pictures or a shorter text"
     )
     with pytest.raises(InvalidRequest) as later:
         check_tokens(11, 3, internvl, tokens_before=limit - 10)

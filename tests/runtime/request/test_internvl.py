@@ -203,10 +203,10 @@ def test_the_most_tiles_of_a_picture(changes: dict[str, Any], tiles: int, intern
 def test_places_of_the_visual_tokens(internvl: InternVlProcessorConfig) -> None:
     """Two tiles side by side and the thumbnail, of 2 x 2 tokens each."""
     config = msgspec.structs.replace(internvl, tokens_per_tile=4)
-    inputs = ModelInputs(no_ids(), no_ids(), {}, tile_counts=(3,), image_sizes=((896, 448),))
+    inputs = ModelInputs(no_ids(), no_ids(), {}, tile_counts=(3,), picture_sizes=((896, 448),))
     found = internvl3_5.picture_map(config, inputs)
     assert (found.side, found.pitch, found.cells.tolist()) == (2, 224, list(range(12)))
     views = {name: view.tolist() for name, view in found.views.items()}
     assert views == {"local view": [[0, 1, 4, 5], [2, 3, 6, 7]], "thumbnail": [[8, 9], [10, 11]]}
-    single = internvl3_5.picture_map(config, replace(inputs, tile_counts=(1,), image_sizes=((448, 448),)))
+    single = internvl3_5.picture_map(config, replace(inputs, tile_counts=(1,), picture_sizes=((448, 448),)))
     assert {name: view.tolist() for name, view in single.views.items()} == {"the view": [[0, 1], [2, 3]]}

@@ -37,12 +37,12 @@ def test_follow_up_gives_the_ids_of_the_whole_conversation(
     header = "<|channel|>final<|message|>" if name == "internvl-gptoss" else ""
     before, written = make(first), tokenizer.encode(header + answer, add_special_tokens=False).ids
     start = len(before.input_ids) + len(written)
-    found = make.follow_up(second["content"], images_before=1, tokens_before=start)
+    found = make.follow_up(second["content"], pictures_before=1, tokens_before=start)
     whole = make([*first, {"role": "assistant", "content": answer}, second])
     assert [*before.input_ids, *written, *found.input_ids] == whole.input_ids.tolist()
     assert [*before.visual_index, *(start + found.visual_index)] == whole.visual_index.tolist()
     assert before.tile_counts + found.tile_counts == whole.tile_counts
-    assert before.image_sizes + found.image_sizes == whole.image_sizes
+    assert before.picture_sizes + found.picture_sizes == whole.picture_sizes
     assert bool(found.vision_inputs) == bool(pictures)
     if pictures:
         pixels = np.concatenate([before.vision_inputs["pixel_values"], found.vision_inputs["pixel_values"]])
@@ -88,10 +88,12 @@ def test_token_that_the_tokenizer_puts_in_front_is_not_in_a_follow_up(
 def test_earlier_pictures_count_for_the_tiling_of_a_follow_up(processor: MakeProcessor, messages: MakeMessages) -> None:
     (message,) = messages(["img0_700x500"], "Second?")
     make = processor("dsvl2-mha")
-    counts = [make.follow_up(message["content"], images_before=before).tile_counts for before in (0, 1, 2)]
+    counts = [make.follow_up(message["content"], pictures_before=before).tile_counts for before in (0, 1, 2)]
     assert counts == [(5,), (5,), (2,)]
-    assert make.follow_up(message["content"], images_before=1, max_tiles=2).tile_counts == (3,)
-    assert processor("internvl-gptoss").follow_up(message["content"], images_before=2, max_tiles=6).tile_counts == (7,)
+    assert make.follow_up(message["content"], pictures_before=1, max_tiles=2).tile_counts == (3,)
+    assert processor("internvl-gptoss").follow_up(message["content"], pictures_before=2, max_tiles=6).tile_counts == (
+        7,
+    )
 
 
 @pytest.mark.parametrize("name", ["dsvl2-mha", "internvl-qwen3moe"])
@@ -110,7 +112,7 @@ def test_earlier_tokens_count_for_the_length_of_a_follow_up(name: str, processor
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"images_before": -1}, "images_before -1: expected at least 0"),
+        ({"pictures_before": -1}, "pictures_before -1: expected at least 0"),
         ({"tokens_before": -2}, "tokens_before -2: expected at least 0"),
         ({"max_tiles": 0, "content": [{"type": "image", "image": Image.new("RGB", (9, 9))}]}, "max_tiles 0: expected"),
         ({"content": "half a pair: \ud800"}, r"message.content\[0\] has half of a surrogate pair"),
