@@ -60,3 +60,59 @@ def test_what_a_conversation_goes_on_with(
     question = gpt_oss.processor.follow_up("Second?").input_ids.tolist()
     first = gpt_oss.processor([{"role": "user", "content": "First?"}]).input_ids.tolist()
     assert fed[0][: -len(script) + 1 or None] == [*first, *gpt_oss.encode(kept), *question]
+
+
+def scripted_conversation(gpt_oss: GptOss, monkeypatch: pytest.MonkeyPatch) -> Conversation:
+    """Every answer is "a b"."""
+    monkeypatch.setattr("fastmmoe.runtime.conversation.Batch", lambda _backend: SimpleNamespace(lengths=[0]))
+    script = gpt_oss.encode(f"{FINAL}a b")
+
+    def new_run(_manifest: Any, _backend: Any, inputs: list[Any], _options: Any, _batch: Any) -> ScriptedRun:
+        return ScriptedRun([script], inputs, [[]], [len(script)])
+
+    monkeypatch.setattr("fastmmoe.runtime.conversation.Run", new_run)
+    vlm: Any = object.__new__(VLM)
+    vlm.processor, vlm.manifest, vlm.backend = gpt_oss.processor, None, None
+    return Conversation(vlm, system="Be brief.")
+
+
+def test_an_answer_ends_where_another_question_is_asked(gpt_oss: GptOss, monkeypatch: pytest.MonkeyPatch) -> None:
+    conversation = scripted_conversation(gpt_oss, monkeypatch)
+    first = conversation.ask_stream("First?")
+    next(first)
+    assert conversation.ask("Second?").text == "a b"
+    with pytest.raises(InvalidRequest, match=r"^another question has been asked since: this answer has ended$"):
+        next(first)
+
+
+def test_a_question_that_was_overtaken_is_not_asked(gpt_oss: GptOss, monkeypatch: pytest.MonkeyPatch) -> None:
+    conversation = scripted_conversation(gpt_oss, monkeypatch)
+    first, second = conversation.ask_stream("First?"), conversation.ask_stream("Second?")
+    next(second)
+    with pytest.raises(InvalidRequest, match=r"^another question has been asked since: ask this one again$"):
+        next(first)
+
+
+def test_what_cannot_be_asked_leaves_the_conversation_as_it_is(
+    gpt_oss: GptOss, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conversation = scripted_conversation(gpt_oss, monkeypatch)
+    with pytest.raises(InvalidRequest, match="has content of type int: expected a string or a list"):
+        conversation.ask(3)
+    assert conversation.ask("First?").text == "a b"
+
+
+def test_only_the_first_question_comes_with_the_system_prompt(gpt_oss: GptOss, monkeypatch: pytest.MonkeyPatch) -> None:
+    conversation = scripted_conversation(gpt_oss, monkeypatch)
+    system = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "First?"}]
+    assert conversation._inputs("First?").input_ids.tolist() == gpt_oss.processor(system).input_ids.tolist()
+    conversation.ask("First?")
+    # The last token of an answer that ran out of tokens was not fed.
+    follow_up = gpt_oss.processor.follow_up("Second?").input_ids.tolist()
+    assert conversation._inputs("Second?").input_ids.tolist() == [*gpt_oss.encode("b"), *follow_up]
+
+
+def test_options_are_those_of_a_request(gpt_oss: GptOss) -> None:
+    vlm: Any = object.__new__(VLM)
+    with pytest.raises(InvalidRequest, match="retention 2"):
+        Conversation(vlm, retention=2)

@@ -8,9 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from fastmmoe.runtime.errors import BundleMismatch, InvalidRequest
-from fastmmoe.runtime.vlm import VLM
+from fastmmoe.runtime.request.options import RequestOptions
+from fastmmoe.runtime.request.processor import Processor
+from fastmmoe.runtime.vlm import VLM, Answer, Piece
+from tests.support.echo import Echo
+from tests.support.manifests import toy_manifest
+from tests.support.processors import MakeProcessor
+from tests.support.scripted_run import ScriptedRun
 
 
 @pytest.mark.parametrize("bundle", [123, None, b"demo", ["demo"], True])
@@ -42,3 +49,106 @@ def test_what_is_no_list_of_conversations(conversations: Any) -> None:
 def test_no_conversations(conversations: Any) -> None:
     with pytest.raises(InvalidRequest, match=r"^no conversations: expected at least one$"):
         object.__new__(VLM).generate_batch(conversations)
+
+
+def echo_vlm(processor: Processor | None = None) -> tuple[VLM, Echo]:
+    """The small manifest's, on a backend that computes nothing, and that backend."""
+    manifest = toy_manifest("deepseek_vl2")
+    echo = Echo(manifest.language_model, manifest.policy)
+    vlm: Any = object.__new__(VLM)
+    vlm.manifest, vlm.backend = manifest, echo
+    vlm.processor = Processor(manifest.processor, None) if processor is None else processor
+    return vlm, echo
+
+
+def piece(text: str, number: int, reason: str | None = None, channel: str = "final", aside: str = "") -> Piece:
+    stats: Any = f"stats {number}"
+    return Piece(text, number, reason, stats, channel, aside)
+
+
+def test_an_answer_of_pieces() -> None:
+    pieces = [
+        piece("", 1, channel="analysis", aside="Hm"),
+        piece("", 2, channel="analysis", aside="."),
+        piece("", 3, channel="commentary", aside="{}"),
+        piece("Y", 4),
+        piece("es", 5, "stop"),
+    ]
+    answer = Answer.of(pieces)
+    assert (answer.text, answer.token_ids, answer.finish_reason) == ("Yes", (1, 2, 3, 4, 5), "stop")
+    assert answer.stats == "stats 5" and answer.channels == {"analysis": "Hm.", "commentary": "{}"}
+
+
+def test_outputs_of_one_row_of_tensors() -> None:
+    vlm, echo = echo_vlm()
+    found = vlm.run_tensors({"input_ids": np.array([[4, 5, 6]])}, max_new_tokens=3)
+    assert {name: value.shape for name, value in found.items()} == {
+        "logits": (1, 10),
+        "decode_logits": (2, 1, 10),
+        "decode_tokens": (3,),
+        "cache_lengths": (4,),
+        "kept_index_stage1": (3,),
+        "kept_index_stage2": (3,),
+    }
+    assert found["cache_lengths"].tolist() == [3] * 4 and len(echo.calls) == 3
+    assert found["decode_tokens"].dtype == found["cache_lengths"].dtype == np.int64
+
+
+def test_outputs_of_several_rows_of_tensors() -> None:
+    """Padding is taken away, and the longest row decides how many tokens there are."""
+    vlm, _ = echo_vlm()
+    mask = np.ones((2, 63), np.int64)
+    mask[1, :60] = 0
+    found = vlm.run_tensors({"input_ids": np.full((2, 63), 4), "attention_mask": mask}, max_new_tokens=5)
+    assert found["logits"].shape == (2, 10) and found["decode_logits"].shape == (1, 2, 10)
+    assert found["decode_tokens"].tolist() == [[0, 0], [0, 0]]
+    assert found["cache_lengths"].tolist() == [[63] * 4, [3] * 4]
+    assert [len(found[f"row{row}_kept_index_stage2"]) for row in (0, 1)] == [63, 3]
+
+
+def test_no_rows_of_tensors() -> None:
+    vlm, _ = echo_vlm()
+    with pytest.raises(InvalidRequest, match=r"^input_ids has no rows: expected at least one$"):
+        vlm.run_tensors({"input_ids": np.zeros((0, 3), np.int64)})
+    with pytest.raises(InvalidRequest, match=r"^tensors is of type list: expected a dict of names and arrays$"):
+        vlm.run_tensors([])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("method", "runs"), [("fastmmoe", 1), ("random", 1), ("sparsevlm", 2), (None, 1)])
+def test_rows_share_calls_but_by_sparsevlm(method: str | None, runs: int) -> None:
+    vlm, echo = echo_vlm()
+    layers: dict[Any, tuple[int, ...]] = {"fastmmoe": (1,), "random": (1,), "fastv": (2,), "sparsevlm": (1,)}
+    policy = replace(vlm.manifest.policy, method="all", prune_layers=layers, stage_exponents=(1.0,))
+    vlm.manifest, echo.policy = replace(vlm.manifest, policy=policy), policy
+    ids = {"input_ids": np.full((2, 5), 4)}
+    made = [len(run.stats) for run in vlm._runs(vlm.processor.from_tensors(ids), RequestOptions(method=method))]
+    assert made == [2 // runs] * runs
+
+
+@pytest.mark.parametrize(("said", "reason"), [("Yes", "length"), ("Y\u00e9", "length"), ("", "stop")])
+def test_why_an_answer_ended(said: str, reason: str, processor: MakeProcessor) -> None:
+    """By the tokens that were left, or by a token that ends answers."""
+    make = processor("internvl-qwen3moe")
+    ids = [*said.encode()] or [make.config.stop_token_ids[0]]
+    run: Any = ScriptedRun([ids], [], [[]], [len(ids)])
+    vlm, _ = echo_vlm(make)
+    (*earlier, last) = [one for _, one in vlm.pieces(run)]
+    assert all(one.finish_reason is None for one in earlier) and last.finish_reason == reason
+    assert "".join(one.text for one in (*earlier, last)) == said
+
+
+def test_messages_become_one_request(processor: MakeProcessor, monkeypatch: pytest.MonkeyPatch) -> None:
+    make, given = processor("internvl-qwen3moe"), []
+
+    def run_of(_manifest: Any, _backend: Any, inputs: list[Any], options: Any) -> ScriptedRun:
+        given.append((len(inputs), options))
+        return ScriptedRun([[*b"ok"] for _ in inputs], inputs, [[] for _ in inputs], [2] * len(inputs))
+
+    monkeypatch.setattr("fastmmoe.runtime.vlm.Run", run_of)
+    vlm, _ = echo_vlm(make)
+    question = [{"role": "user", "content": "Hi"}]
+    assert vlm.generate(question, alpha=0.25).text == "ok"
+    assert [answer.text for answer in vlm.generate_batch([question, question])] == ["ok", "ok"]
+    assert [count for count, _ in given] == [1, 2] and given[0][1].alpha == 0.25
+    with pytest.raises(InvalidRequest, match="temperature"):
+        vlm.generate(question, temperature=0.5)

@@ -3,20 +3,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
 from fastmmoe.runtime import vlm
-from fastmmoe.runtime.cli.main import main
+from fastmmoe.runtime.backends.tensorrt import build
+from fastmmoe.runtime.backends.tensorrt.build import BuildOptions
+from fastmmoe.runtime.cli.main import describe, main, stats_dict
+from fastmmoe.runtime.generation import RequestStats
+from fastmmoe.runtime.vlm import Answer, Piece
 
 
 class FakeModel:
@@ -157,3 +165,118 @@ def test_a_prompt_that_the_locale_does_not_take(locale: str, text: bytes) -> Non
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert f": is not valid {locale.upper()} in this locale; " in done.stderr
     assert ("LC_ALL=C.UTF-8" in done.stderr) == (locale == "ascii")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--inputs a.npz", "--inputs and --dump go together"),
+        ("--prompt a --dump a.npz", "--inputs and --dump go together"),
+        ("--inputs a --dump b --prompt c", "--inputs takes the place of --image, --prompt, --system and --max-tiles"),
+        ("--inputs a --dump b --system c", "--inputs takes the place of --image, --prompt, --system and --max-tiles"),
+        ("--inputs a --dump b --image c", "--inputs takes the place of --image, --prompt, --system and --max-tiles"),
+        ("--inputs a --dump b --max-tiles 1", "--inputs takes the place of --image, --prompt, --system and"),
+        ("--image a.png", "give --prompt (and --image), or --inputs and --dump"),
+        ("--prompt a --threads -1", "--threads -1: expected 0 or more"),
+        ("--prompt a --retention 1 --pruning-rate 0", "--pruning-rate: not allowed with argument --retention"),
+    ],
+)
+def test_arguments_that_do_not_go_together(arguments: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Told before the bundle is looked for."""
+    with suppress(SystemExit):
+        assert main(["run", "no-bundle", *arguments.split()]) == 2
+    line = capsys.readouterr().err
+    assert words in line and line.count("\n") == 1
+
+
+STATS = RequestStats(
+    method="fastmmoe",
+    retention=0.75,
+    text_tokens=1200,
+    visual_tokens=1792,
+    kept_visual_tokens=(1500, 1344),
+    merged_vectors=(10, 0),
+    visual_top_k=(4,),
+    tiles=7,
+    past_tokens=0,
+    prefill_flops=6 * 10**9,
+    prefill_flops_unmodified=8 * 10**9,
+    vision_flops=10**9,
+    preprocess_ms=1.0,
+    vision_ms=20.4,
+    prefill_ms=100.0,
+    decode_ms=[2.0, 3.0],
+    kept_index=[np.arange(3)],
+)
+
+
+def test_a_request_in_two_lines() -> None:
+    assert describe(STATS) == (
+        "fastmmoe: visual tokens 1,792 -> 1,500 -> 1,344, text tokens 1,200, retention 0.75, pruning rate 0.25\n"
+        "prefill 6.000 GFLOPs (25.0% less), first token after 121 ms (vision 20, prefill 100), decode 2.5 ms/token"
+    )
+    assert describe(replace(STATS, decode_ms=[])).endswith("decode none")
+
+
+def test_a_request_in_json() -> None:
+    found = json.loads(json.dumps(stats_dict(STATS)))
+    derived = {"pruning_rate": 0.25, "ttft_ms": 121.4, "flops_reduction": 0.25}
+    assert {name: found[name] for name in derived} == pytest.approx(derived)
+    assert found.keys() == {f.name for f in fields(RequestStats)} - {"kept_index"} | derived.keys()
+    assert found["kept_visual_tokens"] == [1500, 1344] and found["decode_ms"] == [2.0, 3.0]
+
+
+class Speaker:
+    """Answers "h" and "\u00e9"; keeps what it is asked."""
+
+    asked: ClassVar[list[Any]] = []
+
+    def __init__(self, *arguments: object, **options: object) -> None:
+        self.asked[:] = [(arguments, options)]
+
+    def generate_stream(self, messages: Any, **options: Any) -> Iterator[Piece]:
+        """Two pieces."""
+        self.asked.append((messages, options))
+        return iter([Piece("h", 1, None, STATS), Piece("\u00e9", 2, "stop", STATS)])
+
+    def generate(self, messages: Any, **options: Any) -> Answer:
+        """Both at once."""
+        return Answer.of(list(self.generate_stream(messages, **options)))
+
+
+def test_what_a_run_asks_and_prints(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(vlm, "VLM", Speaker)
+    pictures = ["--image", "a.png", "--image", "b.png"]
+    question = [*pictures, "--prompt", "Why?", "--system", "Be brief.", "--pruning-rate", "0.25", "--max-tiles", "2"]
+    assert main(["run", "out", *question, "--threads", "1", "--no-verify"]) == 0
+    output = capsys.readouterr()
+    assert (output.out, output.err) == ("h\u00e9\n", describe(STATS) + "\n")
+    loaded, (messages, options) = Speaker.asked
+    assert loaded == ((Path("out"),), {"portable": False, "threads": 1, "verify": False})
+    parts = [{"type": "image", "image": "a.png"}, {"type": "image", "image": "b.png"}, {"type": "text", "text": "Why?"}]
+    assert messages == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": parts}]
+    given = {name: value for name, value in options.items() if value is not None}
+    assert given == {"pruning_rate": 0.25, "max_tiles": 2, "seed": 0, "max_new_tokens": 64}
+
+
+def test_an_answer_in_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(vlm, "VLM", Speaker)
+    assert main(["run", "out", "--prompt", "Why?", "--json"]) == 0
+    output = capsys.readouterr()
+    found = json.loads(output.out)
+    assert (found["text"], found["token_ids"], found["finish_reason"]) == ("h\u00e9", [1, 2], "stop")
+    assert found["channels"] == {} and found["tiles"] == 7 and output.err == "" and "h\u00e9" in output.out
+
+
+def test_limits_of_a_build_reach_it(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    given: list[Any] = []
+
+    def built(directory: Path, options: BuildOptions, *, say: Any, verify: bool) -> Any:
+        given.append((directory, options, verify))
+        say("building")
+        return SimpleNamespace(files={"vision.engine": None, "embedding.engine": None})
+
+    monkeypatch.setattr(build, "build_engines", built)
+    assert main(["build", "out", "--max-tokens", "9", "--max-tiles", "2", "--workspace", "5"]) == 0
+    assert given == [(Path("out"), BuildOptions(max_tokens=9, max_tiles=2, workspace_mib=5), True)]
+    assert capsys.readouterr().out == "building\nwrote vision.engine, embedding.engine in out\n"

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
 
 import pytest
+
+from fastmmoe.runtime.cli.start import INTERRUPTED, SIGNALS
 
 SECONDS = 30
 
@@ -39,3 +42,47 @@ def test_a_start_runs_the_command(name: str) -> None:
     program += "assert not {'argparse', 'msgspec', 'numpy'} & sys.modules.keys()\nsys.exit(main())"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=SECONDS)
     assert result.returncode == 0 and result.stdout.startswith(b"fastmmoe "), result.stderr
+
+
+def started(body: str, *, shell: str = 'exec "$@"') -> subprocess.CompletedProcess[bytes]:
+    """A process that a shell starts like this, with the functions of the first moments."""
+    program = f"import os, signal, sys\nfrom fastmmoe.runtime.cli.start import *\n{body}"
+    command = ["sh", "-c", shell, "sh", sys.executable, "-c", program]
+    # As users have it: what is printed is written at the end.
+    environment = os.environ | {"PYTHONUNBUFFERED": ""}
+    return subprocess.run(command, capture_output=True, check=False, timeout=SECONDS, env=environment)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_what_a_shell_has_ignored_stays_ignored(number: signal.Signals) -> None:
+    """As nohup does with the end of its terminal."""
+    body = f"end_at_interrupts('name')\nos.kill(os.getpid(), {int(number)})\nprint('goes on')"
+    result = started(body, shell=f"trap '' {int(number)}; exec \"$@\"")
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"goes on\n", b"")
+
+
+def test_a_terminal_that_is_gone_takes_no_line() -> None:
+    result = started("os.close(2)\nending('name')(15, None)\nprint('not reached')")
+    assert (result.returncode, result.stdout) == (INTERRUPTED, b"")
+
+
+def test_nothing_is_flushed_at_an_interrupt() -> None:
+    """What a library has half written stays where it is."""
+    result = started("sys.stdout.write('half')\nending('name')(2, None)")
+    assert (result.returncode, result.stdout) == (130, b"")
+    assert result.stderr == b"name: interrupted; nothing was written\n"
+
+
+@pytest.mark.parametrize("closed", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_streams_that_are_missing(closed: str) -> None:
+    """Files that are opened later do not take their place; input is empty, output goes nowhere."""
+    body = (
+        "open_missing_streams()\n"
+        "file = os.open('/dev/null', os.O_RDONLY)\n"
+        "print('a')\nprint('b', file=sys.stderr)\n"
+        "sys.exit(7 if file > 2 and os.read(0, 1) == b'' else 1)"
+    )
+    result = started(body, shell=f'exec "$@" {"" if closed.startswith("0<&-") else "0</dev/null"} {closed}')
+    assert result.returncode == 7
+    assert result.stdout == (b"" if "1>&-" in closed else b"a\n")
+    assert result.stderr == (b"" if "2>&-" in closed else b"b\n")

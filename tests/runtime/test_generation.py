@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs from prompts to tokens, on a backend that says what it is told to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastmmoe.runtime.backends.batch import Batch
+from fastmmoe.runtime.bundle import graph_io
+from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.generation import Run, Token
+from fastmmoe.runtime.request.inputs import ModelInputs
+from fastmmoe.runtime.request.options import RequestOptions
+from fastmmoe.runtime.types import Array
+from tests.support.echo import Echo, scores_of
+from tests.support.manifests import toy_manifest
+
+MANIFEST = toy_manifest("deepseek_vl2")
+VOCAB = MANIFEST.language_model.vocab_size
+LONGEST = MANIFEST.processor.max_position_embeddings
+
+
+def inputs_of(tokens: int, visual: int = 0) -> ModelInputs:
+    """A prompt whose visual tokens stand after its first token, of two tiles."""
+    index = np.arange(1, 1 + visual, dtype=np.int32)
+    pictures: dict[str, Array] = {}
+    if visual:
+        pictures = {"pixel_values": np.zeros((2, 3, 16, 16)), "layout_index": np.zeros(visual, np.int32)}
+    return ModelInputs(np.full(tokens, 4, np.int32), index, pictures, (2,) if visual else ())
+
+
+def run_of(*inputs: ModelInputs, echo: Echo | None = None, batch: Batch | None = None, **options: Any) -> Run:
+    backend = Echo(MANIFEST.language_model, MANIFEST.policy) if echo is None else echo
+    return Run(MANIFEST, backend, inputs, RequestOptions.of(options), batch)
+
+
+@pytest.fixture
+def echo() -> Echo:
+    """Says 3, then one more each time it is fed a token."""
+    found = Echo(MANIFEST.language_model, MANIFEST.policy)
+
+    def next_ids(feeds: dict[str, Array]) -> Array:
+        last = feeds[graph_io.INPUTS_EMBEDS][feeds[graph_io.SEQUENCE_OFFSETS][1:] - 1, 0]
+        is_prompt = feeds[graph_io.SEQUENCE_OFFSETS][1] > 1
+        return scores_of(*([3] * len(last) if is_prompt else (last.astype(int) + 1)), vocab_size=VOCAB)
+
+    found.logits = next_ids
+    return found
+
+
+def said(steps: list[list[Token]]) -> list[list[tuple[int, int]]]:
+    return [[(token.sequence, token.id) for token in step] for step in steps]
+
+
+def test_each_token_is_fed_to_the_next_call(echo: Echo) -> None:
+    run = run_of(inputs_of(6), inputs_of(4), echo=echo, max_new_tokens=3)
+    assert said(list(run.tokens())) == [[(0, 3), (1, 3)], [(0, 4), (1, 4)], [(0, 5), (1, 5)]]
+    prompt, first, second = echo.calls
+    assert prompt[graph_io.SEQUENCE_OFFSETS].tolist() == [0, 6, 10]
+    assert [call[graph_io.POSITION_IDS].tolist() for call in (first, second)] == [[6, 4], [7, 5]]
+    assert [call[graph_io.INPUTS_EMBEDS][:, 0].tolist() for call in (first, second)] == [[3, 3], [4, 4]]
+    assert run.batch.lengths == [8, 6] and run.unfed == [5, 5]
+
+
+def test_the_smaller_token_wins_a_tie() -> None:
+    (step,) = run_of(inputs_of(3), max_new_tokens=1).tokens()
+    assert step[0].id == 0 and step[0].logits.tolist() == [0.5] * VOCAB
+
+
+def test_a_sequence_that_is_finished_says_no_more(echo: Echo) -> None:
+    run = run_of(inputs_of(3), inputs_of(3), echo=echo, max_new_tokens=4)
+    steps = []
+    for step in run.tokens():
+        steps.append(step)
+        if len(steps) == 2:
+            run.finish(0)
+    assert said(steps)[1:] == [[(0, 4), (1, 4)], [(1, 5)], [(1, 6)]]
+    assert echo.calls[2][graph_io.SEQUENCE_IDS].tolist() == [1]
+    assert run.unfed == [4, 6] and run.batch.lengths == [4, 6]
+
+
+@pytest.mark.parametrize(("tokens", "most"), [(LONGEST, 1), (LONGEST - 1, 2), (LONGEST - 9, 10), (3, 10)])
+def test_an_answer_ends_with_the_models_positions(tokens: int, most: int, echo: Echo) -> None:
+    """The last token is never fed, so it needs no position."""
+    echo.logits = 0.5
+    run = run_of(inputs_of(tokens), echo=echo, max_new_tokens=10)
+    assert run.max_new_tokens == [most]
+    assert len(list(run.tokens())) == most and run.batch.lengths[0] <= LONGEST
+
+
+def test_pictures_are_at_the_visual_tokens_and_text_is_not_looked_at(echo: Echo) -> None:
+    run = run_of(inputs_of(9, visual=4), inputs_of(5), echo=echo, max_new_tokens=1)
+    list(run.tokens())
+    assert len(echo.pictures) == 1
+    assert echo.calls[0][graph_io.INPUTS_EMBEDS][:, 0].tolist() == [4, -1, -1, -1, -1, 4, 4, 4, 4, *[4] * 5]
+    assert echo.calls[0][graph_io.VISUAL_INDEX].tolist() == [1, 2, 3, 4]
+
+
+def test_counts_of_a_request(echo: Echo) -> None:
+    run = run_of(inputs_of(20, visual=16), inputs_of(5), echo=echo, retention=0.25, max_new_tokens=3)
+    list(run.tokens())
+    with_picture, text = run.stats
+    assert (with_picture.method, with_picture.retention, with_picture.pruning_rate) == ("fastmmoe", 0.25, 0.75)
+    assert (with_picture.text_tokens, with_picture.visual_tokens, with_picture.tiles) == (4, 16, 2)
+    assert with_picture.kept_visual_tokens == (8, 4)
+    # The sites are in layers 1 and 2, which still cache what enters them.
+    assert with_picture.cache_lengths == [20, 20, 12, 8]
+    assert (text.kept_visual_tokens, text.cache_lengths, text.tiles) == ((0, 0), [5] * 4, 0)
+    assert 0 < with_picture.prefill_flops < with_picture.prefill_flops_unmodified
+    assert with_picture.flops_reduction == 1 - with_picture.prefill_flops / with_picture.prefill_flops_unmodified
+    assert text.flops_reduction == 0 and text.vision_flops == 0 < with_picture.vision_flops
+    assert len(with_picture.decode_ms) == len(text.decode_ms) == 2
+    assert with_picture.ttft_ms == with_picture.preprocess_ms + with_picture.vision_ms + with_picture.prefill_ms > 0
+
+
+def test_rows_that_survive_are_those_of_the_own_prompt() -> None:
+    """The echo keeps the first rows of all that are packed, whosever they are."""
+    run = run_of(inputs_of(20, visual=16), inputs_of(30, visual=16), retention=0.25, max_new_tokens=1)
+    list(run.tokens())
+    first, second = (one.kept_index for one in run.stats)
+    # Of 50 rows 34 are left, then 26.
+    assert [len(rows) for rows in first] == [20, 20]
+    assert [rows.tolist() for rows in second] == [[*range(14)], [*range(6)]]
+
+
+def test_a_run_that_goes_on(echo: Echo) -> None:
+    before = run_of(inputs_of(20, visual=16), echo=echo, retention=0.25, max_new_tokens=1)
+    list(before.tokens())
+    run = run_of(inputs_of(6), echo=echo, batch=before.batch, max_new_tokens=2)
+    assert (run.stats[0].past_tokens, run.max_new_tokens) == (20, [2])
+    list(run.tokens())
+    assert echo.calls[1][graph_io.POSITION_IDS].tolist() == [*range(20, 26)]
+    assert run.stats[0].cache_lengths == [26, 26, 18, 14]
+    # The unmodified model would attend to every token of before.
+    assert run.stats[0].prefill_flops < run.stats[0].prefill_flops_unmodified
+
+
+def test_options_that_the_method_does_not_allow() -> None:
+    with pytest.raises(InvalidRequest, match="method random: the bundle has none, fastmmoe"):
+        run_of(inputs_of(3), method="random")
+    with pytest.raises(InvalidRequest, match="visual_top_k 5: expected 1 to 4"):
+        run_of(inputs_of(9, visual=4), visual_top_k=5)
