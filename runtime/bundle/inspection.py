@@ -9,6 +9,7 @@ from typing import Any
 
 from fastmmoe.runtime.bundle.manifest import (
     GRAPHS,
+    LanguageModelInfo,
     Manifest,
     damaged_files,
     damaged_manifest,
@@ -36,18 +37,7 @@ def inspect_bundle(directory: Path) -> dict[str, Any]:
         engines = read_engines(directory)
     except BundleMismatch as error:
         damage.append(str(error))
-    info, policy = manifest.language_model, manifest.policy
-    # Gate, up and down.
-    experts = len(info.moe_layers) * info.num_experts * 3 * info.hidden_size * info.moe_intermediate_size
-    parameters: dict[str, int] = {"routed experts": experts}
-    # What is no regular file of the size that was exported is not read: a pipe has no end.
-    paths = {graph: directory / graph_file(graph) for graph in GRAPHS}
-    whole = [graph for graph in GRAPHS if not any(line.startswith(f"{paths[graph]}: ") for line in damage)]
-    for graph in whole:
-        try:
-            parameters[graph] = _stored_values(paths[graph])
-        except (OSError, ValueError) as error:
-            damage.append(f"{paths[graph]}: {error.strerror}" if isinstance(error, OSError) else str(error))
+    parameters = _count_parameters(directory, manifest.language_model, damage)
     return {
         "bundle": str(directory),
         "model": manifest.model,
@@ -62,17 +52,33 @@ def inspect_bundle(directory: Path) -> dict[str, Any]:
         "ops": manifest.ops,
         "portable": manifest.portable,
         "plugin": _plain(manifest.plugin),
-        "methods": list(policy.methods),
-        "default_method": policy.default_method,
-        "policy": _plain(policy),
+        "methods": list(manifest.policy.methods),
+        "default_method": manifest.policy.default_method,
+        "policy": _plain(manifest.policy),
         "processor": _plain(manifest.processor),
         "vision": _plain(manifest.vision),
-        "language_model": _plain(info),
+        "language_model": _plain(manifest.language_model),
         "parameters": parameters,
         "files": {name: _plain(entry) for name, entry in manifest.files.items()},
         "engines": _plain(engines),
         "damage": damage,
     }
+
+
+def _count_parameters(directory: Path, info: LanguageModelInfo, damage: list[str]) -> dict[str, int]:
+    """Numbers that the graphs of a bundle store, and those of the experts; what cannot be read joins the damage."""
+    # Gate, up and down.
+    experts = len(info.moe_layers) * info.num_experts * 3 * info.hidden_size * info.moe_intermediate_size
+    parameters = {"routed experts": experts}
+    # What is no regular file of the size that was exported is not read: a pipe has no end.
+    paths = {graph: directory / graph_file(graph) for graph in GRAPHS}
+    whole = [graph for graph in GRAPHS if not any(line.startswith(f"{paths[graph]}: ") for line in damage)]
+    for graph in whole:
+        try:
+            parameters[graph] = _stored_values(paths[graph])
+        except (OSError, ValueError) as error:
+            damage.append(f"{paths[graph]}: {error.strerror}" if isinstance(error, OSError) else str(error))
+    return parameters
 
 
 def describe_bundle(directory: Path, found: dict[str, Any]) -> list[str]:

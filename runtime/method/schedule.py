@@ -146,12 +146,7 @@ def plan_request(
     """
     chosen = _check_method(policy, method)
     if chosen == UNMODIFIED:
-        if (retention is not None and check_retention(retention) != 1) or visual_top_k is not None:
-            raise InvalidRequest(
-                f"method none is the unmodified model: it takes retention 1 and no visual_top_k; "
-                f"methods of this bundle: {', '.join(policy.methods)}"
-            )
-        retention = 1.0
+        retention = _check_unmodified(policy, retention, visual_top_k)
     R = check_retention(policy.retention if retention is None else retention)
     if visual_top_k is None:
         visual_top_k = policy.visual_top_k if chosen == FASTMMOE and R < 1 else top_k
@@ -172,6 +167,16 @@ def plan_request(
         sites=sites,
         visual_top_k=experts,
     )
+
+
+def _check_unmodified(policy: Policy, retention: float | None, visual_top_k: object) -> float:
+    """The retention of the unmodified model, 1; InvalidRequest if something else was asked for."""
+    if (retention is not None and check_retention(retention) != 1) or visual_top_k is not None:
+        raise InvalidRequest(
+            f"method none is the unmodified model: it takes retention 1 and no visual_top_k; "
+            f"methods of this bundle: {', '.join(policy.methods)}"
+        )
+    return 1.0
 
 
 def _experts_by_layer(visual_top_k: int | Sequence[int], moe_layers: Sequence[int], top_k: int) -> tuple[int, ...]:

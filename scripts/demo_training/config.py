@@ -66,60 +66,56 @@ GRID = SIZE // VISION["patch_size"] // 2
 CANDIDATE_RESOLUTIONS = [[SIZE, SIZE]]
 
 
+CONFIG = {
+    "architectures": ["DeepseekVLV2ForCausalLM"],
+    "model_type": "deepseek_vl_v2",
+    "torch_dtype": "bfloat16",
+    "tile_tag": "2D",
+    "global_view_pos": "head",
+    "candidate_resolutions": CANDIDATE_RESOLUTIONS,
+    "language_config": LANGUAGE,
+    "projector_config": {
+        "model_type": "mlp_projector",
+        "projector_type": "downsample_mlp_gelu",
+        "input_dim": VISION["width"],
+        "n_embed": LANGUAGE["hidden_size"],
+    },
+    "vision_config": VISION,
+}
+PROCESSOR_CONFIG = {
+    "processor_class": "DeepseekVLV2Processor",
+    "candidate_resolutions": CANDIDATE_RESOLUTIONS,
+    "patch_size": VISION["patch_size"],
+    "downsample_ratio": 2,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "normalize": True,
+    "image_token": "<image>",
+    "pad_token": FIRST_TOKENS[2],
+    "add_special_token": False,
+    "sft_format": "deepseek",
+    "mask_prompt": False,
+    "ignore_id": -100,
+}
+TOKENIZER_CONFIG = {
+    "tokenizer_class": "LlamaTokenizerFast",
+    "bos_token": FIRST_TOKENS[0],
+    "eos_token": FIRST_TOKENS[1],
+    "pad_token": FIRST_TOKENS[2],
+    "unk_token": None,
+    "add_bos_token": False,
+    "add_eos_token": False,
+    "clean_up_tokenization_spaces": False,
+    "legacy": True,
+    "model_max_length": LANGUAGE["max_position_embeddings"],
+}
+
+
 def write_config(directory: Path) -> None:
     """config.json, processor_config.json, tokenizer_config.json and tokenizer.json of the demo checkpoint."""
-    _write_json(
-        directory / "config.json",
-        {
-            "architectures": ["DeepseekVLV2ForCausalLM"],
-            "model_type": "deepseek_vl_v2",
-            "torch_dtype": "bfloat16",
-            "tile_tag": "2D",
-            "global_view_pos": "head",
-            "candidate_resolutions": CANDIDATE_RESOLUTIONS,
-            "language_config": LANGUAGE,
-            "projector_config": {
-                "model_type": "mlp_projector",
-                "projector_type": "downsample_mlp_gelu",
-                "input_dim": VISION["width"],
-                "n_embed": LANGUAGE["hidden_size"],
-            },
-            "vision_config": VISION,
-        },
-    )
-    _write_json(
-        directory / "processor_config.json",
-        {
-            "processor_class": "DeepseekVLV2Processor",
-            "candidate_resolutions": CANDIDATE_RESOLUTIONS,
-            "patch_size": VISION["patch_size"],
-            "downsample_ratio": 2,
-            "image_mean": [0.5, 0.5, 0.5],
-            "image_std": [0.5, 0.5, 0.5],
-            "normalize": True,
-            "image_token": "<image>",
-            "pad_token": FIRST_TOKENS[2],
-            "add_special_token": False,
-            "sft_format": "deepseek",
-            "mask_prompt": False,
-            "ignore_id": -100,
-        },
-    )
-    _write_json(
-        directory / "tokenizer_config.json",
-        {
-            "tokenizer_class": "LlamaTokenizerFast",
-            "bos_token": FIRST_TOKENS[0],
-            "eos_token": FIRST_TOKENS[1],
-            "pad_token": FIRST_TOKENS[2],
-            "unk_token": None,
-            "add_bos_token": False,
-            "add_eos_token": False,
-            "clean_up_tokenization_spaces": False,
-            "legacy": True,
-            "model_max_length": LANGUAGE["max_position_embeddings"],
-        },
-    )
+    _write_json(directory / "config.json", CONFIG)
+    _write_json(directory / "processor_config.json", PROCESSOR_CONFIG)
+    _write_json(directory / "tokenizer_config.json", TOKENIZER_CONFIG)
     (directory / "tokenizer.json").write_text(_make_tokenizer().to_str(pretty=True) + "\n", encoding="utf-8")
 
 

@@ -29,6 +29,7 @@ from fastmmoe.runtime.bundle.manifest import (
     FileEntry,
     Limits,
     Manifest,
+    PluginInfo,
     engine_file,
     file_entry,
     graph_file,
@@ -80,13 +81,7 @@ def build_engines(
     manifest = opened.manifest
     target, tensorrt = _engine_target(directory, manifest)
     limits = _resolve(manifest, options)
-    plugin = check_bundled_plugin(directory, manifest)
-    machine = platform.machine()
-    if plugin.architecture != machine:
-        raise BundleMismatch(
-            f"{directory / PLUGIN}: for {plugin.architecture}, this machine is {machine}: build on a machine of the "
-            f"bundle's target, {target.name}"
-        )
+    plugin = _check_plugin(directory, manifest, target)
     version = tensorrt_api.load_module(tensorrt.module, tensorrt.install).__version__
     gpu = None if tensorrt.is_ahead_of_time else _device(target, tensorrt)
     capabilities = tensorrt.compute_capabilities if gpu is None else (gpu.sm,)
@@ -110,6 +105,18 @@ def build_engines(
         )
         _publish(directory, scratch, engines)
     return engines
+
+
+def _check_plugin(directory: Path, manifest: Manifest, target: Target) -> PluginInfo:
+    """The bundle's plugin; BundleMismatch unless it is whole and for this machine."""
+    plugin = check_bundled_plugin(directory, manifest)
+    machine = platform.machine()
+    if plugin.architecture != machine:
+        raise BundleMismatch(
+            f"{directory / PLUGIN}: for {plugin.architecture}, this machine is {machine}: build on a machine of the "
+            f"bundle's target, {target.name}"
+        )
+    return plugin
 
 
 def _engine_target(directory: Path, manifest: Manifest) -> tuple[Target, TensorRT]:
