@@ -108,15 +108,15 @@ def write(document: Path, rows: list[KernelRow], times: list[LayerTime]) -> None
     """Put the short tables between the markers of the document."""
     shown = [time for time in times if time.device == DEVICES[PHASES_ON]]
     parts = [
-        f"### Code (compiled; spills: {', '.join(spilling(rows)) or 'none'})",
+        f"## Code (compiled; spills: {', '.join(spilling(rows)) or 'none'})",
         CODE_CAPTION,
         compact_kernel_table(rows),
-        "### ESTIMATE: the least time of one layer's FmmSparseMoE in microseconds (never run on a GPU)",
+        "## ESTIMATE: the least time of one layer's FmmSparseMoE in microseconds (never run on a GPU)",
         TIME_CAPTION + bound_line(times),
         roofline_table(times),
-        f"### ESTIMATE: the same by phase on {DEVICES[PHASES_ON].name} (never run on a GPU)",
+        f"## ESTIMATE: the same by phase on {DEVICES[PHASES_ON].name} (never run on a GPU)",
         phase_table(shown),
-        "### Devices (from data sheets, not measured)",
+        "## Devices (from data sheets, not measured)",
         device_table(DEVICES[name] for name in ROOFLINE_DEVICES),
     ]
     write_part(document, MARKER, "\n\n".join(parts))

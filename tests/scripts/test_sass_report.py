@@ -270,7 +270,7 @@ def test_all_kernels_in_the_sources_have_a_phase_and_are_in_the_document() -> No
     names = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(", text)
     assert len(names) > 8
     assert {roofline.phase_of(name) for name in names} == {*roofline.MOE_PHASES, roofline.PRUNE}
-    tables = (REPOSITORY / "docs" / "kernels.md").read_text("utf-8").partition(BEGIN)[2]
+    tables = (REPOSITORY / "docs" / "kernel-report.md").read_text("utf-8").partition(BEGIN)[2]
     assert set(re.findall(r"^\| `(\w+)", tables, re.MULTILINE)) == set(names)
 
 
