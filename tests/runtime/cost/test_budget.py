@@ -11,7 +11,8 @@ import msgspec
 import pytest
 
 from fastmmoe.runtime.bundle.manifest import LanguageModelInfo
-from fastmmoe.runtime.cost.budget import STEPS, Target, plan_retention
+from fastmmoe.runtime.cost import budget
+from fastmmoe.runtime.cost.budget import STEPS, Target, greatest_step, plan_retention
 from fastmmoe.runtime.cost.flops import RequestFlops, compare_prefill
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.method.policy import Policy
@@ -53,6 +54,8 @@ POLICY = Policy(
 NO_METHOD = msgspec.structs.replace(POLICY, method="none", prune_layers={})
 METHODS = ("fastmmoe", "random", "fastv", "sparsevlm")
 TEXT = 8
+COARSE = 600
+"""Steps of a search through every retention; all STEPS of them would take minutes."""
 
 
 def count(method: str, visual_tokens: int, retention: float) -> RequestFlops:
@@ -67,9 +70,10 @@ def plan(target: Target, method: str | None, visual_tokens: int, policy: Policy 
 
 @pytest.mark.parametrize("visual_tokens", [1, 2, 7, 60])
 @pytest.mark.parametrize("method", METHODS)
-def test_the_greatest_retention_of_all(method: str, visual_tokens: int) -> None:
+def test_the_greatest_retention_of_all(method: str, visual_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """FLOPs and tokens kept rise with the retention, and the planner finds what going through all of them finds."""
-    requests = [count(method, visual_tokens, step / STEPS) for step in range(1, STEPS + 1)]
+    monkeypatch.setattr(budget, "STEPS", COARSE)
+    requests = [count(method, visual_tokens, step / COARSE) for step in range(1, COARSE + 1)]
     totals, kept = [r.prefill.total for r in requests], [r.kept for r in requests]
     assert totals == sorted(totals)
     assert kept == sorted(kept)
@@ -77,10 +81,10 @@ def test_the_greatest_retention_of_all(method: str, visual_tokens: int) -> None:
     for reduction in (0.0, least / 3, least / 2, least):
         found = plan(Target(flops_reduction=reduction), method, visual_tokens)
         assert found.schedule.retention == max(r.schedule.retention for r in requests if r.reduction >= reduction)
-    for total in {totals[0], totals[STEPS // 2], totals[-1]}:
+    for total in {totals[0], totals[COARSE // 2], totals[-1]}:
         found = plan(Target(max_gflops=total / 1e9), method, visual_tokens)
         assert found.schedule.retention == max(r.schedule.retention for r in requests if r.prefill.total <= total)
-    for most in {kept[0], kept[STEPS // 2], kept[-1]}:
+    for most in {kept[0], kept[COARSE // 2], kept[-1]}:
         found = plan(Target(max_tokens_kept=most), method, visual_tokens)
         assert found.schedule.retention == max(r.schedule.retention for r in requests if r.kept <= most)
 
@@ -151,3 +155,23 @@ def test_more_tokens_than_allowed() -> None:
     assert smallest > 1
     with pytest.raises(InvalidRequest, match=rf"keeps {smallest - 1} too many$"):
         plan(Target(max_tokens_kept=1), "sparsevlm", 60)
+
+
+@pytest.mark.parametrize("greatest", [1, 2, 37, STEPS - 1, STEPS])
+def test_bisection_finds_the_greatest_step(greatest: int) -> None:
+    asked: list[int] = []
+
+    def reaches(step: int) -> bool:
+        asked.append(step)
+        return step <= greatest
+
+    assert greatest_step(reaches, STEPS + 1) == greatest
+    assert len(asked) <= 1 + math.ceil(math.log2(STEPS)) and max(asked) <= STEPS
+    assert greatest_step(lambda _: False, STEPS + 1) is None
+
+
+def test_what_is_found_is_a_multiple_of_a_step_and_the_next_is_too_much() -> None:
+    found = plan(Target(max_tokens_kept=30), "fastv", 61)
+    step = round(found.schedule.retention * STEPS)
+    assert found.schedule.retention == step / STEPS
+    assert (found.kept, count("fastv", 61, (step + 1) / STEPS).kept) == (30, 31)

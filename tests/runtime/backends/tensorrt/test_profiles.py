@@ -9,12 +9,12 @@ import pytest
 from msgspec.structs import replace
 
 from fastmmoe.runtime.backends.tensorrt.profiles import engine_profiles, resolve_limits
-from fastmmoe.runtime.bundle.manifest import FORMAT, ExpertsInfo, LanguageModelInfo, Limits, Manifest, VisionInfo
+from fastmmoe.runtime.bundle.manifest import Limits, Manifest
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.method.policy import Policy
 from fastmmoe.runtime.method.schedule import even_exponents, merge_count, plan_request
 from fastmmoe.runtime.request.config import DeepseekVl2ProcessorConfig, InternVlProcessorConfig
 from fastmmoe.runtime.request.deepseek_vl2 import deepseek_vl2_layout, most_visual_tokens, picture_tiles
+from tests.support.manifests import toy_manifest
 
 DEEPSEEK = DeepseekVl2ProcessorConfig(
     candidate_resolutions=((384, 384), (384, 768), (768, 384), (384, 3456), (1152, 1152)),
@@ -57,6 +57,15 @@ INTERNVL = InternVlProcessorConfig(
 LIMITS = Limits(max_tokens=100, max_visual=60, max_cache=150, max_tiles=4)
 
 
+LANGUAGE_MODEL = {
+    "query_key_dim": 5,
+    "value_dim": 5,
+    "rope_dim": 5,
+    "cache_shape": (2, 5),
+    "moe_intermediate_size": 16,
+}
+
+
 def manifest(
     processor: DeepseekVl2ProcessorConfig | InternVlProcessorConfig,
     *,
@@ -65,64 +74,25 @@ def manifest(
     **language_model: Any,
 ) -> Manifest:
     """A model of four layers, hidden size 8; by default with two prune layers and key-value caches of 2 x 5."""
-    info = {
-        "hidden_size": 8,
-        "vocab_size": 10,
-        "layers": 4,
-        "heads": 4,
-        "kv_heads": 2,
-        "query_key_dim": 5,
-        "value_dim": 5,
-        "kv_lora_rank": 0,
-        "rope_dim": 5,
-        "cache_parts": ("key", "value"),
-        "cache_shape": (2, 5),
-        "moe_layers": (1, 2, 3),
-        "num_experts": 16,
-        "top_k": 4,
-        "moe_intermediate_size": 16,
-        "shared_intermediate_size": 0,
-        "dense_intermediate_size": 16,
-        "sliding_layers": (),
-        "sliding_window": None,
-    }
-    return Manifest(
-        format=FORMAT,
-        fastmmoe_version="0",
-        model="toy",
+    small = toy_manifest("deepseek_vl2")
+    policy = replace(
+        small.policy,
+        method="fastmmoe" if prune_layers else "none",
+        prune_layers={"fastmmoe": prune_layers} if prune_layers else {},
+        stage_exponents=even_exponents(len(prune_layers)),
+        retention=0.25,
+        merge_ratio=0.25,
+        window=window,
+    )
+    info = replace(small.language_model, **(LANGUAGE_MODEL | language_model))
+    return replace(
+        small,
         family="deepseek_vl2" if isinstance(processor, DeepseekVl2ProcessorConfig) else "internvl3_5",
-        checkpoint_identity="0",
         target="rtx",
-        dtype="fp16",
         activation_dtype="float16",
-        experts=ExpertsInfo(weight_format="float", group_size=0, zero_points=False),
-        ops={},
-        portable=False,
-        policy=Policy(
-            method="fastmmoe" if prune_layers else "none",
-            prune_layers={"fastmmoe": prune_layers} if prune_layers else {},
-            stage_exponents=even_exponents(len(prune_layers)),
-            retention=0.25,
-            alpha=0.3,
-            merge_ratio=0.25,
-            window=window,
-            merge="mlerp",
-            visual_top_k=(4, 2, 2),
-            reduction_weights="none",
-            sparsevlm_positions="compact",
-        ),
+        policy=policy,
         processor=processor,
-        vision=VisionInfo(
-            layers=1,
-            width=1,
-            mlp_width=1,
-            rows_per_tile=1,
-            patch_inputs=1,
-            tokens_per_tile=256,
-            projector_inputs=1,
-        ),
-        language_model=LanguageModelInfo(**(info | language_model)),  # type: ignore[arg-type]
-        files={},
+        language_model=info,
     )
 
 
