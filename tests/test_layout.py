@@ -26,6 +26,10 @@ FAMILY_LISTS = {
 SCRIPTS = sorted((REPOSITORY / "scripts").rglob("*.py"))
 CXX = [path for ending in ("h", "cpp", "cuh", "cu") for path in sorted((REPOSITORY / "plugins").rglob(f"*.{ending}"))]
 MOST_LINES, MOST_FUNCTION_LINES = 400, 50
+# Packages whose modules each have a test file of their name, in the same room of tests.
+MIRRORED = ("runtime",)
+# Aliases of types alone.
+NOTHING_TO_TEST = ("runtime/types.py",)
 
 
 def room_of(module: str) -> str:
@@ -117,3 +121,13 @@ def test_files_and_functions_are_short() -> None:
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 assert node.end_lineno is not None
                 assert node.end_lineno - node.lineno + 1 < MOST_FUNCTION_LINES, f"{path}: {node.name}"
+
+
+def test_every_module_has_a_test_file_of_its_name() -> None:
+    """runtime/bundle/stamps.py: tests/runtime/bundle/test_stamps.py."""
+    modules = [path.relative_to(REPOSITORY) for path in SOURCES if path.name != "__init__.py"]
+    expected = {
+        str(module): module.with_name(f"test_{module.name}") for module in modules if module.parts[0] in MIRRORED
+    }
+    missing = {name for name, file in expected.items() if not (REPOSITORY / "tests" / file).is_file()}
+    assert missing == set(NOTHING_TO_TEST)
