@@ -4,33 +4,20 @@
 from __future__ import annotations
 
 import faulthandler
-import importlib.util
 import json
 import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+from tests.support.scripts import SCRIPTS, script
 
-
-@pytest.fixture(scope="module")
-def script() -> Iterator[ModuleType]:
-    """scripts/damage_check.py, with the folder it imports from."""
-    sys.path.insert(0, str(SCRIPTS))
-    spec = importlib.util.spec_from_file_location("damage_check", SCRIPTS / "damage_check.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["damage_check"] = module
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(SCRIPTS))
+damage_check = script("damage_check")
 
 
 def _fail(kind: str) -> Callable[[], int]:
@@ -70,12 +57,14 @@ def _fail(kind: str) -> Callable[[], int]:
     ],
 )
 def test_what_is_wrong_is_noticed(
-    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, verdict: str, problem: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, verdict: str, problem: str
 ) -> None:
     # A fork starts with what this process holds, which the tests before may have made large.
-    monkeypatch.setattr(script, "MOST_MEGABYTES", script.MOST_MEGABYTES + script.trials.own_megabytes())
-    outcome = script.trials.run_forked(_fail(kind), tmp_path)
-    found_verdict, found = script.judge(outcome)
+    monkeypatch.setattr(
+        damage_check, "MOST_MEGABYTES", damage_check.MOST_MEGABYTES + damage_check.trials.own_megabytes()
+    )
+    outcome = damage_check.trials.run_forked(_fail(kind), tmp_path)
+    found_verdict, found = damage_check.judge(outcome)
     assert problem in found
     assert bool(problem) == bool(found)
     assert found_verdict == verdict or found.endswith(" MB")
@@ -89,17 +78,15 @@ def test_what_is_wrong_is_noticed(
         ("import time; time.sleep(60)", (None, 9, "")),
     ],
 )
-def test_programs_of_their_own(
-    script: ModuleType, tmp_path: Path, program: str, expected: tuple[int | None, int | None, str]
-) -> None:
-    outcome = script.trials.run_program([sys.executable, "-c", program], tmp_path, seconds=2)
+def test_programs_of_their_own(tmp_path: Path, program: str, expected: tuple[int | None, int | None, str]) -> None:
+    outcome = damage_check.trials.run_program([sys.executable, "-c", program], tmp_path, seconds=2)
     assert (outcome.code, outcome.signal, outcome.out) == expected
 
 
-def test_exports_have_no_limits(script: ModuleType) -> None:
-    outcome = script.trials.Outcome(0, None, "", "", 1e6, 1e6)
-    assert script.judge(outcome)[0] == "wrong"
-    assert script.judge(outcome, has_limits=False) == ("same answer", "")
+def test_exports_have_no_limits() -> None:
+    outcome = damage_check.trials.Outcome(0, None, "", "", 1e6, 1e6)
+    assert damage_check.judge(outcome)[0] == "wrong"
+    assert damage_check.judge(outcome, has_limits=False) == ("same answer", "")
 
 
 def _files(directory: Path) -> dict[str, Any]:
@@ -109,7 +96,7 @@ def _files(directory: Path) -> dict[str, Any]:
     return {path.name: content(path) for path in directory.iterdir()}
 
 
-def test_every_kind_of_damage_damages(script: ModuleType, tmp_path: Path) -> None:
+def test_every_kind_of_damage_damages(tmp_path: Path) -> None:
     """Nearly always: some replace a value by an equal one. The same seed does the same."""
     base = tmp_path / "base"
     base.mkdir()
@@ -120,11 +107,11 @@ def test_every_kind_of_damage_damages(script: ModuleType, tmp_path: Path) -> Non
     for part in ("vision", "embedding", "language_model"):
         (base / f"{part}.onnx").write_bytes(part.encode() * 9)
         (base / f"{part}.data").write_bytes(part.encode() * 99)
-    kinds = script.damages.CHECKPOINT_DAMAGES | script.damages.BUNDLE_DAMAGES
+    kinds = damage_check.damages.CHECKPOINT_DAMAGES | damage_check.damages.BUNDLE_DAMAGES
     for number, (kind, (_, damage)) in enumerate(kinds.items()):
         changed = 0
         for seed in range(12):
-            copies = [script.damages.copy_of(base, tmp_path / f"{number}-{seed}-{again}") for again in range(2)]
+            copies = [damage_check.damages.copy_of(base, tmp_path / f"{number}-{seed}-{again}") for again in range(2)]
             said = [damage(random.Random(seed), copy) for copy in copies]
             assert said[0] == said[1]
             assert _files(copies[0]) == _files(copies[1])

@@ -4,33 +4,33 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-sys.path.insert(0, str(SCRIPTS))
-from demo_training.loop import Losses, Schedule, Stage  # noqa: E402
+from tests.support.scripts import script
 
-SCHEDULE = Schedule(steps=20, learning_rate=0.1, warmup=4, log_every=5, evaluate_every=10, final=0.1)
+loop = script("demo_training.loop")
+
+SCHEDULE = loop.Schedule(steps=20, learning_rate=0.1, warmup=4, log_every=5, evaluate_every=10, final=0.1)
 
 
-def _run(directory: Path, schedule: Schedule) -> nn.Linear:
+def _run(directory: Path, schedule: Any) -> nn.Linear:
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
 
-    def loss(step: int) -> Losses:
+    def loss(step: int) -> dict[str, torch.Tensor]:
         x = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))
         return {"square": (model(x).float() - x[:, :2]).square().mean()}
 
     def evaluate() -> dict[str, float]:
         return {"weight": model.weight.abs().sum().item()}
 
-    Stage(directory, "linear", model, schedule, loss, evaluate).run()
+    loop.Stage(directory, "linear", model, schedule, loss, evaluate).run()
     return model
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
 import os
@@ -20,14 +19,14 @@ import pytest
 
 from fastmmoe.runtime.errors import FastmmoeError
 from fastmmoe.runtime.machines.devices import DEVICES, Device
+from tests.support.scripts import script
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PRUNE_KERNEL = REPOSITORY / "plugins" / "token_prune" / "cuda" / "kernel.cu"
-sys.path.append(str(REPOSITORY / "scripts"))
 
-report = importlib.import_module("sass_report")
+report = script("sass_report")
 banks, binaries, launches, occupancy, roofline, tables, toolchain = (
-    importlib.import_module(f"sass_tools.{name}")
+    script(f"sass_tools.{name}")
     for name in ("banks", "binaries", "launches", "occupancy", "roofline", "tables", "toolchain")
 )
 

@@ -8,6 +8,7 @@ import resource
 import signal
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -89,8 +90,12 @@ def test_an_interrupt_ends_the_process_and_goes_on(monkeypatch: pytest.MonkeyPat
         children.append(fork())
         return children[-1]
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+    parent, fdopen = os.getpid(), os.fdopen
+
+    def interrupt(descriptor: int, mode: str) -> Any:
+        if os.getpid() == parent:
+            raise KeyboardInterrupt
+        return fdopen(descriptor, mode)
 
     monkeypatch.setattr(os, "fork", remember)
     monkeypatch.setattr(os, "fdopen", interrupt)
