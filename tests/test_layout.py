@@ -27,7 +27,7 @@ SCRIPTS = sorted((REPOSITORY / "scripts").rglob("*.py"))
 CXX = [path for ending in ("h", "cpp", "cuh", "cu") for path in sorted((REPOSITORY / "plugins").rglob(f"*.{ending}"))]
 MOST_LINES, MOST_FUNCTION_LINES = 400, 50
 # Packages whose modules each have a test file of their name, in the same room of tests.
-MIRRORED = ("runtime",)
+MIRRORED = ("runtime", "exporter")
 # Aliases of types alone.
 NOTHING_TO_TEST = ("runtime/types.py",)
 
