@@ -15,7 +15,9 @@ import tarfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 import fastmmoe
@@ -247,14 +249,28 @@ def test_aarch64_wheel_answers_as_on_x86_64(aarch64_wheel: Path, aarch64_python:
     sample = load_samples(BUILTIN, split="test", count=1)[0]
     sample.image.save(tmp_path / "scene.png")
     assert export_main(["demo", str(tmp_path / "out")]) == 0
-    expected = VLM(tmp_path / "out").generate(sample.messages, retention=0.5, max_new_tokens=4)
+    vlm = VLM(tmp_path / "out")
+    expected = vlm.generate(sample.messages, retention=0.5, max_new_tokens=4)
     assert len(expected.token_ids) >= 2 and expected.stats.kept_visual_tokens[-1] < expected.stats.visual_tokens
-    question = ["--image", "scene.png", "--prompt", sample.question, "--retention", "0.5", "--max-new-tokens", "4"]
-    command = [aarch64_python, "site/bin/fastmmoe", "run", "out", *question, "--json"]
+    tensors = {"input_ids": np.arange(3, 35)[None]}
+    np.savez(tmp_path / "in.npz", **tensors)  # type: ignore[arg-type]
+    wanted = vlm.run_tensors(tensors, max_new_tokens=2)
+    command = [aarch64_python, "site/bin/fastmmoe", "run", "out", "--json"]
     environment = clean_environment() | {"PYTHONPATH": str(tmp_path / "site")}
-    for words in (command, [*command, "--portable"]):
+
+    def run(*arguments: str) -> dict[str, Any]:
+        words = [*command, *arguments]
         done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        answer = json.loads(done.stdout)
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+    question = ("--image", "scene.png", "--prompt", sample.question, "--retention", "0.5", "--max-new-tokens", "4")
+    for flags in ((), ("--portable",)):
+        answer = run(*question, *flags)
         assert answer["token_ids"] == list(expected.token_ids)
         assert answer["kept_visual_tokens"] == list(expected.stats.kept_visual_tokens)
+        run("--inputs", "in.npz", "--dump", "out.npz", "--max-new-tokens", "2", *flags)
+        with np.load(tmp_path / "out.npz") as found:
+            for name in ("logits", "decode_logits"):
+                np.testing.assert_allclose(found[name], wanted[name], rtol=0, atol=1e-4)
