@@ -65,6 +65,14 @@ class Inputs {
   Ort::KernelContext context_;
 };
 
+/// A function from an output's place in the contract to its memory; shapes follow from the sizes. What it is
+/// given must outlive it.
+inline auto output_memory(const Ort::KernelContext& context, const OpContract& contract, const Sizes& sizes) {
+  return [&](size_t output) {
+    return context.GetOutput(output, output_shape(contract.outputs[output], sizes)).GetTensorMutableRawData();
+  };
+}
+
 ONNXTensorElementDataType onnx_type(ElementType type);
 
 /// ONNX Runtime's own threads of the session that runs the node.

@@ -28,12 +28,9 @@ class TokenPruneKernel {
     const float alpha = *inputs.data<float>(kAlpha);
     CHECK(0.0f <= alpha && alpha <= 1.0f, "FmmTokenPrune: alpha is ", alpha, ", expected 0 to 1");
     const Ort::KernelContext outputs(context);
-    const TokenPruneParams params = kernel_params(
-        node_, infos, sizes, [&](size_t input) { return inputs.data(input); },
-        [&](size_t index) {
-          return outputs.GetOutput(index, output_shape(contract().outputs[index], sizes))
-              .GetTensorMutableRawData();
-        });
+    const auto data = [&](size_t input) { return inputs.data(input); };
+    const TokenPruneParams params =
+        kernel_params(node_, infos, sizes, data, output_memory(outputs, contract(), sizes));
     token_prune_cpu(params, parallel_for_of(context));
   }
 

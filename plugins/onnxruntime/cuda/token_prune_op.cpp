@@ -24,12 +24,9 @@ class TokenPruneKernel {
     const std::vector<TensorInfo> infos = inputs.infos();
     const Sizes sizes = check_inputs(node_, infos);
     const Ort::KernelContext outputs(context);
-    const TokenPruneParams params = kernel_params(
-        node_, infos, sizes, [&](size_t input) { return inputs.data(input); },
-        [&](size_t index) {
-          return outputs.GetOutput(index, output_shape(contract().outputs[index], sizes))
-              .GetTensorMutableRawData();
-        });
+    const auto data = [&](size_t input) { return inputs.data(input); };
+    const TokenPruneParams params =
+        kernel_params(node_, infos, sizes, data, output_memory(outputs, contract(), sizes));
     const size_t bytes = params.K < params.V ? token_prune_workspace_bytes(params.B, params.V, params.E) : 0;
     const Workspace workspace(context, bytes);
     launch_token_prune(params, workspace.data(), stream_of(context));
