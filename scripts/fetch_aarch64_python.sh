@@ -4,6 +4,7 @@
 # Debian bookworm, run by the emulator qemu 10 of Debian trixie as on a Cortex-A76. Both go into .build/aarch64 unless
 # they are there. Under qemu 7.2, which bookworm has, `import onnxruntime` ends in a segmentation fault.
 set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/fetch_common.sh"
 cd "$(dirname "$0")/.."
 folder=$PWD/.build/aarch64
 python=$folder/python3.11
@@ -12,11 +13,6 @@ if [ -x "$python" ]; then
   echo "$python"
   exit
 fi
-
-fail() {
-  echo "fetch_aarch64_python.sh: $1" >&2
-  exit 1
-}
 
 mkdir -p .build
 tmp=$(mktemp -d "$folder.XXXXXX")

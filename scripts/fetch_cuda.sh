@@ -7,15 +7,7 @@
 #                               prints the CUDA runtime library for aarch64 of TOOLKIT's release: TOOLKIT's own, else
 #                               from DIR, into which pip puts it; static from CUDA 13 on, shared before
 set -euo pipefail
-repository=$(cd "$(dirname "$0")/.." && pwd)
-# For pip, which the Python of a system may lack.
-python=$repository/.venv/bin/python
-[ -x "$python" ] || python=${PYTHON:-python3}
-
-fail() {
-  echo "fetch_cuda.sh: $1" >&2
-  exit 1
-}
+. "$(dirname "${BASH_SOURCE[0]}")/fetch_common.sh"
 
 # fetch FILE TARGET SUBFOLDER ARGUMENT...: pip installs into a folder of its own, of which SUBFOLDER, which must hold
 # FILE, becomes TARGET.

@@ -4,16 +4,11 @@
 # else DIR, into which go nvcc 12.4 of Debian's suite trixie (non-free) and the headers of the same release from pip, as
 # pip has no nvcc before CUDA 13.
 set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/fetch_common.sh"
 cd "$(dirname "$0")/.."
 dir=${1:?usage: fetch_cuda12.sh DIR}
-# For pip, which the Python of a system may lack.
-python=$PWD/.venv/bin/python
-[ -x "$python" ] || python=${PYTHON:-python3}
 
-fail() {
-  echo "fetch_cuda12.sh: $1; set CUDA_HOME to a CUDA 12 toolkit, 12.4 to 12.6" >&2
-  exit 1
-}
+remedy="set CUDA_HOME to a CUDA 12 toolkit, 12.4 to 12.6"
 
 if [ -n "${CUDA_HOME:-}" ]; then
   release=$("$CUDA_HOME/bin/nvcc" --version 2>/dev/null | sed -n 's/.* release \([0-9.]*\),.*/\1/p') || true

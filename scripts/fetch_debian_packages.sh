@@ -4,6 +4,7 @@
 # machine as NAME:arm64, into the new folder DIR. They come through the system's own Debian line and private apt folders:
 # no system source, list or package changes, no rights are needed.
 set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/fetch_common.sh"
 
 usage="usage: fetch_debian_packages.sh SUITE COMPONENT DIR PACKAGE..."
 suite=${1:?$usage}
@@ -11,11 +12,6 @@ component=${2:?$usage}
 target=${3:?$usage}
 packages=("${@:4}")
 [ ${#packages[@]} -gt 0 ] || { echo "$usage" >&2 && exit 1; }
-
-fail() {
-  echo "fetch_debian_packages.sh: $1" >&2
-  exit 1
-}
 
 for tool in apt-get dpkg-deb awk; do
   command -v "$tool" >/dev/null || fail "$tool is not installed, so ${packages[*]} cannot be taken from Debian"

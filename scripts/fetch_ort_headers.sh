@@ -3,16 +3,14 @@
 # Put ONNX Runtime's C and C++ headers (API 21) into DIR/include/onnxruntime. Nothing is done where they are already.
 # They come from the Debian package libonnxruntime-dev of the suite trixie.
 set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/fetch_common.sh"
 
 dir=${1:?usage: fetch_ort_headers.sh DIR}
 target=$dir/include/onnxruntime
 header=onnxruntime_cxx_api.h
 [ -f "$target/$header" ] && exit 0
 
-fail() {
-  echo "fetch_ort_headers.sh: $1; set FASTMMOE_ORT_INCLUDE to a folder with $header (API 21 or later)" >&2
-  exit 1
-}
+remedy="set FASTMMOE_ORT_INCLUDE to a folder with $header (API 21 or later)"
 
 mkdir -p "$dir/include"
 tmp=$(mktemp -d "$dir/.fetch.XXXXXX")

@@ -3,18 +3,13 @@
 # fetch_tensorrt_headers.sh DIR: prints a folder with NvInfer.h of TensorRT 10 or later: $FASTMMOE_TENSORRT_INCLUDE,
 # else that of JetPack and of NVIDIA's system packages, else DIR, into which pip puts the headers of 10.14.
 set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/fetch_common.sh"
 cd "$(dirname "$0")/.."
 # The package kernel-lens carries TensorRT's headers.
 package=kernel-lens==2.0.1
 dir=${1:?usage: fetch_tensorrt_headers.sh DIR}
-# For pip, which the Python of a system may lack.
-python=$PWD/.venv/bin/python
-[ -x "$python" ] || python=${PYTHON:-python3}
 
-fail() {
-  echo "fetch_tensorrt_headers.sh: $1; set FASTMMOE_TENSORRT_INCLUDE to a folder with NvInfer.h of TensorRT 10" >&2
-  exit 1
-}
+remedy="set FASTMMOE_TENSORRT_INCLUDE to a folder with NvInfer.h of TensorRT 10"
 
 # TensorRT 10 brought the class that plugins derive from.
 is_usable() { [ -f "$1/NvInfer.h" ] && grep -qsw IPluginV3OneBuild "$1"/NvInferRuntime*.h; }

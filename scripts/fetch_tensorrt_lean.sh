@@ -4,18 +4,11 @@
 # fetch_tensorrt_lean.sh VERSION aarch64     the runtime for Jetson
 # Prints the folder, .build/tensorrt_lean/VERSION-MACHINE, into which pip puts them unless they are there.
 set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/fetch_common.sh"
 cd "$(dirname "$0")/.."
 version=${1:?usage: fetch_tensorrt_lean.sh VERSION [aarch64]}
 machine=${2:-$(uname -m)}
 folder=$PWD/.build/tensorrt_lean/$version-$machine
-# For pip, which the Python of a system may lack.
-python=$PWD/.venv/bin/python
-[ -x "$python" ] || python=${PYTHON:-python3}
-
-fail() {
-  echo "fetch_tensorrt_lean.sh: $1" >&2
-  exit 1
-}
 
 packages=("tensorrt-lean-cu13-libs==$version")
 options=(--disable-pip-version-check --no-deps)
