@@ -12,7 +12,6 @@ from torch import nn
 
 from fastmmoe.exporter.ops import SPARSE_MOE
 from fastmmoe.exporter.ops.sparse_moe import torch_op as _moe  # noqa: F401  (registers the operator)
-from fastmmoe.exporter.ops.token_prune import torch_op as _prune  # noqa: F401  (registers the operator)
 from fastmmoe.exporter.pruning.tokens import Watch
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from fastmmoe.exporter.ops import TOKEN_PRUNE
+from fastmmoe.exporter.ops.token_prune import torch_op as _prune  # noqa: F401  (registers the operator)
 from fastmmoe.exporter.pruning.sparsevlm import rater_weights, recycle
 from fastmmoe.exporter.pruning.tokens import Rows, Watch
 from fastmmoe.runtime.bundle import graph_io
