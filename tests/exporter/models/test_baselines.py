@@ -18,6 +18,7 @@ from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk, random_scores
 from fastmmoe.runtime.method.policy import METHODS
 from fastmmoe.runtime.method.schedule import Schedule, sparsevlm_counts
 from fastmmoe.runtime.types import Array
+from tests.support.torch_models import TorchModel, read_prompts
 
 MODELS = ("dsvl2-mha", "dsvl2-mla", "internvl-qwen3moe", "internvl-gptoss")
 EVERY_MODEL = pytest.mark.parametrize("name", MODELS)
@@ -34,13 +35,12 @@ def test_fastv_is_the_recorded_one(
     setting: str,
     golden: Path,
     torch_model: Callable[..., Any],
-    prompts: Callable[..., Any],
     assert_close: Callable[..., None],
 ) -> None:
     """Kept tokens, logits, greedy tokens and cache lengths of the official decoder layers with FastV's rule."""
     layer, retention = FASTV[setting]
     model = torch_model(name, (layer,), "fastv")
-    (prompt,) = prompts(name, "single")
+    (prompt,) = read_prompts(golden, name, "single")
     with np.load(golden / "baselines" / f"fastv_{name}.npz") as arrays:
         recorded = {key: arrays[f"{setting}_{key}"] for key in ("keep_idx", "decode_tokens", "cache_len")}
         logits, decode_logits = (arrays[f"{setting}_{key}"] for key in ("logits", "decode_logits"))
@@ -65,15 +65,15 @@ def cache_lengths(model: Any, outputs: dict[str, torch.Tensor]) -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def comparison(checkpoint: Callable[[str], Path], make_model: Any) -> Callable[[str], Any]:
+def comparison(checkpoint: Callable[[str], Path]) -> Callable[[str], Any]:
     """Function checkpoint -> the model with every method in its graph."""
-    return cache(lambda name: make_model(checkpoint(name), PolicyOptions(method="all")))
+    return cache(lambda name: TorchModel(checkpoint(name), PolicyOptions(method="all")))
 
 
 @pytest.fixture(scope="module")
-def alone(checkpoint: Callable[[str], Path], make_model: Any) -> Callable[..., Any]:
+def alone(checkpoint: Callable[[str], Path]) -> Callable[..., Any]:
     """Function (checkpoint, method) -> the model with this method alone."""
-    return cache(lambda name, method: make_model(checkpoint(name), PolicyOptions(method=method)))
+    return cache(lambda name, method: TorchModel(checkpoint(name), PolicyOptions(method=method)))
 
 
 def random_prompt(model: Any, seed: int, visual: int = V, after: int = AFTER) -> tuple[torch.Tensor, Array]:
@@ -234,11 +234,12 @@ def test_a_second_question_equals_a_fresh_run_that_keeps_the_same(
     assert_close("logits", second[graph_io.LOGITS], fresh[graph_io.LOGITS], len(model.language_model.layers))
 
 
-def test_sparsevlm_numbers_tokens_anew_or_not(checkpoint: Any, make_model: Any) -> None:
+def test_sparsevlm_numbers_tokens_anew_or_not(checkpoint: Any) -> None:
     """compact: the positions of a group are those of what is left; a second question goes on from there."""
     found = {}
     for positions in ("compact", "original"):
-        model = make_model(checkpoint("dsvl2-mha"), PolicyOptions(method="sparsevlm", sparsevlm_positions=positions))
+        options = PolicyOptions(method="sparsevlm", sparsevlm_positions=positions)
+        model: Any = TorchModel(checkpoint("dsvl2-mha"), options)
         embeds, visual = random_prompt(model, 9)
         schedule, seen = model.schedule(V, 0.4), list[torch.Tensor]()
         rotary = model.language_model._tokens

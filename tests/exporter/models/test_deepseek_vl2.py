@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.runtime.bundle import graph_io
+from tests.support.torch_models import TorchModel
 
 FLOAT32_TOLERANCE = 1e-4
 
@@ -85,13 +86,11 @@ def run_moe(
 
 
 @pytest.mark.parametrize("gate", [SIGMOID_GATE, GROUP_GATE], ids=["sigmoid noaux_tc", "group_limited_greedy"])
-def test_other_gates_of_deepseek(
-    gate: dict[str, Any], own_checkpoint: Callable[[str], Path], make_model: Callable[..., Any]
-) -> None:
+def test_other_gates_of_deepseek(gate: dict[str, Any], own_checkpoint: Callable[[str], Path]) -> None:
     """A whole pruned prefill; the MoE block of every layer equals the plain computation on the same input."""
     directory = own_checkpoint("dsvl2-mla")
     tensors = write_gate_checkpoint(directory, gate)
-    model = make_model(directory, PolicyOptions(prune_layers=(1, 3)))
+    model = TorchModel(directory, PolicyOptions(prune_layers=(1, 3)))
     seen: dict[int, tuple[Any, ...]] = {}
     for i in model.model.config.moe_layers:
         block = model.language_model.layers[i].mlp

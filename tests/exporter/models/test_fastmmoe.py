@@ -18,6 +18,7 @@ from fastmmoe.exporter.ops.sparse_moe import torch_op
 from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.types import Array
+from tests.support.torch_models import TorchModel, read_prompts
 
 DECODE_STEPS = 6
 SETTINGS = {"dsvl2-mha": 6, "dsvl2-mla": 4, "internvl-qwen3moe": 7, "internvl-gptoss": 7}
@@ -79,14 +80,13 @@ class Recorded:
         golden: Path,
         name: str,
         torch_model: Callable[..., Any],
-        prompts: Callable[..., Any],
         rounding: Callable[..., tuple[float, float]],
     ) -> None:
         with np.load(golden / "fastmmoe" / f"fastmmoe_{name}.npz") as arrays:
             self.arrays = {key: arrays[key] for key in arrays.files}
         self.settings = json.loads(str(self.arrays["settings"]))
         self.model = torch_model(name, tuple(self.settings[0]["prune_layers"]))
-        (self.prompt,) = prompts(name, "single")
+        (self.prompt,) = read_prompts(golden, name, "single")
         self.inputs_embeds = self.model.embed(self.prompt)
         self.layers, self.rounding = len(self.model.language_model.layers), rounding
 
@@ -139,11 +139,9 @@ class Recorded:
 
 
 @pytest.fixture(scope="module")
-def recorded(
-    golden: Path, torch_model: Callable[..., Any], prompts: Callable[..., Any], rounding: Callable[..., Any]
-) -> Callable[[str], Recorded]:
+def recorded(golden: Path, torch_model: Callable[..., Any], rounding: Callable[..., Any]) -> Callable[[str], Recorded]:
     """Function checkpoint -> its recorded settings."""
-    return cache(lambda name: Recorded(golden, name, torch_model, prompts, rounding))
+    return cache(lambda name: Recorded(golden, name, torch_model, rounding))
 
 
 @pytest.fixture(scope="module")
@@ -221,11 +219,11 @@ def test_a_flipped_near_tie_moves_the_logits_as_recorded(
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_retention_one_is_the_model_without_fastmmoe(
-    name: str, torch_model: Any, make_model: Any, checkpoint: Any, prompts: Any
+    name: str, torch_model: Any, checkpoint: Any, golden: Path
 ) -> None:
     """Bit for bit: the same logits and caches as the graph exported with method "none"."""
-    (prompt,) = (p for p in prompts(name, "batch2") if p.pixel_values is not None)
-    model, plain = torch_model(name), make_model(checkpoint(name), PolicyOptions(method="none"))
+    (prompt,) = (p for p in read_prompts(golden, name, "batch2") if p.pixel_values is not None)
+    model, plain = torch_model(name), TorchModel(checkpoint(name), PolicyOptions(method="none"))
     assert len(model.model.policy.sites) == 3
     embeds, V = model.embed(prompt), len(prompt.visual_index)
     ours, theirs = (m.prefill(embeds, prompt.visual_index, m.schedule(V, 1.0)) for m in (model, plain))

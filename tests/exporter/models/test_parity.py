@@ -21,6 +21,7 @@ from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.exporter.pruning.tokens import Watch
 from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.types import Array
+from tests.support.torch_models import TorchModel, read_prompts
 
 # Share of the tokens that must have a decisive choice in every layer, so that leaving the others out hides nothing.
 MOST = 0.99
@@ -81,7 +82,7 @@ class RecordedChoices:
 
 @pytest.fixture(scope="module")
 def routings(
-    prompts: Callable[..., Any], golden_array: Callable[..., Array], rounding: Any, torch_model: Any
+    golden: Path, golden_array: Callable[..., Array], rounding: Any, torch_model: Any
 ) -> Callable[[str, str], list[Routing]]:
     """Function (checkpoint, case) -> the recorded routing of every row."""
 
@@ -89,7 +90,7 @@ def routings(
         arrays = [golden_array(f"{name}/outputs_{case}.npz", n) for n in ("router_logits", "topk_idx", "topk_weight")]
         layers = torch_model(name).model.config.moe_layers
         found = []
-        for row, prompt in enumerate(prompts(name, case)):
+        for row, prompt in enumerate(read_prompts(golden, name, case)):
             logits, experts, weights = (array[:, row, prompt.is_token] for array in arrays)
             atol = [rounding("router_logits", one, i + 1)[1] for i, one in zip(layers, logits, strict=True)]
             is_near_tie = gap_at(logits, experts.shape[-1]) < np.array(atol)[:, None]
@@ -139,13 +140,13 @@ def record(model: Any, prompt: Any) -> Trace:
 
 @pytest.fixture(scope="module")
 def traces(
-    torch_model: Callable[..., Any], prompts: Callable[..., Any], routings: Callable[..., list[Routing]], golden: Path
+    torch_model: Callable[..., Any], routings: Callable[..., list[Routing]], golden: Path
 ) -> Callable[[str, str], list[Trace]]:
     """Function (checkpoint, case) -> the trace of every row, near ties as recorded where this golden set has them."""
 
     @cache
     def get(name: str, case: str) -> list[Trace]:
-        model, rows = torch_model(name), prompts(name, case)
+        model, rows = torch_model(name), read_prompts(golden, name, case)
         with np.load(golden / name / f"outputs_{case}.npz") as arrays:
             if "router_logits" not in arrays.files:
                 return [record(model, prompt) for prompt in rows]
@@ -163,11 +164,11 @@ def record_choices(model: Any, prompt: Any, routing: Routing) -> Trace:
 
 @EVERY_MODEL
 @pytest.mark.parametrize("case", ["single", "batch2"])
-def test_vision(name: str, case: str, torch_model: Any, prompts: Any, golden_array: Any, assert_close: Any) -> None:
+def test_vision(name: str, case: str, torch_model: Any, golden: Path, golden_array: Any, assert_close: Any) -> None:
     """Tower and projector; the InternVL golden features of `single` are those of the first tiles."""
     features = golden_array(f"{name}/outputs_{case}.npz", "vision_features")
     projected = golden_array(f"{name}/outputs_{case}.npz", "projected_tiles")
-    (prompt,) = (p for p in prompts(name, case) if p.pixel_values is not None)
+    (prompt,) = (p for p in read_prompts(golden, name, case) if p.pixel_values is not None)
     vision = torch_model(name).vision
     ours = vision.features(torch.from_numpy(prompt.pixel_values))
     assert_close("image_features", ours[: len(features)], features, 1)
@@ -284,15 +285,15 @@ def test_greedy_decoding(name: str, traces: Any, torch_model: Any, golden_array:
 
 @pytest.mark.parametrize("name", ["dsvl2-mha", "dsvl2-mla"])
 def test_three_pictures(
-    name: str, torch_model: Any, prompts: Any, golden_array: Any, golden_last_logits: Any, assert_close: Any
+    name: str, torch_model: Any, golden: Path, golden_array: Any, golden_last_logits: Any, assert_close: Any
 ) -> None:
     """The decoder alone: the golden pictures of this case are not kept as pixels."""
     embeds = torch.from_numpy(golden_array(f"{name}/outputs_multi3.npz", "inputs_embeds")[0])
-    (prompt,) = prompts(name, "multi3")
+    (prompt,) = read_prompts(golden, name, "multi3")
     model = torch_model(name)
     outputs = model.prefill(embeds, prompt.visual_index, model.schedule(len(prompt.visual_index), 1.0))
-    golden = golden_last_logits(f"{name}/outputs_multi3.npz")
-    assert_close("logits", outputs[graph_io.LOGITS], golden, len(model.language_model.layers))
+    theirs = golden_last_logits(f"{name}/outputs_multi3.npz")
+    assert_close("logits", outputs[graph_io.LOGITS], theirs, len(model.language_model.layers))
 
 
 # Allowed is so many times what the recording and this run together differ from the exact result.
@@ -353,7 +354,6 @@ def test_the_tolerance_follows_from_rounding(
     traces: Any,
     routings: Any,
     torch_model: Any,
-    make_model: Any,
     checkpoint: Any,
     rounding: Any,
     golden: Path,
@@ -367,7 +367,7 @@ def test_the_tolerance_follows_from_rounding(
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(model, "embed", lambda _, t=trace, n=noise: t.inputs_embeds * (1 + NOISE * n))
             noisy.append(record_choices(model, trace.prompt, routing))
-    twin = make_float64(make_model(checkpoint(name), PolicyOptions()), monkeypatch)
+    twin = make_float64(TorchModel(checkpoint(name), PolicyOptions()), monkeypatch)
     with np.load(golden / name / f"outputs_{case}.npz") as file:
         arrays = {n: file[n] for n in ("inputs_embeds", "logits", "hidden_states", "attn_last_query")}
     used: dict[str, Array] = {}
