@@ -72,7 +72,7 @@ def test_a_cut_keeps_its_promise(max_tiles: int | None, pictures_before: int, co
 def test_bounds_of_engines_hold_for_every_picture(config: ProcessorConfig) -> None:
     family = family_of(config)
     most = family.picture_tiles(config)
-    counts = []
+    counts: list[int] = []
     for size in [(3000, 300), (300, 3000), (2000, 2000), (2000, 1000), (10, 10), *SIZES]:
         cut = family.cut(config, [size], None, 0)
         counts += cut.tile_counts
