@@ -13,17 +13,10 @@ import pytest
 
 from fastmmoe.runtime.types import Array
 from fastmmoe.runtime.vlm import VLM
+from tests.support.golden import CHECKPOINTS
 
 Tensors = dict[str, Array]
 
-CHECKPOINTS = (
-    "dsvl2-mha",
-    "dsvl2-mla",
-    "internvl-qwen3moe",
-    "internvl-gptoss",
-    "internvl-qwen3moe-original",
-    "internvl-gptoss-original",
-)
 UNMODIFIED = ("--retention", "1.0")
 
 

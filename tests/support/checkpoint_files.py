@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
 from fastmmoe.exporter.processor import read_processor_config
-from fastmmoe.runtime.errors import FastmmoeError
+from fastmmoe.runtime.errors import FastmmoeError, UnsupportedModel
 from fastmmoe.runtime.request.config import ProcessorConfig
 
 
@@ -33,6 +36,16 @@ def change(directory: Path, file: str, path: str, value: Any) -> None:
     else:
         inner[key] = value
     target.write_text(json.dumps(values))
+
+
+def refusal(look: Callable[[Path], object], directory: Path) -> str:
+    """The message with which a directory is refused: one line that begins with a path in it."""
+    with pytest.raises(UnsupportedModel) as raised:
+        look(directory)
+    message = str(raised.value)
+    assert message.startswith(str(directory))
+    assert "\n" not in message
+    return message
 
 
 def read_processor(

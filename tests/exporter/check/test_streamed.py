@@ -53,6 +53,7 @@ def test_a_layers_values_are_there_while_it_runs(model: Any) -> None:
     with streamed_weights(model, values.load):
         y = model(torch.ones(1, 2))
         assert values.filled() == []
+        assert not torch.is_grad_enabled()
     # (1 + 1), then (2 + 2) + 1.
     assert y.tolist() == [[5.0, 5.0]]
     assert not y.requires_grad

@@ -18,6 +18,7 @@ from fastmmoe.exporter.checkpoint.files import (
     read_bytes,
 )
 from fastmmoe.runtime.errors import UnsupportedModel
+from tests.support.checkpoint_files import refusal
 
 
 @pytest.fixture
@@ -29,31 +30,25 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def refusal(path: Path) -> str:
-    """The message with which a directory is refused: one line that begins with a path in it."""
-    with pytest.raises(UnsupportedModel) as raised:
-        check_directory(path)
-    message = str(raised.value)
-    assert message.startswith(str(path))
-    assert "\n" not in message
-    return message
-
-
 def test_a_path_that_is_missing_or_a_file(directory: Path) -> None:
-    assert "no such directory; give the directory of a checkpoint" in refusal(directory / "absent")
-    assert "not a directory; give the directory that holds config.json" in refusal(directory / "config.json")
+    assert "no such directory; give the directory of a checkpoint" in refusal(check_directory, directory / "absent")
+    assert "not a directory; give the directory that holds config.json" in refusal(
+        check_directory, directory / "config.json"
+    )
 
 
 def test_a_hub_id_is_told_to_be_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    message = refusal(Path("deepseek-ai/deepseek-vl2-tiny"))
+    message = refusal(check_directory, Path("deepseek-ai/deepseek-vl2-tiny"))
     assert "hf download deepseek-ai/deepseek-vl2-tiny --local-dir DIR" in message
     assert "nothing is downloaded here" in message
 
 
 def test_a_directory_without_config(directory: Path) -> None:
     (directory / "config.json").unlink()
-    assert refusal(directory) == f"{directory}: no config.json in it; give the directory of a checkpoint"
+    assert (
+        refusal(check_directory, directory) == f"{directory}: no config.json in it; give the directory of a checkpoint"
+    )
 
 
 @pytest.mark.parametrize("names", [("adapter_config.json",), ("adapter_config.json", "adapter_model.safetensors")])
@@ -64,7 +59,7 @@ def test_adapters(directory: Path, names: tuple[str, ...], is_alone: bool) -> No
         (directory / "config.json").unlink()
     for name in names:
         (directory / name).write_text("{}")
-    message = refusal(directory)
+    message = refusal(check_directory, directory)
     assert "adapter_config.json is an adapter (LoRA) for another checkpoint" in message
     assert message.endswith(f"remove {' and '.join(names)}")
 
@@ -79,7 +74,9 @@ def test_what_is_no_regular_file(directory: Path, name: str, kind: str) -> None:
     else:
         (directory / name).mkdir()
     what = "a pipe, socket or device" if kind == "pipe" else "a directory"
-    assert refusal(directory) == f"{directory / name}: {what}, expected a regular file; download it again"
+    assert (
+        refusal(check_directory, directory) == f"{directory / name}: {what}, expected a regular file; download it again"
+    )
 
 
 @pytest.mark.parametrize("name", SMALL_FILES)
@@ -92,7 +89,7 @@ def test_what_is_no_regular_file(directory: Path, name: str, kind: str) -> None:
 )
 def test_files_that_stand_for_others(directory: Path, name: str, content: bytes, expected: str) -> None:
     (directory / name).write_bytes(content)
-    assert refusal(directory) == f"{directory / name}: {expected}"
+    assert refusal(check_directory, directory) == f"{directory / name}: {expected}"
 
 
 def test_a_file_that_begins_almost_like_a_pointer(directory: Path) -> None:

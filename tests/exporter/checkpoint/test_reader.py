@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from fastmmoe.exporter.checkpoint.reader import Checkpoint, WeightRule, account, build
 from fastmmoe.runtime.errors import UnsupportedModel
+from tests.support.checkpoint_files import refusal
 
 INDEX = "model.safetensors.index.json"
 TENSORS = {
@@ -50,16 +51,6 @@ def write_sharded(directory: Path) -> Path:
 def write_raw(path: Path, header: Any, data: bytes = b"") -> None:
     text = header if isinstance(header, bytes) else json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
-
-
-def refusal(directory: Path) -> str:
-    """The message with which the directory is refused: one line that names the directory."""
-    with pytest.raises(UnsupportedModel) as raised:
-        Checkpoint(directory)
-    message = str(raised.value)
-    assert message.startswith(str(directory))
-    assert "\n" not in message
-    return message
 
 
 def rules_of(tensors: dict[str, torch.Tensor]) -> dict[str, WeightRule]:
@@ -193,32 +184,32 @@ def test_missing_or_foreign_file(tmp_path: Path, write: Any, file: str, content:
     path.unlink()
     if content is not None:
         path.write_bytes(content)
-    assert expected in refusal(tmp_path)
+    assert expected in refusal(Checkpoint, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth"])
 def test_pickle_weights_only(tmp_path: Path, name: str) -> None:
     (write_single(tmp_path) / "model.safetensors").rename(tmp_path / name)
-    assert re.search(f"pickle weights only \\({name}\\).*: convert them to safetensors;", refusal(tmp_path))
+    assert re.search(f"pickle weights only \\({name}\\).*: convert them to safetensors;", refusal(Checkpoint, tmp_path))
 
 
 def test_single_file_contradicts_shards(tmp_path: Path) -> None:
     write_sharded(tmp_path)
     save_file(TENSORS | {"norm.weight": torch.zeros(5)}, tmp_path / "model.safetensors")
-    message = refusal(tmp_path)
+    message = refusal(Checkpoint, tmp_path)
     assert "contradict each other: 1 tensor differing: norm.weight; remove the one" in message
 
 
 @pytest.mark.parametrize("file", ["../a.safetensors", "/a.safetensors", "sub/a", "..", ".", "", "a\\b", None, 3])
 def test_index_names_something_else_than_a_bare_file(tmp_path: Path, file: Any) -> None:
     write_index(write_sharded(tmp_path), {"norm.weight": file})
-    assert f"tensor 'norm.weight' is in {file!r}, expected the bare name of a file" in refusal(tmp_path)
+    assert f"tensor 'norm.weight' is in {file!r}, expected the bare name of a file" in refusal(Checkpoint, tmp_path)
 
 
 @pytest.mark.parametrize("weight_map", [None, {}, ["a.safetensors"]])
 def test_index_without_weight_map(tmp_path: Path, weight_map: Any) -> None:
     write_index(write_sharded(tmp_path), weight_map)
-    assert f"weight_map is {weight_map!r}, expected an object" in refusal(tmp_path)
+    assert f"weight_map is {weight_map!r}, expected an object" in refusal(Checkpoint, tmp_path)
 
 
 def test_listed_tensor_is_not_in_its_shard(tmp_path: Path) -> None:
@@ -226,25 +217,27 @@ def test_listed_tensor_is_not_in_its_shard(tmp_path: Path) -> None:
     write_index(
         write_sharded(tmp_path), full | {"layers.1.weight": "a.safetensors", "layers.2.weight": "a.safetensors"}
     )
-    assert "2 tensors listed but not in the shard: layers.{1..2}.weight of a.safetensors" in refusal(tmp_path)
+    assert "2 tensors listed but not in the shard: layers.{1..2}.weight of a.safetensors" in refusal(
+        Checkpoint, tmp_path
+    )
 
 
 def test_tensor_in_a_shard_is_not_listed(tmp_path: Path) -> None:
     write_index(write_sharded(tmp_path), {"norm.weight": "a.safetensors", "layers.0.weight": "b.safetensors"})
-    assert "1 tensor in a shard but not listed: layers.1.weight of b.safetensors" in refusal(tmp_path)
+    assert "1 tensor in a shard but not listed: layers.1.weight of b.safetensors" in refusal(Checkpoint, tmp_path)
 
 
 def test_tensor_in_two_shards(tmp_path: Path) -> None:
     write_sharded(tmp_path)
     save_file({"norm.weight": torch.zeros(4), "layers.0.weight": torch.zeros(1)}, tmp_path / "a.safetensors")
     expected = "1 tensor in more than one shard: layers.0.weight in a.safetensors and b.safetensors"
-    assert expected in refusal(tmp_path)
+    assert expected in refusal(Checkpoint, tmp_path)
 
 
 def test_same_name_twice_in_one_file(tmp_path: Path) -> None:
     entry = '"x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
     write_raw(write_single(tmp_path) / "model.safetensors", f"{{{entry}, {entry}}}".encode(), bytes(4))
-    assert "key 'x' is given twice" in refusal(tmp_path)
+    assert "key 'x' is given twice" in refusal(Checkpoint, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +246,7 @@ def test_same_name_twice_in_one_file(tmp_path: Path) -> None:
 def test_truncated_file_or_bytes_too_many(tmp_path: Path, change: Callable[[bytes], bytes]) -> None:
     path = write_single(tmp_path) / "model.safetensors"
     path.write_bytes(change(path.read_bytes()))
-    message = refusal(tmp_path)
+    message = refusal(Checkpoint, tmp_path)
     assert message.startswith(f"{path}: damaged or incomplete: ")
     assert message.endswith("download it again")
 
@@ -280,7 +273,7 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 )
 def test_damaged_header(tmp_path: Path, header: Any, expected: str) -> None:
     write_raw(write_single(tmp_path) / "model.safetensors", header, bytes(8))
-    assert expected in refusal(tmp_path)
+    assert expected in refusal(Checkpoint, tmp_path)
 
 
 # ---- loading and accounting

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from fastmmoe.exporter.checkpoint.reader import Checkpoint
 from fastmmoe.runtime.errors import UnsupportedModel
+from tests.support.checkpoint_files import refusal
 
 INDEX = "model.safetensors.index.json"
 TENSORS = {f"layers.{i}.weight": torch.arange(12.0).view(3, 4) + i for i in range(4)}
@@ -36,14 +37,6 @@ def sharded(tmp_path: Path) -> Path:
     return directory
 
 
-def refusal(directory: Path) -> str:
-    with pytest.raises(UnsupportedModel) as raised:
-        Checkpoint(directory)
-    message = str(raised.value)
-    assert "\n" not in message
-    return message
-
-
 # ---- files that this machine cannot map
 
 
@@ -53,6 +46,7 @@ from pathlib import Path
 import torch
 from fastmmoe.exporter.checkpoint.reader import Checkpoint
 from fastmmoe.runtime.errors import UnsupportedModel
+from tests.support.checkpoint_files import refusal
 
 checkpoint = Checkpoint(Path(sys.argv[1]))
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -89,14 +83,14 @@ def test_a_file_larger_than_the_memory(tmp_path: Path) -> None:
 def test_a_link_to_nothing(sharded: Path, name: str) -> None:
     (sharded / name).unlink(missing_ok=True)
     (sharded / name).symlink_to("../blobs/0a1b")
-    message = refusal(sharded)
+    message = refusal(Checkpoint, sharded)
     assert f"{name}: a link to ../blobs/0a1b, which is not there: the download was interrupted" in message
 
 
 def test_the_single_file_is_a_link_to_nothing(sharded: Path) -> None:
     (sharded / INDEX).unlink()
     (sharded / "model.safetensors").symlink_to("../blobs/0a1b")
-    assert "model.safetensors: a link to ../blobs/0a1b, which is not there" in refusal(sharded)
+    assert "model.safetensors: a link to ../blobs/0a1b, which is not there" in refusal(Checkpoint, sharded)
 
 
 @pytest.mark.parametrize("folder", [".", ".cache/huggingface/download"])
@@ -104,7 +98,9 @@ def test_a_shard_is_being_downloaded(sharded: Path, folder: str) -> None:
     (sharded / "b.safetensors").unlink()
     (sharded / folder).mkdir(parents=True, exist_ok=True)
     (sharded / folder / "0a1b.incomplete").write_bytes(b"")
-    assert "b.safetensors: no such file, and 0a1b.incomplete shows an interrupted download" in refusal(sharded)
+    assert "b.safetensors: no such file, and 0a1b.incomplete shows an interrupted download" in refusal(
+        Checkpoint, sharded
+    )
 
 
 @pytest.mark.parametrize("name", ["a.safetensors", "config.json", "tokenizer.json", "generation_config.json", INDEX])
@@ -117,13 +113,13 @@ def test_a_shard_is_being_downloaded(sharded: Path, folder: str) -> None:
 )
 def test_empty_files_and_pointers(sharded: Path, name: str, content: bytes, expected: str) -> None:
     (sharded / name).write_bytes(content)
-    assert f"{sharded / name}: {expected}" in refusal(sharded)
+    assert f"{sharded / name}: {expected}" in refusal(Checkpoint, sharded)
 
 
 def test_gguf_only(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "model-Q4_K_M.gguf").write_bytes(b"GGUF")
-    assert "quantised weights only (model-Q4_K_M.gguf), which are not read" in refusal(tmp_path)
+    assert "quantised weights only (model-Q4_K_M.gguf), which are not read" in refusal(Checkpoint, tmp_path)
 
 
 # ---- what damaged files say stays one short line
@@ -135,7 +131,7 @@ HOSTILE = ["x" * 300, "a\nb", "a\0b", "\ud800", "\u2028", "x" * 100_000]
 @pytest.mark.parametrize("text", HOSTILE)
 def test_names_of_files(sharded: Path, text: str) -> None:
     (sharded / INDEX).write_text(json.dumps({"weight_map": {text: text}}))
-    message = refusal(sharded)
+    message = refusal(Checkpoint, sharded)
     # Half of a surrogate pair is no text, so the file is no JSON.
     is_text = text != "\ud800"
     assert ("expected the bare name of a file in the same directory" if is_text else "is not valid JSON") in message
@@ -156,7 +152,7 @@ def test_headers(sharded: Path, text: str, entry: dict[str, Any]) -> None:
     """The name is `text`, and so is what is "?"."""
     header = json.dumps({text: entry}).replace('"?"', json.dumps(text)).encode()
     (sharded / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
-    message = refusal(sharded)
+    message = refusal(Checkpoint, sharded)
     assert message.isprintable() and len(message) < 1500
 
 

@@ -20,17 +20,10 @@ from fastmmoe.exporter.models import deepseek_vl2_config, internvl3_5_config
 from fastmmoe.exporter.processor import read_processor_config
 from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.runtime.errors import FastmmoeError, UnsupportedModel
+from tests.support.golden import CHECKPOINTS
 
 Json = dict[str, Any]
-NAMES = (
-    "dsvl2-mha",
-    "dsvl2-mla",
-    "internvl-qwen3moe",
-    "internvl-gptoss",
-    "internvl-qwen3moe-original",
-    "internvl-gptoss-original",
-)
-every_model = pytest.mark.parametrize("name", NAMES)
+every_model = pytest.mark.parametrize("name", CHECKPOINTS)
 
 
 def nested(depth: int, inner: Any = 0) -> Any:
