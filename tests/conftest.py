@@ -66,12 +66,6 @@ def golden_last_logits(golden: Path) -> Callable[[str], Array]:
     return partial(load_last_logits, golden)
 
 
-@pytest.fixture(scope="session")
-def rounding() -> Callable[[str, Array, int], tuple[float, float]]:
-    """Function (quantity, recorded array, layers) -> (rtol, atol): rounding_of."""
-    return rounding_of
-
-
 @pytest.fixture
 def assert_close(record_property: Callable[[str, object], None]) -> Callable[..., None]:
     """Function (quantity, ours, theirs, layers): equal within rounding_of; says what share of it was used."""

@@ -198,18 +198,3 @@ def refusal(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return lines[0]
 
     return run
-
-
-def ask(text: str, *images: Any) -> list[dict[str, Any]]:
-    """A user message with pictures in front of the text, or where the text has {}."""
-    pictures = [{"type": "image", "image": image} for image in images]
-    texts = text.split("{}") if "{}" in text else [*[""] * len(images), text]
-    parts = [{"type": "text", "text": one} for one in texts]
-    content = [part for pair in zip(parts, pictures, strict=False) for part in pair if part.get("text") != ""]
-    return [{"role": "user", "content": [*content, parts[-1]]}]
-
-
-@pytest.fixture(scope="session")
-def question() -> Callable[..., list[dict[str, Any]]]:
-    """Function (text, *pictures) -> messages."""
-    return ask

@@ -17,9 +17,9 @@ from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.generation import RequestStats
 from fastmmoe.runtime.types import Array
 from fastmmoe.runtime.vlm import VLM
+from tests.support.messages import question
 
 Tensors = dict[str, Array]
-Question = Callable[..., list[dict[str, Any]]]
 
 SMALL = "dsvl2-small"
 MHA = "dsvl2-mha"
@@ -97,7 +97,7 @@ def test_sequence_of_one_token(name: str, vlm: Callable[..., VLM], assert_close:
 
 
 @pytest.mark.parametrize("name", [MHA, GPT_OSS])
-def test_no_picture(name: str, vlm: Callable[..., VLM], question: Question) -> None:
+def test_no_picture(name: str, vlm: Callable[..., VLM]) -> None:
     model = vlm(name)
     answers = [model.generate(question("Say hello."), retention=r, max_new_tokens=5) for r in (1.0, 0.25)]
     assert answers[0].token_ids == answers[1].token_ids
@@ -116,7 +116,7 @@ def test_nothing_but_visual_tokens(vlm: Callable[..., VLM]) -> None:
     assert len(pruned["kept_index_stage2"]) == int(ONE_TILE * 0.5)
 
 
-def test_one_survivor(vlm: Callable[..., VLM], question: Question) -> None:
+def test_one_survivor(vlm: Callable[..., VLM]) -> None:
     model = vlm(MHA)
     answer = model.generate(question("OCR.", picture(300, 260)), retention=1e-9, max_new_tokens=3)
     check_stats(answer.stats, model, 3)
@@ -143,9 +143,7 @@ def test_window_longer_than_the_picture(bundle: Callable[..., Path], vlm: Callab
 
 
 @pytest.mark.parametrize(("count", "tiles", "visual"), [(2, 12, 2452), (3, 6, 3 * ONE_TILE)])
-def test_several_deepseek_pictures(
-    count: int, tiles: int, visual: int, vlm: Callable[..., VLM], question: Question
-) -> None:
+def test_several_deepseek_pictures(count: int, tiles: int, visual: int, vlm: Callable[..., VLM]) -> None:
     # Two pictures are tiled (2x2 and 2x3), three are not.
     model = vlm(MHA)
     pictures = [picture(700, 500), picture(420, 980, 1), picture(300, 260, 2)][:count]
@@ -155,7 +153,7 @@ def test_several_deepseek_pictures(
     assert answer.stats.kept_visual_tokens[-1] == int(visual * 0.25)
 
 
-def test_several_internvl_pictures(vlm: Callable[..., VLM], question: Question) -> None:
+def test_several_internvl_pictures(vlm: Callable[..., VLM]) -> None:
     model = vlm(GPT_OSS)
     pictures = [picture(300, 260, seed) for seed in range(3)]
     answers = [model.generate(question("Compare.", *pictures[:n]), max_new_tokens=2) for n in (2, 3)]
@@ -164,7 +162,7 @@ def test_several_internvl_pictures(vlm: Callable[..., VLM], question: Question) 
         assert (answer.stats.tiles, answer.stats.visual_tokens) == (n, 256 * n)
 
 
-def test_nine_tiles_in_a_row(vlm: Callable[..., VLM], question: Question) -> None:
+def test_nine_tiles_in_a_row(vlm: Callable[..., VLM]) -> None:
     model = vlm(MHA)
     answer = model.generate(question("Read.", picture(3456, 384)), retention=0.2, max_new_tokens=2)
     check_stats(answer.stats, model, 2)
@@ -172,7 +170,7 @@ def test_nine_tiles_in_a_row(vlm: Callable[..., VLM], question: Question) -> Non
 
 
 @pytest.mark.parametrize(("name", "tiles"), [(MHA, (2, 3, 5)), (GPT_OSS, (1, 3, 4))])
-def test_max_tiles(name: str, tiles: tuple[int, ...], vlm: Callable[..., VLM], question: Question) -> None:
+def test_max_tiles(name: str, tiles: tuple[int, ...], vlm: Callable[..., VLM]) -> None:
     # DeepSeek-VL2 adds a global tile to every grid, InternVL to those of more than one tile.
     model, messages = vlm(name), question("a", picture(1000, 500))
     counts = [model.processor(messages, max_tiles=limit).tile_counts[0] for limit in (1, 2, 4)]
@@ -184,7 +182,7 @@ def test_max_tiles(name: str, tiles: tuple[int, ...], vlm: Callable[..., VLM], q
         model.generate(messages, max_tiles=0)
 
 
-def test_path_pil_and_array_are_one_picture(vlm: Callable[..., VLM], question: Question, tmp_path: Path) -> None:
+def test_path_pil_and_array_are_one_picture(vlm: Callable[..., VLM], tmp_path: Path) -> None:
     array = picture(300, 260)
     path = tmp_path / "picture.png"
     Image.fromarray(array).save(path)
@@ -209,7 +207,7 @@ def test_left_padding_of_a_single_row(
         np.testing.assert_array_equal(found[key], array, err_msg=key)
 
 
-def test_prompt_longer_than_the_model(vlm: Callable[..., VLM], question: Question) -> None:
+def test_prompt_longer_than_the_model(vlm: Callable[..., VLM]) -> None:
     with pytest.raises(InvalidRequest, match=r"the sequence has \d+ tokens, 0 of them visual: .* at most 4096"):
         vlm(SMALL).generate_stream(question("a b c d " * 2000))
     tall = picture(384, 3456)
@@ -218,7 +216,7 @@ def test_prompt_longer_than_the_model(vlm: Callable[..., VLM], question: Questio
 
 
 @pytest.mark.parametrize("name", [MHA, GPT_OSS])
-def test_stream_is_the_answer_in_pieces(name: str, vlm: Callable[..., VLM], question: Question) -> None:
+def test_stream_is_the_answer_in_pieces(name: str, vlm: Callable[..., VLM]) -> None:
     model, messages = vlm(name), question("What is this?", picture(300, 260))
     answer = model.generate(messages, max_new_tokens=24)
     pieces = list(model.generate_stream(messages, max_new_tokens=24))
@@ -231,7 +229,7 @@ def test_stream_is_the_answer_in_pieces(name: str, vlm: Callable[..., VLM], ques
     assert answer.text and whole.rstrip("\ufffd") == answer.text.rstrip("\ufffd")
 
 
-def test_stop_token_ends_the_answer(own_bundle: Path, question: Question) -> None:
+def test_stop_token_ends_the_answer(own_bundle: Path) -> None:
     messages = question("What is this?", picture(300, 260))
     free = VLM(own_bundle).generate(messages, max_new_tokens=12)
     assert free.finish_reason == "length" and len(free.token_ids) == 12
@@ -252,7 +250,7 @@ def test_stop_token_ends_the_answer(own_bundle: Path, question: Question) -> Non
     assert model.run_tensors(tensors, max_new_tokens=12)["decode_tokens"].shape == (12,)
 
 
-def test_max_new_tokens(vlm: Callable[..., VLM], question: Question) -> None:
+def test_max_new_tokens(vlm: Callable[..., VLM]) -> None:
     model = vlm(SMALL)
     for count in (1, 2, 7):
         answer = model.generate(question("b"), max_new_tokens=count)
@@ -261,7 +259,7 @@ def test_max_new_tokens(vlm: Callable[..., VLM], question: Question) -> None:
         model.generate(question("b"), max_new_tokens=0)
 
 
-def test_answer_ends_where_the_positions_end(own_bundle: Path, question: Question) -> None:
+def test_answer_ends_where_the_positions_end(own_bundle: Path) -> None:
     prompt_tokens = len(VLM(own_bundle).processor(question("b")).input_ids)
     edit_processor(own_bundle, max_position_embeddings=prompt_tokens + 2)
     answer = VLM(own_bundle).generate(question("b"), max_new_tokens=64)
@@ -271,7 +269,7 @@ def test_answer_ends_where_the_positions_end(own_bundle: Path, question: Questio
 
 @pytest.mark.parametrize("name", [MHA, "dsvl2-mla", GPT_OSS])
 @pytest.mark.parametrize("retention", [1.0, 0.5, 0.1])
-def test_stats_are_consistent(name: str, retention: float, vlm: Callable[..., VLM], question: Question) -> None:
+def test_stats_are_consistent(name: str, retention: float, vlm: Callable[..., VLM]) -> None:
     model = vlm(name)
     messages = question("Where is it?", picture(400, 400))
     answer = model.generate(messages, retention=retention, max_new_tokens=3)

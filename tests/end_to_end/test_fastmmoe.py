@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fastmmoe.runtime.types import Array
+from tests.support.rounding import rounding_of
 
 Tensors = dict[str, Array]
 
@@ -44,7 +45,6 @@ def test_recorded_settings(
     case_tensors: Callable[[str, str], Tensors],
     run_tensors: Callable[..., Tensors],
     golden_array: Callable[[str, str], Array],
-    rounding: Callable[..., tuple[float, float]],
 ) -> None:
     file = f"fastmmoe/fastmmoe_{name}.npz"
     setting = json.loads(str(golden_array(file, "settings")))[index]
@@ -65,5 +65,5 @@ def test_recorded_settings(
     assert found["decode_tokens"].tolist() == tokens.tolist()
     found["decode_logits"] = found["decode_logits"][:, 0]
     for array, flip in zip(("logits", "decode_logits"), flip_of_near_ties(setting), strict=True):
-        _, atol = rounding("logits", recorded(array), found["cache_lengths"].shape[-1])
+        _, atol = rounding_of("logits", recorded(array), found["cache_lengths"].shape[-1])
         np.testing.assert_allclose(found[array], recorded(array), rtol=0, atol=max(atol, flip))

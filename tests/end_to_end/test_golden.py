@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +13,7 @@ import pytest
 from fastmmoe.runtime.types import Array
 from fastmmoe.runtime.vlm import VLM
 from tests.support.golden import CHECKPOINTS
+from tests.support.messages import question
 
 Tensors = dict[str, Array]
 
@@ -73,7 +73,6 @@ def test_three_pictures(
     name: str,
     vlm: Callable[..., VLM],
     golden: Path,
-    question: Callable[..., list[dict[str, Any]]],
     golden_array: Callable[[str, str], Array],
     golden_last_logits: Callable[[str], Array],
     assert_close: Callable[..., None],

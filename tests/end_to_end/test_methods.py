@@ -23,6 +23,7 @@ from fastmmoe.runtime.request.inputs import ModelInputs
 from fastmmoe.runtime.request.options import RequestOptions
 from fastmmoe.runtime.types import Array
 from fastmmoe.runtime.vlm import VLM
+from tests.support.messages import question
 
 Tensors = dict[str, Array]
 Messages = list[dict[str, Any]]
@@ -94,7 +95,7 @@ def test_methods_swap_and_leave_the_unmodified_model_alone(
 
 
 @EVERY_MODEL
-def test_the_portable_graph_agrees_by_every_method(name: str, comparison: Callable[..., VLM], question: Any) -> None:
+def test_the_portable_graph_agrees_by_every_method(name: str, comparison: Callable[..., VLM]) -> None:
     """Two pictures with text before, between and after them."""
     text = "First {} then {} which is brighter?"
     messages = question(text, picture(200, 180, 1), picture(420, 200, 2))
@@ -114,7 +115,7 @@ def test_the_portable_graph_agrees_by_every_method(name: str, comparison: Callab
 
 
 @EVERY_MODEL
-def test_a_batch_answers_as_its_rows_alone(name: str, comparison: Callable[..., VLM], question: Any) -> None:
+def test_a_batch_answers_as_its_rows_alone(name: str, comparison: Callable[..., VLM]) -> None:
     """Different lengths, two pictures and none; answers that end at different tokens."""
     model = comparison(name)
     conversations = [
@@ -136,7 +137,7 @@ def test_a_batch_answers_as_its_rows_alone(name: str, comparison: Callable[..., 
 
 @EVERY_MODEL
 def test_packed_logits_are_those_of_single_runs(
-    name: str, comparison: Callable[..., VLM], question: Any, assert_close: Callable[..., None]
+    name: str, comparison: Callable[..., VLM], assert_close: Callable[..., None]
 ) -> None:
     model = comparison(name)
     messages = [question("What?", picture(200, 180, 6)), question("A much longer question?", picture(180, 200, 7))]
@@ -158,9 +159,7 @@ def steps(model: VLM, inputs: list[ModelInputs], options: RequestOptions) -> Arr
 
 @pytest.mark.parametrize("method", ["none", "random"])
 @EVERY_MODEL
-def test_a_second_question_equals_a_fresh_run(
-    name: str, method: str, comparison: Callable[..., VLM], question: Any
-) -> None:
+def test_a_second_question_equals_a_fresh_run(name: str, method: str, comparison: Callable[..., VLM]) -> None:
     """What random keeps does not depend on the text: a fresh run of the whole conversation keeps the same tokens."""
     model = comparison(name)
     options: dict[str, Any] = {"method": method, "max_new_tokens": 4} | (
@@ -232,9 +231,7 @@ def test_a_stream_left_early_is_an_answer_that_ended_there(comparison: Callable[
         ({"visual_top_k": 5}, "visual_top_k 5: expected 1 to 4"),
     ],
 )
-def test_bad_options_are_refused(
-    options: dict[str, Any], words: str, comparison: Callable[..., VLM], question: Any
-) -> None:
+def test_bad_options_are_refused(options: dict[str, Any], words: str, comparison: Callable[..., VLM]) -> None:
     model = comparison("dsvl2-mla")
     messages = question("What?", picture(200, 180, 10))
     for call in (model.generate_stream, model.generate, lambda m, **o: model.generate_batch([m], **o)):

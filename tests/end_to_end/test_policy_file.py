@@ -16,6 +16,7 @@ from fastmmoe.exporter.cli import main as export_main
 from fastmmoe.exporter.pruning.policy_file import PolicyFile, write_policy
 from fastmmoe.exporter.pruning.settings import PolicyModel
 from fastmmoe.runtime.vlm import VLM
+from tests.support.messages import question
 
 Write = Callable[..., Path]
 EXPONENTS = (0.2, 1.0)
@@ -54,7 +55,7 @@ def written(small_dir: Path, tmp_path: Path) -> Write:
 
 
 @pytest.fixture
-def messages(question: Callable[..., Any]) -> Any:
+def messages() -> Any:
     """A question about a picture."""
     return question("Where is it?", Image.new("RGB", (400, 400)))
 

@@ -12,6 +12,7 @@ from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
 from fastmmoe.exporter.processor import read_processor_config
 from fastmmoe.runtime.request.config import ProcessorConfig
 from fastmmoe.runtime.request.processor import Processor
+from tests.support.messages import question
 
 MakeProcessor: TypeAlias = Callable[[str], Processor]
 MakeMessages: TypeAlias = Callable[..., list[dict[str, Any]]]
@@ -33,9 +34,5 @@ def processor_of(checkpoint: Path, vocab_size: int | None = None) -> Processor:
 def golden_messages(golden: Path, images: list[str], text: str, system: str | None = None) -> list[dict[str, Any]]:
     """A user's message with golden pictures in front, or where a text with pictures has <image>, as the golden prompts
     do."""
-    pictures = [{"type": "image", "image": golden / "dsvl2-inputs" / f"{name}.png"} for name in images]
-    texts = text.split("<image>") if images and "<image>" in text else [*[""] * len(images), text]
-    parts = [{"type": "text", "text": one} for one in texts]
-    content = [part for pair in zip(parts, pictures, strict=False) for part in pair if part.get("text") != ""]
-    asked: list[dict[str, Any]] = [{"role": "user", "content": [*content, parts[-1]]}]
+    asked = question(text, *(golden / "dsvl2-inputs" / f"{name}.png" for name in images), mark="<image>")
     return asked if system is None else [{"role": "system", "content": system}, *asked]

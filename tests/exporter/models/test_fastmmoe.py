@@ -18,6 +18,7 @@ from fastmmoe.exporter.ops.sparse_moe import torch_op
 from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.types import Array
+from tests.support.rounding import rounding_of
 from tests.support.torch_models import TorchModel, read_prompts
 
 DECODE_STEPS = 6
@@ -80,7 +81,6 @@ class Recorded:
         golden: Path,
         name: str,
         torch_model: Callable[..., Any],
-        rounding: Callable[..., tuple[float, float]],
     ) -> None:
         with np.load(golden / "fastmmoe" / f"fastmmoe_{name}.npz") as arrays:
             self.arrays = {key: arrays[key] for key in arrays.files}
@@ -88,7 +88,7 @@ class Recorded:
         self.model = torch_model(name, tuple(self.settings[0]["prune_layers"]))
         (self.prompt,) = read_prompts(golden, name, "single")
         self.inputs_embeds = self.model.embed(self.prompt)
-        self.layers, self.rounding = len(self.model.language_model.layers), rounding
+        self.layers = len(self.model.language_model.layers)
 
     def schedule(self, i: int) -> Any:
         setting = self.settings[i]
@@ -121,7 +121,7 @@ class Recorded:
         wrong = []
         for name in run.keys() - {"router_logits_last"}:
             theirs = self.arrays[f"{i}_{name}"]
-            rtol, atol = self.rounding("logits", theirs, self.layers) if theirs.dtype == np.float32 else (0, 0)
+            rtol, atol = rounding_of("logits", theirs, self.layers) if theirs.dtype == np.float32 else (0, 0)
             if run[name].shape != theirs.shape or not np.allclose(run[name], theirs, rtol=rtol, atol=atol):
                 wrong.append(name)
         return sorted(wrong)
@@ -139,9 +139,9 @@ class Recorded:
 
 
 @pytest.fixture(scope="module")
-def recorded(golden: Path, torch_model: Callable[..., Any], rounding: Callable[..., Any]) -> Callable[[str], Recorded]:
+def recorded(golden: Path, torch_model: Callable[..., Any]) -> Callable[[str], Recorded]:
     """Function checkpoint -> its recorded settings."""
-    return cache(lambda name: Recorded(golden, name, torch_model, rounding))
+    return cache(lambda name: Recorded(golden, name, torch_model))
 
 
 @pytest.fixture(scope="module")
@@ -211,7 +211,7 @@ def test_a_flipped_near_tie_moves_the_logits_as_recorded(
     plain = golden.run(i)["logits"]
     flips.start(tuple(flips.near_ties()[:1]))
     moved = np.abs(golden.run(i)["logits"] - plain).max()
-    _, atol = golden.rounding("logits", plain, golden.layers)
+    _, atol = rounding_of("logits", plain, golden.layers)
     assert moved > 10 * atol
     expected = golden.settings[i]["flip_of_router_near_ties"]["logits"]
     np.testing.assert_allclose(moved, expected, rtol=0, atol=2 * atol)

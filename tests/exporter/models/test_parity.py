@@ -21,6 +21,7 @@ from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.exporter.pruning.tokens import Watch
 from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.types import Array
+from tests.support.rounding import rounding_of
 from tests.support.torch_models import TorchModel, read_prompts
 
 # Share of the tokens that must have a decisive choice in every layer, so that leaving the others out hides nothing.
@@ -81,9 +82,7 @@ class RecordedChoices:
 
 
 @pytest.fixture(scope="module")
-def routings(
-    golden: Path, golden_array: Callable[..., Array], rounding: Any, torch_model: Any
-) -> Callable[[str, str], list[Routing]]:
+def routings(golden: Path, golden_array: Callable[..., Array], torch_model: Any) -> Callable[[str, str], list[Routing]]:
     """Function (checkpoint, case) -> the recorded routing of every row."""
 
     def get(name: str, case: str) -> list[Routing]:
@@ -92,7 +91,7 @@ def routings(
         found = []
         for row, prompt in enumerate(read_prompts(golden, name, case)):
             logits, experts, weights = (array[:, row, prompt.is_token] for array in arrays)
-            atol = [rounding("router_logits", one, i + 1)[1] for i, one in zip(layers, logits, strict=True)]
+            atol = [rounding_of("router_logits", one, i + 1)[1] for i, one in zip(layers, logits, strict=True)]
             is_near_tie = gap_at(logits, experts.shape[-1]) < np.array(atol)[:, None]
             assert is_near_tie.any(0).mean() < 1 - MOST
             found.append(Routing(logits, experts, weights, is_near_tie))
@@ -355,7 +354,6 @@ def test_the_tolerance_follows_from_rounding(
     routings: Any,
     torch_model: Any,
     checkpoint: Any,
-    rounding: Any,
     golden: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -375,7 +373,7 @@ def test_the_tolerance_follows_from_rounding(
         exact = quantities(record_choices(twin, trace.prompt, routing), twin)
         theirs = recorded_quantities(arrays, routing, row, trace, model.model.config.moe_layers)
         for (quantity, layers), values in exact.items():
-            rtol, atol = rounding(quantity, np.asarray(values), layers)
+            rtol, atol = rounding_of(quantity, np.asarray(values), layers)
             found = [quantities(t, model)[quantity, layers] for t in (trace, noisy[row])]
             allowed = atol + rtol * np.abs(np.asarray(values))
             shares = [
