@@ -79,7 +79,7 @@ def test_streams_that_are_missing(closed: str) -> None:
     body = (
         "open_missing_streams()\n"
         "file = os.open('/dev/null', os.O_RDONLY)\n"
-        "sys.stdout.write('a\n')\nsys.stderr.write('b\n')\n"
+        "print('a', file=sys.stdout or missing)\nprint('b', file=sys.stderr or missing)\n"
         "sys.exit(7 if file > 2 and os.read(0, 1) == b'' else 1)"
     )
     result = started(body, shell=f'exec "$@" {"" if closed.startswith("0<&-") else "0</dev/null"} {closed}')
