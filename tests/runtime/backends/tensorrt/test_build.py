@@ -158,7 +158,6 @@ def request_of(tmp_path: Path) -> EngineRequest:
 
 def test_another_process_says_what_is_missing(tmp_path: Path) -> None:
     """The whole way there and back, with a package that is not installed."""
-    (tmp_path / "reply.json").write_text("of an earlier engine")
     reply = builder(tmp_path)._run(request_of(tmp_path), lambda: None)
     assert reply.engine is None and "nothing_of_this_name" in reply.error
 
@@ -174,6 +173,7 @@ def test_another_process_says_what_is_missing(tmp_path: Path) -> None:
 def test_a_process_that_ends_without_a_reply(
     program: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "reply.json").write_text("of an earlier engine")
     popen = subprocess.Popen
     monkeypatch.setattr(build.subprocess, "Popen", lambda _, **rest: popen([sys.executable, "-c", program], **rest))
     with pytest.raises(EngineBuildFailed, match=f"^{re.escape(words)}"):
