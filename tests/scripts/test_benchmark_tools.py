@@ -104,7 +104,7 @@ def test_settings_that_are_compared() -> None:
     """Each once, and the unmodified model first."""
     settings = prefill.all_settings(MANIFEST.policy, INFO.top_k)
     assert settings[0] == prefill.UNMODIFIED
-    assert len(set(settings)) == len({setting.name for setting in settings}) == 2 + 5 * len(prefill.RETENTIONS)
+    assert len(settings) == len({setting.name for setting in settings}) == 2 + 5 * len(prefill.RETENTIONS)
     assert settings[1].visual_top_k == MANIFEST.policy.visual_top_k
 
 
