@@ -32,9 +32,12 @@ ELEMENT_TYPES = ("float", "float16", "bfloat16", "int8", "int32")
 def tensor_row(tensor: Tensor) -> tuple[str, ...]:
     """Name, shape, type and meaning of an input or output."""
     meaning = tensor.doc
-    if tensor.only_if is not None:
-        attribute, values = tensor.only_if
-        meaning += f" Only with `{attribute}` = {' or '.join(map(str, values))}."
+    for words, condition in (("Only with", tensor.only_if), ("Not with", tensor.unless)):
+        if condition is not None:
+            attribute, values = condition
+            meaning += f" {words} `{attribute}` = {' or '.join(map(str, values))}."
+    if tensor.alias is not None:
+        meaning += f" May have the address of `{tensor.alias}`."
     return f"`{tensor.name}`", f"[{', '.join(tensor.shape)}]", ", ".join(tensor.types), meaning
 
 
@@ -121,17 +124,17 @@ def definition(number: Constant) -> str:
 
 def operator_header(spec: OpSpec) -> str:
     """The C++ header of one operator, for its kernels: the values of its attributes, limits, numbers."""
+    sections = (
+        ("The legal values of the attributes.", list(map(enumeration, strings(spec)))),
+        ("The greatest legal sizes and numbers.", [greatest_values(spec)]),
+        ("Numbers of the method.", list(map(definition, spec.constants))),
+    )
     parts = [
-        f"{NOTICE}\n#pragma once\n\n#include <cstdint>\n\n// clang-format off\nnamespace fastmmoe::{spec.folder} {{\n",
-        "/// The legal values of the attributes.",
-        *map(enumeration, strings(spec)),
-        "\n/// The greatest legal sizes and numbers.",
-        greatest_values(spec),
-        "\n/// Numbers of the method.",
-        *map(definition, spec.constants),
-        f"\n}}  // namespace fastmmoe::{spec.folder}\n// clang-format on\n",
+        f"{NOTICE}\n#pragma once\n\n#include <cstdint>\n\n// clang-format off\nnamespace fastmmoe::{spec.folder} {{",
+        *("\n".join([f"/// {title}", *lines]) for title, lines in sections if lines),
+        f"}}  // namespace fastmmoe::{spec.folder}\n// clang-format on\n",
     ]
-    return "\n".join(parts)
+    return "\n\n".join(parts)
 
 
 def header() -> str:
@@ -179,13 +182,19 @@ def cpp_types(spec: OpSpec, tensor: Tensor) -> str:
 def cpp_tensor(spec: OpSpec, tensor: Tensor) -> str:
     """A TensorContract of contract.h."""
     variable = f"'{tensor.types[0]}'" if tensor.types[0] in spec.type_variables else "0"
-    condition = ["kAlways", "{}"]
-    if tensor.only_if is not None:
-        attribute = spec.attribute(tensor.only_if[0])
-        values = (str(attribute.choices.index(v) if attribute.kind == "string" else v) for v in tensor.only_if[1])
-        condition = [str(spec.attributes.index(attribute)), braces(values)]
+    alias = str([t.name for t in spec.inputs].index(tensor.alias)) if tensor.alias else "kNoAlias"
     shape = braces(map(cpp_dimension, tensor.shape))
-    return braces([quoted(tensor.name), shape, cpp_types(spec, tensor), variable, *condition])
+    return braces([quoted(tensor.name), shape, cpp_types(spec, tensor), variable, *cpp_condition(spec, tensor), alias])
+
+
+def cpp_condition(spec: OpSpec, tensor: Tensor) -> list[str]:
+    """Attribute, values and whether they exclude the tensor, of a TensorContract."""
+    condition = tensor.only_if or tensor.unless
+    if condition is None:
+        return ["kAlways", "{}", "false"]
+    attribute = spec.attribute(condition[0])
+    values = (str(attribute.choices.index(v) if attribute.kind == "string" else v) for v in condition[1])
+    return [str(spec.attributes.index(attribute)), braces(values), str(tensor.unless is not None).lower()]
 
 
 def cpp_attribute(attribute: Attribute) -> str:

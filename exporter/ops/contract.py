@@ -75,8 +75,10 @@ class Tensor:
         types: ONNX element types it may have, for example ("float", "float16"). An entry of a single
             capital letter ("F") is a type variable: equal letters must have equal types.
         doc: one line.
-        only_if: attribute and its values with which a node has this input; None = always. Such inputs come last, and
+        only_if: attribute and its values with which a node has this tensor; None = always. Such tensors come last, and
             a node leaves no gap for those it does not have.
+        unless: attribute and its values with which a node does not have it, instead of only_if.
+        alias: of an output: the input that it is with some rows written; both may have one address.
     """
 
     name: str
@@ -84,6 +86,19 @@ class Tensor:
     types: tuple[str, ...]
     doc: str
     only_if: tuple[str, tuple[AttributeValue, ...]] | None = None
+    unless: tuple[str, tuple[AttributeValue, ...]] | None = None
+    alias: str | None = None
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether there are nodes without it."""
+        return self.only_if is not None or self.unless is not None
+
+    def is_of(self, attributes: Attributes) -> bool:
+        """Whether a node with these attributes has it."""
+        if self.unless is not None:
+            return attributes[self.unless[0]] not in self.unless[1]
+        return self.only_if is None or attributes[self.only_if[0]] in self.only_if[1]
 
 
 @dataclass(frozen=True)
@@ -164,7 +179,11 @@ class OpSpec:
 
     def inputs_for(self, attributes: Attributes) -> tuple[Tensor, ...]:
         """The inputs a node with these attributes has, in order."""
-        return tuple(t for t in self.inputs if t.only_if is None or attributes[t.only_if[0]] in t.only_if[1])
+        return tuple(t for t in self.inputs if t.is_of(attributes))
+
+    def outputs_for(self, attributes: Attributes) -> tuple[Tensor, ...]:
+        """The outputs a node with these attributes has, in order."""
+        return tuple(t for t in self.outputs if t.is_of(attributes))
 
     def attribute(self, name: str) -> Attribute:
         """The attribute of this name."""

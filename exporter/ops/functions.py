@@ -51,6 +51,6 @@ def function_for(spec: OpSpec, attributes: dict[str, Any]) -> ir.Function:
         attributes=[ir.Attr(a.name, ir.AttributeType[a.kind.upper()], None) for a in spec.attributes],
         opset_imports={"": OPSET},
     )
-    for output, tensor in zip(function.outputs, spec.outputs, strict=True):
+    for output, tensor in zip(function.outputs, spec.outputs_for(attributes), strict=True):
         output.name = tensor.name
     return function

@@ -11,7 +11,7 @@ from onnx.defs import OpSchema
 from onnx.shape_inference import InferenceContext, InferenceError
 
 from fastmmoe.exporter.ops import OPS
-from fastmmoe.exporter.ops.contract import DOMAIN, Attribute, Dimension, OpSpec, Tensor
+from fastmmoe.exporter.ops.contract import DOMAIN, Attribute, Attributes, Dimension, OpSpec, Tensor
 
 _ATTRIBUTE_TYPES = {
     "int": OpSchema.AttrType.INT,
@@ -38,7 +38,7 @@ def _schema(spec: OpSpec) -> OpSchema:
         spec.version,
         spec.doc,
         inputs=_inputs(spec),
-        outputs=[_parameter(tensor) for tensor in spec.outputs],
+        outputs=_outputs(spec),
         type_constraints=_constraints(spec),
         attributes=[_attribute(attribute) for attribute in spec.attributes],
     )
@@ -48,21 +48,30 @@ def _schema(spec: OpSpec) -> OpSchema:
 
 def _inputs(spec: OpSpec) -> list[OpSchema.FormalParameter]:
     """A parameter for each input. What a conditional place holds depends on the attributes: inference checks it."""
-    conditional = [t.name for t in spec.inputs if t.only_if is not None]
-    return [_parameter(t) for t in spec.inputs if t.only_if is None] + [
+    return _parameters(spec.inputs, "conditional")
+
+
+def _outputs(spec: OpSpec) -> list[OpSchema.FormalParameter]:
+    """A parameter for each output, likewise."""
+    return _parameters(spec.outputs, "conditional_output")
+
+
+def _parameters(tensors: tuple[Tensor, ...], place: str) -> list[OpSchema.FormalParameter]:
+    conditional = [t.name for t in tensors if t.is_conditional]
+    return [_parameter(t) for t in tensors if not t.is_conditional] + [
         OpSchema.FormalParameter(
             name,
             name,
             f"The next of {', '.join(conditional)} that the attributes ask for.",
             param_option=OpSchema.FormalParameterOption.Optional,
         )
-        for name in conditional_places(spec)
+        for name in conditional_places(tensors, place)
     ]
 
 
-def conditional_places(spec: OpSpec) -> list[str]:
-    """Schema names of the places of the inputs that only some nodes have; each is its own type variable, too."""
-    return [f"conditional_{i}" for i in range(sum(t.only_if is not None for t in spec.inputs))]
+def conditional_places(tensors: tuple[Tensor, ...], place: str = "conditional") -> list[str]:
+    """Schema names of the places of tensors that only some nodes have; each is its own type variable, too."""
+    return [f"{place}_{i}" for i in range(sum(t.is_conditional for t in tensors))]
 
 
 def _parameter(tensor: Tensor) -> OpSchema.FormalParameter:
@@ -73,10 +82,11 @@ def _parameter(tensor: Tensor) -> OpSchema.FormalParameter:
 
 def _constraints(spec: OpSpec) -> list[tuple[str, list[str], str]]:
     variables = dict(spec.type_variables)
-    conditional = (t.types for t in spec.inputs if t.only_if is not None)
-    types = itertools.chain.from_iterable(variables.get(t[0], t) for t in conditional)
-    any_type = tuple(dict.fromkeys(types))
-    variables |= dict.fromkeys(conditional_places(spec), any_type)
+    for tensors, place in ((spec.inputs, "conditional"), (spec.outputs, "conditional_output")):
+        conditional = (t.types for t in tensors if t.is_conditional)
+        types = itertools.chain.from_iterable(spec.type_variables.get(t[0], t) for t in conditional)
+        any_type = tuple(dict.fromkeys(types))
+        variables |= dict.fromkeys(conditional_places(tensors, place), any_type)
     return [(name, [f"tensor({t})" for t in types], f"Type {name}.") for name, types in variables.items()]
 
 
@@ -97,24 +107,25 @@ def _inference(spec: OpSpec) -> Callable[[InferenceContext], None]:
     """The inference function: check the node, bind types and dimensions by letter, write them to the outputs."""
 
     def infer(context: InferenceContext) -> None:
-        inputs = _check_node(spec, context)
+        attributes = _check_node(spec, context)
         types: dict[str, int] = {}
-        dimensions: dict[str, onnx.TensorShapeProto.Dimension] = {}
-        for i, tensor in enumerate(inputs):
+        known = spec.known_sizes(attributes)
+        dimensions = {letter: onnx.TensorShapeProto.Dimension(dim_value=size) for letter, size in known.items()}
+        for i, tensor in enumerate(spec.inputs_for(attributes)):
             given = context.get_input_type(i)
             if given is None:
                 continue
             _bind_type(spec, tensor, given.tensor_type.elem_type, types)
             if given.tensor_type.HasField("shape"):
                 _bind(spec, tensor, given.tensor_type.shape, dimensions)
-        for i, tensor in enumerate(spec.outputs):
+        for i, tensor in enumerate(spec.outputs_for(attributes)):
             context.set_output_type(i, _output_type(tensor, types, dimensions))
 
     return infer
 
 
-def _check_node(spec: OpSpec, context: InferenceContext) -> tuple[Tensor, ...]:
-    """The node's inputs. Refuses what a schema cannot say: attribute values outside the contract, missing inputs."""
+def _check_node(spec: OpSpec, context: InferenceContext) -> Attributes:
+    """The node's attributes. Refuses what a schema cannot say: values outside the contract, missing inputs and outputs."""
     given = [context.get_attribute(a.name) for a in spec.attributes]
     values = {a.name: onnx.helper.get_attribute_value(a) for a in given if a is not None}
     attributes = {name: v.decode() if isinstance(v, bytes) else v for name, v in values.items()}
@@ -128,7 +139,13 @@ def _check_node(spec: OpSpec, context: InferenceContext) -> tuple[Tensor, ...]:
             f"{spec.name}: {context.get_num_inputs()} inputs, expected with these attributes are {len(inputs)}: "
             f"{', '.join(tensor.name for tensor in inputs)}"
         )
-    return inputs
+    outputs = spec.outputs_for(attributes)
+    if context.get_num_outputs() != len(outputs):
+        raise InferenceError(
+            f"{spec.name}: {context.get_num_outputs()} outputs, expected with these attributes are {len(outputs)}: "
+            f"{', '.join(tensor.name for tensor in outputs)}"
+        )
+    return attributes
 
 
 def _bind_type(spec: OpSpec, tensor: Tensor, element_type: int, types: dict[str, int]) -> None:

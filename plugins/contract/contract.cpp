@@ -111,18 +111,26 @@ std::string contracts_as_json() {
 NodeAttributes::NodeAttributes(const OpContract& contract, const AttributeSource& source)
     : contract_(&contract),
       integers_(contract.attributes.size()),
-      numbers_(contract.attributes.size()),
-      positions_(contract.inputs.size(), -1) {
+      numbers_(contract.attributes.size()) {
   for (size_t i = 0; i < contract.attributes.size(); ++i) read(i, source);
-  for (size_t i = 0; i < contract.inputs.size(); ++i) {
-    const TensorContract& input = contract.inputs[i];
-    if (input.attribute != kAlways) {
-      const int64_t value = integers_[static_cast<size_t>(input.attribute)];
-      if (std::count(input.values.begin(), input.values.end(), value) == 0) continue;
+  inputs_ = choose(contract.inputs);
+  outputs_ = choose(contract.outputs);
+}
+
+NodeAttributes::Tensors NodeAttributes::choose(const std::vector<TensorContract>& tensors) const {
+  Tensors chosen;
+  chosen.positions.assign(tensors.size(), -1);
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    const TensorContract& tensor = tensors[i];
+    if (tensor.attribute != kAlways) {
+      const int64_t value = integers_[static_cast<size_t>(tensor.attribute)];
+      const bool is_named = std::count(tensor.values.begin(), tensor.values.end(), value) > 0;
+      if (is_named == tensor.is_excluded) continue;
     }
-    positions_[i] = static_cast<int>(inputs_.size());
-    inputs_.push_back(i);
+    chosen.positions[i] = static_cast<int>(chosen.places.size());
+    chosen.places.push_back(i);
   }
+  return chosen;
 }
 
 void NodeAttributes::read(size_t i, const AttributeSource& source) {

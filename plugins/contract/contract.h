@@ -30,14 +30,17 @@ struct Dimension {
 };
 
 constexpr int kAlways = -1;
+constexpr int kNoAlias = -1;
 
 struct TensorContract {
   const char* name;
   std::vector<Dimension> shape;
   std::vector<ElementType> types;
   char variable;  // tensors of the same letter have the same type; 0: the type stands alone
-  int attribute;  // a node has the input if this attribute has one of these values; kAlways
+  int attribute;  // a node has the tensor if this attribute has one of these values; kAlways
   std::vector<int64_t> values;
+  bool is_excluded;  // a node has the tensor if the attribute has none of them
+  int alias;         // of an output: the input whose address it may have; kNoAlias
 };
 
 enum class AttributeKind { kInt, kFloat, kString };
@@ -61,7 +64,7 @@ struct OpContract {
   const char* name;
   int version;
   std::vector<TensorContract> inputs;  // those that not all nodes have come last
-  std::vector<TensorContract> outputs;
+  std::vector<TensorContract> outputs;  // likewise
   std::vector<AttributeContract> attributes;
   std::vector<SizeContract> sizes;  // of every letter that an input can tell
 };
@@ -98,19 +101,29 @@ class NodeAttributes {
   }
 
   /// The inputs of the node in order: their places in the contract.
-  const std::vector<size_t>& inputs() const { return inputs_; }
-  bool has(size_t input) const { return positions_[input] >= 0; }
+  const std::vector<size_t>& inputs() const { return inputs_.places; }
+  bool has(size_t input) const { return inputs_.positions[input] >= 0; }
   /// Place of an input that the node has among its inputs.
-  size_t position(size_t input) const { return static_cast<size_t>(positions_[input]); }
+  size_t position(size_t input) const { return static_cast<size_t>(inputs_.positions[input]); }
+
+  /// The same of its outputs.
+  const std::vector<size_t>& outputs() const { return outputs_.places; }
+  bool has_output(size_t output) const { return outputs_.positions[output] >= 0; }
+  size_t output_position(size_t output) const { return static_cast<size_t>(outputs_.positions[output]); }
 
  private:
+  struct Tensors {
+    std::vector<size_t> places;
+    std::vector<int> positions;  // -1: the node does not have it
+  };
+
   void read(size_t attribute, const AttributeSource& source);
+  Tensors choose(const std::vector<TensorContract>& tensors) const;
 
   const OpContract* contract_;
   std::vector<int64_t> integers_;
   std::vector<float> numbers_;
-  std::vector<size_t> inputs_;
-  std::vector<int> positions_;
+  Tensors inputs_, outputs_;
 };
 
 struct TensorInfo {

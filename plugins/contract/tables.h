@@ -2,6 +2,7 @@
 // Written by scripts/make_contract.py from exporter/ops. Do not edit.
 #pragma once
 
+#include "attention/contract.h"
 #include "contract/contract.h"
 #include "sparse_moe/contract.h"
 #include "token_prune/contract.h"
@@ -28,6 +29,13 @@ enum Attribute : size_t { kWindow, kMerge };
 inline Merge merge_of(const NodeAttributes& node) { return static_cast<Merge>(node.integer(kMerge)); }
 const OpContract& contract();
 }  // namespace token_prune
+
+namespace attention {
+enum Input : size_t { kQuery, kKey, kPastKey, kPastLengths, kSequenceIds, kSequenceOffsets, kValue, kPastValue, kSinkLogits, kPositionIds, kPastPositionIds };
+enum Output : size_t { kOutput, kPresentKey, kPresentValue, kPresentPositionIds, kLse };
+enum Attribute : size_t { kScale, kWindow, kValueWidth, kHasSinks, kWritesPositionIds, kHasLse };
+const OpContract& contract();
+}  // namespace attention
 
 }  // namespace fastmmoe
 // clang-format on
