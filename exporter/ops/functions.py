@@ -10,6 +10,8 @@ from typing import Any
 import onnx_ir as ir
 from onnxscript import build_function
 
+from fastmmoe.exporter.ops.attention.contract import ATTENTION
+from fastmmoe.exporter.ops.attention.function import build_attention
 from fastmmoe.exporter.ops.building import value
 from fastmmoe.exporter.ops.contract import DOMAIN, OpSpec
 from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE
@@ -20,7 +22,11 @@ from fastmmoe.exporter.ops.token_prune.function import build_token_prune
 OPSET = 23
 """Version of the standard operators in the bodies; onnxruntime has it since 1.23."""
 
-_BODIES: dict[str, Callable[..., Any]] = {SPARSE_MOE.name: build_sparse_moe, TOKEN_PRUNE.name: build_token_prune}
+_BODIES: dict[str, Callable[..., Any]] = {
+    SPARSE_MOE.name: build_sparse_moe,
+    TOKEN_PRUNE.name: build_token_prune,
+    ATTENTION.name: build_attention,
+}
 _ELEMENT_TYPES = {"float": ir.DataType.FLOAT, "int32": ir.DataType.INT32, "int8": ir.DataType.INT8}
 
 

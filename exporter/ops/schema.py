@@ -125,7 +125,7 @@ def _inference(spec: OpSpec) -> Callable[[InferenceContext], None]:
 
 
 def _check_node(spec: OpSpec, context: InferenceContext) -> Attributes:
-    """The node's attributes. Refuses what a schema cannot say: values outside the contract, missing inputs and outputs."""
+    """The node's attributes. Refuses what a schema cannot say: illegal values, inputs and outputs that are missing."""
     given = [context.get_attribute(a.name) for a in spec.attributes]
     values = {a.name: onnx.helper.get_attribute_value(a) for a in given if a is not None}
     attributes = {name: v.decode() if isinstance(v, bytes) else v for name, v in values.items()}

@@ -33,7 +33,7 @@ const OpContract& contract();
 namespace attention {
 enum Input : size_t { kQuery, kKey, kPastKey, kPastLengths, kSequenceIds, kSequenceOffsets, kValue, kPastValue, kSinkLogits, kPositionIds, kPastPositionIds };
 enum Output : size_t { kOutput, kPresentKey, kPresentValue, kPresentPositionIds, kLse };
-enum Attribute : size_t { kScale, kWindow, kValueWidth, kHasSinks, kWritesPositionIds, kHasLse };
+enum Attribute : size_t { kWindow, kValueWidth, kScale, kHasSinks, kWritesPositionIds, kHasLse };
 const OpContract& contract();
 }  // namespace attention
 

@@ -42,8 +42,8 @@ def body_model(
         dtype = ir.DataType[(element_type or names[tensor]).upper()]
         return ir.val(tensor.name + suffix, dtype=dtype, shape=tensor.shape)
 
-    given = spec.inputs_for(attributes)
-    inner = {tensor: declare(tensor) for tensor in (*given, *spec.outputs)}
+    given, returned = spec.inputs_for(attributes), spec.outputs_for(attributes)
+    inner = {tensor: declare(tensor) for tensor in (*given, *returned)}
     outer = dict(inner)
     before: list[ir.Node] = []
     after: list[ir.Node] = []
@@ -58,12 +58,12 @@ def body_model(
         spec.name,
         [inner[tensor] for tensor in given],
         attributes=attributes,
-        outputs=[inner[tensor] for tensor in spec.outputs],
+        outputs=[inner[tensor] for tensor in returned],
         domain=DOMAIN,
     )
     graph = ir.Graph(
         [outer[tensor] for tensor in given],
-        [outer[tensor] for tensor in spec.outputs],
+        [outer[tensor] for tensor in returned],
         nodes=[*before, node, *after],
         opset_imports={"": OPSET, DOMAIN: spec.version},
         name="one_node",
@@ -95,7 +95,7 @@ def run_body(spec: OpSpec, attributes: dict[str, Any], inputs: Sequence[Array]) 
         for declared, x in zip(session.get_inputs(), inputs, strict=True)
     }
     outputs = session.run(None, feeds)
+    dtypes = {t.types[0]: x.dtype for t, x in zip(given, inputs, strict=True)}
     return [
-        y.astype(inputs[0].dtype) if t.types == given[0].types else y
-        for t, y in zip(spec.outputs, outputs, strict=True)
+        y.astype(dtypes.get(t.types[0], y.dtype)) for t, y in zip(spec.outputs_for(attributes), outputs, strict=True)
     ]

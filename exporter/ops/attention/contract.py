@@ -101,7 +101,6 @@ ATTENTION = OpSpec(
         ),
     ),
     attributes=(
-        Attribute("scale", "float", "Factor of query times key."),
         Attribute(
             "window",
             "int",
@@ -111,6 +110,7 @@ ATTENTION = OpSpec(
         Attribute(
             "value_width", "int", "The values are the first so many columns of the keys; 0: tensors.", limits=(0, 1024)
         ),
+        Attribute("scale", "float", "Factor of query times key."),
         Attribute("has_sinks", "int", "1: there are sink_logits.", choices=(0, 1)),
         Attribute("writes_position_ids", "int", "1: position_ids are written to the cache, too.", choices=(0, 1)),
         Attribute("has_lse", "int", "1: lse is an output.", choices=(0, 1)),

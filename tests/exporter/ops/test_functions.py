@@ -9,18 +9,17 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from fastmmoe.exporter.ops import OPS, SPARSE_MOE, TOKEN_PRUNE
+from fastmmoe.exporter.ops import ATTENTION, OPS, SPARSE_MOE, TOKEN_PRUNE
 from fastmmoe.exporter.ops.functions import OPSET, function_for
-from tests.support.operators import (
-    MERGES,
-    moe_attributes,
-)
+from tests.support.attention_cases import SMALL
+from tests.support.operators import MERGES, moe_attributes
 
 
 def variants() -> Iterator[ir.Function]:
     yield from (function_for(TOKEN_PRUNE, {"window": 3, "merge": merge}) for merge in MERGES)
     for method, bias in (("greedy", 0), ("noaux_tc", 1)):
         yield function_for(SPARSE_MOE, moe_attributes(topk_method=method, n_group=4, topk_group=2, expert_bias=bias))
+    yield from (function_for(ATTENTION, case.attributes) for case in SMALL)
 
 
 def test_bodies_hold_standard_operators_and_distinct_names() -> None:
@@ -41,10 +40,14 @@ def test_bodies_are_deterministic() -> None:
 
 @pytest.mark.parametrize("spec", OPS, ids=lambda spec: spec.name)
 def test_functions_declare_what_the_contract_declares(spec: Any) -> None:
-    attributes = moe_attributes(expert_bias=1) if spec is SPARSE_MOE else {"window": 3, "merge": "mean"}
+    attributes = {
+        SPARSE_MOE.name: moe_attributes(expert_bias=1),
+        TOKEN_PRUNE.name: {"window": 3, "merge": "mean"},
+        ATTENTION.name: SMALL[11].attributes,
+    }[spec.name]
     function = function_for(spec, attributes)
     assert [value.name for value in function.inputs] == [tensor.name for tensor in spec.inputs_for(attributes)]
-    assert [value.name for value in function.outputs] == [tensor.name for tensor in spec.outputs]
+    assert [value.name for value in function.outputs] == [tensor.name for tensor in spec.outputs_for(attributes)]
     assert list(function.attributes) == [attribute.name for attribute in spec.attributes]
 
 
