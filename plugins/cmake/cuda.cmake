@@ -94,7 +94,7 @@ endif()
 if(FASTMMOE_ORT_INCLUDE)
   file(GLOB sources CONFIGURE_DEPENDS onnxruntime/cuda/*.cpp)
   add_cuda_library(fastmmoe_ort_cuda "${FASTMMOE_ORT_INCLUDE}"
-    onnxruntime/glue.cpp onnxruntime/register.cpp ${sources})
+    onnxruntime/glue.cpp onnxruntime/infer.cpp onnxruntime/register.cpp ${sources})
   target_compile_definitions(fastmmoe_ort_cuda PRIVATE ORT_API_MANUAL_INIT)
   export_only(fastmmoe_ort_cuda onnxruntime)
 endif()

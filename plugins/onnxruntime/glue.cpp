@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdio>
+#include <cstdlib>
 #include <exception>
 #include <iterator>
 #include <mutex>
@@ -27,8 +28,7 @@ class OrtAttributes : public AttributeSource {
     try {
       return info_.GetAttribute<Value>(name);
     } catch (const Ort::Exception&) {
-      throw_check_error(contract_.name, ": attribute ", name, " is missing or no ", kind,
-                        "; every attribute must be given");
+      throw_missing_attribute(contract_, name, kind);
     }
   }
 
@@ -52,6 +52,11 @@ OrtStatus* out_of_memory(const char* what) noexcept {
   std::array<char, 128> message;
   std::snprintf(message.data(), message.size(), "%s: memory does not suffice", what);
   return Ort::GetApi().CreateStatus(ORT_FAIL, message.data());
+}
+
+void throw_missing_attribute(const OpContract& contract, const char* name, const char* kind) {
+  throw_check_error(contract.name, ": attribute ", name, " is missing or no ", kind,
+                    "; every attribute must be given");
 }
 
 NodeAttributes read_node(const OpContract& contract, const OrtKernelInfo* info) {
@@ -82,6 +87,37 @@ std::vector<TensorInfo> Inputs::infos() const {
     infos.push_back({entry->type, info.GetShape()});
   }
   return infos;
+}
+
+void* Outputs::data(size_t output) const {
+  if (!node_.has_output(output)) return nullptr;
+  const OpContract& contract = node_.contract();
+  const size_t position = node_.output_position(output);
+  const TensorContract& tensor = contract.outputs[output];
+  CHECK(position < context_.GetOutputCount(), contract.name, ": output ", position, " is left out, expected ",
+        tensor.name);
+  Ort::UnownedValue value = context_.GetOutput(position, output_shape(tensor, sizes_));
+  CHECK(value != nullptr, contract.name, ": output ", position, " is left out, expected ", tensor.name);
+  return value.GetTensorMutableRawData();
+}
+
+size_t list_aliases(const OpContract& contract, int** inputs, int** outputs) noexcept {
+  const size_t most = contract.outputs.size();
+  *inputs = static_cast<int*>(std::calloc(most, sizeof(int)));
+  *outputs = static_cast<int*>(std::calloc(most, sizeof(int)));
+  size_t count = 0;
+  for (size_t i = 0; i < most && *inputs != nullptr && *outputs != nullptr; ++i) {
+    const TensorContract& output = contract.outputs[i];
+    if (output.alias == kNoAlias || output.attribute != kAlways) continue;
+    (*inputs)[count] = output.alias;
+    (*outputs)[count++] = static_cast<int>(i);
+  }
+  return count;
+}
+
+void release_aliases(int* inputs, int* outputs) noexcept {
+  std::free(inputs);
+  std::free(outputs);
 }
 
 namespace {

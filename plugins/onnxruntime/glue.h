@@ -13,6 +13,7 @@
 
 #include "common/parallel.h"
 #include "contract/contract.h"
+#include "onnxruntime/infer.h"
 
 namespace fastmmoe {
 
@@ -40,6 +41,9 @@ OrtStatus* guarded(const char* what, const Body& body) noexcept {
   }
 }
 
+/// Throws the CheckError for an attribute that is not there or of another kind.
+[[noreturn]] void throw_missing_attribute(const OpContract& contract, const char* name, const char* kind);
+
 /// The attributes of a node. Throws CheckError where they are not the contract's.
 NodeAttributes read_node(const OpContract& contract, const OrtKernelInfo* info);
 
@@ -65,18 +69,31 @@ class Inputs {
   Ort::KernelContext context_;
 };
 
-/// A function from an output's place in the contract to its memory; shapes follow from the sizes. What it is
-/// given must outlive it.
-inline auto output_memory(const Ort::KernelContext& context, const OpContract& contract, const Sizes& sizes) {
-  return [&](size_t output) {
-    return context.GetOutput(output, output_shape(contract.outputs[output], sizes)).GetTensorMutableRawData();
-  };
-}
+/// The outputs of a node, by their place in the contract.
+class Outputs {
+ public:
+  Outputs(const NodeAttributes& node, const Sizes& sizes, OrtKernelContext* context)
+      : node_(node), sizes_(sizes), context_(context) {}
+
+  /// Null where the node has no such output. Throws CheckError where it should have and it is left out.
+  void* data(size_t output) const;
+
+ private:
+  const NodeAttributes& node_;
+  const Sizes& sizes_;
+  Ort::KernelContext context_;
+};
 
 ONNXTensorElementDataType onnx_type(ElementType type);
 
 /// ONNX Runtime's own threads of the session that runs the node.
 ParallelFor parallel_for_of(OrtKernelContext* context);
+
+/// Writes which outputs may take an input's memory that nothing else needs: those that all nodes have, as
+/// only their places are the same in all of them. The return value is how many; release_aliases frees the
+/// lists.
+size_t list_aliases(const OpContract& contract, int** inputs, int** outputs) noexcept;
+void release_aliases(int* inputs, int* outputs) noexcept;
 
 /// A custom operator of which everything is read from the contract. Kernel has a constructor from
 /// (const OrtKernelInfo*), `void compute(OrtKernelContext*) const`, `static const OpContract& contract()`,
@@ -91,7 +108,19 @@ struct KernelHolder {
 
 template <typename Kernel>
 struct CustomOp : Ort::CustomOpBase<CustomOp<Kernel>, KernelHolder<Kernel>, true> {
-  CustomOp() { OrtCustomOp::version = std::min<uint32_t>(ORT_API_VERSION, kOrtApiVersion); }
+  CustomOp() {
+    OrtCustomOp::version = std::min<uint32_t>(ORT_API_VERSION, kOrtApiVersion);
+    if (has_inferred_outputs(Kernel::contract())) {
+      OrtCustomOp::InferOutputShapeFn = [](const OrtCustomOp*, OrtShapeInferContext* context) noexcept {
+        return guarded(Kernel::contract().name,
+                       [&] { infer_outputs(Kernel::contract(), Kernel::kFloatType, context); });
+      };
+    }
+    OrtCustomOp::GetMayInplace = [](int** inputs, int** outputs) noexcept {
+      return list_aliases(Kernel::contract(), inputs, outputs);
+    };
+    OrtCustomOp::ReleaseMayInplace = release_aliases;
+  }
 
   OrtStatus* CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const noexcept {
     return guarded(GetName(), [&] { *kernel = new KernelHolder<Kernel>{Kernel(info)}; });
@@ -100,20 +129,27 @@ struct CustomOp : Ort::CustomOpBase<CustomOp<Kernel>, KernelHolder<Kernel>, true
   const char* GetExecutionProviderType() const { return Kernel::kProvider; }
   size_t GetInputTypeCount() const { return Kernel::contract().inputs.size(); }
   ONNXTensorElementDataType GetInputType(size_t index) const {
-    const TensorContract& input = Kernel::contract().inputs[index];
-    // What a place beyond holds depends on the attributes; check_inputs looks at it.
-    return is_optional(index) ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED : declared_type(input);
+    return type_at(Kernel::contract().inputs[index]);
   }
   OrtCustomOpInputOutputCharacteristic GetInputCharacteristic(size_t index) const {
-    return is_optional(index) ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
+    return characteristic_of(Kernel::contract().inputs[index]);
   }
   size_t GetOutputTypeCount() const { return Kernel::contract().outputs.size(); }
   ONNXTensorElementDataType GetOutputType(size_t index) const {
-    return declared_type(Kernel::contract().outputs[index]);
+    return type_at(Kernel::contract().outputs[index]);
+  }
+  OrtCustomOpInputOutputCharacteristic GetOutputCharacteristic(size_t index) const {
+    return characteristic_of(Kernel::contract().outputs[index]);
   }
 
  private:
-  static bool is_optional(size_t index) { return Kernel::contract().inputs[index].attribute != kAlways; }
+  static OrtCustomOpInputOutputCharacteristic characteristic_of(const TensorContract& tensor) {
+    return tensor.attribute == kAlways ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL;
+  }
+  // What a place beyond those that all nodes have holds depends on the attributes; check_inputs looks at it.
+  static ONNXTensorElementDataType type_at(const TensorContract& tensor) {
+    return tensor.attribute == kAlways ? declared_type(tensor) : ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  }
   static ONNXTensorElementDataType declared_type(const TensorContract& tensor) {
     if (tensor.variable == 'F') return onnx_type(Kernel::kFloatType);
     return tensor.types.size() == 1 ? onnx_type(tensor.types[0]) : ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;

@@ -14,7 +14,7 @@ namespace {
 OrtCustomOpDomain* make_domain() {
   OrtCustomOpDomain* domain = nullptr;
   Ort::ThrowOnError(Ort::GetApi().CreateCustomOpDomain("fastmmoe", &domain));
-  for (const auto& ops : {sparse_moe_ops(), token_prune_ops()}) {
+  for (const auto& ops : {sparse_moe_ops(), token_prune_ops(), attention_ops()}) {
     for (const OrtCustomOp* op : ops) Ort::ThrowOnError(Ort::GetApi().CustomOpDomain_Add(domain, op));
   }
   return domain;

@@ -56,7 +56,7 @@ class Machine:
 def measure_machine(info: LanguageModelInfo, tokens: int, threads: int) -> Machine:
     """Measure both rates with this many threads, with the shapes that a prefill of so many tokens has."""
     return Machine(
-        processor=_processor(),
+        processor=processor(),
         cores=usable_cores(),
         threads=threads,
         onnxruntime=ort.__version__,
@@ -65,7 +65,7 @@ def measure_machine(info: LanguageModelInfo, tokens: int, threads: int) -> Machi
     )
 
 
-def _processor() -> str:
+def processor() -> str:
     """Its name, from the kernel."""
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("model name"):

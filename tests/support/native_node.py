@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import math
 from typing import Any
 
 import ml_dtypes
@@ -23,16 +25,17 @@ _WEIGHTS = ("gate_up", "down")
 def _one_node_model(op: str, inputs: dict[str, Array], attributes: dict[str, Any]) -> bytes:
     """A model whose inputs are `inputs` with any shape, except the weights, which are initializers."""
     spec = _SPECS[op]
+    outputs = [t.name for t in spec.outputs_for(attributes)]
     weights = [onnx.numpy_helper.from_array(inputs[name], name) for name in _WEIGHTS if name in inputs]
     graph = onnx.helper.make_graph(
-        [onnx.helper.make_node(op, list(inputs), [t.name for t in spec.outputs], domain=DOMAIN, **attributes)],
+        [onnx.helper.make_node(op, list(inputs), outputs, domain=DOMAIN, **attributes)],
         "one_node",
         [
             onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), None)
             for name, array in inputs.items()
             if name not in _WEIGHTS
         ],
-        [onnx.helper.make_empty_tensor_value_info(t.name) for t in spec.outputs],
+        [onnx.helper.make_empty_tensor_value_info(name) for name in outputs],
         weights,
     )
     imports = [onnx.helper.make_opsetid("", 23), onnx.helper.make_opsetid(DOMAIN, spec.version)]
@@ -51,17 +54,27 @@ class NativeNode:
         self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     def __call__(self, inputs: dict[str, Array]) -> list[Array]:
-        values = {name: _to_ort_value(array) for name, array in inputs.items() if name not in _WEIGHTS}
+        values = {name: to_ort_value(array) for name, array in inputs.items() if name not in _WEIGHTS}
         names = [output.name for output in self.session.get_outputs()]
-        return [value.numpy() for value in self.session.run_with_ort_values(names, values)]
+        return [to_array(value) for value in self.session.run_with_ort_values(names, values)]
 
 
-def _to_ort_value(array: Array) -> onnxruntime.OrtValue:
+def to_ort_value(array: Array) -> onnxruntime.OrtValue:
     """The array, which ONNX Runtime takes with bfloat16 by its bits only."""
     if array.dtype != ml_dtypes.bfloat16:
         return onnxruntime.OrtValue.ortvalue_from_numpy(array.copy(order="C"))
     bits = array.copy(order="C").view(np.uint16)
     return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, onnx.TensorProto.BFLOAT16)
+
+
+def to_array(value: onnxruntime.OrtValue) -> Array:
+    """A copy of the value; ONNX Runtime gives none of bfloat16."""
+    if value.element_type() != onnx.TensorProto.BFLOAT16:
+        copy: Array = value.numpy().copy()
+        return copy
+    count = math.prod(value.shape())
+    bits = np.ctypeslib.as_array(ctypes.cast(value.data_ptr(), ctypes.POINTER(ctypes.c_uint16)), (count,))
+    return bits.copy().view(ml_dtypes.bfloat16).reshape(value.shape())
 
 
 def run_native(op: str, inputs: dict[str, Array], attributes: dict[str, Any], threads: int = 1) -> list[Array]:

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sparse_moe/cpu/gemm.h"
 
+#include "common/processor.h"
+
 namespace fastmmoe {
 
 namespace baseline {
@@ -17,11 +19,9 @@ void gemm_block(const GemmBlock& block);
 
 GemmBlockFunction gemm_block_for_this_cpu() {
 #ifdef FASTMMOE_X86
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-    return avx512::gemm_block;
-  }
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return avx2::gemm_block;
+  const Isa isa = isa_of_this_cpu();
+  if (isa >= Isa::kAvx512) return avx512::gemm_block;
+  if (isa == Isa::kAvx2) return avx2::gemm_block;
 #endif
   return baseline::gemm_block;
 }

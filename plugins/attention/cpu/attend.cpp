@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "attention/cpu/attend.h"
+
+#include "common/processor.h"
+
+namespace fastmmoe {
+
+namespace baseline {
+AttendFunctions attend_functions();
+}
+#ifdef FASTMMOE_X86
+namespace avx2 {
+AttendFunctions attend_functions();
+}
+namespace avx512 {
+AttendFunctions attend_functions();
+}
+namespace avx512_bf16 {
+AttendFunctions attend_functions();
+}
+#endif
+
+AttendFunctions attend_for_this_cpu() {
+#ifdef FASTMMOE_X86
+  switch (isa_of_this_cpu()) {
+    case Isa::kAvx512Bf16:
+      return avx512_bf16::attend_functions();
+    case Isa::kAvx512:
+      return avx512::attend_functions();
+    case Isa::kAvx2:
+      return avx2::attend_functions();
+    case Isa::kBaseline:
+      break;
+  }
+#endif
+  return baseline::attend_functions();
+}
+
+}  // namespace fastmmoe

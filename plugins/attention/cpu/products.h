@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+// The two matrix products of attention on tiles, in float and in pairs of bfloat16. Both take 32-bit units: a
+// float, or two bfloat16 that follow each other along the sum. A unit tile that the processor multiplies as a
+// whole would take the place of score_tile and value_tile: their operands are laid out for it (rows of keys
+// or weights as they are, queries and values [unit, 16 columns]).
+#pragma once
+
+#include "attention/cpu/lanes.h"
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+namespace fastmmoe::FASTMMOE_ISA {
+namespace {
+
+// Sums of kKeys x kVectors vectors, or kWeights x kVectors, live in registers beside what they are made of.
+#if defined(__AVX512F__) || defined(__aarch64__)
+constexpr int kKeys = 6, kWeights = 6, kVectors = 4;
+#elif defined(__AVX2__)
+constexpr int kKeys = 6, kWeights = 6, kVectors = 2;
+#else
+constexpr int kKeys = 4, kWeights = 4, kVectors = 2;
+#endif
+constexpr int kManyVectors = 2 * kVectors;  // where there is one row of weights
+
+struct Floats {
+  static constexpr int kPerUnit = 1;
+  static Vector add_product(Vector sum, Vector a, Vector b) { return sum + a * b; }
+};
+
+#ifdef __AVX512BF16__
+struct Pairs {
+  static constexpr int kPerUnit = 2;
+  static Vector add_product(Vector sum, Vector a, Vector b) {
+    return _mm512_dpbf16_ps(sum, reinterpret_bits<__m512bh>(a), reinterpret_bits<__m512bh>(b));
+  }
+  // first[0], first[1], ..., then second, as bfloat16.
+  static Vector join(Vector first, Vector second) {
+    return reinterpret_bits<Vector>(_mm512_cvtne2ps_pbh(second, first));
+  }
+  // In each lane a pair: the lower half is that of `first`.
+  static Vector pair(Vector first, Vector second) {
+    const __m512i joined = reinterpret_bits<__m512i>(join(first, second));
+    const __m512i order = _mm512_add_epi16(_mm512_set1_epi32(16 << 16),
+                                           _mm512_mullo_epi32(_mm512_set1_epi32(0x10001), lane_numbers()));
+    return reinterpret_bits<Vector>(_mm512_permutexvar_epi16(order, joined));
+  }
+  static __m512i lane_numbers() {
+    return _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  }
+};
+#endif
+
+// A unit in all lanes.
+inline Vector broadcast(const float* unit) {
+  float value;
+  std::memcpy(&value, unit, sizeof value);
+  return all(value);
+}
+
+struct ScoreTile {
+  const float* keys;  // [kK], a row every key_stride units
+  int64_t key_stride;
+  const float* query;  // [units, kRowsPerTile], from the first of its columns on
+  int64_t units;
+  float scale;
+  float* scores;  // as query
+};
+
+// scores[key, row] = scale * sum over units of keys[key, unit] * query[unit, row], kV vectors of rows.
+template <typename Products, int kK, int kV>
+void score_tile(const ScoreTile& tile) {
+  Vector sums[kK][kV] = {};
+  const float* query = tile.query;
+  for (int64_t u = 0; u < tile.units; ++u, query += kRowsPerTile) {
+    Vector columns[kV];
+#pragma GCC unroll 8
+    for (int v = 0; v < kV; ++v) columns[v] = load(query + v * kLanes);
+#pragma GCC unroll 8
+    for (int k = 0; k < kK; ++k) {
+      const Vector key = broadcast(tile.keys + k * tile.key_stride + u);
+#pragma GCC unroll 8
+      for (int v = 0; v < kV; ++v) sums[k][v] = Products::add_product(sums[k][v], key, columns[v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int k = 0; k < kK; ++k) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kV; ++v) {
+      store(sums[k][v] * tile.scale, tile.scores + k * kRowsPerTile + v * kLanes);
+    }
+  }
+}
+
+struct ValueTile {
+  const float* weights;  // a unit every unit_stride, a row every row_stride
+  int64_t unit_stride, row_stride;
+  const float* values;  // [units, ..], a unit every value_stride, from the first of its columns on
+  int64_t value_stride;
+  int64_t units;
+  const float* rescale;  // [kR]
+  float* output;         // as values, a row every output_stride
+  int64_t output_stride;
+};
+
+// output[row] = output[row] * rescale[row] + sum over units of weights[unit, row] * values[unit], kV vectors.
+template <typename Products, int kR, int kV>
+void value_tile(const ValueTile& tile) {
+  Vector sums[kR][kV];
+#pragma GCC unroll 8
+  for (int r = 0; r < kR; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kV; ++v) {
+      sums[r][v] = load(tile.output + r * tile.output_stride + v * kLanes) * tile.rescale[r];
+    }
+  }
+  const float *weights = tile.weights, *values = tile.values;
+  for (int64_t u = 0; u < tile.units; ++u, weights += tile.unit_stride, values += tile.value_stride) {
+    Vector columns[kV];
+#pragma GCC unroll 8
+    for (int v = 0; v < kV; ++v) columns[v] = load(values + v * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < kR; ++r) {
+      const Vector weight = broadcast(weights + r * tile.row_stride);
+#pragma GCC unroll 8
+      for (int v = 0; v < kV; ++v) sums[r][v] = Products::add_product(sums[r][v], weight, columns[v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kR; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kV; ++v) store(sums[r][v], tile.output + r * tile.output_stride + v * kLanes);
+  }
+}
+
+// The last keys or vectors, at most kK and kV of them, by the tile of their size.
+template <typename Products, int kK, int kV>
+void score_tile_of(int64_t keys, int64_t vectors, const ScoreTile& tile) {
+  if constexpr (kK > 0 && kV > 0) {
+    if (keys < kK) {
+      score_tile_of<Products, kK - 1, kV>(keys, vectors, tile);
+    } else if (vectors < kV) {
+      score_tile_of<Products, kK, kV - 1>(keys, vectors, tile);
+    } else {
+      score_tile<Products, kK, kV>(tile);
+    }
+  }
+}
+
+template <typename Products, int kR, int kV>
+void value_tile_of(int64_t rows, int64_t vectors, const ValueTile& tile) {
+  if constexpr (kR > 0 && kV > 0) {
+    if (rows < kR) {
+      value_tile_of<Products, kR - 1, kR == 2 ? kManyVectors : kV>(rows, vectors, tile);
+    } else if (vectors < kV) {
+      value_tile_of<Products, kR, kV - 1>(rows, vectors, tile);
+    } else {
+      value_tile<Products, kR, kV>(tile);
+    }
+  }
+}
+
+// lanes[i] = keys[min(i, keys - 1)] * query: kLanes scores, of which `keys` count.
+template <typename Products>
+Vector dot_products(const float* keys, int64_t key_stride, int64_t count, const float* query,
+                    int64_t vectors) {
+  constexpr int kAtOnce = kLanes < 8 ? kLanes : 8;
+  Vector sums[kLanes];
+#pragma GCC unroll 2
+  for (int first = 0; first < kLanes; first += kAtOnce) {
+    const float* rows[kAtOnce];
+    Vector parts[kAtOnce] = {};
+#pragma GCC unroll 8
+    for (int k = 0; k < kAtOnce; ++k) {
+      rows[k] = keys + (first + k < count ? first + k : count - 1) * key_stride;
+    }
+    for (int64_t v = 0; v < vectors; ++v) {
+      const Vector column = load(query + v * kLanes);
+#pragma GCC unroll 8
+      for (int k = 0; k < kAtOnce; ++k) {
+        parts[k] = Products::add_product(parts[k], load(rows[k] + v * kLanes), column);
+      }
+    }
+#pragma GCC unroll 8
+    for (int k = 0; k < kAtOnce; ++k) sums[first + k] = parts[k];
+  }
+  return sums_of(sums);
+}
+
+}  // namespace
+}  // namespace fastmmoe::FASTMMOE_ISA
