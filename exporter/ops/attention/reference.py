@@ -42,19 +42,13 @@ def attention_reference(attributes: Attributes, inputs: Mapping[str, Array], dty
         b = int(inputs["sequence_ids"][first])
         past = int(inputs["past_lengths"][b])
         used = past + end - first
-        for name, cache in written.items():
-            rows = inputs[name][first:end]
-            if name == "position_ids":
-                cache[b, past:used] = rows
-            else:
-                cache[b, :, past:used] = rows.swapaxes(0, 1)
+        _write_rows(written, inputs, b, slice(past, used), slice(first, end))
         key = written["key"][b, :, :used].astype(dtype)
         value = key[..., :width] if width else written["value"][b, :, :used].astype(dtype)
         is_seen = np.arange(used) <= past + np.arange(end - first)[:, None]
         if window:
             own = inputs["position_ids"][first:end].astype(np.int64)
-            distance = own[:, None] - np.concatenate((inputs["past_position_ids"][b, :past], own))
-            is_seen &= (distance >= 0) & (distance < window)
+            is_seen &= _in_window(own, np.concatenate((inputs["past_position_ids"][b, :past], own)), window)
         sinks = inputs["sink_logits"].astype(dtype) if attributes["has_sinks"] else None
         scale = dtype(attributes["scale"])
         for n in range(N):
@@ -67,6 +61,22 @@ def attention_reference(attributes: Attributes, inputs: Mapping[str, Array], dty
     if attributes["writes_position_ids"]:
         present.append(written["position_ids"])
     return [output, *present, *([lse] if attributes["has_lse"] else [])]
+
+
+def _write_rows(caches: dict[str, Array], inputs: Mapping[str, Array], b: int, to: slice, rows: slice) -> None:
+    """Rows of the call to rows of the caches of sequence b."""
+    for name, cache in caches.items():
+        if name == "position_ids":
+            cache[b, to] = inputs[name][rows]
+        else:
+            cache[b, :, to] = inputs[name][rows].swapaxes(0, 1)
+
+
+def _in_window(own: Array, positions: Array, window: int) -> Array:
+    """Which positions [used] the rows at `own` [rows] see: those less than `window` behind and none ahead."""
+    distance = own[:, None] - positions
+    is_seen: Array = (distance >= 0) & (distance < window)
+    return is_seen
 
 
 def _attend(scores: Array, value: Array, sink: Any) -> tuple[Array, Array]:
