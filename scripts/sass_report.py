@@ -16,9 +16,10 @@ import sys
 from pathlib import Path
 
 from markers import write_part
+from sass_tools import attention
 from sass_tools.banks import trace_conflicts
 from sass_tools.binaries import KernelCode, compile_all, cuda_sources, read_kernels
-from sass_tools.launches import Case, Launch, MoeCase, PruneCase, block_shapes, record_launches
+from sass_tools.launches import AttentionCase, Case, Launch, MoeCase, PruneCase, block_shapes, record_launches
 from sass_tools.occupancy import LIMITS
 from sass_tools.roofline import LAYERS, WEIGHTS, case_of, estimate, phase_of, work_of
 from sass_tools.tables import (
@@ -51,6 +52,10 @@ TIME_CAPTION = (
     "In parentheses: the routed experts of the whole model do not fit into the device's memory. "
     "c: computing takes longer than memory. "
 )
+ATTENTION_TITLE = "### ESTIMATE: the least time of one layer's FmmAttention in microseconds (never run on a GPU)"
+ATTENTION_CAPTION = (
+    "One sequence, layers without a window, float16, capacity rounded up to 256. c: computing takes longer than memory."
+)
 
 # Small cases that together launch every kernel: few tokens, then little, some and many for each of the experts.
 KINDS = [("float", 0, 0)] + [(f, group, zero) for f in ("int8", "int4") for group in (32, 64, 128) for zero in (0, 1)]
@@ -62,6 +67,13 @@ EVERY_KERNEL: list[Case] = [
     for T, E, top_k in SIZES
 ]
 EVERY_KERNEL += [PruneCase(100, 90, 40, 5, H, 64, dtype) for dtype in ("float", "half", "bfloat16") for H in (64, 31)]
+EVERY_KERNEL += [
+    AttentionCase(T, past, 256, 8, K, D, value_width, window, dtype, arch)
+    for dtype in ("half", "bfloat16")
+    for arch in (80, 89)
+    for K, D, value_width in ((2, 64, 0), (2, 128, 0), (1, 576, 512))
+    for T, past, window in ((1, 200, 128), (100, 0, 0))
+]
 
 
 def check_kernels(kernels: list[KernelCode], launches: list[list[Launch]]) -> None:
@@ -99,12 +111,25 @@ def layer_times(kernels: list[KernelCode], objects: list[Path]) -> list[LayerTim
     return times
 
 
+def attention_times(objects: list[Path]) -> str:
+    """Estimates of all attention layers and calls on all devices, as a table."""
+    devices = [DEVICES[name] for name in ROOFLINE_DEVICES]
+    cases: list[Case] = [
+        layer.case(*call, arch)
+        for layer in attention.LAYERS
+        for call in attention.CALLS
+        for arch in sorted({device.sm for device in devices})
+    ]
+    launches = dict(zip(cases, record_launches(objects, cases), strict=True))
+    return attention.attention_table(launches, devices)
+
+
 def spilling(rows: list[KernelRow]) -> list[str]:
     """The kernels that spill registers, each with its architecture."""
     return [f"{row.code.name} on sm_{row.code.arch}" for row in rows if row.code.spilled_bytes]
 
 
-def write(document: Path, rows: list[KernelRow], times: list[LayerTime]) -> None:
+def write(document: Path, rows: list[KernelRow], times: list[LayerTime], attending: str) -> None:
     """Put the short tables between the markers of the document."""
     shown = [time for time in times if time.device == DEVICES[PHASES_ON]]
     parts = [
@@ -116,13 +141,16 @@ def write(document: Path, rows: list[KernelRow], times: list[LayerTime]) -> None
         roofline_table(times),
         f"## ESTIMATE: the same by phase on {DEVICES[PHASES_ON].name} (never run on a GPU)",
         phase_table(shown),
-        "## Devices (from data sheets, not measured)",
+        ATTENTION_TITLE,
+        ATTENTION_CAPTION,
+        attending,
+        "### Devices (from data sheets, not measured)",
         device_table(DEVICES[name] for name in ROOFLINE_DEVICES),
     ]
     write_part(document, MARKER, "\n\n".join(parts))
 
 
-def show(rows: list[KernelRow], times: list[LayerTime]) -> None:
+def show(rows: list[KernelRow], times: list[LayerTime], attending: str) -> None:
     """Print everything."""
     print("Kernels as compiled. Bank conflicts are an estimate: steps that shared memory needs, 1 without conflicts.\n")
     print(full_kernel_table(rows))
@@ -132,6 +160,7 @@ def show(rows: list[KernelRow], times: list[LayerTime]) -> None:
     for device in map(DEVICES.__getitem__, ROOFLINE_DEVICES):
         print(f"\nESTIMATE by phase, {device.name} (never run on a GPU):\n")
         print(phase_table([time for time in times if time.device == device]))
+    print(f"\n{ATTENTION_TITLE.removeprefix('### ')}.\n\n{ATTENTION_CAPTION}\n\n{attending}")
 
 
 def main() -> int:
@@ -147,10 +176,11 @@ def main() -> int:
         check_kernels(kernels, launches)
         rows = kernel_rows(kernels, launches)
         times = layer_times(kernels, objects[arguments.arch[0]])
+        attending = attention_times(objects[arguments.arch[0]])
         if arguments.write:
-            write(arguments.write, rows, times)
+            write(arguments.write, rows, times, attending)
         else:
-            show(rows, times)
+            show(rows, times, attending)
     except FastmmoeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// Launches the kernels of both operators for the cases on standard input, one a line:
+// Launches the kernels of all operators for the cases on standard input, one a line:
 //   moe TYPE FORMAT GROUP_SIZE ZERO_POINTS T H I E TOP_K
 //   prune TYPE T V K M H E
+//   attention ARCH TYPE T PAST C N K D VALUE_WIDTH WINDOW
 //   widths NUMBER...
 // TYPE and FORMAT are the values of FloatType and WeightFormat. What a case prints begins with the line
 // "case".
@@ -13,6 +14,7 @@
 #include <sstream>
 #include <string>
 
+#include "attention/cuda/kernel.h"
 #include "sparse_moe/cuda/kernel.h"
 #include "token_prune/cuda/kernel.h"
 
@@ -37,6 +39,13 @@ const float* scattered(int64_t count) {
 const int32_t* ascending(int64_t count) {
   auto* values = static_cast<int32_t*>(device_memory(static_cast<size_t>(count) * sizeof(int32_t)));
   for (int64_t i = 0; kRunsKernels && i < count; ++i) values[i] = static_cast<int32_t>(i);
+  return values;
+}
+
+/// int32 [1].
+const int32_t* one(int64_t number) {
+  auto* values = static_cast<int32_t*>(device_memory(sizeof(int32_t)));
+  if (kRunsKernels) *values = static_cast<int32_t>(number);
   return values;
 }
 
@@ -109,6 +118,38 @@ void launch_prune(std::istream& line) {
   launch_token_prune(params, device_memory(workspace), nullptr);
 }
 
+/// One sequence of T rows after `past` in a cache that is in place.
+void launch_attention_case(std::istream& line) {
+  AttentionParams params{};
+  AttentionAttributes& attributes = params.attributes;
+  int architecture, type;
+  int64_t past;
+  line >> architecture >> type >> params.T >> past >> params.C >> params.N >> params.K >> params.D >>
+      attributes.value_width >> attributes.window;
+  set_architecture(architecture);
+  params.type = params.cache_type = static_cast<FloatType>(type);
+  attributes.scale = 1.0f;
+  params.A = params.B = 1;
+  params.W = attributes.value_width > 0 ? attributes.value_width : params.D;
+  const int64_t size = size_of(params.type), T = params.T, cached = params.K * params.C * size;
+  params.query = zeros(T * params.N * params.D * size);
+  params.key = zeros(T * params.K * params.D * size);
+  params.past_key = params.present_key = zeros(cached * params.D);
+  if (attributes.value_width == 0) {
+    params.value = zeros(T * params.K * params.W * size);
+    params.past_value = params.present_value = zeros(cached * params.W);
+  }
+  params.past_lengths = one(past);
+  params.sequence_ids = static_cast<const int32_t*>(zeros(T * 4));
+  params.sequence_offsets = offsets_to(T);
+  if (attributes.window > 0) {
+    params.position_ids = ascending(T);
+    params.past_position_ids = ascending(params.C);
+  }
+  params.output = zeros(T * params.N * params.W * size);
+  launch_attention(params, device_memory(attention_workspace_bytes(params)), nullptr);
+}
+
 void launch_case(const std::string& text) {
   std::istringstream line(text);
   line.exceptions(std::ios::failbit);
@@ -116,6 +157,7 @@ void launch_case(const std::string& text) {
   line >> op;
   if (op == "widths") return read_widths(line);
   std::cout << "case" << std::endl;  // record.cpp and trace.cpp print with stdio
+  if (op == "attention") return launch_attention_case(line);
   op == "moe" ? launch_moe(line) : launch_prune(line);
 }
 

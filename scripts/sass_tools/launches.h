@@ -12,6 +12,9 @@ void* device_memory(size_t bytes);
 /// reads.
 extern const bool kRunsKernels;
 
+/// The compute capability of the device from now on.
+void set_architecture(int architecture);
+
 /// What follows "widths" in the input: for every launch of the next case, the most bytes of shared memory
 /// that an instruction of the kernel loads, and the most that one stores, for a lane.
 void read_widths(std::istream& widths);

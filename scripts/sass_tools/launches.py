@@ -57,7 +57,33 @@ class PruneCase:
         return f"prune {' '.join(map(str, numbers))}"
 
 
-Case = MoeCase | PruneCase
+@dataclass(frozen=True)
+class AttentionCase:
+    """Sizes of one call of FmmAttention: T rows of one sequence that has `past` in its cache, on a device."""
+
+    T: int
+    past: int
+    C: int
+    N: int
+    K: int
+    D: int
+    value_width: int = 0
+    window: int = 0
+    dtype: str = "half"
+    arch: int = 80
+
+    @property
+    def W(self) -> int:  # noqa: N802
+        """Width of a value."""
+        return self.value_width or self.D
+
+    def line(self) -> str:
+        """The case as launches.cpp reads it."""
+        numbers = (self.T, self.past, self.C, self.N, self.K, self.D, self.value_width, self.window)
+        return f"attention {' '.join(map(str, (self.arch, FLOAT_TYPES.index(self.dtype), *numbers)))}"
+
+
+Case = MoeCase | PruneCase | AttentionCase
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,20 @@ void read_widths(std::istream&) {}
 
 namespace {
 
+int most_shared_bytes = 0;
+
 std::map<const void*, std::string>& symbols() {
   static std::map<const void*, std::string> symbols;
   return symbols;
 }
 
 }  // namespace
+
+// CUDA C++ Programming Guide, technical specifications for each compute capability: of 8.0 and 8.7, or less.
+void set_architecture(int architecture) {
+  const bool has_less = architecture == 86 || architecture == 89 || architecture == 120;
+  most_shared_bytes = (has_less ? 99 : 163) * 1024;
+}
 
 extern "C" {
 
@@ -44,6 +52,16 @@ unsigned __cudaPushCallConfiguration(dim3, dim3, size_t, cudaStream_t) { return 
 cudaError_t __cudaPopCallConfiguration(dim3*, dim3*, size_t*, void*) { return cudaErrorNotSupported; }
 
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int) { return cudaSuccess; }
+cudaError_t cudaMemcpyAsync(void*, const void*, size_t, cudaMemcpyKind, cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaGetDevice(int* device) {
+  *device = 0;
+  return cudaSuccess;
+}
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+  if (attribute != cudaDevAttrMaxSharedMemoryPerBlockOptin) return cudaErrorNotSupported;
+  *value = most_shared_bytes;
+  return cudaSuccess;
+}
 const char* cudaGetErrorName(cudaError_t) { return "no CUDA"; }
 const char* cudaGetErrorString(cudaError_t) { return "launches are only recorded"; }
 

@@ -22,17 +22,21 @@ from sass_tools.launches import Launch, MoeCase
 from sass_tools.occupancy import LIMITS
 from sass_tools.toolchain import ReportError
 
-ROUTE, GATE_UP, DOWN, COMBINE, PRUNE = "route, sort", "gate_up", "down", "combine", "token prune"
+ROUTE, GATE_UP, DOWN, COMBINE = "route, sort", "gate_up", "down", "combine"
+PRUNE, ATTEND, ADD_SPLITS = "token prune", "attention", "add splits"
 MOE_PHASES = (ROUTE, GATE_UP, DOWN, COMBINE)
+ATTENTION_PHASES = (ATTEND, ADD_SPLITS)
 PHASE_OF_PREFIX = {
     "route_": ROUTE,
     "sort_": ROUTE,
     "gate_up_": GATE_UP,
     "down_": DOWN,
-    "combine_": COMBINE,
+    "combine_slots": COMBINE,
     "score_tokens": PRUNE,
     "choose_survivors": PRUNE,
     "gather_rows": PRUNE,
+    "attend_": ATTEND,
+    "combine_splits": ADD_SPLITS,
 }
 
 ACTIVATION_BYTES = 2  # float16 or bfloat16

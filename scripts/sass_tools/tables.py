@@ -114,13 +114,13 @@ def compact_kernel_table(rows: list[KernelRow]) -> str:
     return table(head, [[f"`{name}`", *_compact_cells(found)] for name, found in lines.items()], numbers_from=1)
 
 
-def _time(us: float) -> str:
+def three_digits(us: float) -> str:
     """At most three digits: more would say that the estimate is better than it is."""
     return f"{us:.2f}" if us < 1 else f"{float(f'{us:.3g}'):g}"
 
 
 def _cell(time: LayerTime) -> str:
-    text = _time(time.us) + (" c" if time.is_compute_bound else "")
+    text = three_digits(time.us) + (" c" if time.is_compute_bound else "")
     return text if time.fits else f"({text})"
 
 
@@ -162,6 +162,6 @@ def phase_table(times: list[LayerTime]) -> str:
     """Microseconds of each phase of a layer, for the times of one device."""
     lines = []
     for key, (time, *_) in _by_row(times).items():
-        cells = [_time(time.phase_us(phase)) if time.phase_us(phase) else "-" for phase in MOE_PHASES]
-        lines.append([*key, *cells, _time(time.us), str(len(time.launches))])
+        cells = [three_digits(time.phase_us(phase)) if time.phase_us(phase) else "-" for phase in MOE_PHASES]
+        lines.append([*key, *cells, three_digits(time.us), str(len(time.launches))])
     return table(["model", "weights", "tokens", *MOE_PHASES, "sum", "launches"], lines, numbers_from=2)

@@ -20,6 +20,7 @@
 #include "launches.h"
 #include "testing/emulator/block.h"
 #include "testing/emulator/matrix.h"
+#include "testing/emulator/settings.h"
 
 const bool kRunsKernels = true;
 
@@ -153,6 +154,8 @@ class Trace {
 Trace trace;
 
 }  // namespace
+
+void set_architecture(int architecture) { fastmmoe_emulator_set_architecture(architecture); }
 
 void read_widths(std::istream& widths) {
   widths.exceptions(std::ios::goodbit);

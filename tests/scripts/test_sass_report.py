@@ -65,10 +65,15 @@ int main() {
 }
 """
 
-# In place of plugins/sparse_moe, whose sources take longer to compile.
-NO_SPARSE_MOE = """
+# In place of the kernels that take longer to compile.
+OTHER_OPERATORS = """
 #include <stdexcept>
+#include "attention/cuda/kernel.h"
 #include "sparse_moe/cuda/kernel.h"
+size_t fastmmoe::attention_workspace_bytes(const AttentionParams&) { return 0; }
+void fastmmoe::launch_attention(const AttentionParams&, void*, cudaStream_t) {
+  throw std::runtime_error("no FmmAttention here");
+}
 size_t fastmmoe::sparse_moe_workspace_bytes(const SparseMoeKernelParams&) { return 0; }
 void fastmmoe::launch_sparse_moe(const SparseMoeKernelParams&, void*, cudaStream_t) {
   throw std::runtime_error("no FmmSparseMoE here");
@@ -268,8 +273,12 @@ def test_all_kernels_in_the_sources_have_a_phase_and_are_in_the_document() -> No
     text = "".join(path.read_text("utf-8") for path in (REPOSITORY / "plugins").glob("*/cuda/*.cu*"))
     names = re.findall(r"__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(", text)
     assert len(names) > 8
-    assert {roofline.phase_of(name) for name in names} == {*roofline.MOE_PHASES, roofline.PRUNE}
-    tables = (REPOSITORY / "docs" / "kernel-report.md").read_text("utf-8").partition(BEGIN)[2]
+    assert {roofline.phase_of(name) for name in names} == {
+        *roofline.MOE_PHASES,
+        *roofline.ATTENTION_PHASES,
+        roofline.PRUNE,
+    }
+    tables = (REPOSITORY / "docs" / "kernels.md").read_text("utf-8").partition(BEGIN)[2]
     assert set(re.findall(r"^\| `(\w+)", tables, re.MULTILINE)) == set(names)
 
 
@@ -290,6 +299,7 @@ def test_spills_are_the_exit_code(
         monkeypatch.setattr(report, name, lambda *arguments: {87: []})
     monkeypatch.setattr(report, "kernel_rows", lambda *arguments: rows)
     monkeypatch.setattr(report, "layer_times", lambda *arguments: times)
+    monkeypatch.setattr(report, "attention_times", lambda *arguments: "a table of attention")
     document = tmp_path / "kernels.md"
     document.write_text(f"before\n{BEGIN}\nthe former table\n{END}\nafter\n", encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["sass_report.py", "--arch", "87", "--write", str(document)])
@@ -300,6 +310,7 @@ def test_spills_are_the_exit_code(
     assert "the former table" not in text
     assert "| `down_few<F>` | 128 | 29184 | 92, 5 (42%) | 4 | 0 | 0 | 0 | 0 | 1.50 |" in text
     assert "| DeepSeek-VL2-small | fp16 | 1 | 20 |" in text
+    assert "a table of attention" in text
     assert "Memory decides 1 of the 1 estimates, computing 0." in text
     document.write_text("no markers", encoding="utf-8")
     assert report.main() == 2
@@ -318,7 +329,7 @@ def test_token_prune_from_source_to_bank_conflicts(tmp_path: Path) -> None:
     assert {kernel.spilled_bytes for kernel in kernels} == {0}
     assert all(16 <= kernel.registers <= 128 and sum(kernel.instructions.values()) > 100 for kernel in kernels)
     stub = tmp_path / "stub.cpp"
-    stub.write_text(NO_SPARSE_MOE, encoding="utf-8")
+    stub.write_text(OTHER_OPERATORS, encoding="utf-8")
     cases = [launches.PruneCase(100, 90, 40, 5, H, 64) for H in (64, 31)]
     found = launches.record_launches([output, stub], cases)
     names = ["score_tokens", "choose_survivors", "gather_rows<half, uint4>"]

@@ -10,10 +10,12 @@
 #include <type_traits>
 
 #ifdef FASTMMOE_EMULATOR
+#include <cstring>
 #include <functional>
 #include <tuple>
 
 #include "testing/emulator/emulator.h"
+#include "testing/emulator/settings.h"
 #endif
 
 namespace fastmmoe {
@@ -44,6 +46,31 @@ void allow_shared_bytes(const char* name, Kernel* kernel, size_t bytes) {
       "kernel '" + std::string(name) + "' with " + std::to_string(bytes) + " bytes of shared memory");
 }
 #endif
+
+/// Dynamic shared memory that a block may have on the current device. Throws CudaError where there is none.
+inline size_t most_shared_bytes() {
+#ifdef FASTMMOE_EMULATOR
+  return emulator::max_dynamic_shared_bytes(emulator::current_settings().architecture);
+#else
+  int device = 0, bytes = 0;
+  check_cuda(cudaGetDevice(&device), "look for the current device");
+  check_cuda(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+             "look for the shared memory of device " + std::to_string(device));
+  return static_cast<size_t>(bytes);
+#endif
+}
+
+/// Starts to copy between two places in device memory that do not overlap. Throws CudaError where CUDA
+/// refuses.
+inline void copy_on_device(void* to, const void* from, size_t bytes, cudaStream_t stream) {
+#ifdef FASTMMOE_EMULATOR
+  static_cast<void>(stream);
+  std::memcpy(to, from, bytes);
+#else
+  check_cuda(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream),
+             "copy of " + std::to_string(bytes) + " bytes on the device");
+#endif
+}
 
 /// Starts a kernel. Throws CudaError where CUDA refuses the launch or reports an earlier error; the emulator
 /// runs the kernel to its end and throws EmulatorError. Use LAUNCH_KERNEL, which passes the name.

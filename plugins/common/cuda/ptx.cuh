@@ -3,6 +3,7 @@
 // function. No other file holds asm.
 #pragma once
 
+#include <cmath>
 #include <cstdint>
 
 #ifdef FASTMMOE_EMULATOR
@@ -41,6 +42,17 @@ __device__ __forceinline__ uint32_t mask_and_set(uint32_t value, uint32_t mask, 
 #else
   uint32_t result;
   asm("lop3.b32 %0, %1, %2, %3, 0xea;\n" : "=r"(result) : "r"(value), "r"(mask), "r"(bits));
+  return result;
+#endif
+}
+
+/// 2 to this power, to about 22 bits; results below the least normal number are 0.
+__device__ __forceinline__ float power_of_two(float exponent) {
+#ifdef FASTMMOE_EMULATOR
+  return std::exp2(exponent);
+#else
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(result) : "f"(exponent));
   return result;
 #endif
 }

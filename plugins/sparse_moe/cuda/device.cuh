@@ -3,10 +3,9 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
-#include <type_traits>
 
 #include "common/cuda/device.cuh"
+#include "common/cuda/elements.cuh"
 #include "common/cuda/ptx.cuh"
 #include "sparse_moe/cuda/kernel.h"
 
@@ -14,9 +13,6 @@ namespace fastmmoe::sparse_moe {
 
 constexpr int kDecodeTokens = 8;  // most tokens of the kernels for few, and the rows of their tiles
 constexpr int kMaxExperts = static_cast<int>(kSparseMoeMaxExperts);
-
-constexpr int kElementBytes = 2;  // of F
-constexpr int kVector = 8;        // elements of F in 16 bytes, the widest access
 
 /// Whether a request has so few tokens that the kernels of decode.cuh take it.
 inline bool is_few(const SparseMoeKernelParams& params) { return params.T <= kDecodeTokens; }
@@ -33,43 +29,6 @@ struct Workspace {
   void* weighted;        // [max_tiles tile_rows, H] F; not with the decoding kernels
   int32_t slots, tile_rows, max_tiles;
 };
-
-/// The tensor core operation on elements of T.
-template <typename T>
-__device__ void multiply(float (&sums)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  if constexpr (std::is_same_v<T, __half>) {
-    multiply_f16(sums, a, b0, b1);
-  } else {
-    multiply_bf16(sums, a, b0, b1);
-  }
-}
-
-template <typename T>
-__device__ void unpack(const uint4& bits, float (&values)[kVector]) {
-  T elements[kVector];
-  memcpy(elements, &bits, sizeof bits);
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) values[i] = to_float(elements[i]);
-}
-
-template <typename T>
-__device__ uint4 pack(const float (&values)[kVector]) {
-  T elements[kVector];
-#pragma unroll
-  for (int i = 0; i < kVector; ++i) elements[i] = from_float<T>(values[i]);
-  uint4 bits;
-  memcpy(&bits, elements, sizeof bits);
-  return bits;
-}
-
-/// Stores two neighbours; `to` is aligned to both.
-template <typename T>
-__device__ void store_pair(T* to, float first, float second) {
-  const T elements[2] = {from_float<T>(first), from_float<T>(second)};
-  uint32_t bits;
-  memcpy(&bits, elements, sizeof bits);
-  *reinterpret_cast<uint32_t*>(to) = bits;
-}
 
 /// 0 where there is no bias.
 template <typename T>

@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+// One kernel for many rows, two for few, whose keys are split. The new rows are written by the same kernels,
+// which read them from the inputs: no launch before has to end first. Grids follow T, A and C, which the host
+// knows; how many rows are in use is read by the blocks.
+#include <algorithm>
+#include <cstdint>
+
+#include "attention/cuda/combine.cuh"
+#include "attention/cuda/heads.h"
+#include "attention/cuda/kernel.h"
+#include "common/check.h"
+#include "common/cuda/launch.h"
+#include "common/divide.h"
+
+namespace fastmmoe {
+namespace attention {
+namespace {
+
+enum class Widths { k64, k128, kLatent };
+
+// Mean number of lines of a sequence and key head up to which keys are split; more are blocks enough.
+constexpr int64_t kFewLines = 64;
+
+// Splits of so many keys, a multiple of every kernel's tile; where C takes more splits than there may be,
+// they get longer. Latent heads have one key head, so few blocks, and more work for each key.
+struct SplitRule {
+  int64_t keys, most;
+};
+constexpr SplitRule kSplits{128, 64}, kLatentSplits{64, 128};
+constexpr int64_t kSplitUnit = 64;
+
+constexpr int64_t kWidthUnit = 8;                 // rows are whole pieces of 16 bytes
+constexpr int64_t kMostLines = int64_t{1} << 30;  // they are counted in int
+
+// The narrowest that have room.
+Widths widths_of(const AttentionParams& params) {
+  const int64_t widest = std::max(params.D, params.W);
+  const bool is_latent = params.attributes.value_width != 0;
+  CHECK(params.D % kWidthUnit == 0 && params.W % kWidthUnit == 0 &&
+            (widest <= 128 || (is_latent && params.D <= 576 && params.W <= 512)),
+        "FmmAttention: D is ", params.D, " and W is ", params.W, ", expected multiples of ", kWidthUnit,
+        " up to 128, or with value_width up to 576 and 512, on CUDA");
+  return widest <= 64 ? Widths::k64 : widest <= 128 ? Widths::k128 : Widths::kLatent;
+}
+
+const char* name_of(FloatType type) {
+  return type == FloatType::kFloat ? "float" : type == FloatType::kFloat16 ? "float16" : "bfloat16";
+}
+
+// The greatest T with few rows, at most params.T.
+int64_t few_rows(const AttentionParams& params) {
+  return std::min(params.T, kFewLines * params.A / (params.N / params.K));
+}
+
+// The workspace for T rows: no gaps, the sums first.
+Splits split(const AttentionParams& params, int64_t T, void* workspace) {
+  const SplitRule rule = widths_of(params) == Widths::kLatent ? kLatentSplits : kSplits;
+  const int64_t count = std::min(divide_up(params.C, rule.keys), rule.most);
+  const int64_t keys = std::max(rule.keys, divide_up(divide_up(params.C, count), kSplitUnit) * kSplitUnit);
+  Splits splits{static_cast<int>(count), static_cast<int>(keys), nullptr, nullptr};
+  if (count == 1) return splits;
+  splits.sums = static_cast<float*>(workspace);
+  splits.seen = reinterpret_cast<Seen*>(splits.sums + count * T * params.N * params.W);
+  return splits;
+}
+
+// Copies a cache that is not in place.
+void copy_cache(const AttentionParams& params, const void* past, void* present, int64_t row_bytes,
+                cudaStream_t stream) {
+  if (present == nullptr || present == past) return;
+  copy_on_device(present, past, static_cast<size_t>(params.B * params.C * row_bytes), stream);
+}
+
+void copy_caches(const AttentionParams& params, cudaStream_t stream) {
+  copy_cache(params, params.past_key, params.present_key, params.K * params.D * 2, stream);
+  copy_cache(params, params.past_value, params.present_value, params.K * params.W * 2, stream);
+  copy_cache(params, params.past_position_ids, params.present_position_ids, sizeof(int32_t), stream);
+}
+
+void launch_many(const AttentionParams& params, cudaStream_t stream) {
+  switch (widths_of(params)) {
+    case Widths::k64:
+      return launch_apart_64(params, stream);
+    case Widths::k128:
+      return launch_apart_128(params, stream);
+    case Widths::kLatent:
+      return launch_many_latent(params, stream);
+  }
+}
+
+template <typename T, int kWidth>
+void launch_combine(const AttentionParams& params, const Splits& splits, cudaStream_t stream) {
+  constexpr int kPlaces = kCombineThreads / (kWidth / kCombineColumns);  // of a block
+  const auto blocks = static_cast<unsigned>(divide_up(params.T * params.N, kPlaces));
+  LAUNCH_KERNEL((combine_splits<T, kWidth>), {blocks, kCombineThreads}, stream, params, splits);
+}
+
+template <int kWidth>
+void combine(const AttentionParams& params, const Splits& splits, cudaStream_t stream) {
+  if (splits.sums == nullptr) return;
+  if (params.type == FloatType::kFloat16) {
+    launch_combine<__half, kWidth>(params, splits, stream);
+  } else {
+    launch_combine<__nv_bfloat16, kWidth>(params, splits, stream);
+  }
+}
+
+}  // namespace
+}  // namespace attention
+
+void check_attention(const AttentionParams& params) {
+  using namespace attention;
+  CHECK(params.type != FloatType::kFloat,
+        "FmmAttention: query is float, expected float16 or bfloat16 on CUDA");
+  CHECK(params.cache_type == params.type, "FmmAttention: past_key is ", name_of(params.cache_type),
+        ", expected ", name_of(params.type), ", the type of query, on CUDA");
+  widths_of(params);
+  const int64_t lines = params.T * (params.N / params.K);
+  CHECK(lines <= kMostLines, "FmmAttention: T is ", params.T, " with ", params.N / params.K,
+        " query heads to a key head, expected at most ", kMostLines / (params.N / params.K),
+        " rows on CUDA; split the call");
+}
+
+size_t attention_workspace_bytes(const AttentionParams& params) {
+  using namespace attention;
+  check_attention(params);
+  const Splits splits = split(params, 0, nullptr);
+  if (splits.count == 1) return 0;
+  const int64_t bytes = params.W * static_cast<int64_t>(sizeof(float)) + static_cast<int64_t>(sizeof(Seen));
+  return static_cast<size_t>(splits.count * few_rows(params) * params.N * bytes);
+}
+
+void launch_attention(const AttentionParams& params, void* workspace, cudaStream_t stream) {
+  using namespace attention;
+  check_attention(params);
+  copy_caches(params, stream);
+  if (few_rows(params) < params.T) return launch_many(params, stream);
+  const Splits splits = split(params, params.T, workspace);
+  switch (widths_of(params)) {
+    case Widths::k64:
+      launch_together_64(params, splits, stream);
+      return combine<64>(params, splits, stream);
+    case Widths::k128:
+      launch_together_128(params, splits, stream);
+      return combine<128>(params, splits, stream);
+    case Widths::kLatent:
+      launch_together_latent(params, splits, stream);
+      return combine<512>(params, splits, stream);
+  }
+}
+
+}  // namespace fastmmoe

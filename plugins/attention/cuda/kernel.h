@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+// FmmAttention on CUDA.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstddef>
+
+#include "attention/params.h"
+
+namespace fastmmoe {
+
+/// Throws CheckError for types or sizes that the kernels cannot take, though the contract allows them; no
+/// pointer is looked at. They take float16 and bfloat16, the caches in the
+/// same type, and for D and W multiples of 8 up to 128, or with value_width up to 576 and 512.
+void check_attention(const AttentionParams& params);
+
+/// Bytes that launch_attention uses of its workspace for params.T rows or less; no pointer is looked at. It
+/// is never less for greater A, T and C, so the size for the greatest is enough for every request. Throws
+/// what check_attention throws.
+size_t attention_workspace_bytes(const AttentionParams& params);
+
+/// Writes the outputs on `stream` without waiting for them: a copy of each cache that is not in place, and
+/// one kernel; two where rows are few and C is more than 128, with latent heads 64. Results are the same bit
+/// for bit on every run. A row's does not depend on B, on other sequences, or on C up to 8192, as long as the
+/// mean number of rows of a sequence is on the same side of 64 K / N.
+///
+/// All pointers are device memory; those of floats but lse are aligned to 16 bytes, as is the workspace,
+/// which needs no initialisation. Lengths, ids and offsets are read by the kernels: where they break the
+/// contract, outputs hold anything, and nothing is read or written outside of the arrays. Throws what
+/// check_attention throws; a failed launch throws what launch.h says.
+void launch_attention(const AttentionParams& params, void* workspace, cudaStream_t stream);
+
+}  // namespace fastmmoe
