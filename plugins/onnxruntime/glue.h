@@ -112,8 +112,7 @@ struct CustomOp : Ort::CustomOpBase<CustomOp<Kernel>, KernelHolder<Kernel>, true
     OrtCustomOp::version = std::min<uint32_t>(ORT_API_VERSION, kOrtApiVersion);
     if (has_inferred_outputs(Kernel::contract())) {
       OrtCustomOp::InferOutputShapeFn = [](const OrtCustomOp*, OrtShapeInferContext* context) noexcept {
-        return guarded(Kernel::contract().name,
-                       [&] { infer_outputs(Kernel::contract(), Kernel::kFloatType, context); });
+        return guarded(Kernel::contract().name, [&] { infer_outputs(Kernel::contract(), context); });
       };
     }
     OrtCustomOp::GetMayInplace = [](int** inputs, int** outputs) noexcept {

@@ -116,14 +116,14 @@ bool has_inferred_outputs(const OpContract& contract) {
   });
 }
 
-void infer_outputs(const OpContract& contract, ElementType float_type, OrtShapeInferContext* context) {
+void infer_outputs(const OpContract& contract, OrtShapeInferContext* context) {
   Ort::ShapeInferContext reader(&Ort::GetApi(), context);
   const NodeAttributes node(contract, InferAttributes(contract, reader));
   Dimensions dimensions(node, reader);
   for (size_t i = 0; i < node.outputs().size(); ++i) {
     const TensorContract& output = contract.outputs[node.outputs()[i]];
-    ONNXTensorElementDataType type = onnx_type(output.variable == 'F' ? float_type : output.types[0]);
-    for (size_t j = 0; output.variable != 0 && output.variable != 'F' && j < reader.GetInputCount(); ++j) {
+    ONNXTensorElementDataType type = onnx_type(output.types[0]);
+    for (size_t j = 0; output.variable != 0 && j < reader.GetInputCount(); ++j) {
       if (contract.inputs[node.inputs()[j]].variable == output.variable) type = type_of_input(context, j);
     }
     set_output(context, i, type, dimensions.shape_of(output));

@@ -10,9 +10,9 @@ namespace fastmmoe {
 /// Whether the contract alone does not say the type at some place among a node's outputs.
 bool has_inferred_outputs(const OpContract& contract);
 
-/// Tells ONNX Runtime type and shape of every output of a node, from its attributes and inputs. F is
-/// float_type. A dimension that the inputs do not tell gets a name of its own. Throws CheckError for
-/// attributes that the contract does not allow.
-void infer_outputs(const OpContract& contract, ElementType float_type, OrtShapeInferContext* context);
+/// Tells ONNX Runtime type and shape of every output of a node, from its attributes and inputs; of operators
+/// with one name and several types ONNX Runtime asks only one. A dimension that the inputs do not tell gets a
+/// name of its own. Throws CheckError for attributes that the contract does not allow.
+void infer_outputs(const OpContract& contract, OrtShapeInferContext* context);
 
 }  // namespace fastmmoe

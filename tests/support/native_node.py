@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -43,13 +44,23 @@ def _one_node_model(op: str, inputs: dict[str, Array], attributes: dict[str, Any
 
 
 class NativeNode:
-    """One node in a session of its own."""
+    """One node in a session of its own, with the operators of the installed library or of another one."""
 
-    def __init__(self, op: str, inputs: dict[str, Array], attributes: dict[str, Any], threads: int = 1) -> None:
+    def __init__(
+        self,
+        op: str,
+        inputs: dict[str, Array],
+        attributes: dict[str, Any],
+        threads: int = 1,
+        library: Path | None = None,
+    ) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # a refused input is logged as well as raised
-        register_native_ops(options, {})
+        if library is None:
+            register_native_ops(options, {})
+        else:
+            options.register_custom_ops_library(str(library))
         model = _one_node_model(op, inputs, attributes)
         self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 

@@ -16,9 +16,12 @@ import onnxruntime
 import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
-from fastmmoe.exporter.ops import DOMAIN, OPS, OpSpec, sparse_moe_reference, token_prune_reference
+from fastmmoe.exporter.ops import ATTENTION, DOMAIN, OPS, OpSpec, sparse_moe_reference, token_prune_reference
 from fastmmoe.exporter.ops.quantise import quantise
 from fastmmoe.runtime.types import Array
+from tests.support.attention_cases import OTHER_WIDTHS, SMALL, make_inputs
+from tests.support.attention_checks import check_outputs
+from tests.support.native_node import NativeNode, to_array, to_ort_value
 from tests.support.operators import moe_attributes, moe_inputs, prune_inputs
 
 # One worker builds the library, not each.
@@ -30,10 +33,13 @@ PLUGINS = REPOSITORY / "plugins"
 SOURCES = (
     "contract/contract.cpp",
     "contract/tables.cpp",
+    "attention/node.cpp",
     "sparse_moe/node.cpp",
     "token_prune/node.cpp",
     "onnxruntime/glue.cpp",
+    "onnxruntime/infer.cpp",
     "onnxruntime/register.cpp",
+    "onnxruntime/cuda/attention_op.cpp",
     "onnxruntime/cuda/sparse_moe_op.cpp",
     "onnxruntime/cuda/token_prune_op.cpp",
 )
@@ -180,6 +186,47 @@ def check_prune(library: Path, inputs: dict[str, Array], attributes: dict[str, A
         np.testing.assert_allclose(output, values.astype(np.float32), rtol=0, atol=atol)
     for output, values in zip(outputs[2:], expected[2:], strict=True):
         np.testing.assert_array_equal(output, values)
+
+
+ATTENTION_CASES = {case.name: case for case in SMALL}
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("name", ["ragged, groups, lse", "window, decode", "sinks", "latent, decode"])
+def test_attention(library: Path, name: str, dtype: Any) -> None:
+    case = ATTENTION_CASES[name]
+    inputs = make_inputs(case, dtype=dtype)
+    check_outputs(case, inputs, NativeNode(ATTENTION.name, inputs, case.attributes, library=library)(inputs))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_attention_in_place(library: Path, dtype: Any) -> None:
+    """A cache that is bound as input and output stays where it is."""
+    case = ATTENTION_CASES["window, decode"]
+    inputs = make_inputs(case, dtype=dtype)
+    node = NativeNode(ATTENTION.name, inputs, case.attributes, library=library)
+    binding = node.session.io_binding()
+    values = {name: to_ort_value(array) for name, array in inputs.items()}
+    for name, value in values.items():
+        binding.bind_ortvalue_input(name, value)
+    outputs = ATTENTION.outputs_for(case.attributes)
+    for output in outputs:
+        if output.alias:
+            binding.bind_ortvalue_output(output.name, values[output.alias])
+        else:
+            binding.bind_output(output.name)
+    node.session.run_with_iobinding(binding)
+    found = binding.get_outputs()
+    assert all(v.data_ptr() == values[o.alias].data_ptr() for o, v in zip(outputs, found, strict=True) if o.alias)
+    check_outputs(case, inputs, [to_array(value) for value in found])
+
+
+def test_attention_that_the_kernels_do_not_take_is_refused(library: Path) -> None:
+    case = OTHER_WIDTHS[1]
+    inputs = make_inputs(case, dtype=np.float16)
+    node = NativeNode(ATTENTION.name, inputs, case.attributes, library=library)
+    with pytest.raises(InvalidArgument, match="FmmAttention: D is 20 and W is 12, expected multiples of 8 up to 128"):
+        node(inputs)
 
 
 def test_what_the_contract_does_not_allow_is_refused(library: Path) -> None:
