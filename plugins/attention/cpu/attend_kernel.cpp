@@ -71,24 +71,24 @@ class Positions {
   bool all_see_ = true;
 };
 
-// Columns of values to output, for rows whose weights are given.
-template <typename Products>
-void add_values(const AttendBlock& block, const ValueTile& weights, const Rows& values, int64_t rows,
+// Columns of values to output, for rows whose weights are given; units: of each block of kWeights rows.
+template <typename Products, typename Columns>
+void add_values(const AttendBlock& block, const ValueTile& weights, const Rows& values,
                 const int64_t* units) {
   const int64_t stride = padded(block.W);
-  const int64_t step = rows == 1 ? kManyVectors : kVectors, vectors = (block.W + kLanes - 1) / kLanes;
+  const int64_t step = block.rows == 1 ? kManyVectors : kVectors, vectors = (block.W + kLanes - 1) / kLanes;
   for (int64_t v = 0; v < vectors; v += step) {
     ValueTile tile = weights;
-    tile.values = values.data + v * kLanes;
+    tile.values = values.data + v * Columns::kFloatsPerVector;
     tile.value_stride = values.stride;
-    for (int64_t r = 0; r < rows; r += kWeights) {
+    for (int64_t r = 0; r < block.rows; r += kWeights) {
       tile.units = units[r / kWeights];
       if (tile.units == 0) continue;
       tile.weights = weights.weights + r * weights.row_stride;
       tile.rescale = weights.rescale + r;
       tile.output = block.scratch.output + r * stride + v * kLanes;
       tile.output_stride = stride;
-      value_tile_of<Products, kWeights, kVectors>(rows - r, least_of(step, vectors - v), tile);
+      value_tile_of<Products, Columns, kWeights, kVectors>(block.rows - r, least_of(step, vectors - v), tile);
     }
   }
 }
@@ -229,7 +229,7 @@ class ManyRows {
     weights.unit_stride = kRowsPerTile;
     weights.row_stride = 1;
     weights.rescale = rescale;
-    add_values<Products>(block_, weights, Units<Products>::values(block_, first_, keys_), block_.rows, units);
+    add_values<Products, UnitColumns>(block_, weights, Units<Products>::values(block_, first_, keys_), units);
   }
 
   const AttendBlock& block_;
@@ -321,15 +321,33 @@ class FewRows {
     const int64_t count = keys_of(t);
     float rescale[kFewRows];
     clear(rescale, kFewRows, 1.0f);
-    int64_t units[kFewRows / kWeights + 1];
-    for (int64_t& unit : units) unit = Units<Products>::count(count);
     ValueTile weights{};
     weights.weights = block_.scratch.scores + t * kKeysPerTile / Products::kPerUnit;
     weights.unit_stride = 1;
     weights.row_stride = kKeysPerPart;
     weights.rescale = rescale;
-    const Rows values = Units<Products>::values(block_, block_.begin + t * kKeysPerTile, count);
-    add_values<Products>(block_, weights, values, block_.rows, units);
+    int64_t first = block_.begin + t * kKeysPerTile;
+    const int64_t whole = add_whole_rows(weights, first, count);
+    if (whole == count) return;
+    weights.weights += whole / Products::kPerUnit;
+    int64_t units[kFewRows / kWeights + 1];
+    for (int64_t& unit : units) unit = Units<Products>::count(count - whole);
+    const Rows values = Units<Products>::values(block_, first + whole, count - whole);
+    add_values<Products, UnitColumns>(block_, weights, values, units);
+  }
+
+  // Adds what need not be turned into units before, and says how many keys these were.
+  int64_t add_whole_rows(const ValueTile& weights, int64_t first, int64_t count) {
+#ifdef __AVX512BF16__
+    if constexpr (Products::kPerUnit == 2) {
+      if (block_.rows > kWeights || block_.W % (2 * kLanes) != 0 || block_.value_stride % 2 != 0) return 0;
+      const int64_t units = count / 2;
+      const Rows rows = Units<Products>::stored_values(block_, first);
+      if (units > 0) add_values<Products, RowColumns>(block_, weights, rows, &units);
+      return 2 * units;
+    }
+#endif
+    return 0;
   }
 
   const AttendBlock& block_;

@@ -22,26 +22,37 @@ inline Bits rounded(Vector value) {
   return value == value ? even : bits >> 16 | 0x40u;
 }
 
-void round_floats(const float* from, int64_t count, Bfloat16* to) {
-  for (int64_t i = 0; i < count; i += kLanes) {
-    const size_t lanes = static_cast<size_t>(least_of(kLanes, count - i));
-    Vector values = {};
-    std::memcpy(&values, from + i, lanes * sizeof *from);
-    const HalfBits bits = __builtin_convertvector(rounded(values), HalfBits);
-    std::memcpy(to + i, &bits, lanes * sizeof *to);
-  }
-}
-
+// The first `count` values, at most kLanes; lanes after them are 0.
 inline Vector load_part(const float* from, int64_t count) {
+  if (count >= kLanes) return load(from);
   Vector values = {};
   std::memcpy(&values, from, static_cast<size_t>(count) * sizeof *from);
   return values;
 }
 
-inline Vector load_part(const Bfloat16* from, int64_t count) {
+inline Bits load_bits(const Bfloat16* from, int64_t count) {
   HalfBits bits = {};
-  std::memcpy(&bits, from, static_cast<size_t>(count) * sizeof *from);
-  return float_from_bfloat16<Vector>(__builtin_convertvector(bits, Bits));
+  if (count >= kLanes) {
+    std::memcpy(&bits, from, sizeof bits);
+  } else {
+    std::memcpy(&bits, from, static_cast<size_t>(count) * sizeof *from);
+  }
+  return __builtin_convertvector(bits, Bits);
+}
+
+inline Vector load_part(const Bfloat16* from, int64_t count) {
+  return float_from_bfloat16<Vector>(load_bits(from, count));
+}
+
+void round_floats(const float* from, int64_t count, Bfloat16* to) {
+  for (int64_t i = 0; i < count; i += kLanes) {
+    const HalfBits bits = __builtin_convertvector(rounded(load_part(from + i, count - i)), HalfBits);
+    if (count - i >= kLanes) {
+      std::memcpy(to + i, &bits, sizeof bits);
+    } else {
+      std::memcpy(to + i, &bits, static_cast<size_t>(count - i) * sizeof *to);
+    }
+  }
 }
 
 // Rows as float with zeros up to the end of the last vector.
@@ -51,9 +62,7 @@ Rows as_floats(const Value* from, int64_t stride, int64_t count, int64_t width, 
   for (int64_t j = 0; j < count; ++j) {
     const Value* row = from + j * stride;
     float* to_row = to + j * to_stride;
-    int64_t i = 0;
-    for (; i + kLanes <= width; i += kLanes) store(load_part(row + i, kLanes), to_row + i);
-    if (i < width) store(load_part(row + i, width - i), to_row + i);
+    for (int64_t i = 0; i < width; i += kLanes) store(load_part(row + i, width - i), to_row + i);
   }
   return {to, to_stride};
 }
@@ -103,17 +112,23 @@ struct Units<Pairs> {
     return {block.scratch.keys, stride};
   }
 
+  // As they are; the stride of rows is even.
+  static Rows stored_values(const AttendBlock& block, int64_t first) {
+    const Bfloat16* data = static_cast<const Bfloat16*>(block.values) + first * block.value_stride;
+    return {reinterpret_cast<const float*>(data), block.value_stride / 2};
+  }
+
   // Pairs of rows; the last of an odd number has 0 beside it.
   static Rows values(const AttendBlock& block, int64_t first, int64_t count) {
     const Bfloat16* data = static_cast<const Bfloat16*>(block.values) + first * block.value_stride;
     const int64_t stride = padded(block.W);
     for (int64_t j = 0; j < count; j += 2) {
-      const Bfloat16* even = data + j * block.value_stride;
-      const Bfloat16* odd = even + block.value_stride;
+      const Bfloat16* row = data + j * block.value_stride;
       float* to = block.scratch.values + j / 2 * stride;
-      for (int64_t i = 0; i < block.W; i += kLanes) {
-        const int64_t lanes = least_of(kLanes, block.W - i);
-        store(pair(even + i, j + 1 < count ? odd + i : nullptr, lanes), to + i);
+      if (j + 1 == count) {
+        pair_with_zeros(row, block.W, to);
+      } else {
+        pair(row, row + block.value_stride, block.W, to);
       }
     }
     return {block.scratch.values, stride};
@@ -126,18 +141,27 @@ struct Units<Pairs> {
   }
 
  private:
-  static Vector pair(const Bfloat16* even, const Bfloat16* odd, int64_t lanes) {
-    const Bits low = bits_of(even, lanes);
-    return reinterpret_bits<Vector>(odd == nullptr ? low : low | bits_of(odd, lanes) << 16);
-  }
-  static Bits bits_of(const Bfloat16* from, int64_t lanes) {
-    HalfBits bits = {};
-    if (lanes == kLanes) {
-      std::memcpy(&bits, from, sizeof bits);
-    } else {
-      std::memcpy(&bits, from, static_cast<size_t>(lanes) * sizeof *from);
+  static void pair(const Bfloat16* even, const Bfloat16* odd, int64_t width, float* to) {
+    int64_t i = 0;
+    for (; i + 2 * kLanes <= width; i += 2 * kLanes) {
+      const Vector first = load_whole(even + i), second = load_whole(odd + i);
+      store(Pairs::interleave(first, second, 0), to + i);
+      store(Pairs::interleave(first, second, kLanes), to + i + kLanes);
     }
-    return __builtin_convertvector(bits, Bits);
+    for (; i < width; i += kLanes) {
+      const Bits bits = load_bits(even + i, width - i) | load_bits(odd + i, width - i) << 16;
+      store(reinterpret_bits<Vector>(bits), to + i);
+    }
+  }
+  static void pair_with_zeros(const Bfloat16* even, int64_t width, float* to) {
+    for (int64_t i = 0; i < width; i += kLanes) {
+      store(reinterpret_bits<Vector>(load_bits(even + i, width - i)), to + i);
+    }
+  }
+  static Vector load_whole(const Bfloat16* from) {
+    Vector value;
+    std::memcpy(&value, from, sizeof value);
+    return value;
   }
 };
 #endif
