@@ -57,7 +57,7 @@ nvinfer1::IPluginCapability* ContractPlugin::getCapabilityInterface(
     nvinfer1::PluginCapabilityType type) noexcept {
   switch (type) {
     case nvinfer1::PluginCapabilityType::kBUILD:
-      return static_cast<nvinfer1::IPluginV3OneBuild*>(this);
+      return static_cast<nvinfer1::IPluginV3OneBuildV2*>(this);
     case nvinfer1::PluginCapabilityType::kRUNTIME:
       return static_cast<nvinfer1::IPluginV3OneRuntime*>(this);
     case nvinfer1::PluginCapabilityType::kCORE:
@@ -78,15 +78,21 @@ const nvinfer1::PluginFieldCollection* ContractPlugin::getFieldsToSerialize() no
   return fields_.collection();
 }
 
-int32_t ContractPlugin::getNbOutputs() const noexcept {
-  return static_cast<int32_t>(node_.contract().outputs.size());
+int32_t ContractPlugin::getNbOutputs() const noexcept { return static_cast<int32_t>(node_.outputs().size()); }
+
+int32_t ContractPlugin::getAliasedInput(int32_t output_position) noexcept {
+  const int alias = output(output_position).alias;
+  return alias == kNoAlias ? -1 : static_cast<int32_t>(node_.position(static_cast<size_t>(alias)));
 }
 
 const TensorContract& ContractPlugin::tensor(size_t position) const {
-  const OpContract& contract = node_.contract();
   const std::vector<size_t>& inputs = node_.inputs();
-  return position < inputs.size() ? contract.inputs[inputs[position]]
-                                  : contract.outputs[position - inputs.size()];
+  return position < inputs.size() ? node_.contract().inputs[inputs[position]]
+                                  : output(static_cast<int32_t>(position - inputs.size()));
+}
+
+const TensorContract& ContractPlugin::output(int32_t position) const {
+  return node_.contract().outputs[node_.outputs()[static_cast<size_t>(position)]];
 }
 
 void ContractPlugin::check_types(const std::vector<ElementType>& types) const {
@@ -106,11 +112,15 @@ void ContractPlugin::check_request(const std::vector<TensorInfo>& inputs) const 
 }
 
 int32_t ContractPlugin::getOutputDataTypes(DataType* outputs, int32_t output_count, const DataType* inputs,
-                                           int32_t) const noexcept {
+                                           int32_t input_count) const noexcept {
   return status_of([&] {
+    check_input_count(node_, input_count);
     for (int32_t i = 0; i < output_count; ++i) {
-      const TensorContract& output = node_.contract().outputs[static_cast<size_t>(i)];
-      outputs[i] = output.variable == 'F' ? inputs[0] : data_type(output.types[0]);
+      const TensorContract& of_output = output(i);
+      outputs[i] = data_type(of_output.types[0]);
+      for (int32_t j = input_count - 1; of_output.variable != 0 && j >= 0; --j) {
+        if (tensor(static_cast<size_t>(j)).variable == of_output.variable) outputs[i] = inputs[j];
+      }
     }
   });
 }
@@ -121,7 +131,7 @@ int32_t ContractPlugin::getOutputShapes(const DimsExprs* inputs, int32_t input_c
   return status_of([&] {
     const Expressions expressions(node_, inputs, input_count, builder);
     for (int32_t i = 0; i < output_count; ++i) {
-      const std::vector<Dimension>& shape = node_.contract().outputs[static_cast<size_t>(i)].shape;
+      const std::vector<Dimension>& shape = output(i).shape;
       outputs[i].nbDims = static_cast<int32_t>(shape.size());
       for (size_t d = 0; d < shape.size(); ++d) outputs[i].d[d] = &output_dimension(shape[d], expressions);
     }

@@ -34,7 +34,7 @@ struct PluginCall {
 /// serve any shapes, and each clone any context.
 class ContractPlugin : public nvinfer1::IPluginV3,
                        public nvinfer1::IPluginV3OneCore,
-                       public nvinfer1::IPluginV3OneBuild,
+                       public nvinfer1::IPluginV3OneBuildV2,
                        public nvinfer1::IPluginV3OneRuntime {
  public:
   /// name: of the node in the network, for messages.
@@ -62,6 +62,10 @@ class ContractPlugin : public nvinfer1::IPluginV3,
   size_t getWorkspaceSize(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t input_count,
                           const nvinfer1::DynamicPluginTensorDesc* outputs,
                           int32_t output_count) const noexcept final;
+
+  /// The input whose address an output has by the contract, or -1. TensorRT asks where a network was built
+  /// with kALIASED_PLUGIN_IO_10_03.
+  int32_t getAliasedInput(int32_t output) noexcept final;
 
   int32_t onShapeChange(const nvinfer1::PluginTensorDesc* inputs, int32_t input_count,
                         const nvinfer1::PluginTensorDesc* outputs, int32_t output_count) noexcept final;
@@ -97,6 +101,7 @@ class ContractPlugin : public nvinfer1::IPluginV3,
   }
 
   const TensorContract& tensor(size_t position) const;
+  const TensorContract& output(int32_t position) const;
   void check_types(const std::vector<ElementType>& types) const;
   void check_request(const std::vector<TensorInfo>& inputs) const;
   size_t greatest_workspace(const nvinfer1::DynamicPluginTensorDesc* inputs, int32_t input_count) const;

@@ -2,6 +2,8 @@
 // The library's C functions, which TensorRT finds by name when it loads the library.
 #include <NvInferRuntime.h>
 
+#include <iterator>
+
 #include "contract/exports.h"
 #include "contract/tables.h"
 #include "tensorrt/creator.h"
@@ -16,7 +18,8 @@ using Creators = nvinfer1::IPluginCreatorInterface* const*;
 struct Registry {
   ContractCreator sparse_moe{sparse_moe::contract(), make_sparse_moe_plugin};
   ContractCreator token_prune{token_prune::contract(), make_token_prune_plugin};
-  nvinfer1::IPluginCreatorInterface* all[2] = {&sparse_moe, &token_prune};
+  ContractCreator attention{attention::contract(), make_attention_plugin};
+  nvinfer1::IPluginCreatorInterface* all[3] = {&sparse_moe, &token_prune, &attention};
 };
 
 // Read from the file by programs that cannot load the library, which may be for another machine.
@@ -34,7 +37,7 @@ FASTMMOE_EXPORT fastmmoe::Creators getCreators(int32_t& count) {
   return fastmmoe::guarded<fastmmoe::Creators>(nullptr, nullptr, [&] {
     // Never destroyed: TensorRT's registry may outlive this library's static objects.
     static auto* const registry = new fastmmoe::Registry;
-    count = 2;
+    count = static_cast<int32_t>(std::size(registry->all));
     return registry->all;
   });
 }

@@ -32,6 +32,7 @@ class Expressions {
   /// A letter that an input has as a dimension. Throws CheckError where none has.
   const nvinfer1::IDimensionExpr& letter(char letter) const;
   const nvinfer1::IDimensionExpr& evaluate(const Dimension& dimension) const;
+  const nvinfer1::IDimensionExpr& constant(int64_t value) const { return *builder_.constant(value); }
   const nvinfer1::IDimensionExpr& combine(nvinfer1::DimensionOperation operation,
                                           const nvinfer1::IDimensionExpr& a,
                                           const nvinfer1::IDimensionExpr& b) const {

@@ -144,7 +144,7 @@ def short_name(demangled: str) -> str:
             name = name[:end]
             break
     name = name.removeprefix("void ")
-    return re.sub(r"\s+(?=>)", "", re.sub(r"(?<=\d), (?=\d)", ",", name))
+    return re.sub(r"\s+(?=>)", "", re.sub(r"\b(\d+), (?=\d)", r"\1,", name))
 
 
 def demangle(symbols: list[str]) -> list[str]:

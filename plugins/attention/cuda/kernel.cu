@@ -21,13 +21,9 @@ enum class Widths { k64, k128, kLatent };
 // Mean number of lines of a sequence and key head up to which keys are split; more are blocks enough.
 constexpr int64_t kFewLines = 64;
 
-// Splits of so many keys, a multiple of every kernel's tile; where C takes more splits than there may be,
-// they get longer. Latent heads have one key head, so few blocks, and more work for each key.
-struct SplitRule {
-  int64_t keys, most;
-};
-constexpr SplitRule kSplits{128, 64}, kLatentSplits{64, 128};
-constexpr int64_t kSplitUnit = 64;
+// Keys of a split; where C takes more splits than there may be, they get longer, by whole tiles of every
+// kernel. Latent heads have one key head, so few blocks.
+constexpr int64_t kSplitKeys = 128, kLatentSplitKeys = 64, kMostSplits = 64, kSplitUnit = 64;
 
 constexpr int64_t kWidthUnit = 8;                 // rows are whole pieces of 16 bytes
 constexpr int64_t kMostLines = int64_t{1} << 30;  // they are counted in int
@@ -54,9 +50,9 @@ int64_t few_rows(const AttentionParams& params) {
 
 // The workspace for T rows: no gaps, the sums first.
 Splits split(const AttentionParams& params, int64_t T, void* workspace) {
-  const SplitRule rule = widths_of(params) == Widths::kLatent ? kLatentSplits : kSplits;
-  const int64_t count = std::min(divide_up(params.C, rule.keys), rule.most);
-  const int64_t keys = std::max(rule.keys, divide_up(divide_up(params.C, count), kSplitUnit) * kSplitUnit);
+  const int64_t least = widths_of(params) == Widths::kLatent ? kLatentSplitKeys : kSplitKeys;
+  const int64_t count = std::min(divide_up(params.C, least), kMostSplits);
+  const int64_t keys = std::max(least, divide_up(divide_up(params.C, count), kSplitUnit) * kSplitUnit);
   Splits splits{static_cast<int>(count), static_cast<int>(keys), nullptr, nullptr};
   if (count == 1) return splits;
   splits.sums = static_cast<float*>(workspace);

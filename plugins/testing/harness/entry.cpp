@@ -74,6 +74,10 @@ EXPORT const char* harness_configure(IPluginV3* plugin, const Tensors* tensors, 
   return guarded([&] { *workspace_bytes = fastmmoe::harness::configure(*plugin, *tensors); });
 }
 
+EXPORT const char* harness_aliased_input(IPluginV3* plugin, int32_t output, int32_t* result) {
+  return guarded([&] { *result = fastmmoe::harness::aliased_input(*plugin, output); });
+}
+
 /// Lives as long as the plugin.
 EXPORT const nvinfer1::PluginFieldCollection* harness_fields(IPluginV3* plugin) {
   return static_cast<nvinfer1::IPluginV3OneRuntime*>(

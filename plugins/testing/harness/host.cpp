@@ -182,6 +182,13 @@ size_t configure(IPluginV3& plugin, const Tensors& tensors) {
   return build(plugin).getWorkspaceSize(descriptions.data(), tensors.inputs, outputs, tensors.outputs);
 }
 
+int32_t aliased_input(IPluginV3& plugin, int32_t output) {
+  nvinfer1::IPluginV3OneBuild& builder = build(plugin);
+  CHECK(builder.getInterfaceInfo().major == 2, "harness: build interface ", builder.getInterfaceInfo().major,
+        ", expected 2");
+  return static_cast<nvinfer1::IPluginV3OneBuildV2&>(builder).getAliasedInput(output);
+}
+
 void run(IPluginV3& plugin, const Tensors& tensors, size_t workspace_bytes) {
   std::vector<nvinfer1::PluginTensorDesc> descriptions;
   std::vector<GuardedMemory> memory;
@@ -199,7 +206,16 @@ void run(IPluginV3& plugin, const Tensors& tensors, size_t workspace_bytes) {
     if (is_input) std::memcpy(memory.back().data(), tensor.data, bytes_of(tensor));
   }
   for (int32_t i = 0; i < tensors.inputs; ++i) inputs.push_back(memory[static_cast<size_t>(i)].data());
-  for (int32_t i = tensors.inputs; i < count; ++i) outputs.push_back(memory[static_cast<size_t>(i)].data());
+  // Where each output is: an input's memory, which is then not to stay as it was.
+  std::vector<int32_t> places;
+  std::vector<bool> is_written(static_cast<size_t>(count));
+  for (int32_t i = tensors.inputs; i < count; ++i) {
+    const int32_t alias = aliased_input(plugin, i - tensors.inputs);
+    const auto place = static_cast<size_t>(places.emplace_back(alias < 0 ? i : alias));
+    CHECK(!is_written[place], "harness: two outputs are ", name(places.back()));
+    is_written[place] = true;
+    outputs.push_back(memory[place].data());
+  }
   GuardedMemory workspace(workspace_bytes, kPoison);
   const auto* const output_descriptions = descriptions.data() + tensors.inputs;
   expect_success("onShapeChange", runtime(plugin).onShapeChange(descriptions.data(), tensors.inputs,
@@ -210,10 +226,11 @@ void run(IPluginV3& plugin, const Tensors& tensors, size_t workspace_bytes) {
   for (int32_t i = 0; i < count; ++i) {
     GuardedMemory& tensor = memory[static_cast<size_t>(i)];
     tensor.check_guards(name(i));
-    if (i < tensors.inputs) {
+    if (i >= tensors.inputs) {
+      std::memcpy(tensors.first[i].data, outputs[static_cast<size_t>(i - tensors.inputs)],
+                  bytes_of(tensors.first[i]));
+    } else if (!is_written[static_cast<size_t>(i)]) {
       tensor.check_equals(tensors.first[i].data, name(i));
-    } else {
-      std::memcpy(tensors.first[i].data, tensor.data(), bytes_of(tensors.first[i]));
     }
   }
 }

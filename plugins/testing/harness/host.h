@@ -76,8 +76,12 @@ bool supports(nvinfer1::IPluginV3& plugin, const Tensors& tensors, int32_t posit
 /// configurePlugin, then getWorkspaceSize. Throws CheckError where the plugin fails.
 size_t configure(nvinfer1::IPluginV3& plugin, const Tensors& tensors);
 
-/// onShapeChange, then enqueue, on copies of the tensors. Throws CheckError where the plugin fails, writes
-/// to an input or outside of an output or the workspace.
+/// getAliasedInput.
+int32_t aliased_input(nvinfer1::IPluginV3& plugin, int32_t output);
+
+/// onShapeChange, then enqueue, on copies of the tensors; outputs that are aliased have the address of their
+/// input. Throws CheckError where the plugin fails, writes to another input or outside of an output or the
+/// workspace.
 void run(nvinfer1::IPluginV3& plugin, const Tensors& tensors, size_t workspace_bytes);
 
 }  // namespace fastmmoe::harness

@@ -105,6 +105,8 @@ def build_engine(trt: Any, request: EngineRequest) -> FileEntry:
         raise _failure(trt, logger, f"cannot read {request.graph}", *_parser_errors(parser))
     allow_decomposition(trt, network)
     config = builder.create_builder_config()
+    # Outputs of FmmAttention have the addresses of inputs; no plugin may say so without this.
+    config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
     if request.workspace_mib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_mib * MIB)
     _set_compute_capabilities(trt, config, request.compute_capabilities)

@@ -189,6 +189,15 @@ def test_sequences_do_not_depend_on_each_other(kernels: AttentionKernels, name: 
         assert theirs.tobytes() == output[rows].tobytes()
 
 
+def test_positions_need_not_ascend(kernels: AttentionKernels, dtype: Any) -> None:
+    """Which tiles a window leaves out is decided by all rows, not by the first or the last."""
+    case = Case("rows that step back", 8, 1, 64, 160, (128,), ((0, 16),), window=16)
+    inputs = make_inputs(case, dtype=dtype)
+    inputs["position_ids"] = np.repeat(np.array([300, 65, 400, 20], np.int32), 4)
+    for seed in (*SEEDS, 2, 3, 4):
+        check(case, inputs, kernels(case, inputs, seed=seed))
+
+
 def test_a_row_of_minus_infinity_as_sink_changes_nothing(kernels: AttentionKernels, dtype: Any) -> None:
     case = dataclasses.replace(CASES["decode a long cache"], has_sinks=True)
     inputs = make_inputs(case, dtype=dtype)

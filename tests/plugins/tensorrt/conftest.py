@@ -193,9 +193,9 @@ class Plugin:
     def __init__(self, host: Host, op: str, address: int) -> None:
         self.host, self.op, self.address = host, op, ctypes.c_void_p(address)
 
-    def infer(self, inputs: Sequence[TensorProfile]) -> list[TensorProfile]:
-        """getOutputDataTypes and getOutputShapes."""
-        tensors = _tensors(inputs, [None] * len(SPECS[self.op].outputs))
+    def infer(self, inputs: Sequence[TensorProfile], output_count: int | None = None) -> list[TensorProfile]:
+        """getOutputDataTypes and getOutputShapes, of all outputs of the contract if the node's are not told."""
+        tensors = _tensors(inputs, [None] * (output_count or len(SPECS[self.op].outputs)))
         self.host.call("infer_outputs", self.address, ctypes.byref(tensors))
         dtypes = {number: dtype for dtype, number in DATA_TYPES.items()}
         return [
@@ -216,6 +216,12 @@ class Plugin:
         tensors, workspace_bytes = _tensors(inputs, outputs), ctypes.c_size_t()
         self.host.call("configure", self.address, ctypes.byref(tensors), ctypes.byref(workspace_bytes))
         return workspace_bytes.value
+
+    def aliased_input(self, output: int) -> int:
+        """getAliasedInput."""
+        result = ctypes.c_int32()
+        self.host.call("aliased_input", self.address, output, ctypes.byref(result))
+        return result.value
 
     def fields(self) -> list[Field]:
         """Copies of getFieldsToSerialize."""
@@ -306,7 +312,7 @@ def run_life_cycle(host: Host, op: str, inputs: dict[str, Array], attributes: di
     arrays = [inputs[name] for name in names]
     profiles = [profile_of(array) for array in arrays]
     build = host.create(op, parser_fields(attributes))
-    outputs = build.infer(profiles)
+    outputs = build.infer(profiles, len(SPECS[op].outputs_for(attributes)))
     assert all(build.supports(profiles, outputs, i) for i in range(len(profiles) + len(outputs)))
     workspace_bytes = build.configure(profiles, outputs)
     fields = build.fields()

@@ -15,6 +15,7 @@ import pytest
 
 from fastmmoe.exporter.ops import OPS
 from fastmmoe.plugins import tensorrt_library_path
+from tests.support.attention_cases import SMALL
 from tests.support.operators import moe_attributes
 
 HERE = Path(__file__).parent
@@ -23,6 +24,7 @@ REPOSITORY = HERE.parents[2]
 JETPACK_7 = "10.16.1.11"
 NEWEST = "11.4.0.106"
 MLERP: dict[str, Any] = {"window": 3, "merge": "mlerp"}
+ATTENTION: dict[str, Any] = next(case for case in SMALL if case.name == "window, lse").attributes
 REFUSAL = "fastmmoe: FmmTokenPrune: attribute window is -1, expected 1 to 64 (node node)\n"
 CROSS_COMPILER = "aarch64-linux-gnu-g++-12"
 QEMU = "qemu-aarch64-static"
@@ -51,7 +53,7 @@ def built_library(architecture: str, command: str) -> str:
 def test_x86_64(version: str) -> None:
     library = built_library("x86_64", "make plugins")
     runtime = fetch_runtime(version)
-    complete = {"FmmSparseMoE": moe_attributes(), "FmmTokenPrune": MLERP}
+    complete = {"FmmSparseMoE": moe_attributes(), "FmmTokenPrune": MLERP, "FmmAttention": ATTENTION}
     requests = list(complete.items())
     requests += [(op, {"contract_version": 1, **attributes}) for op, attributes in complete.items()]
     requests.append(("FmmTokenPrune", {**MLERP, "window": -1}))
@@ -65,7 +67,7 @@ def test_x86_64(version: str) -> None:
     expected = [
         {
             "name": ["fastmmoe", spec.name, "1"],
-            "outputs": len(spec.outputs),
+            "outputs": len(spec.outputs_for(complete[spec.name])),
             "fields": [attribute.name for attribute in spec.attributes],
         }
         for spec in OPS

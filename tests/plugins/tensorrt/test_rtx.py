@@ -23,6 +23,7 @@ from fastmmoe.plugins import tensorrt_library_path
 from fastmmoe.runtime.backends.tensorrt.api import EngineReply, EngineRequest
 from fastmmoe.runtime.machines.targets import RTX
 from fastmmoe.runtime.types import Array
+from tests.support.attention_cases import SMALL, make_inputs
 from tests.support.operators import moe_attributes, moe_inputs, prune_inputs
 
 Build = Callable[[str, dict[str, Array], dict[str, Any]], EngineReply]
@@ -30,41 +31,47 @@ Build = Callable[[str, dict[str, Array], dict[str, Any]], EngineReply]
 SPECS = {spec.name: spec for spec in OPS}
 FLOATS = ("hidden_states", "residual", "gate_up", "down", "gate_up_bias", "down_bias")
 # Dimensions that change from request to request: least, typical and greatest size of prefill and of decoding.
-PREFILL = {"T": (1, 60, 4096), "V": (0, 44, 2048), "K": (0, 20, 2048), "M": (0, 3, 200), "B+1": (2, 2, 9)}
-DECODE = {"T": (1, 1, 1), "V": (0, 0, 0), "K": (0, 0, 0), "M": (0, 0, 0), "B+1": (2, 2, 2)}
+Sizes = dict[str, tuple[int, int, int]]
+PREFILL: Sizes = {"T": (1, 60, 4096), "V": (0, 44, 2048), "K": (0, 20, 2048), "M": (0, 3, 200), "B+1": (2, 2, 9)}
+DECODE: Sizes = {"T": (1, 1, 1), "V": (0, 0, 0), "K": (0, 0, 0), "M": (0, 0, 0), "B+1": (2, 2, 2)}
+CACHES: Sizes = {"B": (1, 1, 8), "C": (256, 2048, 8192)}
+PROFILES: dict[str, tuple[Sizes, Sizes]] = {
+    "FmmSparseMoE": (PREFILL, DECODE),
+    "FmmTokenPrune": (PREFILL, DECODE),
+    "FmmAttention": (
+        {"T": (1, 60, 4096), "A+1": (2, 2, 9), **CACHES},
+        {"T": (1, 1, 8), "A+1": (2, 2, 9), **CACHES},
+    ),
+}
 
 
 def one_node_model(op: str, inputs: dict[str, Array], attributes: dict[str, Any]) -> bytes:
-    """What has no dimension of PREFILL is an initializer, except visual_top_k and alpha."""
-    spec = SPECS[op]
-    tensors = spec.inputs_for(attributes)
-    varying = [t for t in tensors if set(t.shape) & set(PREFILL) or t.name in ("visual_top_k", "alpha")]
+    """What has no dimension of the profiles is an initializer, except visual_top_k and alpha."""
+    spec, sizes = SPECS[op], PROFILES[op][0]
+    tensors, outputs = spec.inputs_for(attributes), spec.outputs_for(attributes)
+    varying = [t for t in tensors if set(t.shape) & set(sizes) or t.name in ("visual_top_k", "alpha")]
     element_type = onnx.helper.np_dtype_to_tensor_dtype
     value_infos = [
         onnx.helper.make_tensor_value_info(
             t.name,
             element_type(inputs[t.name].dtype),
-            [d if d in PREFILL else n for d, n in zip(t.shape, inputs[t.name].shape, strict=True)],
+            [d if d in sizes else n for d, n in zip(t.shape, inputs[t.name].shape, strict=True)],
         )
         for t in varying
     ]
-    types = {"F": element_type(inputs["hidden_states"].dtype), "int32": onnx.TensorProto.INT32}
+    types = {t.types[0]: element_type(inputs[t.name].dtype) for t in tensors} | {"float": onnx.TensorProto.FLOAT}
     graph = onnx.helper.make_graph(
-        [
-            onnx.helper.make_node(
-                op, [t.name for t in tensors], [t.name for t in spec.outputs], domain=DOMAIN, **attributes
-            )
-        ],
+        [onnx.helper.make_node(op, [t.name for t in tensors], [t.name for t in outputs], domain=DOMAIN, **attributes)],
         "one_node",
         value_infos,
-        [onnx.helper.make_tensor_value_info(t.name, types[t.types[0]], None) for t in spec.outputs],
+        [onnx.helper.make_tensor_value_info(t.name, types[t.types[0]], None) for t in outputs],
         [onnx.numpy_helper.from_array(inputs[t.name], t.name) for t in tensors if t not in varying],
     )
     imports = [onnx.helper.make_opsetid("", 23), onnx.helper.make_opsetid(DOMAIN, spec.version)]
     return onnx.helper.make_model(graph, opset_imports=imports, ir_version=10).SerializeToString()
 
 
-def profile(op: str, inputs: dict[str, Array], sizes: dict[str, tuple[int, int, int]]) -> dict[str, Any]:
+def profile(op: str, inputs: dict[str, Array], sizes: Sizes) -> dict[str, Any]:
     """Shapes of the inputs with a dimension of `sizes`."""
     return {
         t.name: tuple(
@@ -72,7 +79,7 @@ def profile(op: str, inputs: dict[str, Array], sizes: dict[str, tuple[int, int, 
             for i in range(3)
         )
         for t in SPECS[op].inputs
-        if set(t.shape) & set(sizes)
+        if t.name in inputs and set(t.shape) & set(sizes)
     }
 
 
@@ -98,7 +105,7 @@ def build(tmp_path: Path) -> Build:
             graph=str(graph),
             plugin=str(library),
             output=str(tmp_path / "node.engine"),
-            profiles=(profile(op, inputs, PREFILL), profile(op, inputs, DECODE)),
+            profiles=tuple(profile(op, inputs, sizes) for sizes in PROFILES[op]),
             compute_capabilities=(86,),
             workspace_mib=None,
         )
@@ -142,6 +149,16 @@ def test_sparse_moe(build: Build, weight_format: str, dtype: Any) -> None:
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
 def test_token_prune(build: Build, dtype: Any) -> None:
     reply = build("FmmTokenPrune", with_dtype(prune_inputs(H=64), dtype), {"window": 3, "merge": "mlerp"})
+    assert reply.error == ""
+    assert reply.engine is not None
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["ragged, groups, lse", "window", "latent, decode"])
+def test_attention(build: Build, name: str, dtype: Any) -> None:
+    """With the number of sequences, of caches and their capacity left open."""
+    case = next(case for case in SMALL if case.name == name)
+    reply = build("FmmAttention", make_inputs(case, dtype=dtype), case.attributes)
     assert reply.error == ""
     assert reply.engine is not None
 

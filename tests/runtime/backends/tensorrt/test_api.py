@@ -40,6 +40,7 @@ class Config:
         self.profiles: list[Any] = []
         self.capabilities: dict[int, str] = {}
         self.pools: dict[str, int] = {}
+        self.features: dict[str, bool] = {}
         self.num_compute_capabilities = 0
 
     def add_optimization_profile(self, profile: Any) -> int:
@@ -48,6 +49,9 @@ class Config:
 
     def set_compute_capability(self, capability: str, index: int) -> None:
         self.capabilities[index] = capability
+
+    def set_preview_feature(self, feature: str, enable: bool) -> None:
+        self.features[feature] = enable
 
     def set_memory_pool_limit(self, pool: str, size: int) -> None:
         self.pools[pool] = size
@@ -96,6 +100,7 @@ class FakeTensorRT:
     __name__ = "tensorrt"
     ILogger, IStreamWriter, OnnxParser = Logger, object, Parser
     MemoryPoolType = SimpleNamespace(WORKSPACE="workspace")
+    PreviewFeature = SimpleNamespace(ALIASED_PLUGIN_IO_10_03="aliased")
     ComputeCapability = SimpleNamespace(SM80="80", SM120="120")
     LayerType = SimpleNamespace(ATTENTION_INPUT="attention", SOFTMAX="softmax")
 
@@ -173,6 +178,7 @@ def test_every_version_writes_the_engine(trt: FakeTensorRT, tmp_path: Path) -> N
     assert (entry.bytes, entry.sha256) == (len(ENGINE), hashlib.sha256(ENGINE).hexdigest())
     assert trt.network_flags == (1 if trt.__version__ == "11.4" else 2)
     assert trt.config.profiles == [PROFILE, PROFILE]
+    assert trt.config.features == {"aliased": True}
     assert trt.config.capabilities == {} and trt.config.pools == {} and trt.config.num_compute_capabilities == 0
 
 
@@ -266,12 +272,13 @@ EMPTY_FUNCTIONS = (
 )
 USED = {
     "Builder": "create_network create_builder_config create_optimization_profile build_serialized_network",
-    "IBuilderConfig": "set_memory_pool_limit add_optimization_profile",
+    "IBuilderConfig": "set_memory_pool_limit set_preview_feature add_optimization_profile",
     "INetworkDefinition": "num_inputs get_input",
     "IOptimizationProfile": "set_shape",
     "IPluginRegistry": "load_library",
     "ITensor": "name shape",
     "MemoryPoolType": "WORKSPACE",
+    "PreviewFeature": "ALIASED_PLUGIN_IO_10_03",
     "OnnxParser": "parse_from_file num_errors get_error",
     "ParserError": "node_name node_operator desc",
 }
