@@ -11,6 +11,7 @@ Caches have room for 8,192 rows and are bound as input and output, 16 heads are 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import sys
@@ -33,6 +34,7 @@ from fastmmoe.runtime.machines.threads import usable_cores
 from fastmmoe.runtime.types import Array
 
 HEADS, WIDTH, CAPACITY = 16, 128, 8192
+LINE = 64
 RATE_SIZE = 2048  # of the square matrices whose product gives torch's rate
 GQA = "GroupQueryAttention float32"
 OURS = {"FmmAttention float32": np.float32, "FmmAttention bfloat16": ml_dtypes.bfloat16}
@@ -153,7 +155,7 @@ def ours(workload: Workload, key_heads: int, threads: int, dtype: Any) -> Subjec
         "sequence_ids": np.zeros(T, np.int32),
         "sequence_offsets": np.array([0, T], np.int32),
     }
-    caches = {name: make_cache(random, key_heads, past).astype(dtype) for name in ("key", "value")}
+    caches = {name: make_cache(random, key_heads, past, dtype) for name in ("key", "value")}
     inputs, outputs = ATTENTION.inputs_for(attributes), ATTENTION.outputs_for(attributes)
     node = helper.make_node(
         ATTENTION.name, [t.name for t in inputs], [t.name for t in outputs], domain=DOMAIN, **attributes
@@ -189,7 +191,7 @@ def group_query_attention(workload: Workload, key_heads: int, threads: int) -> S
         kv_num_heads=key_heads,
     )
     bound = {
-        name: ort.OrtValue.ortvalue_from_numpy(make_cache(random, key_heads, workload.past))
+        name: ort.OrtValue.ortvalue_from_numpy(make_cache(random, key_heads, workload.past, np.float32))
         for name in ("key", "value")
     }
     ranks = dict.fromkeys(("query", "key", "value"), 3) | {"past_key": 4, "past_value": 4}
@@ -223,9 +225,13 @@ def _heads(key_heads: int) -> list[tuple[str, int]]:
     return [("query", HEADS), ("key", key_heads), ("value", key_heads)]
 
 
-def make_cache(random: np.random.Generator, key_heads: int, used: int) -> Array:
-    """Rows in use are random, others 0."""
-    cache = np.zeros((1, key_heads, CAPACITY, WIDTH), np.float32)
+def make_cache(random: np.random.Generator, key_heads: int, used: int, dtype: Any) -> Array:
+    """Rows in use are random, others 0. It starts at a cache line, as memory of ONNX Runtime's allocator does."""
+    shape = (1, key_heads, CAPACITY, WIDTH)
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + LINE, np.uint8)
+    start = -memory.ctypes.data % LINE
+    cache = memory[start : start + size].view(dtype).reshape(shape)
     cache[:, :, :used] = random.standard_normal((1, key_heads, used, WIDTH), np.float32)
     return cache
 

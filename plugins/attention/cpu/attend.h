@@ -10,7 +10,7 @@ namespace fastmmoe {
 
 constexpr int64_t kRowsPerTile = 64;   // query rows of one call
 constexpr int64_t kKeysPerTile = 128;  // key rows that share one update of the softmax
-constexpr int64_t kKeysPerPart = 256;  // key rows of a work item where few query rows leave few items
+constexpr int64_t kKeysPerPart = 512;  // key rows of a work item where few query rows leave few items
 constexpr int64_t kFewRows = 16;       // so many rows have vectors along D, more have vectors along rows
 constexpr int64_t kMostLanes = 16;     // scratch is padded to whole vectors
 
