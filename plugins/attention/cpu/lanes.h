@@ -40,6 +40,12 @@ inline Ints load(const int32_t* from) {
   return value;
 }
 
+inline Vector load(const Bfloat16* from) {
+  HalfBits bits;
+  std::memcpy(&bits, from, sizeof bits);
+  return float_from_bfloat16<Vector>(__builtin_convertvector(bits, Bits));
+}
+
 inline void store(Vector value, float* to) { std::memcpy(to, &value, sizeof value); }
 
 inline Vector all(float value) { return value - Vector{}; }

@@ -111,8 +111,18 @@ struct UnitColumns {
   }
 };
 
+// or as bfloat16,
+struct WideColumns {
+  static constexpr int kRows = 1, kFloatsPerVector = kLanes / 2;
+  template <int kV>
+  static void load_columns(const float* values, int64_t, Vector (&columns)[kV]) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kV; ++v) columns[v] = load(reinterpret_cast<const Bfloat16*>(values) + v * kLanes);
+  }
+};
+
 #ifdef __AVX512BF16__
-// or two rows of bfloat16 as they are stored. kV is even.
+// or as two rows of bfloat16. kV is even.
 struct RowColumns {
   static constexpr int kRows = 2, kFloatsPerVector = kLanes / 2;
   template <int kV>
@@ -204,12 +214,11 @@ void value_tile_of(int64_t rows, int64_t vectors, const ValueTile& tile) {
 // lanes[i] = keys[min(i, count - 1)] * query: kLanes scores, of which `count` count. Keys are read one after
 // the other, as they lie: so the processor foresees what comes, which doubles the rate at which they come
 // from memory.
-template <typename Products>
-Vector dot_products(const float* keys, int64_t key_stride, int64_t count, const float* query,
-                    int64_t vectors) {
+template <typename Products, typename Key>
+Vector dot_products(const Key* keys, int64_t key_stride, int64_t count, const float* query, int64_t vectors) {
   Vector sums[kLanes];
   for (int k = 0; k < kLanes; ++k) {
-    const float* row = keys + (k < count ? k : count - 1) * key_stride;
+    const Key* row = keys + (k < count ? k : count - 1) * key_stride;
     Vector sum = {};
     for (int64_t v = 0; v < vectors; ++v) {
       sum = Products::add_product(sum, load(row + v * kLanes), load(query + v * kLanes));

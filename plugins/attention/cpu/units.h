@@ -67,6 +67,12 @@ Rows as_floats(const Value* from, int64_t stride, int64_t count, int64_t width, 
   return {to, to_stride};
 }
 
+// Values of a bfloat16 cache as they are; the stride of rows is even.
+inline Rows stored_values(const AttendBlock& block, int64_t first) {
+  const Bfloat16* data = static_cast<const Bfloat16*>(block.values) + first * block.value_stride;
+  return {reinterpret_cast<const float*>(data), block.value_stride / 2};
+}
+
 // How a block's caches become units. Rows `first` to first + count.
 template <typename Products>
 struct Units;
@@ -110,12 +116,6 @@ struct Units<Pairs> {
       std::memcpy(row, data + j * block.D, static_cast<size_t>(block.D) * sizeof *data);
     }
     return {block.scratch.keys, stride};
-  }
-
-  // As they are; the stride of rows is even.
-  static Rows stored_values(const AttendBlock& block, int64_t first) {
-    const Bfloat16* data = static_cast<const Bfloat16*>(block.values) + first * block.value_stride;
-    return {reinterpret_cast<const float*>(data), block.value_stride / 2};
   }
 
   // Pairs of rows; the last of an odd number has 0 beside it.
