@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time FmmAttention against ONNX Runtime's GroupQueryAttention with shared buffers, and against torch.mm's rate.
 
-    python scripts/benchmark_attention.py [--rounds N] [--threads N] [--key-heads N] [--only TEXT]
+    python scripts/benchmark_attention.py [--rounds N] [--threads N] [--key-heads N] [--only TEXT] [--write FILE]
 
 All run in this process by turns, without spinning threads; ratios are medians of those of one round. Two ratios are
 given, of the time that passed and of the processor time of all threads: the second stands still on a busy machine.
@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -26,6 +27,7 @@ import onnx
 import onnxruntime as ort
 import torch
 from benchmark_tools.machine import processor
+from markers import write_part
 from onnx import TensorProto, helper
 
 from fastmmoe.exporter.ops import ATTENTION, DOMAIN
@@ -35,7 +37,9 @@ from fastmmoe.runtime.types import Array
 
 HEADS, WIDTH, CAPACITY = 16, 128, 8192
 LINE = 64
-RATE_SIZE = 2048  # of the square matrices whose product gives torch's rate
+PRODUCT_SIZE = 2048  # of the square matrices whose product gives torch's rate
+PRODUCT_FLOPS = 2.0 * PRODUCT_SIZE**3
+MARKER = "benchmark_attention"
 GQA = "GroupQueryAttention float32"
 OURS = {"FmmAttention float32": np.float32, "FmmAttention bfloat16": ml_dtypes.bfloat16}
 TORCH = "torch.mm bfloat16"
@@ -81,37 +85,41 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--key-heads", type=int, default=HEADS)
     parser.add_argument("--only", default="", metavar="TEXT", help="workloads that hold TEXT")
+    parser.add_argument("--write", type=Path, metavar="FILE", help="put the table into FILE")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    print(
+    lines = [
         f"{processor()}, {arguments.threads} threads, {arguments.key_heads} key heads, ONNX Runtime {ort.__version__}, "
-        f"PyTorch {torch.__version__}, load {os.getloadavg()[0]:.1f}; {arguments.rounds} rounds; medians\n\n"
-        "| workload | what | ms | GFLOP/s | times GroupQueryAttention | by processor time | share of torch.mm |\n"
-        "| --- | --- | --: | --: | --: | --: | --: |"
-    )
+        f"PyTorch {torch.__version__}, load {os.getloadavg()[0]:.1f}. Medians of {arguments.rounds} rounds.",
+        "",
+        f"| workload | what | ms | processor ms | times {GQA} | by processor time | share of {TORCH}'s rate |",
+        "| --- | --- | --: | --: | --: | --: | --: |",
+    ]
     for workload in WORKLOADS:
         if arguments.only in workload.name:
-            measure(workload, arguments.key_heads, arguments.threads, arguments.rounds)
+            lines += measure(workload, arguments.key_heads, arguments.threads, arguments.rounds)
+    print("\n".join(lines))
+    if arguments.write:
+        write_part(arguments.write, MARKER, "\n".join(lines))
     return 0
 
 
-def measure(workload: Workload, key_heads: int, threads: int, rounds: int) -> None:
-    """Measure and print the rows of one workload."""
+def measure(workload: Workload, key_heads: int, threads: int, rounds: int) -> list[str]:
+    """The rows of one workload."""
     subjects = {GQA: group_query_attention(workload, key_heads, threads)}
     subjects |= {name: ours(workload, key_heads, threads, dtype) for name, dtype in OURS.items()}
-    flops = dict.fromkeys(subjects, workload.flops)
     if workload.rows > 1:
-        subjects[TORCH], flops[TORCH] = torch_product(), 2.0 * RATE_SIZE**3
+        subjects[TORCH] = torch_product()
     samples = take_samples(subjects, workload.runs, rounds)
-    for name in subjects:
-        passed = statistics.median(sample.passed for sample in samples[name])
-        cells = [workload.name, name, f"{1e3 * passed:.3f}", f"{flops[name] / passed / 1e9:.0f}"]
-        if name in OURS:
-            cells += [ratio(samples[GQA], samples[name], "passed"), ratio(samples[GQA], samples[name], "used")]
-        if name in OURS and TORCH in subjects:
-            share = flops[name] / flops[TORCH]
-            cells.append(ratio(samples[TORCH], samples[name], "used", share))
-        print(f"| {' | '.join(cells)} |" + " |" * (7 - len(cells)), flush=True)
+    lines = []
+    for name, own in samples.items():
+        times = [statistics.median(getattr(sample, kind) for sample in own) for kind in ("passed", "used")]
+        cells = [workload.name, name, *(f"{1e3 * seconds:.3f}" for seconds in times)]
+        cells += [ratio(samples[GQA], own, kind) if name in OURS else "" for kind in ("passed", "used")]
+        has_share = name in OURS and TORCH in samples
+        cells.append(ratio(samples[TORCH], own, "used", workload.flops / PRODUCT_FLOPS) if has_share else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def take_samples(subjects: dict[str, Subject], runs: int, rounds: int) -> dict[str, list[Sample]]:
@@ -212,7 +220,7 @@ def group_query_attention(workload: Workload, key_heads: int, threads: int) -> S
 
 def torch_product() -> Subject:
     """A product of bfloat16 matrices into one that is there."""
-    a, b = (torch.randn(RATE_SIZE, RATE_SIZE).bfloat16() for _ in range(2))
+    a, b = (torch.randn(PRODUCT_SIZE, PRODUCT_SIZE).bfloat16() for _ in range(2))
     out = torch.empty_like(a)
 
     def run() -> None:
