@@ -114,12 +114,13 @@ void ContractPlugin::check_request(const std::vector<TensorInfo>& inputs) const 
 int32_t ContractPlugin::getOutputDataTypes(DataType* outputs, int32_t output_count, const DataType* inputs,
                                            int32_t input_count) const noexcept {
   return status_of([&] {
-    check_input_count(node_, input_count);
+    // getOutputShapes refuses another number of inputs than the node's.
+    const size_t count = std::min(static_cast<size_t>(input_count), node_.inputs().size());
     for (int32_t i = 0; i < output_count; ++i) {
       const TensorContract& of_output = output(i);
       outputs[i] = data_type(of_output.types[0]);
-      for (int32_t j = input_count - 1; of_output.variable != 0 && j >= 0; --j) {
-        if (tensor(static_cast<size_t>(j)).variable == of_output.variable) outputs[i] = inputs[j];
+      for (size_t j = 0; of_output.variable != 0 && j < count; ++j) {
+        if (tensor(j).variable == of_output.variable) outputs[i] = inputs[j];
       }
     }
   });
