@@ -22,7 +22,7 @@ Kind: TypeAlias = Literal["accuracy", "kl"]
 Row: TypeAlias = tuple[float, float, int]
 
 PACKED = 4
-"""Questions in one call: more share the cost of a call, but attention's masks grow with their square."""
+"""Questions in one call: more share the cost of a call, but all their rows are in memory at once."""
 FULL_MODEL = PolicyOptions(method=UNMODIFIED)
 
 

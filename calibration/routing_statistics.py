@@ -13,6 +13,7 @@ import torch
 from fastmmoe.calibration.evaluate import run_pack
 from fastmmoe.calibration.prompts import Prompts
 from fastmmoe.calibration.torch_model import TorchModel
+from fastmmoe.exporter.models.attention import Attended
 from fastmmoe.exporter.models.layers import SparseMoe
 from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE
 from fastmmoe.exporter.ops.sparse_moe.torch_op import route
@@ -90,8 +91,8 @@ class _Recorder:
             if i in self.sums:
                 layer.mlp.experts.register_forward_pre_hook(functools.partial(self._add, self.sums[i]))
 
-    def _keep_attention(self, _: Any, __: Any, output: tuple[Any, Any, list[torch.Tensor]]) -> None:
-        self._attention = output[2][0]
+    def _keep_attention(self, _: Any, __: Any, output: Attended) -> None:
+        self._attention = output.watched[0]
 
     def _add(self, sums: _Sums, experts: SparseMoe, args: tuple[torch.Tensor, ...]) -> None:
         x, visual_index = args[0], args[1].long()

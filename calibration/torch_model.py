@@ -21,10 +21,9 @@ from fastmmoe.exporter.processor import read_processor_config
 from fastmmoe.exporter.pruning.settings import Layers, PolicyOptions, resolve_policy
 from fastmmoe.exporter.torch_backend import TorchBackend
 from fastmmoe.runtime.backends.batch import Batch
-from fastmmoe.runtime.bundle import graph_io, signatures
 from fastmmoe.runtime.bundle.manifest import TOKENIZER, LanguageModelInfo
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Call, Chunk
+from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
 from fastmmoe.runtime.method.policy import Policy
 from fastmmoe.runtime.method.schedule import Schedule, plan_request
 from fastmmoe.runtime.request.processor import Processor
@@ -135,17 +134,9 @@ class TorchModel:
         text = self.plan(policy, 0)
         going_on = [i for i, tokens in enumerate(ids) if len(tokens)]
         chunks = [Chunk(i, self.embed(ids[i]), NO_VISUAL_TOKENS, text) for i in going_on]
-        lengths = [batch.lengths[i] for i in going_on]
-        feeds = signatures.feeds(self.info, Call(policy, chunks, lengths, policy.alpha, seed=0))
-        # The head runs on the last row of each sequence. With every row as the last one of a sequence without visual
-        # tokens it runs on all; which keys a row sees is told by sequence_ids, which stay.
-        T = len(feeds[graph_io.INPUTS_EMBEDS])
-        for name in feeds:
-            if name.split(".")[0].endswith("_offsets"):
-                feeds[name] = np.zeros(T + 1, np.int32)
-        feeds[graph_io.SEQUENCE_OFFSETS] = np.arange(T + 1, dtype=np.int32)
-        outputs, _ = decoder.extend(feeds, batch.caches)
-        return outputs[graph_io.LOGITS]
+        feeds, _ = batch.prepare(chunks, alpha=policy.alpha)
+        assert batch.caches is not None
+        return decoder.logits_of_rows(feeds, batch.caches)
 
 
 def hash_values(model: TorchModel) -> str:

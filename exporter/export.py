@@ -29,7 +29,7 @@ from fastmmoe.exporter.output_directory import reserve_output
 from fastmmoe.exporter.plan import ExportPlan, plan_export
 from fastmmoe.exporter.processor import read_processor_config
 from fastmmoe.exporter.pruning.settings import PolicyModel
-from fastmmoe.exporter.targets import DTYPES, activation_dtype, check_kernels
+from fastmmoe.exporter.targets import DTYPES, activation_dtype, check_kernels, opset
 from fastmmoe.runtime.backends.tensorrt.build import build_engines
 from fastmmoe.runtime.bundle.manifest import (
     MANIFEST,
@@ -147,7 +147,7 @@ def _write(
     """Write graphs, weights, tokenizer, plugin and manifest; return it and the time at which hashing began."""
     directory.mkdir()
     portable = plan.target.is_portable
-    write_graphs(directory, model, portable=portable, say=say, shown=plan.out)
+    write_graphs(directory, model, opset=opset(plan.target, plan.dtype), portable=portable, say=say, shown=plan.out)
     tokenizer = model.checkpoint.path / TOKENIZER
     if tokenizer.is_file():
         _copy(tokenizer, directory / TOKENIZER, plan.out)
@@ -177,10 +177,13 @@ def _copy(source: Path, file: Path, shown: Path) -> None:
         shutil.copyfile(source, file)
 
 
-def write_graphs(directory: Path, model: Model, *, portable: bool, say: Say, shown: Path | None = None) -> None:
+def write_graphs(
+    directory: Path, model: Model, *, opset: int, portable: bool, say: Say, shown: Path | None = None
+) -> None:
     """Trace and write the graphs; weights go to external data, one tensor in memory at a time.
 
     Args:
+        opset: see `trace`.
         shown: what errors call the directory.
     Raises:
         WriteFailed: the disk is full, or the like.
@@ -191,7 +194,7 @@ def write_graphs(directory: Path, model: Model, *, portable: bool, say: Say, sho
         say(f"tracing {graph}{depth} ...")
         start = time.perf_counter()
         load = functools.partial(_load, model, graph)
-        traced = trace(module, graph_inputs(model, graph), load, name=graph)
+        traced = trace(module, graph_inputs(model, graph), load, name=graph, opset=opset)
         if model.precision.packing is not None and not model.precision.is_twin and graph == "language_model":
             pack_experts(traced, load, model.precision.packing)
         file, weights = graph_file(graph), weights_file(graph)
@@ -215,11 +218,18 @@ def _write_portable(directory: Path) -> None:
     """The language model again, over the same weights, with a function body for each operator."""
     model = ir.load(directory / graph_file("language_model"))
     for spec in OPS:
-        nodes = [node for node in model.graph if node.op_type == spec.name]
-        if nodes:
-            attributes = {a.name: a.value for a in nodes[0].attributes.values()}
-            function = function_for(spec, attributes)
-            model.functions[function.identifier()] = function
+        variants: dict[str, ir.Function] = {}
+        for node in model.graph:
+            if node.op_type != spec.name:
+                continue
+            attributes = {a.name: a.value for a in node.attributes.values()}
+            # Nodes of other attributes call a function of another name: ONNX Runtime takes overloads for one.
+            key = spec.encode(attributes)
+            if key not in variants:
+                function = variants[key] = function_for(spec, attributes)
+                function.name = spec.name if len(variants) == 1 else f"{spec.name}_{len(variants)}"
+                model.functions[function.identifier()] = function
+            node.op_type = variants[key].name
     ir.save(model, directory / graph_file("language_model", portable=True))
 
 
@@ -233,6 +243,7 @@ def _check(staged: Path, twin: Path, manifest: Manifest, model: Model, plan: Exp
         write_graphs(
             twin,
             model,
+            opset=opset(plan.target, plan.dtype),
             portable=False,
             say=lambda line: say(f"{TWIN_NAME}: {line}"),
             shown=plan.out / f"({TWIN_NAME})",

@@ -74,7 +74,7 @@ def _vision_info(vision: VisionSizes) -> bundle.VisionInfo:
 def language_model_info(config: ModelConfig) -> bundle.LanguageModelInfo:
     """Sizes of a language model, by which the runtime makes its caches and counts its FLOPs."""
     is_latent = config.kv_lora_rank > 0
-    latent_shape, shape = (config.kv_lora_rank + config.rope_dim,), (config.num_key_value_heads, config.query_key_dim)
+    latent_shape, shape = (1, config.kv_lora_rank + config.rope_dim), (config.num_key_value_heads, config.query_key_dim)
     return bundle.LanguageModelInfo(
         hidden_size=config.hidden_size,
         vocab_size=config.vocab_size,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fastmmoe.exporter.config import ExportConfig
 from fastmmoe.runtime.errors import InvalidRequest, UnsupportedModel
-from fastmmoe.runtime.machines.targets import Target
+from fastmmoe.runtime.machines.targets import KernelLimits, Target
 
 if TYPE_CHECKING:
     from fastmmoe.exporter.models.family import ModelConfig
@@ -36,6 +36,11 @@ def activation_dtype(target: Target, dtype: str) -> str:
     return target.activation_dtypes[target.dtypes.index(dtype)]
 
 
+def opset(target: Target, dtype: str) -> int:
+    """Version of the standard operators in the graphs."""
+    return target.opsets[target.dtypes.index(dtype)]
+
+
 def choose_packing(target: Target, config: ExportConfig) -> Packing | None:
     """How the experts are packed; None = they are not.
 
@@ -59,7 +64,7 @@ def check_kernels(target: Target, config: ModelConfig, packing: Packing | None) 
     """Refuse a model that the target's kernels cannot run.
 
     Raises:
-        UnsupportedModel: too many experts, or a hidden size of the wrong multiple.
+        UnsupportedModel: too many experts, a hidden size of the wrong multiple, or heads that are too wide.
     """
     if target.kernels is None:
         return
@@ -75,4 +80,20 @@ def check_kernels(target: Target, config: ModelConfig, packing: Packing | None) 
             raise UnsupportedModel(
                 f"{name} {size}: the kernels of target {target.name} take multiples of {multiple} for {weight_format} "
                 "experts"
+            )
+    _check_heads(target.name, target.kernels, config)
+
+
+def _check_heads(target: str, limits: KernelLimits, config: ModelConfig) -> None:
+    if config.kv_lora_rank:
+        names, most = ("kv_lora_rank + qk_rope_head_dim", "kv_lora_rank"), limits.most_latent
+        widths = (config.kv_lora_rank + config.rope_dim, config.kv_lora_rank)
+    else:
+        names, most = ("head width", "value width"), (limits.most_head_width,) * 2
+        widths = (config.query_key_dim, config.value_dim)
+    for name, width, greatest in zip(names, widths, most, strict=True):
+        if width % limits.head_multiple or width > greatest:
+            raise UnsupportedModel(
+                f"{name} {width}: the kernels of target {target} take multiples of {limits.head_multiple} up to "
+                f"{greatest}"
             )

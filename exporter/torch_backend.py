@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -45,15 +46,30 @@ class TorchBackend:
         embeds: Array = self.graphs.embedding({graph_io.INPUT_IDS: ids})[graph_io.INPUTS_EMBEDS].numpy()
         return embeds
 
-    def new_caches(self) -> Tensors:
-        """Caches that hold no tokens."""
-        caches = signatures.empty_caches(self.info, self.policy, "float32")
-        return {name: torch.from_numpy(value) for name, value in caches.items()}
+    def new_caches(self, sequences: int, capacities: Sequence[int], before: Tensors | None = None) -> Tensors:
+        """See `Backend.new_caches`."""
+        caches = {}
+        shapes = signatures.cache_shapes(self.info, self.policy, "float32", sequences, capacities)
+        for name, (shape, dtype) in shapes.items():
+            caches[name] = torch.zeros(shape, dtype=getattr(torch, dtype))
+            if before is not None:
+                caches[name][tuple(map(slice, before[name].shape))] = before[name]
+        return caches
 
     @torch.no_grad()
-    def extend(self, feeds: dict[str, Array], caches: Tensors) -> tuple[dict[str, Array], Tensors]:
+    def extend(self, feeds: dict[str, Array], caches: Tensors) -> dict[str, Array]:
         """One call of the language model; see `Backend.extend`."""
-        values = {name: torch.from_numpy(value) for name, value in feeds.items()}
-        outputs: Tensors = self.graphs.language_model(values | caches)
-        carried = {name: outputs.pop(graph_io.present_name(name)) for name in caches}
-        return {name: value.numpy() for name, value in outputs.items()}, carried
+        outputs: Tensors = self.graphs.language_model(_tensors(feeds) | caches)
+        caches.update({name: outputs[graph_io.present_name(name)] for name in caches})
+        return {name: outputs[name].numpy() for name in signatures.outputs_of_call(self.policy)}
+
+    @torch.no_grad()
+    def logits_of_rows(self, feeds: dict[str, Array], caches: Tensors) -> Array:
+        """Logits [T', vocab] float32 of every row that is left after the last layer; the caches stay as they are."""
+        x, _, _ = self.language_model.run_layers(_tensors(feeds) | caches)
+        logits: Array = self.language_model.logits(x).numpy()
+        return logits
+
+
+def _tensors(arrays: dict[str, Array]) -> Tensors:
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -183,7 +183,9 @@ class Run:
             )
             for i, (inputs, found, plan) in enumerate(zip(self._inputs, features, self.schedules, strict=True))
         ]
-        logits = self.batch.extend(chunks, alpha=self._alpha, seed=self._seed)
+        # The last token of an answer is never fed back.
+        coming = [count - 1 for count in self.max_new_tokens]
+        logits = self.batch.extend(chunks, alpha=self._alpha, seed=self._seed, new_tokens=coming)
         for i, stats in enumerate(self.stats):
             stats.prefill_ms = since(start)
             stats.cache_lengths = self.batch.cache_lengths[i].tolist()

@@ -24,7 +24,7 @@ DOCUMENTS = Path(__file__).resolve().parents[1] / "docs"
 
 def entry_row(entry: Entry) -> tuple[str, ...]:
     """Name, type with shape, and meaning of an input or output."""
-    sizes = ", ".join("B + 1" if size == graph_io.OFFSETS else str(size) for size in entry.shape)
+    sizes = ", ".join("A + 1" if size == graph_io.OFFSETS else str(size) for size in entry.shape)
     condition = f" Only {entry.only_if.text}." if entry.only_if.text else ""
     return f"`{entry.name}`", f"{entry.dtype} [{sizes}]", f"{entry.doc}{condition}"
 

@@ -21,8 +21,6 @@ import onnx
 from markers import MissingMarkers, write_part
 from onnx import TensorProto, helper
 
-from fastmmoe.runtime.backends.tensorrt.api import allow_decomposition
-
 OPSET = 24
 HALF, BOOL, INT64 = TensorProto.FLOAT16, TensorProto.BOOL, TensorProto.INT64
 CAPABILITY = "SM86"
@@ -57,6 +55,15 @@ class Graph:
         )
         imports = [helper.make_opsetid("", OPSET)]
         return helper.make_model(graph, opset_imports=imports, ir_version=11).SerializeToString()
+
+
+def allow_decomposition(trt: Any, network: Any) -> None:
+    """Let TensorRT run each attention by several kernels where it has no fused one."""
+    for i in range(network.num_layers):
+        layer = network.get_layer(i)
+        if layer.type == trt.LayerType.ATTENTION_INPUT:
+            layer.__class__ = trt.IAttentionInputLayer
+            layer.attention.decomposable = True
 
 
 @dataclass(frozen=True)
@@ -182,13 +189,13 @@ QUESTIONS = (
     Question(
         "Attention-23, grouped queries, bool mask [T, S + T], cache of any length from 0",
         True,
-        "used for multi-head and grouped attention",
+        "not used: FmmAttention reads the rows in use of its caches and needs no mask",
         lambda: attention(128, 128, 128),
     ),
     Question(
         "the same with a float16 mask to add",
         True,
-        "not needed: the bool mask is smaller",
+        "not used",
         lambda: attention(128, 128, 128, mask=HALF),
     ),
     Question(
@@ -200,7 +207,7 @@ QUESTIONS = (
     Question(
         "Attention-23, keys 576 wide, values 512 wide (absorbed latent attention)",
         False,
-        "the whole latent is the value too: 576 wide, and the last 64 columns of the result are dropped",
+        "FmmAttention takes the first columns of the latent for the values",
         lambda: attention(576, 576, 512, kv_heads=1),
     ),
     Question(
@@ -212,8 +219,7 @@ QUESTIONS = (
     Question(
         "the same where IAttention.decomposable is set after parsing",
         True,
-        "used for latent attention; the engine builder sets it on every attention, and where there is a fused kernel "
-        "TensorRT may still take it",
+        "the engine builder sets it on every attention, and where there is a fused kernel TensorRT may still take it",
         lambda: attention(576, 576, 576, kv_heads=1),
         is_decomposable=True,
     ),
@@ -226,25 +232,25 @@ QUESTIONS = (
     Question(
         "Attention-23 that appends to the cache (present_key, present_value)",
         False,
-        "the cache is appended to by Concat",
+        "FmmAttention appends, to the cache itself",
         attention_with_cache_outputs,
     ),
     Question(
         "Concat of a cache of length 0 and new rows",
         True,
-        "used; each stage's layers have caches of their own length",
+        "not used: every step would copy the cache and have new shapes",
         lambda: attention(64, 64, 64),
     ),
     Question(
         "TensorScatter-24 into a cache of fixed capacity",
         True,
-        "not used yet, see below",
+        "not used, see below",
         tensor_scatter,
     ),
     Question(
         "attention of the last row on all keys, from Slice, MatMul, Softmax and ReduceMean in float32",
         True,
-        "used in front of every prune layer; no operator of ours is needed",
+        "so no operator of ours is needed in front of a prune layer; there the softmax comes from FmmAttention's lse",
         last_row_attention,
     ),
     Question(
@@ -253,7 +259,7 @@ QUESTIONS = (
         "one graph serves prefill and decode: V, K and M are 0 while decoding",
         gather_of_nothing,
     ),
-    Question("a causal mask from Shape, Range and LessOrEqual", True, "used", causal_mask),
+    Question("a causal mask from Shape, Range and LessOrEqual", True, "not used", causal_mask),
 )
 
 

@@ -65,7 +65,7 @@ def _deepseek(
         kv_lora_rank=512,
         rope_dim=64,
         cache_parts=("latent",),
-        cache_shape=(576,),
+        cache_shape=(1, 576),
         moe_layers=tuple(range(1, layers)),
         num_experts=num_experts,
         top_k=6,

@@ -52,7 +52,7 @@ TIME_CAPTION = (
     "In parentheses: the routed experts of the whole model do not fit into the device's memory. "
     "c: computing takes longer than memory. "
 )
-ATTENTION_TITLE = "### ESTIMATE: the least time of one layer's FmmAttention in microseconds (never run on a GPU)"
+ATTENTION_TITLE = "## ESTIMATE: the least time of one layer's FmmAttention in microseconds (never run on a GPU)"
 ATTENTION_CAPTION = (
     "One sequence, layers without a window, float16, capacity rounded up to 256. c: computing takes longer than memory."
 )
@@ -144,7 +144,7 @@ def write(document: Path, rows: list[KernelRow], times: list[LayerTime], attendi
         ATTENTION_TITLE,
         ATTENTION_CAPTION,
         attending,
-        "### Devices (from data sheets, not measured)",
+        "## Devices (from data sheets, not measured)",
         device_table(DEVICES[name] for name in ROOFLINE_DEVICES),
     ]
     write_part(document, MARKER, "\n\n".join(parts))
@@ -160,7 +160,7 @@ def show(rows: list[KernelRow], times: list[LayerTime], attending: str) -> None:
     for device in map(DEVICES.__getitem__, ROOFLINE_DEVICES):
         print(f"\nESTIMATE by phase, {device.name} (never run on a GPU):\n")
         print(phase_table([time for time in times if time.device == device]))
-    print(f"\n{ATTENTION_TITLE.removeprefix('### ')}.\n\n{ATTENTION_CAPTION}\n\n{attending}")
+    print(f"\n{ATTENTION_TITLE.removeprefix('## ')}.\n\n{ATTENTION_CAPTION}\n\n{attending}")
 
 
 def main() -> int:

@@ -39,7 +39,7 @@ manifest = load_manifest(Path(sys.argv[1]))
 info, policy = manifest.language_model, manifest.policy
 schedule = plan_request(policy, visual_tokens=4, moe_layers=info.moe_layers, top_k=info.top_k)
 chunk = Chunk(0, np.zeros((9, info.hidden_size), np.float32), np.arange(2, 6, dtype=np.int32), schedule)
-feed = signatures.feeds(info, Call(policy, [chunk], [0], 0.5, 0))["temperature"]
+feed = signatures.feeds(info, Call(policy, [chunk], [0], [[0]] * 3, 0.5, 0))["temperature"]
 assert (feed.shape, feed.dtype, float(feed[0, 0])) == ((9, len(policy.sites)), np.float32, 0.5)
 limits = resolve_limits(manifest)
 prefill, decode = engine_profiles(manifest, limits)["language_model"]

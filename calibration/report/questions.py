@@ -111,7 +111,9 @@ class Questions:
         text_only = [chunk.schedule.for_text() for chunk in chunks]
         batch = Batch(backend, len(chunks))
         own_seed = seed * _SEEDS_APART + self.items[pack[0]].picture
-        logits, rows = batch.extend(chunks, alpha=alpha, seed=own_seed), list(range(len(chunks)))
+        coming = [self.max_new_tokens - 1] * len(chunks)
+        logits = batch.extend(chunks, alpha=alpha, seed=own_seed, new_tokens=coming)
+        rows = list(range(len(chunks)))
         answers: list[list[int]] = [[] for _ in rows]
         while True:
             tokens = dict(zip(rows, logits.argmax(axis=1).tolist(), strict=True))

@@ -8,20 +8,23 @@ import torch
 from fastmmoe.exporter.graph.tracing import GraphInput
 from fastmmoe.exporter.manifest import language_model_info
 from fastmmoe.exporter.model import Model
-from fastmmoe.runtime.bundle.graph_io import LEAST_SIZES
+from fastmmoe.runtime.bundle.graph_io import least_size
 from fastmmoe.runtime.bundle.signatures import Tensor, embedding_inputs, language_model_inputs, vision_inputs
 
 
 def graph_inputs(model: Model, graph: str) -> list[GraphInput]:
     """Inputs of the graph "vision", "embedding" or "language_model"."""
-    # Visual tokens may be none, but not where there are tiles.
-    minima = LEAST_SIZES | ({"V": 1} if graph == "vision" else {})
+
+    def least(size: str) -> int:
+        # Visual tokens may be none, but not where there are tiles.
+        return 1 if graph == "vision" and size == "V" else least_size(size)
+
     return [
         GraphInput(
             tensor.name,
             tensor.shape,
             getattr(torch, tensor.dtype),
-            minimum=max((minima.get(size, 0) for size in tensor.shape if isinstance(size, str)), default=0),
+            minimum=max((least(size) for size in tensor.shape if isinstance(size, str)), default=0),
         )
         for tensor in _tensors(model, graph)
     ]

@@ -20,12 +20,12 @@ import torch
 from torch.export import Dim
 
 from fastmmoe import __version__
-from fastmmoe.exporter.ops import DOMAIN, SPARSE_MOE, TOKEN_PRUNE
+from fastmmoe.exporter.ops import ATTENTION, DOMAIN, OPS, SPARSE_MOE, TOKEN_PRUNE
+from fastmmoe.exporter.ops.attention import torch_op as _attention  # noqa: F401  (registers the operator)
 from fastmmoe.exporter.ops.schema import register_schemas
 from fastmmoe.exporter.ops.sparse_moe import torch_op as _moe  # noqa: F401  (registers the operator)
 from fastmmoe.exporter.ops.token_prune import torch_op as _prune  # noqa: F401  (registers the operator)
 
-OPSET = 23
 IR_VERSION = 11
 MAX_DIMENSION = 1 << 20
 
@@ -51,6 +51,7 @@ def trace(
     load: Callable[[str], torch.Tensor],
     *,
     name: str,
+    opset: int,
 ) -> ir.Model:
     """The ONNX graph of a module whose forward takes and gives a dict of named tensors.
 
@@ -58,6 +59,7 @@ def trace(
         module: parameters on the meta device; none of their values is needed.
         load: gives a parameter's values by its name in the module; called when the graph is written, once each time.
         name: the graph's.
+        opset: version of the standard operators; what it lacks is spelled out.
     Returns:
         Model with weights that are read lazily, nodes named by module path, no metadata of this machine.
     """
@@ -73,22 +75,24 @@ def trace(
             kwargs={"inputs": example},
             dynamic_shapes={"inputs": shapes},
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=opset,
             verbose=False,
             optimize=False,
             custom_translation_table={
                 torch.ops.fastmmoe.sparse_moe.default: _translate_sparse_moe,
                 torch.ops.fastmmoe.token_prune.default: _translate_token_prune,
+                torch.ops.fastmmoe.attention.default: _translate_attention,
             },
         )
     assert traced is not None and traced.exported_program is not None
     output_names = list(traced.exported_program.call_spec.out_spec.context)  # type: ignore[union-attr]
     model = traced.model
+    _drop_absent_outputs(model)
     _attach_weights(model, module, load)
     with _quiet():
         onnxscript.optimizer.optimize_ir(model, should_fold=_transpose_when_written)
     _rename(model, [i.name for i in inputs], output_names)
-    _clean(model, name)
+    _clean(model, name, opset)
     return model
 
 
@@ -125,6 +129,29 @@ def _translate_token_prune(
     visual = (visual_index, visual_offsets)
     slots = (keep_slots, keep_offsets, merge_slots, merge_offsets)
     return _fastmmoe.FmmTokenPrune(*states, *visual, *slots, alpha, **TOKEN_PRUNE.decode(attributes))
+
+
+def _translate_attention(
+    query: Any,
+    key: Any,
+    past_key: Any,
+    past_lengths: Any,
+    sequence_ids: Any,
+    sequence_offsets: Any,
+    others: Any,
+    attributes: str,
+) -> Any:
+    tensors = (query, key, past_key, past_lengths, sequence_ids, sequence_offsets, *others)
+    return _fastmmoe.FmmAttention(*tensors, **ATTENTION.decode(attributes))
+
+
+def _drop_absent_outputs(model: ir.Model) -> None:
+    """Leave our operators' nodes the outputs that they have with their attributes: onnxscript gives them all."""
+    specs = {spec.name: spec for spec in OPS}
+    for node in model.graph:
+        if node.domain == DOMAIN:
+            attributes = {name: attribute.value for name, attribute in node.attributes.items()}
+            node.resize_outputs(len(specs[node.op_type].outputs_for(attributes)))
 
 
 def _example_shape(graph_input: GraphInput, sizes: dict[str, int]) -> list[int]:
@@ -235,7 +262,7 @@ def _module_path(node: ir.Node, paths: dict[int, str]) -> str:
     return next((paths[id(p)] for p in producers if p is not None and id(p) in paths), "")
 
 
-def _clean(model: ir.Model, name: str) -> None:
+def _clean(model: ir.Model, name: str, opset: int) -> None:
     """Remove what the tracer recorded about this machine and this run."""
     graph = model.graph
     for node in graph:
@@ -249,4 +276,4 @@ def _clean(model: ir.Model, name: str) -> None:
     model.metadata_props.clear()
     model.producer_name, model.producer_version, model.ir_version = "fastmmoe", __version__, IR_VERSION
     graph.name, graph.doc_string, model.doc_string = name, None, None
-    model.opset_imports.update({"": OPSET})
+    model.opset_imports.update({"": opset})

@@ -1,14 +1,108 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grouped-query attention of three of the decoders: DeepSeek-VL2 with MHA, Qwen3 and gpt-oss."""
+"""Attention over caches of fixed capacity, and the grouped-query attention of three of the decoders."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from fastmmoe.exporter.models.layers import RMSNorm, attend, rotate, watched_attention
+from fastmmoe.exporter.models.layers import RMSNorm, rotate
+from fastmmoe.exporter.ops import ATTENTION
+from fastmmoe.exporter.ops.attention import torch_op as _attention  # noqa: F401  (registers the operator)
+from fastmmoe.exporter.ops.contract import Attributes
 from fastmmoe.exporter.pruning.tokens import Tokens, Watch
 from fastmmoe.runtime.bundle import graph_io
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What attention gives.
+
+    Attributes:
+        output: [T, N, W].
+        present: the layer's caches with this call's rows.
+        present_position_ids: [B, C] where this layer writes its group's positions, else None.
+        watched: each watch's attention on this call's rows [T].
+    """
+
+    output: torch.Tensor
+    present: list[torch.Tensor]
+    present_position_ids: torch.Tensor | None
+    watched: list[torch.Tensor]
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor | None,
+    past: list[torch.Tensor],
+    tokens: Tokens,
+    watches: list[Watch],
+    *,
+    scale: float,
+    window: int = 0,
+    value_width: int = 0,
+    sinks: torch.Tensor | None = None,
+) -> Attended:
+    """FmmAttention of a layer.
+
+    Args:
+        q: [T, N, D].
+        k: [T, Nkv, D].
+        v: [T, Nkv, W]; None: the first value_width columns of k.
+        past: the layer's caches [B, Nkv, C, D or W]: keys, and values unless v is None.
+        window: see the contract; 0: none.
+        sinks: [N], one more logit for each head, or None.
+    """
+    writes_position_ids = window > 0 and not tokens.has_new_positions
+    attributes: Attributes = {
+        "window": window,
+        "value_width": value_width,
+        "scale": scale,
+        "has_sinks": int(sinks is not None),
+        "writes_position_ids": int(writes_position_ids),
+        "has_lse": int(bool(watches)),
+    }
+    others = [] if v is None else [v, past[1]]
+    others += [] if sinks is None else [sinks]
+    if window:
+        assert tokens.past_position_ids is not None
+        others += [tokens.position_ids, tokens.past_position_ids]
+    rows = tokens.rows
+    ids = (tokens.past_lengths, rows.sequence_ids, rows.sequence_offsets)
+    output, *found = torch.ops.fastmmoe.attention(q, k, past[0], *ids, others, ATTENTION.encode(attributes))
+    present, found = found[: len(past)], found[len(past) :]
+    watched = [
+        # Keys are rated as they are stored.
+        watched_attention(q, k.to(past[0].dtype), found[-1], scale, watch, rows.sequence_ids)
+        for watch in watches
+    ]
+    return Attended(output, present, found[0] if writes_position_ids else None, watched)
+
+
+def watched_attention(
+    q: torch.Tensor, k: torch.Tensor, lse: torch.Tensor, scale: float, watch: Watch, sequence_ids: torch.Tensor
+) -> torch.Tensor:
+    """Attention of some query rows on the rows of their call: mean over heads, weighted sum over the rows.
+
+    Args:
+        q: [T, N, D].
+        k: [T, Nkv, D].
+        lse: [T, N] float32, logarithm of what each row's softmax divides by; what it has of keys outside of the call,
+            and of sinks, makes a row's attention sum to less than 1.
+    Returns:
+        [T] float32.
+    """
+    T, Nkv, R, G = k.shape[0], k.shape[1], watch.rows.shape[0], q.shape[1] // k.shape[1]
+    rows = q.index_select(0, watch.rows).float().view(R, Nkv, G, q.shape[2]).permute(1, 2, 0, 3)  # [Nkv, G, R, D]
+    scores = torch.matmul(rows, k.float().permute(1, 2, 0)[:, None]) * scale  # [Nkv, G, R, T]
+    scores = scores - lse.index_select(0, watch.rows).view(R, Nkv, G, 1).permute(1, 2, 0, 3)
+    is_same = sequence_ids.index_select(0, watch.rows)[:, None] == sequence_ids[None, :]
+    is_seen = is_same & (torch.arange(T)[None, :] <= watch.rows[:, None])  # [R, T]
+    probs = scores.masked_fill(~is_seen, float("-inf")).exp().mean((0, 1))
+    return (probs * watch.weights[:, None]).sum(0)
 
 
 class GroupedAttention(nn.Module):
@@ -18,7 +112,7 @@ class GroupedAttention(nn.Module):
         bias: all four projections have one (gpt-oss).
         qk_norm_eps: norm of every head of q and k before RoPE (Qwen3), or None.
         has_sinks: one learned logit a head that takes part in the softmax and is dropped after it (gpt-oss).
-        is_sliding: sees `Tokens.sliding_mask` instead of `Tokens.mask`.
+        window: original positions that a row looks back over; 0: all.
     """
 
     cache_parts = graph_io.KEY_VALUE
@@ -33,10 +127,10 @@ class GroupedAttention(nn.Module):
         bias: bool = False,
         qk_norm_eps: float | None = None,
         has_sinks: bool = False,
-        is_sliding: bool = False,
+        window: int = 0,
     ) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.scale, self.is_sliding = heads, kv_heads, head_dim**-0.5, is_sliding
+        self.heads, self.kv_heads, self.scale, self.window = heads, kv_heads, head_dim**-0.5, window
         self.q_proj = nn.Linear(hidden_size, heads * head_dim, bias=bias)
         self.k_proj = nn.Linear(hidden_size, kv_heads * head_dim, bias=bias)
         self.v_proj = nn.Linear(hidden_size, kv_heads * head_dim, bias=bias)
@@ -45,28 +139,11 @@ class GroupedAttention(nn.Module):
         self.k_norm = nn.Identity() if qk_norm_eps is None else RMSNorm(head_dim, qk_norm_eps)
         self.sinks = nn.Parameter(torch.empty(heads)) if has_sinks else None
 
-    def forward(
-        self, x: torch.Tensor, tokens: Tokens, past: list[torch.Tensor], watches: list[Watch]
-    ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-        """x [T, H], past key and value [1, Nkv, S, D] -> output [T, H], the caches with this call's rows, and each
-        watch's attention on this call's rows [T]."""
+    def forward(self, x: torch.Tensor, tokens: Tokens, past: list[torch.Tensor], watches: list[Watch]) -> Attended:
+        """x [T, H] -> output [T, H]."""
         T = x.shape[0]
-        q = self.q_norm(self.q_proj(x).view(T, self.heads, -1)).transpose(0, 1)
-        k = self.k_norm(self.k_proj(x).view(T, self.kv_heads, -1)).transpose(0, 1)
-        v = self.v_proj(x).view(T, self.kv_heads, -1).transpose(0, 1)
-        q, k = rotate(q, tokens.cos, tokens.sin), rotate(k, tokens.cos, tokens.sin)
-        k, v = torch.cat((past[0][0], k), dim=1), torch.cat((past[1][0], v), dim=1)
-        watched = [watched_attention(q, k, self.scale, w, tokens.mask, self.sinks)[-T:] for w in watches]
-        mask = tokens.sliding_mask if self.is_sliding and tokens.sliding_mask is not None else tokens.mask
-        y = attend(q, k, v, mask, self.scale) if self.sinks is None else self._attend_with_sinks(q, k, v, mask)
-        return self.o_proj(y.transpose(0, 1).reshape(T, -1)), [k[None], v[None]], watched
-
-    def _attend_with_sinks(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """[N, T, D]. Spelled out, as the ONNX Attention op has no sink."""
-        assert self.sinks is not None
-        T, group = q.shape[1], self.heads // self.kv_heads
-        q = (q * self.scale).view(self.kv_heads, group, T, -1)
-        scores = torch.matmul(q, k[:, None].transpose(2, 3)).float().masked_fill(~mask, float("-inf"))
-        sinks = self.sinks.float().view(self.kv_heads, group, 1, 1).expand(-1, -1, T, 1)
-        probs = torch.cat((scores, sinks), dim=-1).softmax(-1)[..., :-1].to(v.dtype)
-        return torch.matmul(probs, v[:, None]).view(self.heads, T, -1)
+        q = rotate(self.q_norm(self.q_proj(x).view(T, self.heads, -1)), tokens.cos, tokens.sin)
+        k = rotate(self.k_norm(self.k_proj(x).view(T, self.kv_heads, -1)), tokens.cos, tokens.sin)
+        v = self.v_proj(x).view(T, self.kv_heads, -1)
+        y = attend(q, k, v, past, tokens, watches, scale=self.scale, window=self.window, sinks=self.sinks)
+        return replace(y, output=self.o_proj(y.output.flatten(1)))

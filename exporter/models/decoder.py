@@ -9,12 +9,13 @@ one length.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
-from fastmmoe.exporter.models.layers import SparseMoe, causal_mask
+from fastmmoe.exporter.models.layers import SparseMoe
 from fastmmoe.exporter.pruning.sites import Sites
 from fastmmoe.exporter.pruning.tokens import Rows, Tokens
 from fastmmoe.runtime.bundle import graph_io, signatures
@@ -55,7 +56,6 @@ class LanguageModel(nn.Module):
     Args:
         rotary_dim: rotated dimensions of a head; `inv_freq` [rotary_dim / 2] is filled like a weight. rope_scale
             multiplies cos and sin (YaRN's attention factor).
-        sliding_window: tokens a sliding layer looks back over; layers say by `self_attn.is_sliding` whether they slide.
     """
 
     def __init__(
@@ -67,34 +67,50 @@ class LanguageModel(nn.Module):
         policy: Policy,
         *,
         rope_scale: float = 1.0,
-        sliding_window: int | None = None,
     ) -> None:
         super().__init__()
         self.layers: Any = nn.ModuleList(layers)
         self.norm, self.lm_head = norm, lm_head
         self.inv_freq = nn.Parameter(torch.empty(rotary_dim // 2))
-        self.policy, self.rope_scale, self.sliding_window = policy, rope_scale, sliding_window
+        self.policy, self.rope_scale = policy, rope_scale
         self.groups = signatures.layer_groups(len(layers), policy.sites)
         self.moe_layers = tuple(i for i, layer in enumerate(layers) if isinstance(layer.mlp, MoeBlock))
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """One prefill or one decode step; names and shapes of inputs and outputs: runtime/bundle/graph_io.py."""
+        x, rows, outputs = self.run_layers(inputs)
+        last = inputs[graph_io.SEQUENCE_OFFSETS][1:] - 1
+        logits = self.logits(x.index_select(0, rows.last))
+        found = {
+            graph_io.LOGITS: logits,
+            graph_io.NEXT_IDS: logits.argmax(-1).to(torch.int32),
+            # Of the call's own last rows: those that are left may be others.
+            graph_io.NEXT_POSITION_IDS: inputs[graph_io.POSITION_IDS].index_select(0, last) + 1,
+        }
+        return found | outputs
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Final norm and head: [n, H] -> [n, vocab] float32."""
+        return self.lm_head(self.norm(x)).float()
+
+    def run_layers(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Rows, dict[str, torch.Tensor]]:
+        """The rows [T', H] after the last layer, which they are, and the outputs that come of the layers."""
         x = inputs[graph_io.INPUTS_EMBEDS]
         outputs: dict[str, torch.Tensor] = {}
         sites, rows, group = Sites(self.policy, inputs), self._first_rows(inputs), 0
-        tokens = self._tokens(inputs, sites, group, rows)
+        tokens = self._tokens(inputs, sites, group, rows, outputs)
         for i, layer in enumerate(self.layers):
             watches = sites.watches(i, rows)
             names = graph_io.past_names(i, layer.self_attn.cache_parts)
             past = [inputs[name] for name in names]
-            y, present, watched = layer.self_attn(layer.input_layernorm(x), tokens, past, list(watches.values()))
-            outputs |= dict(zip(map(graph_io.present_name, names), present, strict=True))
-            attention = dict(zip(watches, watched, strict=True))
-            x = x + y
+            y = layer.self_attn(layer.input_layernorm(x), tokens, past, list(watches.values()))
+            outputs |= dict(zip(map(graph_io.present_name, names), y.present, strict=True))
+            if y.present_position_ids is not None:
+                outputs[graph_io.present_name(graph_io.past_position_ids(group))] = y.present_position_ids
+                tokens = replace(tokens, past_position_ids=y.present_position_ids, has_new_positions=True)
+            attention = dict(zip(watches, y.watched, strict=True))
+            x = x + y.output
             h = layer.post_attention_layernorm(x)
-            is_last_of_group = i == self.groups[group][-1]
-            if is_last_of_group:
-                outputs |= self._present_ids(group, tokens)
             for s, site in sites.at(i, "moe"):
                 pruned = sites.prune_moe(s, site, layer.mlp.experts.routing_probs, h, x, attention, rows)
                 h, x, rows = pruned.hidden_states, pruned.residual, pruned.rows
@@ -106,11 +122,10 @@ class LanguageModel(nn.Module):
                 x, rows = pruned.residual, pruned.rows
                 outputs[graph_io.kept_index(s)] = pruned.kept_index
                 attention = {name: a.index_select(0, pruned.kept_index) for name, a in attention.items()}
-            if is_last_of_group and i + 1 < len(self.layers):
+            if i == self.groups[group][-1] and i + 1 < len(self.layers):
                 group += 1
-                tokens = self._tokens(inputs, sites, group, rows)
-        outputs[graph_io.LOGITS] = self.lm_head(self.norm(x.index_select(0, rows.last))).float()
-        return {graph_io.LOGITS: outputs.pop(graph_io.LOGITS), **outputs}
+                tokens = self._tokens(inputs, sites, group, rows, outputs)
+        return x, rows, outputs
 
     def _first_rows(self, inputs: dict[str, torch.Tensor]) -> Rows:
         x, visual_index, random_scores = inputs[graph_io.INPUTS_EMBEDS], inputs[graph_io.VISUAL_INDEX], None
@@ -125,13 +140,6 @@ class LanguageModel(nn.Module):
             random_scores,
         )
 
-    def _present_ids(self, group: int, tokens: Tokens) -> dict[str, torch.Tensor]:
-        """Sequences and, with sliding layers, positions of a group's keys, as they are cached."""
-        ids = {graph_io.present_name(graph_io.past_sequence_ids(group)): tokens.key_sequence_ids}
-        if tokens.key_position_ids is not None:
-            ids[graph_io.present_name(graph_io.past_position_ids(group))] = tokens.key_position_ids
-        return ids
-
     def _feed_forward(
         self, layer: DecoderLayer, i: int, h: torch.Tensor, visual_index: torch.Tensor, inputs: dict[str, torch.Tensor]
     ) -> torch.Tensor:
@@ -144,26 +152,29 @@ class LanguageModel(nn.Module):
             visual_top_k = inputs[graph_io.VISUAL_TOP_K][j : j + 1]
         return layer.mlp(h, visual_index, visual_top_k)
 
-    def _tokens(self, inputs: dict[str, torch.Tensor], sites: Sites, group: int, rows: Rows) -> Tokens:
-        past_sequence_ids = inputs[graph_io.past_sequence_ids(group)]
-        T, past, dtype = rows.position_ids.shape[0], past_sequence_ids.shape[0], inputs[graph_io.INPUTS_EMBEDS].dtype
-        position_ids = rows.position_ids if group == 0 else self._positions(sites, rows, past)
-        angles = position_ids.float()[:, None] * self.inv_freq[None, :]
+    def _tokens(
+        self, inputs: dict[str, torch.Tensor], sites: Sites, group: int, rows: Rows, outputs: dict[str, torch.Tensor]
+    ) -> Tokens:
+        """What the group's layers share; its present lengths go to `outputs`."""
+        past_lengths = inputs[graph_io.past_lengths(group)]
+        sequences = torch.arange(past_lengths.shape[0], dtype=torch.int32)
+        new = (sequences[:, None] == rows.sequence_ids[None, :]).sum(1)
+        outputs[graph_io.present_name(graph_io.past_lengths(group))] = past_lengths + new.to(torch.int32)
+        dtype = inputs[graph_io.INPUTS_EMBEDS].dtype
+        position_ids = rows.position_ids if group == 0 else self._positions(sites, rows, past_lengths)
+        angles = position_ids.float()[:, None, None] * self.inv_freq
         cos, sin = (angles.cos() * self.rope_scale).to(dtype), (angles.sin() * self.rope_scale).to(dtype)
-        key_sequence_ids = torch.cat((past_sequence_ids, rows.sequence_ids))
-        # Keys stand in the order in which they came, so that a sequence sees those of its own up to its own row.
-        mask = causal_mask(T, past + T) & (rows.sequence_ids[:, None] == key_sequence_ids[None, :])
-        sliding_mask = key_position_ids = None
-        if self.sliding_window is not None:
-            key_position_ids = torch.cat((inputs[graph_io.past_position_ids(group)], position_ids))
-            distance = position_ids[:, None] - key_position_ids[None, :]
-            sliding_mask = mask & (distance < self.sliding_window)
-        return Tokens(cos, sin, mask, sliding_mask, key_position_ids, key_sequence_ids)
+        slides = any(self.layers[i].self_attn.window for i in self.groups[group])
+        past_position_ids = inputs[graph_io.past_position_ids(group)] if slides else None
+        return Tokens(rows, position_ids, cos, sin, past_lengths, past_position_ids)
 
-    def _positions(self, sites: Sites, rows: Rows, past: int) -> torch.Tensor:
+    def _positions(self, sites: Sites, rows: Rows, past_lengths: torch.Tensor) -> torch.Tensor:
         """[T] int32: the numbers of the original sequence or, by SparseVLM v1.5, of what is left of it."""
         if SPARSEVLM not in self.policy.methods or self.policy.sparsevlm_positions == "original":
             return rows.position_ids
-        compact = torch.arange(rows.position_ids.shape[0], dtype=torch.int32) + past
+        row = torch.arange(rows.position_ids.shape[0], dtype=torch.int32)
+        a = (row[:, None] >= rows.sequence_offsets[None, 1:]).sum(1)  # the sequence of the call that each belongs to
+        first = rows.sequence_offsets.index_select(0, a)
+        compact = past_lengths.index_select(0, rows.sequence_ids) + row - first
         is_active = sites.is_active(SPARSEVLM)
         return compact if is_active is True else torch.where(torch.as_tensor(is_active), compact, rows.position_ids)

@@ -6,12 +6,14 @@ Source: the official code (deepseek-ai/DeepSeek-VL2); layers in reading order, w
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from fastmmoe.exporter.checkpoint.reader import WeightRule
-from fastmmoe.exporter.models.attention import GroupedAttention
+from fastmmoe.exporter.models.attention import Attended, GroupedAttention, attend
 from fastmmoe.exporter.models.decoder import DecoderLayer, LanguageModel, MoeBlock
 from fastmmoe.exporter.models.deepseek_vl2_config import Config, MlaConfig, VisionConfig
 from fastmmoe.exporter.models.deepseek_vl2_config import read_config as read_config
@@ -24,10 +26,8 @@ from fastmmoe.exporter.models.layers import (
     VisionAttention,
     VisionBlock,
     VisionMlp,
-    attend,
     rotary_frequencies,
     rotate,
-    watched_attention,
 )
 from fastmmoe.exporter.models.weight_rules import BUFFERS, expert_weights, linear, norm, same
 from fastmmoe.exporter.pruning.tokens import Tokens, Watch
@@ -102,7 +102,7 @@ class LatentAttention(nn.Module):
     """
 
     cache_parts = graph_io.LATENT
-    is_sliding = False
+    window = 0
 
     def __init__(self, c: Config, mla: MlaConfig) -> None:
         super().__init__()
@@ -115,22 +115,19 @@ class LatentAttention(nn.Module):
         self.w_uv = nn.Parameter(torch.empty(self.heads, mla.kv_lora_rank, mla.v_head_dim))
         self.o_proj = nn.Linear(self.heads * mla.v_head_dim, c.hidden_size, bias=False)
 
-    def forward(
-        self, x: torch.Tensor, tokens: Tokens, past: list[torch.Tensor], watches: list[Watch]
-    ) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
+    def forward(self, x: torch.Tensor, tokens: Tokens, past: list[torch.Tensor], watches: list[Watch]) -> Attended:
+        """x [T, H] -> output [T, H]."""
         T, mla = x.shape[0], self.mla
-        q = self.q_proj(x).view(T, self.heads, -1).transpose(0, 1)
+        q = self.q_proj(x).view(T, self.heads, -1)
         q_nope, q_pe = q.split((mla.qk_nope_head_dim, mla.qk_rope_head_dim), dim=-1)
-        q = torch.cat((torch.matmul(q_nope, self.w_uk), rotate(q_pe, tokens.cos, tokens.sin)), dim=-1)
+        q_latent = torch.matmul(q_nope.transpose(0, 1), self.w_uk).transpose(0, 1)
+        q = torch.cat((q_latent, rotate(q_pe, tokens.cos, tokens.sin)), dim=-1)
         c, k_pe = self.kv_a_proj_with_mqa(x).split((mla.kv_lora_rank, mla.qk_rope_head_dim), dim=-1)
-        latent = torch.cat((self.kv_a_layernorm(c), rotate(k_pe, tokens.cos, tokens.sin)), dim=-1)
-        latent = torch.cat((past[0], latent[None]), dim=1)
-        watched = [watched_attention(q, latent, self.scale, w, tokens.mask)[-T:] for w in watches]
-        # The values are the first rank columns of the same rows. TensorRT's attention wants keys and values of one
-        # width, so the rotary columns are attended too and dropped.
-        y = attend(q, latent, latent, tokens.mask, self.scale)[:, :, : mla.kv_lora_rank]
-        y = torch.matmul(y, self.w_uv).transpose(0, 1).reshape(T, -1)
-        return self.o_proj(y), [latent], watched
+        c, k_pe = self.kv_a_layernorm(c)[:, None], rotate(k_pe[:, None], tokens.cos, tokens.sin)
+        latent = torch.cat((c, k_pe), dim=-1)
+        y = attend(q, latent, None, past, tokens, watches, scale=self.scale, value_width=mla.kv_lora_rank)
+        output = torch.matmul(y.output.transpose(0, 1), self.w_uv).transpose(0, 1).reshape(T, -1)
+        return replace(y, output=self.o_proj(output))
 
 
 def build_graphs(c: Config, policy: Policy) -> GraphModules:

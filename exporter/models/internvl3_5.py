@@ -99,7 +99,7 @@ def build_attention(c: Config, layer: int) -> GroupedAttention:
         bias=c.is_gpt_oss,
         qk_norm_eps=None if c.is_gpt_oss else c.rms_norm_eps,
         has_sinks=c.is_gpt_oss,
-        is_sliding=layer in c.sliding_layers,
+        window=c.sliding_window or 0 if layer in c.sliding_layers else 0,
     )
 
 
@@ -117,7 +117,6 @@ def build_graphs(c: Config, policy: Policy) -> GraphModules:
         c.head_dim,
         policy,
         rope_scale=1.0 if c.yarn is None else c.yarn.attention_factor,
-        sliding_window=c.sliding_window,
     )
     return GraphModules(Vision(c.vision, c.hidden_size), Embedding(c.vocab_size, c.hidden_size), language_model)
 

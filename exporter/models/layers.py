@@ -12,7 +12,6 @@ from torch import nn
 
 from fastmmoe.exporter.ops import SPARSE_MOE
 from fastmmoe.exporter.ops.sparse_moe import torch_op as _moe  # noqa: F401  (registers the operator)
-from fastmmoe.exporter.pruning.tokens import Watch
 
 
 class RMSNorm(nn.Module):
@@ -143,45 +142,9 @@ def rotary_frequencies(theta: float, dim: int, yarn: YarnConfig | None = None) -
 
 
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding, halves layout: x [N, T, D], cos and sin [T, D / 2]."""
+    """Rotary embedding, halves layout: x [T, N, D], cos and sin [T, 1, D / 2]."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-
-
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
-    """Attention with grouped heads: q [N, T, D], k [Nkv, S, D], v [Nkv, S, Dv], mask [T, S] bool -> [N, T, Dv]."""
-    y = F.scaled_dot_product_attention(
-        q[None], k[None], v[None], attn_mask=mask[None, None], scale=scale, enable_gqa=q.shape[0] != k.shape[0]
-    )
-    return y[0]
-
-
-def watched_attention(
-    q: torch.Tensor, k: torch.Tensor, scale: float, watch: Watch, mask: torch.Tensor, sinks: torch.Tensor | None = None
-) -> torch.Tensor:
-    """Attention of some query rows on every key: mean over heads, weighted sum over the rows.
-
-    Args:
-        q: [N, T, D].
-        k: [Nkv, S, D].
-        mask: [T, S] bool.
-        sinks: [N], one extra logit a head, or None.
-    Returns:
-        [S] float32. With sinks a row's attention sums to less than 1.
-    """
-    N, Nkv, R, S = q.shape[0], k.shape[0], watch.rows.shape[0], k.shape[1]
-    rows = q.index_select(1, watch.rows).float().reshape(Nkv, N // Nkv * R, q.shape[2])
-    scores = (torch.matmul(rows, k.float().transpose(1, 2)) * scale).reshape(N, R, S)
-    scores = scores.masked_fill(~mask.index_select(0, watch.rows), float("-inf"))
-    if sinks is not None:
-        scores = torch.cat((scores, sinks.float()[:, None, None].expand(N, R, 1)), dim=-1)
-    probs = scores.softmax(-1)[:, :, :S].mean(0)
-    return (probs * watch.weights[:, None]).sum(0)
-
-
-def causal_mask(T: int, S: int) -> torch.Tensor:
-    """[T, S] bool: row i of the T newest tokens sees the keys up to its own, which is key i + S - T."""
-    return torch.arange(S)[None, :] <= torch.arange(T)[:, None] + (S - T)
 
 
 class VisionBlock(nn.Module):

@@ -10,13 +10,13 @@ import torch
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a call that have not been pruned so far: B sequences, one after the other.
+    """The rows of a call that have not been pruned so far: A sequences, one after the other.
 
     Attributes:
         position_ids, sequence_ids: [T] int32.
-        sequence_offsets: [B + 1] int32, where in T each sequence starts.
+        sequence_offsets: [A + 1] int32, where in T each sequence starts.
         visual_index: [V] int32.
-        visual_offsets: [B + 1] int32, where in V each sequence starts; None where nothing prunes.
+        visual_offsets: [A + 1] int32, where in V each sequence starts; None where nothing prunes.
         random_scores: [T] float32 of method random, or None.
     """
 
@@ -29,7 +29,7 @@ class Rows:
 
     @property
     def last(self) -> torch.Tensor:
-        """[B] int32: the last row of every sequence."""
+        """[A] int32: the last row of every sequence."""
         return self.sequence_offsets[1:] - 1
 
     def survivors(self, kept_index: torch.Tensor, visual_index: torch.Tensor, keep_offsets: torch.Tensor) -> Rows:
@@ -48,22 +48,25 @@ class Rows:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Tensors that the attention blocks of one group of layers share.
+    """What the attention blocks of one group of layers share.
 
     Attributes:
-        cos, sin: [T, rotary / 2].
-        mask: [T, S] bool.
-        sliding_mask: the same for sliding layers, or None.
-        key_position_ids: [S] int32 with sliding layers, else None.
-        key_sequence_ids: [S] int32.
+        rows: those that the group's layers see.
+        position_ids: [T] int32 of rotary embeddings and windows.
+        cos: [T, 1, rotary / 2].
+        sin: [T, 1, rotary / 2].
+        past_lengths: [B] int32, rows of each cache in use.
+        past_position_ids: [B, C] int32 in a group with sliding layers, else None.
+        has_new_positions: whether past_position_ids holds those of this call, too.
     """
 
+    rows: Rows
+    position_ids: torch.Tensor
     cos: torch.Tensor
     sin: torch.Tensor
-    mask: torch.Tensor
-    sliding_mask: torch.Tensor | None
-    key_position_ids: torch.Tensor | None
-    key_sequence_ids: torch.Tensor
+    past_lengths: torch.Tensor
+    past_position_ids: torch.Tensor | None
+    has_new_positions: bool = False
 
 
 @dataclass(frozen=True)

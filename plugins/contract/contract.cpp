@@ -109,9 +109,7 @@ std::string contracts_as_json() {
 }
 
 NodeAttributes::NodeAttributes(const OpContract& contract, const AttributeSource& source)
-    : contract_(&contract),
-      integers_(contract.attributes.size()),
-      numbers_(contract.attributes.size()) {
+    : contract_(&contract), integers_(contract.attributes.size()), numbers_(contract.attributes.size()) {
   for (size_t i = 0; i < contract.attributes.size(); ++i) read(i, source);
   inputs_ = choose(contract.inputs);
   outputs_ = choose(contract.outputs);

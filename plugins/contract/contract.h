@@ -63,7 +63,7 @@ struct SizeContract {
 struct OpContract {
   const char* name;
   int version;
-  std::vector<TensorContract> inputs;  // those that not all nodes have come last
+  std::vector<TensorContract> inputs;   // those that not all nodes have come last
   std::vector<TensorContract> outputs;  // likewise
   std::vector<AttributeContract> attributes;
   std::vector<SizeContract> sizes;  // of every letter that an input can tell

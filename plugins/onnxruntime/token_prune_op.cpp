@@ -27,10 +27,10 @@ class TokenPruneKernel {
                   inputs.data<int32_t>(kMergeOffsets));
     const float alpha = *inputs.data<float>(kAlpha);
     CHECK(0.0f <= alpha && alpha <= 1.0f, "FmmTokenPrune: alpha is ", alpha, ", expected 0 to 1");
-    const Ort::KernelContext outputs(context);
+    const Outputs outputs(node_, sizes, context);
     const auto data = [&](size_t input) { return inputs.data(input); };
     const TokenPruneParams params =
-        kernel_params(node_, infos, sizes, data, output_memory(outputs, contract(), sizes));
+        kernel_params(node_, infos, sizes, data, [&](size_t output) { return outputs.data(output); });
     token_prune_cpu(params, parallel_for_of(context));
   }
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -35,16 +35,21 @@ class Backend(Protocol):
     def embed(self, input_ids: Array) -> Array:
         """Token embeddings [T, H] of input_ids [T]."""
 
-    def new_caches(self) -> Caches:
-        """Caches that hold no tokens."""
+    def new_caches(self, sequences: int, capacities: Sequence[int], before: Caches | None = None) -> Caches:
+        """Caches of so many sequences, with room for so many rows of each in every layer group.
 
-    def extend(self, feeds: dict[str, Array], caches: Caches) -> tuple[dict[str, Array], Caches]:
-        """One call of the language model.
+        Args:
+            before: caches of as many sequences and no greater capacity, whose rows they begin with; they must not be
+                used again.
+        """
+
+    def extend(self, feeds: dict[str, Array], caches: Caches) -> dict[str, Array]:
+        """One call of the language model, which writes its rows to the caches.
 
         Args:
             feeds: its inputs but the caches (`signatures.feeds`).
         Returns:
-            Its outputs but the caches, and the caches with the call's rows; those given must not be used again.
+            Its outputs but the caches and their lengths.
         """
 
 

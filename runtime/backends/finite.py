@@ -13,7 +13,7 @@ from fastmmoe.runtime.types import Array
 
 
 def check_finite(logits: Array, chunks: Sequence[Chunk]) -> None:
-    """Raise NotFinite unless all logits [B, vocab] are numbers.
+    """Raise NotFinite unless all logits [A, vocab] are numbers.
 
     Args:
         chunks: what the rows of logits were computed from; they tell where the first such value is.

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -29,11 +30,37 @@ import onnxruntime as ort  # noqa: E402  (only once it is known to be whole)
 if TYPE_CHECKING:
     import onnx
 
-Values: TypeAlias = dict[str, ort.OrtValue]
-
 PROVIDERS = ["CPUExecutionProvider"]
+_LINE = 64
 ONNXRUNTIME_VERSION: str = ort.__version__
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+
+
+class BoundCaches:
+    """Key-value caches that a language model's session reads and writes where they are.
+
+    Attributes:
+        arrays: by input; each is bound to the input and to the output that has its address.
+    """
+
+    def __init__(self, session: ort.InferenceSession, arrays: dict[str, Array]) -> None:
+        self.arrays, self._session, self._binding = arrays, session, session.io_binding()
+        self._values = {name: _ort_value(array) for name, array in arrays.items()}
+        for name, value in self._values.items():
+            self._binding.bind_ortvalue_input(name, value)
+            self._binding.bind_ortvalue_output(graph_io.present_name(name), value)
+
+    def run(self, feeds: dict[str, Array], fetched: Sequence[str]) -> dict[str, Array]:
+        """One call: these outputs from the feeds [contiguous]; the caches get its rows."""
+        values = {name: _ort_value(value) for name, value in feeds.items()}
+        for name, value in values.items():
+            self._binding.bind_ortvalue_input(name, value)
+        for name in fetched:
+            # Anew each time: what was bound before would be written over.
+            self._binding.bind_output(name, "cpu")
+        self._session.run_with_iobinding(self._binding)
+        outputs = self._binding.get_outputs()[len(self.arrays) :]
+        return {name: value.numpy() for name, value in zip(fetched, outputs, strict=True)}
 
 
 class OnnxRuntime:
@@ -63,10 +90,9 @@ class OnnxRuntime:
         self._shown: dict[str, str] = {}
         self._sessions = {graph: self._load(graph, observed) for graph in graphs}
         self._weights = MappedFiles(directory / name for name in map(weights_file, graphs) if name in manifest.files)
-        language_model = self._sessions.get("language_model")
-        # Asked once: a decode step has no use for it.
-        self._output_names = [] if language_model is None else [output.name for output in language_model.get_outputs()]
-        self._outputs = {output.name for output in signatures.signatures(manifest)["language_model"].outputs}
+        self._wanted = signatures.outputs_of_call(manifest.policy)
+        given = {tensor.name for tensor in signatures.signatures(manifest)["language_model"].inputs}
+        self._fetched = list(dict.fromkeys((*self._wanted, *(n for n in self._shown.values() if n not in given))))
 
     @property
     def info(self) -> LanguageModelInfo:
@@ -86,26 +112,25 @@ class OnnxRuntime:
         """Token embeddings [T, H] of input_ids [T]."""
         return self._run("embedding", graph_io.INPUTS_EMBEDS, {graph_io.INPUT_IDS: input_ids.astype(np.int32)})
 
-    def new_caches(self) -> Values:
-        """Caches that hold no tokens."""
-        caches = signatures.empty_caches(self.info, self.policy, self.manifest.activation_dtype)
-        return {name: _ort_value(value) for name, value in caches.items()}
+    def new_caches(self, sequences: int, capacities: Sequence[int], before: BoundCaches | None = None) -> BoundCaches:
+        """See `Backend.new_caches`."""
+        dtype = self.manifest.activation_dtype
+        shapes = signatures.cache_shapes(self.info, self.policy, dtype, sequences, capacities)
+        arrays = {name: _aligned(shape, of_cache) for name, (shape, of_cache) in shapes.items()}
+        for name, old in {} if before is None else before.arrays.items():
+            arrays[name][tuple(map(slice, old.shape))] = old
+        return BoundCaches(self._sessions["language_model"], arrays)
 
-    def extend(self, feeds: dict[str, Array], caches: Values) -> tuple[dict[str, Array], Values]:
+    def extend(self, feeds: dict[str, Array], caches: BoundCaches) -> dict[str, Array]:
         """One call of the language model; see `Backend.extend`."""
-        session = self._sessions["language_model"]
         self._weights.check_unchanged()
-        values = {name: _ort_value(np.ascontiguousarray(value)) for name, value in feeds.items()}
-        names = self._output_names
+        values = {name: np.ascontiguousarray(value) for name, value in feeds.items()}
         with _naming_the_graph("language_model"):
-            outputs = dict(zip(names, session.run_with_ort_values(names, values | caches), strict=True))
+            outputs = caches.run(values, self._fetched)
         self._weights.check_unchanged()
-        carried = {name: outputs.pop(graph_io.present_name(name)) for name in caches}
         # A value that is observed may be an input of the graph, and the same one for several nodes.
-        shown = {
-            label: outputs[name].numpy() if name in outputs else feeds[name] for label, name in self._shown.items()
-        }
-        return {name: value.numpy() for name, value in outputs.items() if name in self._outputs} | shown, carried
+        shown = {label: outputs[name] if name in outputs else feeds[name] for label, name in self._shown.items()}
+        return {name: outputs[name] for name in self._wanted} | shown
 
     def observe(self, observed: Observed) -> OnnxRuntime:
         """The same language model with further outputs; see `Observable`. Needs the package onnx, to name them."""
@@ -186,3 +211,11 @@ def _naming_the_graph(graph: str) -> Iterator[None]:
 
 def _ort_value(value: Array) -> ort.OrtValue:
     return ort.OrtValue.ortvalue_from_numpy(value)
+
+
+def _aligned(shape: tuple[int, ...], dtype: str) -> Array:
+    """An array with anything in it, whose rows begin where cache lines do: decoding reads nothing else."""
+    count = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.empty(count + _LINE, np.uint8)
+    start = -memory.ctypes.data % _LINE
+    return memory[start : start + count].view(dtype).reshape(shape)

@@ -34,7 +34,7 @@ def custom_operators(policy: Policy) -> set[str]:
     """The operators of our own in a language model with these prune sites."""
     # sparsevlm alone prunes by standard operators.
     has_token_prune = any(site.methods != (SPARSEVLM,) for site in policy.sites)
-    return {"FmmSparseMoE"} | ({"FmmTokenPrune"} if has_token_prune else set())
+    return {"FmmAttention", "FmmSparseMoE"} | ({"FmmTokenPrune"} if has_token_prune else set())
 
 
 def _of_language_model(info: LanguageModelInfo) -> Iterator[str]:
@@ -48,7 +48,7 @@ def _of_language_model(info: LanguageModelInfo) -> Iterator[str]:
         yield f"language_model.rope_dim is {info.rope_dim}: expected at most query_key_dim, {info.query_key_dim}"
     is_latent = info.kv_lora_rank > 0
     parts = graph_io.LATENT if is_latent else graph_io.KEY_VALUE
-    shape = (info.kv_lora_rank + info.rope_dim,) if is_latent else (info.kv_heads, info.query_key_dim)
+    shape = (1, info.kv_lora_rank + info.rope_dim) if is_latent else (info.kv_heads, info.query_key_dim)
     if (info.cache_parts, info.cache_shape) != (parts, shape):
         yield (
             f"language_model has caches {_list(info.cache_parts)} of [{_list(info.cache_shape)}]: expected "

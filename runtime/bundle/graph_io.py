@@ -5,9 +5,9 @@ Through signatures.py the exporter traces these entries, the runtime feeds them,
 against them, and the profiles of engines bound them; docs/bundle.md lists them. A new input of the language model is
 one entry here, and its use in the decoder.
 
-The T rows of a call belong to B sequences, one after the other; V of them are visual tokens. A site s is a place where
-visual tokens are pruned (`Policy.sites`); the layers between two of them are a group g, whose caches hold S_g tokens,
-those of all sequences in the order in which they came.
+B sequences have caches. The T rows of a call belong to A of them, one after the other; V of the rows are visual tokens.
+A site s is a place where visual tokens are pruned (`Policy.sites`); the layers between two of them are a group g, whose
+caches have room for C_g rows of each sequence.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ RATER_SLOTS = "rater_slots"
 VISUAL_TOP_K = "visual_top_k"
 ALPHA = "alpha"
 LOGITS = "logits"
+NEXT_IDS = "next_ids"
+NEXT_POSITION_IDS = "next_position_ids"
 
 KEY_VALUE = ("key", "value")
 LATENT = ("latent",)
@@ -49,17 +51,22 @@ LATENT = ("latent",)
 F = "F"
 """Stands for the bundle's activation dtype."""
 OFFSETS = "offsets"
-"""The size B + 1."""
-LEAST_SIZES = {"tiles": 1, "T": 1, OFFSETS: 2}
-"""Sizes that may not be 0 -> their least value."""
+"""The size A + 1."""
+_LEAST_SIZES = {"tiles": 1, "T": 1, "B": 1, "C": 1, OFFSETS: 2}
+
+
+def least_size(size: str) -> int:
+    """The least value of a size, C of "C0" and "C1" too."""
+    return _LEAST_SIZES.get(size.rstrip("0123456789"), 0)
 
 
 class Place(NamedTuple):
-    """Where an entry would stand. site: None outside of sites."""
+    """Where an entry would stand. site: None outside of sites. layers: those of the group, () outside of groups."""
 
     info: LanguageModelInfo
     policy: Policy
     site: Site | None
+    layers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,7 +91,7 @@ PRUNES = Condition("with a pruning method", lambda p: p.policy.method != UNMODIF
 COMPARES = Condition("in comparison bundles", lambda p: p.policy.method == ALL)
 HAS_KEYS = Condition("without latent attention", lambda p: p.info.cache_parts == KEY_VALUE)
 HAS_LATENT = Condition("with multi-head latent attention", lambda p: p.info.cache_parts == LATENT)
-SLIDES = Condition("in models with sliding layers", lambda p: bool(p.info.sliding_layers))
+SLIDES = Condition("in groups with sliding layers", lambda p: bool({*p.info.sliding_layers} & {*p.layers}))
 
 
 @dataclass(frozen=True)
@@ -94,8 +101,8 @@ class Entry:
     Attributes:
         shape: numbers, sizes of the model, and the names of dimensions that may change.
         dtype: NumPy's name, or F.
-        feed: its values in a call, at a site; None = an output, or a cache: empty at first, then the output of the
-            call before (`present_name`).
+        feed: its values in a call, at a site or of a group; None = an output, or a cache, which the call writes to: the
+            output `present_name` has the same address.
     """
 
     name: str
@@ -121,6 +128,7 @@ VISION = (
     ),
 )
 EMBEDDING = (Entry(INPUT_IDS, ("T",), "int32", "Token ids."),)
+CACHE = ("B", "Nkv", "C{g}", "D")
 OF_CALL = (
     Entry(
         INPUTS_EMBEDS,
@@ -247,15 +255,25 @@ OF_SITE = (
     ),
 )
 OF_LAYER = (
-    Entry("past_key_values.{i}.key", (1, "Nkv", "S{g}", "D"), F, "Cached keys after RoPE.", only_if=HAS_KEYS),
-    Entry("past_key_values.{i}.value", (1, "Nkv", "S{g}", "D"), F, "Cached values.", only_if=HAS_KEYS),
-    Entry("past_key_values.{i}.latent", (1, "S{g}", "D"), F, "Cached latents; D = rank + rope.", only_if=HAS_LATENT),
+    Entry("past_key_values.{i}.key", CACHE, F, "Cached keys after RoPE.", only_if=HAS_KEYS),
+    Entry("past_key_values.{i}.value", CACHE, F, "Cached values.", only_if=HAS_KEYS),
+    Entry("past_key_values.{i}.latent", CACHE, F, "Cached latents; D = rank + rope.", only_if=HAS_LATENT),
 )
 OF_GROUP = (
-    Entry("past_position_ids.{g}", ("S{g}",), "int32", "Original position of each cached token.", only_if=SLIDES),
-    Entry("past_sequence_ids.{g}", ("S{g}",), "int32", "Sequence of each cached token."),
+    Entry(
+        "past_lengths.{g}",
+        ("B",),
+        "int32",
+        "Rows of each sequence's caches in use; what is behind them may be anything.",
+        lambda call, g: np.array(call.past_lengths[g]),
+    ),
+    Entry("past_position_ids.{g}", ("B", "C{g}"), "int32", "Original position of each cached row.", only_if=SLIDES),
 )
-OUTPUTS = (Entry(LOGITS, ("B", "vocab"), "float32", "Of the last row of each sequence."),)
+OUTPUTS = (
+    Entry(LOGITS, ("A", "vocab"), "float32", "Of the last row of each sequence."),
+    Entry(NEXT_IDS, ("A",), "int32", "The token of greatest logit, the smaller id of equal ones."),
+    Entry(NEXT_POSITION_IDS, ("A",), "int32", "The position after each sequence's last row."),
+)
 SITE_OUTPUTS = (
     Entry(
         "kept_index.{s}",
@@ -303,15 +321,15 @@ def past_names(layer: int, parts: tuple[str, ...]) -> list[str]:
 
 
 def past_position_ids(group: int) -> str:
-    """Input: positions of a group's cached tokens."""
+    """Input: positions of a group's cached rows."""
     return f"past_position_ids.{group}"
 
 
-def past_sequence_ids(group: int) -> str:
-    """Input: sequences of a group's cached tokens."""
-    return f"past_sequence_ids.{group}"
+def past_lengths(group: int) -> str:
+    """Input: rows of a group's caches in use."""
+    return f"past_lengths.{group}"
 
 
 def present_name(past: str) -> str:
-    """The output that holds a cache input after the call."""
+    """The output that holds what a call leaves of an input."""
     return past.replace("past_key_values.", "present.").replace("past_", "present_")

@@ -34,7 +34,7 @@ from fastmmoe.runtime.ranges import (
 from fastmmoe.runtime.request.config import FamilyName, ProcessorConfig
 from fastmmoe.runtime.strict_json import describe_value, parse_strictly
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 PLUGIN = "libfastmmoe_trt.so"
@@ -74,7 +74,7 @@ class LanguageModelInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
     Attributes:
         cache_parts: ("key", "value"), or ("latent",) for multi-head latent attention.
-        cache_shape: dimensions of one layer's cache tensor without its length: (Nkv, D) or (rank + rope,).
+        cache_shape: dimensions of one layer's cache tensor without its length: (Nkv, D) or (1, rank + rope).
         query_key_dim, value_dim: width of one head's queries and keys, and of its values.
         kv_lora_rank: 0 without latent attention.
         moe_layers: layers with a MoE block; the others have a dense MLP of dense_intermediate_size.
@@ -92,7 +92,7 @@ class LanguageModelInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     kv_lora_rank: OptionalWidth
     rope_dim: OptionalHeadDim
     cache_parts: Annotated[tuple[Literal["key", "value", "latent"], ...], Meta(min_length=1, max_length=2)]
-    cache_shape: Annotated[tuple[Width, ...], Meta(min_length=1, max_length=2)]
+    cache_shape: tuple[Width, Width]
     moe_layers: Annotated[LayerIndices, Meta(min_length=1)]
     num_experts: Experts
     top_k: Experts
@@ -164,12 +164,14 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         max_visual: visual tokens among them.
         max_cache: tokens a layer keeps: the prompt and the answer.
         max_tiles: tiles of one request, all pictures together.
+        max_batch: sequences at once.
     """
 
     max_tokens: Positions
     max_visual: Positions
     max_cache: Positions
     max_tiles: Positions
+    max_batch: Positions
 
 
 class Engines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -62,26 +62,29 @@ def embedding_inputs() -> list[Tensor]:
 def language_model_inputs(info: LanguageModelInfo, policy: Policy, dtype: str) -> list[Tensor]:
     """Inputs of the language model with the policy's prune sites."""
     sizes = _sizes(info, policy)
-    called = [_tensor(entry, sizes, dtype, s=s) for entry, s in _called(info, policy)]
+    called = [_tensor(entry, sizes, dtype, s=n, g=n) for entry, n in _called(info, policy)]
     return called + cache_inputs(info, policy, dtype)
 
 
 def cache_inputs(info: LanguageModelInfo, policy: Policy, dtype: str) -> list[Tensor]:
-    """The language model's inputs that hold what the calls before left."""
-    sizes, place = _sizes(info, policy), graph_io.Place(info, policy, None)
+    """The language model's inputs that a call writes to."""
+    sizes = _sizes(info, policy)
     found = []
-    for g, layers in enumerate(layer_groups(info.layers, policy.sites)):
-        of_layers = [(entry, i) for i in layers for entry in graph_io.OF_LAYER]
-        for entry, i in [*of_layers, *((entry, 0) for entry in graph_io.OF_GROUP)]:
+    for g, place in enumerate(_groups(info, policy)):
+        of_layers = [(entry, i) for i in place.layers for entry in graph_io.OF_LAYER]
+        for entry, i in [*of_layers, *((entry, 0) for entry in graph_io.OF_GROUP if entry.feed is None)]:
             if entry.only_if.holds(place):
                 found.append(_tensor(entry, sizes, dtype, i=i, g=g))
     return found
 
 
-def empty_caches(info: LanguageModelInfo, policy: Policy, dtype: str) -> dict[str, Array]:
-    """The cache inputs before the first call: no tokens."""
+def cache_shapes(
+    info: LanguageModelInfo, policy: Policy, dtype: str, sequences: int, capacities: Sequence[int]
+) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Name -> shape and dtype of the caches of so many sequences, with a capacity for each layer group."""
+    sizes = {"B": sequences} | {f"C{g}": capacity for g, capacity in enumerate(capacities)}
     return {
-        name: np.zeros([0 if isinstance(size, str) else size for size in shape], of_cache)
+        name: (tuple(sizes[size] if isinstance(size, str) else size for size in shape), of_cache)
         for name, shape, of_cache in cache_inputs(info, policy, dtype)
     }
 
@@ -93,15 +96,16 @@ def feeds(info: LanguageModelInfo, call: Call) -> dict[str, Array]:
         InvalidRequest: the call is none that the graph can do, see `Call.rater_rows`.
     """
     found = {}
-    for entry, s in _called(info, call.policy):
+    for entry, n in _called(info, call.policy):
         assert entry.feed is not None
-        value = entry.feed(call, s)
-        found[entry.name.format(s=s)] = value if entry.dtype == graph_io.F else value.astype(entry.dtype, copy=False)
+        value = entry.feed(call, n)
+        name = entry.name.format(s=n, g=n)
+        found[name] = value if entry.dtype == graph_io.F else value.astype(entry.dtype, copy=False)
     return found
 
 
 def _called(info: LanguageModelInfo, policy: Policy) -> Iterator[tuple[graph_io.Entry, int]]:
-    """The entries that a call gives values, with the number of their site."""
+    """The entries that a call gives values, with the number of their site or layer group."""
     for entry in graph_io.OF_CALL:
         if entry.only_if.holds(graph_io.Place(info, policy, None)):
             yield entry, 0
@@ -109,12 +113,20 @@ def _called(info: LanguageModelInfo, policy: Policy) -> Iterator[tuple[graph_io.
         for entry in graph_io.OF_SITE:
             if entry.only_if.holds(graph_io.Place(info, policy, site)):
                 yield entry, s
+    for g, place in enumerate(_groups(info, policy)):
+        for entry in graph_io.OF_GROUP:
+            if entry.feed is not None and entry.only_if.holds(place):
+                yield entry, g
+
+
+def _groups(info: LanguageModelInfo, policy: Policy) -> list[graph_io.Place]:
+    return [graph_io.Place(info, policy, None, layers) for layers in layer_groups(info.layers, policy.sites)]
 
 
 def _sizes(info: LanguageModelInfo, policy: Policy) -> dict[str, int]:
     """Sizes that the model alone decides."""
-    *heads, width = info.cache_shape
-    sizes = {"H": info.hidden_size, "vocab": info.vocab_size, "D": width} | dict(zip(("Nkv",), heads, strict=False))
+    heads, width = info.cache_shape
+    sizes = {"H": info.hidden_size, "vocab": info.vocab_size, "Nkv": heads, "D": width}
     return sizes | {"MoE layers": len(info.moe_layers), "sites": len(policy.sites)}
 
 
@@ -126,9 +138,16 @@ def _tensor(entry: graph_io.Entry, sizes: dict[str, int], dtype: str, **numbers:
 def _language_model_outputs(info: LanguageModelInfo, policy: Policy, dtype: str) -> list[Tensor]:
     sizes = _sizes(info, policy)
     outputs = [_tensor(entry, sizes, dtype) for entry in graph_io.OUTPUTS]
-    outputs += [cache._replace(name=graph_io.present_name(cache.name)) for cache in cache_inputs(info, policy, dtype)]
+    lengths = [_tensor(entry, sizes, dtype, g=g) for entry, g in _called(info, policy) if entry in graph_io.OF_GROUP]
+    left = [*lengths, *cache_inputs(info, policy, dtype)]
+    outputs += [tensor._replace(name=graph_io.present_name(tensor.name)) for tensor in left]
     outputs += [_tensor(entry, sizes, dtype, s=s) for s in range(len(policy.sites)) for entry in graph_io.SITE_OUTPUTS]
     return [o._replace(shape=tuple("" if isinstance(d, str) else d for d in o.shape)) for o in outputs]
+
+
+def outputs_of_call(policy: Policy) -> list[str]:
+    """The outputs that the runtime looks at after a call."""
+    return [graph_io.LOGITS, *(graph_io.kept_index(s) for s in range(len(policy.sites)))]
 
 
 def layer_groups(layers: int, sites: Sequence[Site]) -> tuple[tuple[int, ...], ...]:

@@ -84,6 +84,7 @@ def _add_build(commands: Any) -> None:
         "--max-visual": "visual tokens of a prompt",
         "--max-cache": "tokens of prompt and answer together",
         "--max-tiles": "tiles of a prompt's pictures, global views and thumbnails included",
+        "--max-batch": "sequences at once (default: 1)",
     }
     for option, text in limits.items():
         build.add_argument(option, type=int, metavar="N", help=f"the most {text}")
@@ -131,6 +132,7 @@ def _build(arguments: argparse.Namespace) -> int:
         max_visual=arguments.max_visual,
         max_cache=arguments.max_cache,
         max_tiles=arguments.max_tiles,
+        max_batch=arguments.max_batch,
         workspace_mib=arguments.workspace,
     )
     engines = build_engines(

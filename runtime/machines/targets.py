@@ -49,15 +49,21 @@ class TensorRT:
 
 @dataclass(frozen=True)
 class KernelLimits:
-    """Sizes that the kernels of FmmSparseMoE take on a target.
+    """Sizes that the kernels take on a target.
 
     Attributes:
         most_experts: experts of a layer.
         columns_multiple: weight format -> what H and I are multiples of.
+        head_multiple: what the widths of heads and latents are multiples of.
+        most_head_width: of keys and of values.
+        most_latent: of a latent, and of the values in it.
     """
 
     most_experts: int
     columns_multiple: dict[str, int]
+    head_multiple: int
+    most_head_width: int
+    most_latent: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,7 @@ class Target:
             ONNX Runtime's CPU provider computes no 16-bit floats, so there a 16-bit dtype stores expert weights only.
         expert_formats: legal formats of the routed experts' weights.
         kernels: their limits; None = those of the operators' contract alone.
+        opsets: for each of the dtypes the version of the graphs' standard operators; what reads them must know it.
         is_portable: bundles hold the variant whose operators have function bodies.
         backend: what runs its bundles.
         devices: those of `DEVICES` it is for; an engine target may run on others of its compute capabilities.
@@ -82,6 +89,7 @@ class Target:
     activation_dtypes: tuple[str, ...]
     expert_formats: tuple[str, ...]
     kernels: KernelLimits | None
+    opsets: tuple[int, ...]
     is_portable: bool
     backend: Literal["onnxruntime", "tensorrt"]
     devices: tuple[str, ...]
@@ -111,8 +119,14 @@ RTX = TensorRT(
     is_ahead_of_time=True,
 )
 
-CUDA_KERNELS = KernelLimits(most_experts=256, columns_multiple={"float": 16, "int8": 16, "int4": 32})
-"""Those of plugins/sparse_moe/cuda/kernel.h; a test compares them."""
+CUDA_KERNELS = KernelLimits(
+    most_experts=256,
+    columns_multiple={"float": 16, "int8": 16, "int4": 32},
+    head_multiple=8,
+    most_head_width=128,
+    most_latent=(576, 512),
+)
+"""Those of kernel.h in plugins/sparse_moe/cuda and plugins/attention/cuda; a test compares them."""
 
 _NO_ENGINE_RUNTIME = "This version does not run engines; to try the model here, export with --target cpu"
 
@@ -122,6 +136,9 @@ _with_engines = functools.partial(
     activation_dtypes=("float16", "bfloat16"),
     expert_formats=("float", "int8", "int4"),
     kernels=CUDA_KERNELS,
+    # The parser of TensorRT 10.3 (JetPack 6.2) reads none after 20: norms and the tower's attention are spelled out.
+    # There is no Conv of bfloat16 before 22.
+    opsets=(20, 22),
     is_portable=False,
     backend="tensorrt",
 )
@@ -135,6 +152,7 @@ TARGETS = {
             activation_dtypes=("float32", "float32", "float32"),
             expert_formats=("float",),
             kernels=None,
+            opsets=(23, 23, 23),
             is_portable=True,
             backend="onnxruntime",
             devices=(),

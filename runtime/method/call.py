@@ -59,6 +59,7 @@ class Call:
 
     Args:
         lengths: original positions each of these sequences has so far.
+        past_lengths: rows in use of the caches of every sequence, those that are not in the call too, by layer group.
         alpha: weight of redundancy against importance.
         seed: random numbers of method random follow from it; 0 or more.
     Raises:
@@ -68,6 +69,7 @@ class Call:
     policy: Policy
     chunks: Sequence[Chunk]
     lengths: Sequence[int]
+    past_lengths: Sequence[Sequence[int]]
     alpha: float
     seed: int
 
@@ -152,7 +154,7 @@ class Call:
 
 
 def offsets(counts: Iterable[int]) -> Array:
-    """[B + 1] int32: where each sequence starts, and the end."""
+    """[A + 1] int32: where each sequence starts, and the end."""
     return np.array([0, *itertools.accumulate(counts)], np.int32)
 
 

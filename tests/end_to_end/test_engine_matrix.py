@@ -27,11 +27,13 @@ from fastmmoe.exporter.model import Model, Precision
 from fastmmoe.exporter.ops.quantise import Packing
 from fastmmoe.exporter.processor import read_processor_config
 from fastmmoe.exporter.pruning.settings import MethodOption, PolicyOptions
+from fastmmoe.exporter.targets import opset
 from fastmmoe.plugins import tensorrt_library_path
 from fastmmoe.runtime.backends.tensorrt.build import build_engines
 from fastmmoe.runtime.bundle.manifest import PLUGIN, TOKENIZER, write_manifest
 from fastmmoe.runtime.bundle.plugin_library import find_plugin
 from fastmmoe.runtime.machines.targets import RTX, TARGETS
+from tests.support.tensorrt_operators import READ_BY_TENSORRT_10_1
 
 # dsvl2-mla has latent attention; gpt-oss has biases, sinks and sliding layers.
 MODELS = [
@@ -93,15 +95,23 @@ def write_bundle(
     model = Model(Checkpoint(source), PolicyOptions(prune_layers=prune_layers, method=method), precision)
     processor = read_processor_config(source, model.config_reader, vocab_size=model.config.vocab_size)
     out.mkdir()
-    write_graphs(out, model, portable=False, say=print)
+    dtype = {torch.float16: "fp16", torch.bfloat16: "bf16"}[precision.experts]
+    write_graphs(out, model, opset=opset(TARGETS["rtx"], dtype), portable=False, say=print)
     shutil.copyfile(library, out / PLUGIN)
     shutil.copyfile(source / TOKENIZER, out / TOKENIZER)
-    dtype = {torch.float16: "fp16", torch.bfloat16: "bf16"}[precision.experts]
     manifest = build_manifest(
         out, source.name, model, processor, target="rtx", dtype=dtype, portable=False, plugin=plugin
     )
     write_manifest(out, manifest)
     return model
+
+
+def check_operators(out: Path, version: int) -> None:
+    """The parser of JetPack 6.2's TensorRT knows every operator but ours; it reads up to opset 20."""
+    for graph in GRAPHS:
+        model = onnx.load(out / f"{graph}.onnx", load_external_data=False)
+        assert [used.version for used in model.opset_import if not used.domain] == [version]
+        assert {node.op_type for node in model.graph.node if not node.domain} <= READ_BY_TENSORRT_10_1
 
 
 @pytest.mark.parametrize(("name", "dtype", "packing"), MODELS, ids=str)
@@ -120,6 +130,7 @@ def test_engines_are_built(
         assert any(line.startswith(f"built {graph}:") for line in lines)
         # An engine holds its graph's weights.
         assert engines.files[f"{graph}.engine"].bytes > 0.9 * (out / f"{graph}.data").stat().st_size
+    check_operators(out, 20 if dtype == torch.float16 else 22)
     nodes = onnx.load(out / "language_model.onnx", load_external_data=False).graph.node
     experts = [node for node in nodes if node.op_type == "FmmSparseMoE"]
     assert len(experts) == len(model.config.moe_layers)
@@ -136,6 +147,7 @@ def test_engines_of_a_comparison_bundle(wide_checkpoint: Callable[[str], Path], 
     assert len(model.policy.sites) == 7
     engines = build_engines(out, say=print)
     assert engines.files["language_model.engine"].bytes > 0.9 * (out / "language_model.data").stat().st_size
+    check_operators(out, 20)
     nodes = onnx.load(out / "language_model.onnx", load_external_data=False).graph.node
     assert sum(node.op_type == "FmmTokenPrune" for node in nodes) == 4
 

@@ -110,7 +110,7 @@ def test_export_builds_rtx_engines(rtx_bundle: Path) -> None:
     assert all(entry.bytes > 50_000 for entry in engines.files.values())
     assert engines.module == "tensorrt_rtx" and engines.tensorrt_version.startswith("1.7.1.")
     assert engines.compute_capabilities == (80, 86, 89, 120) and engines.device is None
-    assert engines.limits == Limits(max_tokens=2617, max_visual=2105, max_cache=3129, max_tiles=10)
+    assert engines.limits == Limits(max_tokens=2617, max_visual=2105, max_cache=3129, max_tiles=10, max_batch=1)
     assert engines.bundle_sha256 == file_entry(rtx_bundle / "manifest.json").sha256
     assert manifest.plugin == PluginInfo(version=__version__, architecture="x86_64")
     assert {path.name for path in rtx_bundle.iterdir()} == {
@@ -130,7 +130,7 @@ def test_build_command(own_rtx_bundle: Path) -> None:
     assert result.returncode == 0 and result.stderr == ""
     lines = [line for line in result.stdout.splitlines() if not line.startswith("building ")]
     assert lines[0].startswith("tensorrt_rtx 1.7.1.") and lines[0].endswith("for SM 80, SM 86, SM 89, SM 120")
-    assert lines[1] == "limits: 300 tokens a prompt, 210 of them visual, 400 cached, 1 tiles"
+    assert lines[1] == "limits: 300 tokens a prompt, 210 of them visual, 400 cached, 1 tiles, 1 sequences at once"
     assert [line.partition(":")[0] for line in lines[2:5]] == [
         "built vision",
         "built embedding",
@@ -138,7 +138,7 @@ def test_build_command(own_rtx_bundle: Path) -> None:
     ]
     assert lines[5:] == [f"wrote {', '.join(ENGINE_FILES)} in {own_rtx_bundle}"]
     engines = read_engines(own_rtx_bundle)
-    assert engines.limits == Limits(max_tokens=300, max_visual=210, max_cache=400, max_tiles=1)
+    assert engines.limits == Limits(max_tokens=300, max_visual=210, max_cache=400, max_tiles=1, max_batch=1)
     after = engine_entries(own_rtx_bundle)
     assert engines.files == after
     assert all(after[name] != before[name] for name in before)

@@ -47,7 +47,7 @@ REQUESTS = (
     {"method": "fastv", "retention": 0.25},
     {"method": "sparsevlm", "retention": 0.3},
 )
-COUNTED = ("MatMul", "Gemm", "Attention", "FmmSparseMoE", "FmmTokenPrune", "Conv")
+COUNTED = ("MatMul", "Gemm", "Attention", "FmmAttention", "FmmSparseMoE", "FmmTokenPrune", "Conv")
 PART_OF_MODULE = {
     ".router/": "router",
     ".shared_experts.": "shared_experts",
@@ -90,7 +90,8 @@ def run_graph(directory: Path, graph: str, scratch: Path, feeds: dict[str, Array
     options = onnxruntime.SessionOptions()
     register_native_ops(options, manifest.ops)
     session = onnxruntime.InferenceSession(scratch / "shapes.onnx", options, providers=["CPUExecutionProvider"])
-    feeds = feeds | {i.name: empty_cache(i) for i in session.get_inputs() if i.name.startswith("past_")}
+    capacity = max(len(value) for value in feeds.values())
+    feeds = feeds | {i.name: empty_cache(i, capacity) for i in session.get_inputs() if i.name not in feeds}
     names = [f"shape of {name}" for name in watched] + [f"value of {name}" for name in small]
     outputs = dict(zip(names, session.run(names, feeds), strict=True))
     readers: dict[str, list[str]] = {}
@@ -101,8 +102,8 @@ def run_graph(directory: Path, graph: str, scratch: Path, feeds: dict[str, Array
     return Run(nodes, shapes, {name: outputs[f"value of {name}"] for name in small}, set(weights), readers)
 
 
-def empty_cache(value: Any) -> Array:
-    shape = [d if isinstance(d, int) else 0 for d in value.shape]
+def empty_cache(value: Any, capacity: int) -> Array:
+    shape = [d if isinstance(d, int) else 1 if d == "B" else capacity for d in value.shape]
     return np.zeros(shape, np.int32 if "int32" in value.type else np.float32)
 
 
@@ -158,8 +159,10 @@ class Walk:
             return "routed_experts", self.expert_flops(node)
         if node.op_type == "FmmTokenPrune":
             return "pruning", prune_flops(shapes, self.merge_window)
+        if node.op_type == "FmmAttention":
+            return "attention", self.attention_flops(node)
         if ".self_attn/" in node.name and node.input[1] not in self.run.weights:
-            return self.count_attention(node)
+            return "pruning", self.watched_flops(node)
         flops = matrix_flops(shapes[0], shapes[1], b_is_transposed=node.op_type == "Gemm")
         if ".self_attn" in node.name:
             return "projections", flops
@@ -171,25 +174,21 @@ class Walk:
         assert re.fullmatch(r"MatMul(_\d+)?", node.name), node.name
         return "pruning", sparsevlm_flops(shapes[0], shapes[1], self.hidden_size)
 
-    def count_attention(self, node: onnx.NodeProto) -> tuple[str, int]:
-        """Products of activations: the layer's attention, or the rows of it that a prune site watches."""
+    def attention_flops(self, node: onnx.NodeProto) -> int:
+        T, heads, width = self.run.inputs(node)[0]
+        window = self.window if int(node.name.split(".")[1]) % 2 == 0 else None
+        return 2 * heads * causal_pairs(T, window) * sum(self.head_widths(node.name.split("/")[0], width))
+
+    def watched_flops(self, node: onnx.NodeProto) -> int:
+        """Scores [Nkv, group, rows, D] x [Nkv, 1, D, T] of the rows that a prune site watches."""
         block, layer = node.name.split("/")[0], int(node.name.split(".")[1])
         q, k = self.run.inputs(node)[:2]
-        if node.op_type == "Attention":
-            T, S = q[2], k[2]
-            assert T == S
-            return "attention", 2 * q[1] * causal_pairs(T, None) * sum(self.head_widths(block, q[3]))
-        if len(q) == 4:
-            # Scores [Nkv, group, T, D] x [Nkv, 1, D, T] or results [Nkv, group, T, T] x [Nkv, 1, T, D] beside a sink.
-            window = self.window if layer % 2 == 0 else None
-            return "attention", 2 * q[0] * q[1] * causal_pairs(q[2], window) * min(q[3], k[3])
-        rows = q[0] * q[1] // self.heads
         is_own = (
             layer in self.scored
             and self.method != "random"
-            and rows == (TEXT_AFTER if self.method == "sparsevlm" else 1)
+            and q[2] == (TEXT_AFTER if self.method == "sparsevlm" else 1)
         )
-        return "pruning", 2 * q[0] * q[1] * self.head_widths(block, q[2])[0] * k[2] if is_own else 0
+        return 2 * q[0] * q[1] * q[2] * self.head_widths(block, q[3])[0] * k[3] if is_own else 0
 
     def head_widths(self, block: str, width: int) -> tuple[int, int]:
         """Widths of a head's keys and values, expanded. Latent attention has [N, nope, rank] in, [N, rank, v] out."""
@@ -213,7 +212,8 @@ def walk_request(
     counted = count_request(manifest, tokens=tokens, visual_tokens=VISUAL, rater_rows=TEXT_AFTER, **options)
     embeds = np.random.default_rng(3).standard_normal((tokens, config["hidden_size"]), np.float32)
     chunk = Chunk(0, embeds, np.arange(TEXT_BEFORE, TEXT_BEFORE + VISUAL, dtype=np.int32), counted.schedule)
-    call = Call(manifest.policy, [chunk], [0], alpha=manifest.policy.alpha, seed=0)
+    past = [[0]] * len(signatures.layer_groups(manifest.language_model.layers, manifest.policy.sites))
+    call = Call(manifest.policy, [chunk], [0], past, alpha=manifest.policy.alpha, seed=0)
     feeds = signatures.feeds(manifest.language_model, call)
     run = run_graph(directory, "language_model", scratch, feeds, manifest)
     return counted, Walk(run, manifest, counted.schedule, config=config)

@@ -22,7 +22,7 @@ from fastmmoe.runtime.vlm import VLM
 Tensors = dict[str, Array]
 
 CHECKPOINTS = ("dsvl2-mha", "dsvl2-mla", "internvl-qwen3moe", "internvl-gptoss")
-OPS = {"FmmSparseMoE", "FmmTokenPrune"}
+OPS = {"FmmAttention", "FmmSparseMoE", "FmmTokenPrune"}
 # A path, a source file or a stack trace among the protobuf's names and metadata.
 TRACES = re.compile(rb"/(home|root|usr|tmp|opt|Users|private|var)/|\.py\b|site-packages|Traceback|File \"|line \d+")
 MODULE = re.compile(r"^[a-z_]+(\.\w+)*/[A-Z]\w*$")
@@ -78,11 +78,11 @@ def expected_inputs(manifest: Manifest) -> dict[str, list[int | str]]:
     for g, layers in enumerate(signatures.layer_groups(info.layers, policy.sites)):
         for layer in layers:
             for part in info.cache_parts:
-                *heads, width = info.cache_shape
-                expected[f"past_key_values.{layer}.{part}"] = [1, *heads, f"S{g}", width]
-        expected[f"past_sequence_ids.{g}"] = [f"S{g}"]
-        if info.sliding_layers:
-            expected[f"past_position_ids.{g}"] = [f"S{g}"]
+                heads, width = info.cache_shape
+                expected[f"past_key_values.{layer}.{part}"] = ["B", heads, f"C{g}", width]
+        expected[f"past_lengths.{g}"] = ["B"]
+        if {*layers} & {*info.sliding_layers}:
+            expected[f"past_position_ids.{g}"] = ["B", f"C{g}"]
     return expected
 
 
@@ -96,14 +96,13 @@ def check_language_model(directory: Path, graph: str = "language_model") -> None
     present = {
         name.replace("past_key_values", "present").replace("past_", "present_") for name in expected if "past" in name
     }
-    assert outputs.keys() == {"logits", *present, *(f"kept_index.{s}" for s in sites)}
+    assert outputs.keys() == {"logits", "next_ids", "next_position_ids", *present, *(f"kept_index.{s}" for s in sites)}
     assert outputs["logits"] == ["offsets - 1", manifest.language_model.vocab_size]
-    # The length of a cache is symbolic, and one symbol for the layers of a group.
-    lengths = {name: outputs[name][0 if "_ids" in name else -2] for name in present}
-    assert all(isinstance(length, str) for length in lengths.values())
-    groups = signatures.layer_groups(manifest.language_model.layers, manifest.policy.sites)
-    for layers in groups:
-        assert len({lengths[f"present.{i}.{manifest.language_model.cache_parts[0]}"] for i in layers}) == 1
+    assert outputs["next_ids"] == outputs["next_position_ids"] == ["offsets - 1"]
+    # What a call writes to keeps its shape.
+    for name in expected:
+        if "past" in name:
+            assert outputs[name.replace("past_key_values", "present").replace("past_", "present_")] == expected[name]
     for s in sites:
         symbols = set(re.findall(r"[A-Z]\d*", str(outputs[f"kept_index.{s}"][0])))
         assert symbols == {"T", "V", f"K{s}"}
@@ -127,7 +126,7 @@ def test_names_and_dimensions_of_the_abi(directory: Path) -> None:
 def test_graph_without_the_method(bundle: Callable[..., Path]) -> None:
     directory = bundle("internvl-gptoss", "--method", "none")
     check_language_model(directory)
-    assert {n.op_type for n in load(directory, "language_model").graph.node} & OPS == {"FmmSparseMoE"}
+    assert {n.op_type for n in load(directory, "language_model").graph.node} & OPS == {"FmmAttention", "FmmSparseMoE"}
 
 
 def test_functions_are_in_the_portable_variant_only(directory: Path) -> None:
@@ -135,8 +134,20 @@ def test_functions_are_in_the_portable_variant_only(directory: Path) -> None:
         assert not load(directory, graph).functions
     assert {n.op_type for n in load(directory, "language_model").graph.node if n.domain} == OPS
     portable = load(directory, "language_model.portable")
-    assert {f.name for f in portable.functions} == OPS
+    # A function has the attributes of its nodes in it: attention comes with a window, with lse, or with neither.
+    assert {f.name.split("_")[0] for f in portable.functions} == OPS
+    assert {n.op_type for n in portable.graph.node if n.domain} == {f.name for f in portable.functions}
     assert {f.domain for f in portable.functions} == {"fastmmoe"}
+
+
+def test_caches_go_through_attention_alone(directory: Path) -> None:
+    """Nothing else reads or makes one, so nothing can copy one: each output has the address of its input."""
+    graph = load(directory, "language_model").graph
+    caches = {i.name for i in graph.input if i.name.startswith(("past_key_values.", "past_position_ids."))}
+    readers = [node for node in graph.node if caches & {*node.input}]
+    makers = [node for node in graph.node if any(o.startswith(("present.", "present_position")) for o in node.output)]
+    assert len(caches) >= len(makers) > 1
+    assert {node.op_type for node in [*readers, *makers]} - {"Shape"} == {"FmmAttention"}
 
 
 def test_node_names_are_module_paths(directory: Path) -> None:
@@ -202,7 +213,8 @@ def test_stock_onnxruntime_runs_the_portable_graph(
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     manifest = vlm(name).manifest
     T, V, keep = 12, 6, (5, 3, 2)
-    sizes = {"T": T, "V": V, "offsets": 2} | {f"K{s}": k for s, k in enumerate(keep)}
+    sizes = {"T": T, "V": V, "B": 1, "offsets": 2} | {f"K{s}": k for s, k in enumerate(keep)}
+    sizes |= {f"C{g}": T for g in range(4)}
     types = {"tensor(float)": np.float32, "tensor(int32)": np.int32, "tensor(int8)": np.int8}
     feeds: dict[str, Array] = {
         i.name: np.zeros([sizes.get(d, 0) if isinstance(d, str) else d for d in i.shape], types[i.type])
@@ -222,7 +234,8 @@ def test_stock_onnxruntime_runs_the_portable_graph(
     assert outputs["logits"].shape == (1, manifest.language_model.vocab_size)
     assert np.isfinite(outputs["logits"]).all()
     assert [len(outputs[f"kept_index.{s}"]) for s in range(3)] == [T - V + k for k in keep]
-    part = manifest.language_model.cache_parts[0]
     groups = signatures.layer_groups(manifest.language_model.layers, manifest.policy.sites)
-    lengths = [outputs[f"present.{layers[0]}.{part}"].shape[-2] for layers in groups]
-    assert lengths == [T, *(T - V + k for k in keep)][: len(groups)]
+    lengths = [outputs[f"present_lengths.{g}"].tolist() for g in range(len(groups))]
+    assert lengths == [[T], *([T - V + k] for k in keep)][: len(groups)]
+    assert outputs["next_ids"].tolist() == outputs["logits"].argmax(1).tolist()
+    assert outputs["next_position_ids"].tolist() == [T]

@@ -16,20 +16,22 @@ import pytest
 
 from fastmmoe.exporter import cli, export
 from fastmmoe.exporter.config import ExportConfig
+from fastmmoe.exporter.ops import ATTENTION, DOMAIN
 from fastmmoe.exporter.plan import plan_export
 from fastmmoe.runtime.files import WriteFailed
+from tests.support.attention_cases import SMALL
 
 
 @pytest.fixture
 def small_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every graph is one addition of 1,000 weights, and no check runs."""
 
-    def trace(module: object, inputs: object, load: object, *, name: str) -> ir.Model:
+    def trace(module: object, inputs: object, load: object, *, name: str, opset: int) -> ir.Model:
         weight = ir.tensor(np.ones(1000, np.float32), name="weight")
         x = ir.val("x", ir.DataType.FLOAT, ir.Shape([1000]))
         constant = ir.val("weight", ir.DataType.FLOAT, ir.Shape([1000]), const_value=weight)
         node = ir.node("Add", [x, constant])
-        graph = ir.Graph([x], node.outputs, nodes=[node], initializers=[constant], opset_imports={"": 23}, name=name)
+        graph = ir.Graph([x], node.outputs, nodes=[node], initializers=[constant], opset_imports={"": opset}, name=name)
         return ir.Model(graph, ir_version=11)
 
     monkeypatch.setattr(export, "trace", trace)
@@ -139,3 +141,25 @@ def test_a_checkpoint_without_tokenizer_is_told_of(
     (directory / "tokenizer.json").unlink()
     lines = run(tmp_path / "without", model=str(directory))
     assert len([line for line in lines if line.startswith("no tokenizer.json: this bundle takes ready-made")]) == 1
+
+
+def test_nodes_of_other_attributes_call_other_functions(tmp_path: Path) -> None:
+    """Three kinds of attention, the first of them twice: ONNX Runtime does not tell overloads apart."""
+    kinds = [case.attributes for case in SMALL if case.name in ("prefill", "window", "latent")]
+    nodes = []
+    for i, attributes in enumerate((kinds[0], kinds[1], kinds[0], kinds[2])):
+        inputs = [ir.val(f"{t.name}_{i}") for t in ATTENTION.inputs_for(attributes)]
+        outputs = [ir.val(f"{t.name}_{i}") for t in ATTENTION.outputs_for(attributes)]
+        nodes.append(ir.node(ATTENTION.name, inputs, attributes=attributes, outputs=outputs, domain=DOMAIN))
+    given = [value for node in nodes for value in node.inputs if value is not None]
+    graph = ir.Graph(given, nodes[-1].outputs, nodes=nodes, opset_imports={"": 23, DOMAIN: 1}, name="graph")
+    ir.save(ir.Model(graph, ir_version=11), tmp_path / "language_model.onnx")
+    export._write_portable(tmp_path)
+    portable = ir.load(tmp_path / "language_model.portable.onnx")
+    called = [node.op_type for node in portable.graph]
+    assert called == ["FmmAttention", "FmmAttention_2", "FmmAttention", "FmmAttention_3"]
+    functions = {function.name: function for function in portable.functions.values()}
+    assert list(functions) == ["FmmAttention", "FmmAttention_2", "FmmAttention_3"]
+    for node in portable.graph:
+        function = functions[node.op_type]
+        assert (len(function.inputs), len(function.outputs)) == (len(node.inputs), len(node.outputs))

@@ -74,7 +74,7 @@ def test_a_latent_row_is_rank_and_rotated_part(checkpoint: Checkpoints) -> None:
     config: Any = model.config
     info = language_model_info(config)
     mla = config.mla
-    assert info.cache_shape == (mla.kv_lora_rank + mla.qk_rope_head_dim,)
+    assert info.cache_shape == (1, mla.kv_lora_rank + mla.qk_rope_head_dim)
     assert (info.query_key_dim, info.rope_dim) == (mla.qk_nope_head_dim + mla.qk_rope_head_dim, mla.qk_rope_head_dim)
     assert (info.value_dim, info.kv_lora_rank) == (mla.v_head_dim, mla.kv_lora_rank)
 
@@ -92,7 +92,7 @@ def test_what_a_manifest_says(checkpoint: Checkpoints, tmp_path: Path) -> None:
     assert (manifest.target, manifest.dtype, manifest.activation_dtype) == ("jetson-orin", "fp16", "float16")
     assert (manifest.portable, manifest.plugin, manifest.policy) == (False, plugin, model.policy)
     assert manifest.checkpoint_identity == model.checkpoint.identity
-    assert manifest.ops == {"FmmSparseMoE": 1, "FmmTokenPrune": 1}
+    assert manifest.ops == {"FmmAttention": 1, "FmmSparseMoE": 1, "FmmTokenPrune": 1}
     # 27 x 27 patches of 14, padded to 14 x 14 tokens of 2 x 2.
     assert manifest.vision == VisionInfo(
         layers=3,
@@ -106,7 +106,8 @@ def test_what_a_manifest_says(checkpoint: Checkpoints, tmp_path: Path) -> None:
 
 
 def test_a_graph_without_sites_has_no_operator_that_prunes(checkpoint: Checkpoints, tmp_path: Path) -> None:
-    assert manifest_of(tmp_path, model_of(checkpoint("dsvl2-mha"), method="none")).ops == {"FmmSparseMoE": 1}
+    manifest = manifest_of(tmp_path, model_of(checkpoint("dsvl2-mha"), method="none"))
+    assert manifest.ops == {"FmmAttention": 1, "FmmSparseMoE": 1}
 
 
 @pytest.mark.parametrize(

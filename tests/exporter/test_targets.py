@@ -52,15 +52,40 @@ def test_zero_points_need_integers() -> None:
         choose_packing(TARGETS["rtx"], ExportConfig(zero_points=True))
 
 
-def sizes(experts: int, hidden: int, inner: int) -> Any:
-    """A configuration, as far as kernels look at it."""
-    return SimpleNamespace(hidden_size=hidden, moe=SimpleNamespace(num_experts=experts, intermediate_size=inner))
+def sizes(experts: int, hidden: int, inner: int, heads: tuple[int, int] = (128, 128), latent: int = 0) -> Any:
+    """A configuration, as far as kernels look at it. heads: width of keys and of values; rope of latents."""
+    return SimpleNamespace(
+        hidden_size=hidden,
+        moe=SimpleNamespace(num_experts=experts, intermediate_size=inner),
+        query_key_dim=heads[0],
+        value_dim=heads[1],
+        kv_lora_rank=latent,
+        rope_dim=heads[1],
+    )
 
 
 def test_the_greatest_models_that_the_kernels_take() -> None:
     check_kernels(TARGETS["rtx"], sizes(256, 16, 48), None)
     check_kernels(TARGETS["rtx"], sizes(256, 48, 16), Packing("int8", 32, False))
     check_kernels(TARGETS["rtx"], sizes(256, 32, 96), Packing("int4", 32, False))
+    check_kernels(TARGETS["rtx"], sizes(8, 16, 16, (192, 64), latent=512), None)
+
+
+@pytest.mark.parametrize(
+    ("heads", "latent", "message"),
+    [
+        ((136, 128), 0, r"head width 136: the kernels of target rtx take multiples of 8 up to 128"),
+        ((128, 132), 0, r"value width 132: .* up to 128"),
+        ((20, 16), 0, r"head width 20: .* multiples of 8"),
+        ((192, 64), 520, r"kv_lora_rank \+ qk_rope_head_dim 584: .* up to 576"),
+        ((192, 56), 520, r"kv_lora_rank 520: .* up to 512"),
+    ],
+)
+def test_heads_that_the_kernels_do_not_take(heads: tuple[int, int], latent: int, message: str) -> None:
+    config = sizes(8, 16, 16, heads, latent)
+    with pytest.raises(UnsupportedModel, match=message):
+        check_kernels(TARGETS["rtx"], config, None)
+    check_kernels(TARGETS["cpu"], config, None)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model's modules as a backend: what goes in and out is NumPy, and caches are carried from call to call."""
+"""A model's modules as a backend: what goes in and out is NumPy, and a call leaves its rows in the caches."""
 
 from __future__ import annotations
 
@@ -53,27 +53,62 @@ def test_ids_of_every_integer_type_are_embedded() -> None:
         assert (given.dtype, given.tolist()) == (torch.int32, [3, 1])
 
 
-def test_new_caches_hold_nothing() -> None:
-    """Four layers of two heads of 6, and the sequences of three groups: sites in layers 1 and 2."""
-    caches = backend(language_model=None).new_caches()
+def test_new_caches_have_room_by_group() -> None:
+    """Four layers of two heads of 6 in three groups: sites in layers 1 and 2."""
+    caches = backend(language_model=None).new_caches(3, (5, 4, 2))
     assert {name: (tuple(cache.shape), cache.dtype) for name, cache in caches.items()} == {
-        **{f"past_key_values.{i}.{part}": ((1, 2, 0, 6), torch.float32) for i in range(4) for part in ("key", "value")},
-        **{f"past_sequence_ids.{g}": ((0,), torch.int32) for g in range(3)},
+        f"past_key_values.{i}.{part}": ((3, 2, capacity, 6), torch.float32)
+        for i, capacity in enumerate((5, 5, 4, 2))
+        for part in ("key", "value")
     }
 
 
-def test_a_call_carries_its_caches_on() -> None:
-    model = Recorder(**{"logits": torch.ones(1, 5), "kept_index.0": torch.arange(3), "present.0.key": torch.ones(2)})
-    before = {PAST: torch.zeros(1)}
-    outputs, after = backend(language_model=model).extend({graph_io.ALPHA: np.ones(1, np.float32)}, before)
-    assert model.given.keys() == {graph_io.ALPHA, PAST} and model.given[PAST] is before[PAST]
+def test_greater_caches_begin_with_the_rows_there_were() -> None:
+    before = backend(language_model=None).new_caches(2, (3, 2, 1))
+    for i, cache in enumerate(before.values()):
+        cache[:] = torch.arange(cache.numel()).view(cache.shape) + i
+    after = backend(language_model=None).new_caches(2, (6, 2, 4), before)
+    for name, cache in after.items():
+        rows = before[name].shape[2]
+        assert torch.equal(cache[:, :, :rows], before[name])
+    assert [after[f"past_key_values.{i}.key"].shape[2] for i in range(4)] == [6, 6, 2, 4]
+
+
+def test_a_call_leaves_its_rows_in_the_caches() -> None:
+    kept = {f"kept_index.{s}": torch.arange(3 - s) for s in range(2)}
+    given = {"logits": torch.ones(1, 5), "next_ids": torch.ones(1), "present.0.key": torch.ones(2), **kept}
+    model, zeros = Recorder(**given), torch.zeros(1)
+    caches = {PAST: zeros}
+    outputs = backend(language_model=model).extend({graph_io.ALPHA: np.ones(1, np.float32)}, caches)
+    assert model.given.keys() == {graph_io.ALPHA, PAST} and model.given[PAST] is zeros
     assert {name: value.tolist() for name, value in outputs.items()} == {
         "logits": [[1.0] * 5],
         "kept_index.0": [0, 1, 2],
+        "kept_index.1": [0, 1],
     }
-    assert list(after) == [PAST] and after[PAST].tolist() == [1.0, 1.0]
-    assert not after[PAST].requires_grad
-    assert before[PAST].tolist() == [0.0]
+    assert list(caches) == [PAST] and caches[PAST].tolist() == [1.0, 1.0]
+    assert not caches[PAST].requires_grad
+    assert zeros.tolist() == [0.0]
+
+
+class Layers(nn.Module):
+    """A decoder of which every row [T, 1] is left, and whose logits are twice it and its negative."""
+
+    def run_layers(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, None, dict[str, torch.Tensor]]:
+        return inputs[graph_io.INPUTS_EMBEDS] + inputs[PAST], None, {"present.0.key": torch.ones(2)}
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat((2 * x, -x), dim=1)
+
+
+def test_logits_of_every_row() -> None:
+    """The caches stay as they are: a prompt can be asked about again."""
+    caches = {PAST: torch.tensor([[10.0]])}
+    feeds = {graph_io.INPUTS_EMBEDS: np.array([[1.0], [2.0], [3.0]], np.float32)}
+    logits = backend(language_model=Layers()).logits_of_rows(feeds, caches)
+    assert isinstance(logits, np.ndarray)
+    assert logits.tolist() == [[22, -11], [24, -12], [26, -13]]
+    assert {name: cache.tolist() for name, cache in caches.items()} == {PAST: [[10.0]]}
 
 
 def test_the_decoder_is_that_of_the_graphs() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from fastmmoe.runtime.backends.batch import Batch
 from fastmmoe.runtime.bundle import graph_io
@@ -136,6 +137,34 @@ def test_a_run_that_goes_on(echo: Echo) -> None:
     assert run.stats[0].cache_lengths == [26, 26, 18, 14]
     # The unmodified model would attend to every token of before.
     assert run.stats[0].prefill_flops < run.stats[0].prefill_flops_unmodified
+
+
+def long_run(*inputs: ModelInputs, echo: Echo, batch: Batch | None = None, **options: Any) -> Run:
+    """Of a model whose longest sequence is 4096."""
+    processor = replace(MANIFEST.processor, max_position_embeddings=4096)
+    return Run(replace(MANIFEST, processor=processor), echo, inputs, RequestOptions.of(options), batch)
+
+
+@pytest.mark.parametrize(("new_tokens", "capacity"), [(57, 256), (58, 512)])
+def test_caches_are_made_once_for_a_prompt_and_its_answer(new_tokens: int, capacity: int, echo: Echo) -> None:
+    """200 tokens and all but the last of the answer, which is never fed; the shorter prompt has room in the same."""
+    echo.logits = 0.5
+    run = long_run(inputs_of(200), inputs_of(150), echo=echo, max_new_tokens=new_tokens)
+    list(run.tokens())
+    assert [caches.capacities for caches in echo.made] == [(capacity,) * 3]
+    assert run.batch.cache_lengths[:, 0].tolist() == [199 + new_tokens, 149 + new_tokens]
+
+
+def test_caches_are_made_anew_where_a_conversation_outgrows_them(echo: Echo) -> None:
+    """The second question has room behind the first's answer, the third has not."""
+    echo.logits, batch = 0.5, None
+    for tokens, made in ((100, 1), (90, 1), (80, 2)):
+        run = long_run(inputs_of(tokens), echo=echo, batch=batch, max_new_tokens=20)
+        list(run.tokens())
+        batch = run.batch
+        assert len(echo.made) == made
+    assert [caches.capacities for caches in echo.made] == [(256,) * 3, (512,) * 3]
+    assert run.batch.cache_lengths.tolist() == [[100 + 90 + 80 + 3 * 19] * 4]
 
 
 def test_options_that_the_method_does_not_allow() -> None:

@@ -278,7 +278,7 @@ def test_all_kernels_in_the_sources_have_a_phase_and_are_in_the_document() -> No
         *roofline.ATTENTION_PHASES,
         roofline.PRUNE,
     }
-    tables = (REPOSITORY / "docs" / "kernels.md").read_text("utf-8").partition(BEGIN)[2]
+    tables = (REPOSITORY / "docs" / "kernel-report.md").read_text("utf-8").partition(BEGIN)[2]
     assert set(re.findall(r"^\| `(\w+)", tables, re.MULTILINE)) == set(names)
 
 

@@ -3,22 +3,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.bundle.manifest import LanguageModelInfo
+from fastmmoe.runtime.bundle.signatures import layer_groups
 from fastmmoe.runtime.method.policy import Policy
 from fastmmoe.runtime.types import Array
 
 
 @dataclass
-class Echo:
-    """See `Backend`. Its caches are the number of calls so far.
+class EchoCaches:
+    """How many rows there are, and how many there is room for.
 
     Attributes:
+        capacities: of each layer group.
+        lengths: rows of every sequence in use, int64 [groups, sequences].
+    """
+
+    capacities: tuple[int, ...]
+    lengths: Array
+    is_replaced: bool = False
+
+
+@dataclass
+class Echo:
+    """See `Backend`. Its caches count rows, and it checks that they are those of the call before and have room.
+
+    Attributes:
+        made: all caches, in the order of `new_caches`.
         calls: what the language model was fed, call by call.
         pictures: inputs of the vision graph.
         logits: of every token, or a function of the call's feeds that gives them for each sequence.
@@ -26,6 +42,7 @@ class Echo:
 
     info: LanguageModelInfo
     policy: Policy
+    made: list[EchoCaches] = field(default_factory=list)
     calls: list[dict[str, Array]] = field(default_factory=list)
     pictures: list[dict[str, Array]] = field(default_factory=list)
     logits: float | Callable[[dict[str, Array]], Array] = 0.5
@@ -39,13 +56,19 @@ class Echo:
         """Rows of the ids themselves."""
         return np.repeat(np.asarray(input_ids, np.float32)[:, None], self.info.hidden_size, axis=1)
 
-    def new_caches(self) -> int:
-        """No calls."""
-        return 0
+    def new_caches(self, sequences: int, capacities: Sequence[int], before: EchoCaches | None = None) -> EchoCaches:
+        """Caches of no rows, or of those before."""
+        lengths = np.zeros((len(capacities), sequences), np.int64)
+        if before is not None:
+            assert (before.lengths.shape, before.is_replaced) == (lengths.shape, False)
+            assert all(a <= b for a, b in zip(before.capacities, capacities, strict=True))
+            lengths, before.is_replaced = before.lengths.copy(), True
+        self.made.append(EchoCaches(tuple(capacities), lengths))
+        return self.made[-1]
 
-    def extend(self, feeds: dict[str, Array], caches: int) -> tuple[dict[str, Array], int]:
+    def extend(self, feeds: dict[str, Array], caches: EchoCaches) -> dict[str, Array]:
         """A site keeps the first rows."""
-        assert caches == len(self.calls), "the caches of another call"
+        self._write(feeds, caches)
         self.calls.append(feeds)
         sequences = len(feeds[graph_io.SEQUENCE_OFFSETS]) - 1
         found = self.logits(feeds) if callable(self.logits) else np.float32(self.logits)
@@ -56,7 +79,21 @@ class Echo:
             kept = len(feeds[graph_io.keep_slots(s)])
             rows, visual = rows - visual + kept, kept
             outputs[graph_io.kept_index(s)] = np.arange(rows)
-        return outputs, caches + 1
+        return outputs
+
+    def _write(self, feeds: dict[str, Array], caches: EchoCaches) -> None:
+        """Count the rows of a call."""
+        assert not caches.is_replaced, "these caches have been replaced"
+        sequences = feeds[graph_io.SEQUENCE_IDS][feeds[graph_io.SEQUENCE_OFFSETS][:-1]]
+        for g, layers in enumerate(layer_groups(self.info.layers, self.policy.sites)):
+            assert feeds[graph_io.past_lengths(g)].tolist() == caches.lengths[g].tolist(), "lengths of other caches"
+            rows = np.diff(feeds[graph_io.SEQUENCE_OFFSETS])
+            before = [s for s, site in enumerate(self.policy.sites) if site.layer < layers[0]]
+            if before:
+                kept = np.diff(feeds[graph_io.keep_offsets(before[-1])])
+                rows = rows - np.diff(feeds[graph_io.VISUAL_OFFSETS]) + kept
+            caches.lengths[g, sequences] += rows
+            assert caches.lengths[g].max() <= caches.capacities[g], "no room"
 
 
 def scores_of(*chosen: int, vocab_size: int) -> Array:

@@ -101,7 +101,7 @@ def manifest_document(family: str) -> dict[str, Any]:
         "dtype": "fp32",
         "activation_dtype": "float32",
         "experts": {"weight_format": "float", "group_size": 0, "zero_points": False},
-        "ops": {"FmmSparseMoE": 1, "FmmTokenPrune": 1},
+        "ops": {"FmmAttention": 1, "FmmSparseMoE": 1, "FmmTokenPrune": 1},
         "portable": True,
         "plugin": None,
         "policy": POLICY,

@@ -128,11 +128,32 @@ class TorchModel:
     ) -> Outputs:
         """All outputs of one call after the call whose outputs are `before`."""
         info, policy = language_model_info(self.model.config), self.model.policy
-        feeds = signatures.feeds(info, Call(policy, chunks, lengths, alpha, seed))
-        cache = TorchBackend(self.model.graphs, policy, info).new_caches()
+        groups = signatures.layer_groups(info.layers, policy.sites)
+        count = len(groups)
+        old, past = None, np.zeros((count, len(chunks)), np.int32)
         if before is not None:
-            cache = {name: before[graph_io.present_name(name)] for name in cache}
+            names = [tensor.name for tensor in signatures.cache_inputs(info, policy, "float32")]
+            old = {name: before[graph_io.present_name(name)] for name in names}
+            past = np.stack([before[graph_io.present_name(graph_io.past_lengths(g))] for g in range(count)])
+        room = [int(past[g].max()) + max(len(chunk.inputs_embeds) for chunk in chunks) for g in range(count)]
+        if old is not None:
+            had = [next(x.shape[2] for n, x in old.items() if f"values.{layers[0]}." in n) for layers in groups]
+            room = [max(pair) for pair in zip(room, had, strict=True)]
+        cache = TorchBackend(self.model.graphs, policy, info).new_caches(past.shape[1], room, old)
+        feeds = signatures.feeds(info, Call(policy, chunks, lengths, past.tolist(), alpha, seed))
         return self.language_model({name: torch.from_numpy(value) for name, value in feeds.items()} | cache)
+
+    def cache_lengths(self, outputs: Outputs, sequence: int = 0) -> list[int]:
+        """Cached rows of every layer after the call that gave `outputs`."""
+        groups = signatures.layer_groups(len(self.language_model.layers), self.model.policy.sites)
+        lengths = [int(outputs[f"present_lengths.{g}"][sequence]) for g in range(len(groups))]
+        return [n for n, layers in zip(lengths, groups, strict=True) for _ in layers]
+
+    def cached(self, outputs: Outputs, sequence: int = 0) -> dict[str, torch.Tensor]:
+        """The rows in use of every cache, [Nkv, rows, D] by the output's name."""
+        lengths = self.cache_lengths(outputs, sequence)
+        present = {n: x for n, x in outputs.items() if n.startswith("present.")}
+        return {n: x[sequence, :, : lengths[int(n.split(".")[1])]] for n, x in present.items()}
 
     def embed_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
         return self.model.graphs.embedding({graph_io.INPUT_IDS: input_ids.int()})[graph_io.INPUTS_EMBEDS]

@@ -25,18 +25,19 @@ constexpr int64_t kFewLines = 64;
 // kernel. Latent heads have one key head, so few blocks.
 constexpr int64_t kSplitKeys = 128, kLatentSplitKeys = 64, kMostSplits = 64, kSplitUnit = 64;
 
-constexpr int64_t kWidthUnit = 8;                 // rows are whole pieces of 16 bytes
 constexpr int64_t kMostLines = int64_t{1} << 30;  // they are counted in int
 
 // The narrowest that have room.
 Widths widths_of(const AttentionParams& params) {
   const int64_t widest = std::max(params.D, params.W);
   const bool is_latent = params.attributes.value_width != 0;
-  CHECK(params.D % kWidthUnit == 0 && params.W % kWidthUnit == 0 &&
-            (widest <= 128 || (is_latent && params.D <= 576 && params.W <= 512)),
-        "FmmAttention: D is ", params.D, " and W is ", params.W, ", expected multiples of ", kWidthUnit,
-        " up to 128, or with value_width up to 576 and 512, on CUDA");
-  return widest <= 64 ? Widths::k64 : widest <= 128 ? Widths::k128 : Widths::kLatent;
+  const bool fits = is_latent && params.D <= kAttentionMostLatent && params.W <= kAttentionMostLatentValues;
+  CHECK(params.D % kAttentionMultiple == 0 && params.W % kAttentionMultiple == 0 &&
+            (widest <= kAttentionMostWidth || fits),
+        "FmmAttention: D is ", params.D, " and W is ", params.W, ", expected multiples of ",
+        kAttentionMultiple, " up to ", kAttentionMostWidth, ", or with value_width up to ",
+        kAttentionMostLatent, " and ", kAttentionMostLatentValues, ", on CUDA");
+  return widest <= 64 ? Widths::k64 : widest <= kAttentionMostWidth ? Widths::k128 : Widths::kLatent;
 }
 
 const char* name_of(FloatType type) {

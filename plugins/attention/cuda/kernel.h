@@ -10,6 +10,12 @@
 
 namespace fastmmoe {
 
+/// What the kernels take of D and W: multiples, up to these; with value_width up to the latent ones.
+constexpr int64_t kAttentionMultiple = 8;  // rows are whole pieces of 16 bytes
+constexpr int64_t kAttentionMostWidth = 128;
+constexpr int64_t kAttentionMostLatent = 576;
+constexpr int64_t kAttentionMostLatentValues = 512;
+
 /// Throws CheckError for types or sizes that the kernels cannot take, though the contract allows them; no
 /// pointer is looked at. They take float16 and bfloat16, the caches in the
 /// same type, and for D and W multiples of 8 up to 128, or with value_width up to 576 and 512.

@@ -26,7 +26,7 @@ class SparseMoeKernel {
     const Sizes sizes = check_inputs(node_, infos);
     SparseMoeKernelParams params =
         kernel_params(node_, infos, sizes, [&](size_t input) { return inputs.data(input); });
-    params.output = output_memory(Ort::KernelContext(context), contract(), sizes)(kOutput);
+    params.output = Outputs(node_, sizes, context).data(kOutput);
     const Workspace workspace(context, sparse_moe_workspace_bytes(params));
     launch_sparse_moe(params, workspace.data(), stream_of(context));
   }

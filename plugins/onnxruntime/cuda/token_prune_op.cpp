@@ -23,10 +23,10 @@ class TokenPruneKernel {
     const Inputs inputs(node_, context);
     const std::vector<TensorInfo> infos = inputs.infos();
     const Sizes sizes = check_inputs(node_, infos);
-    const Ort::KernelContext outputs(context);
+    const Outputs outputs(node_, sizes, context);
     const auto data = [&](size_t input) { return inputs.data(input); };
     const TokenPruneParams params =
-        kernel_params(node_, infos, sizes, data, output_memory(outputs, contract(), sizes));
+        kernel_params(node_, infos, sizes, data, [&](size_t output) { return outputs.data(output); });
     const size_t bytes = params.K < params.V ? token_prune_workspace_bytes(params.B, params.V, params.E) : 0;
     const Workspace workspace(context, bytes);
     launch_token_prune(params, workspace.data(), stream_of(context));

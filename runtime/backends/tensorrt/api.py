@@ -11,8 +11,6 @@ The same calls serve TensorRT 10.3, 10.16 and 11.4 and TensorRT-RTX 1.7, but for
 * Strong typing is a flag of the network up to 10; from 11 on every network has it and the flag is ignored.
 * `build_serialized_network_to_stream` came after 10.3. It saves a copy of the whole engine in memory.
 * Only TensorRT-RTX takes compute capabilities to build for; TensorRT builds for the GPU of the machine.
-* TensorRT has attention of its own since 10.14, and its parser makes one that only a fused kernel may run. There is
-  none for the width of latent attention, so every attention is allowed to be run by several kernels.
 """
 
 from __future__ import annotations
@@ -103,7 +101,6 @@ def build_engine(trt: Any, request: EngineRequest) -> FileEntry:
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(request.graph):
         raise _failure(trt, logger, f"cannot read {request.graph}", *_parser_errors(parser))
-    allow_decomposition(trt, network)
     config = builder.create_builder_config()
     # Outputs of FmmAttention have the addresses of inputs; no plugin may say so without this.
     config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
@@ -151,17 +148,6 @@ def one_line(message: str) -> str:
 def _parser_errors(parser: Any) -> list[str]:
     errors = [parser.get_error(i) for i in range(parser.num_errors)]
     return [f"node {error.node_name()} ({error.node_operator()}): {error.desc()}" for error in errors]
-
-
-def allow_decomposition(trt: Any, network: Any) -> None:
-    """Let TensorRT run each attention by several kernels where it has no fused one."""
-    if not hasattr(trt, "IAttentionInputLayer"):
-        return
-    for i in range(network.num_layers):
-        layer = network.get_layer(i)
-        if layer.type == trt.LayerType.ATTENTION_INPUT:
-            layer.__class__ = trt.IAttentionInputLayer
-            layer.attention.decomposable = True
 
 
 def _set_compute_capabilities(trt: Any, config: Any, capabilities: tuple[int, ...]) -> None:

@@ -58,6 +58,7 @@ class BuildOptions:
     max_visual: int | None = None
     max_cache: int | None = None
     max_tiles: int | None = None
+    max_batch: int | None = None
     workspace_mib: int | None = None
 
 
@@ -141,6 +142,7 @@ def _resolve(manifest: Manifest, options: BuildOptions) -> Limits:
         max_visual=options.max_visual,
         max_cache=options.max_cache,
         max_tiles=options.max_tiles,
+        max_batch=options.max_batch,
     )
 
 
@@ -167,7 +169,7 @@ def _report_plan(tensorrt: TensorRT, version: str, gpu: Gpu | None, limits: Limi
         say(f"{tensorrt.module} {version} has not been tried with this version of fastmmoe; {checked} has")
     say(
         f"limits: {limits.max_tokens} tokens a prompt, {limits.max_visual} of them visual, {limits.max_cache} cached, "
-        f"{limits.max_tiles} tiles"
+        f"{limits.max_tiles} tiles, {limits.max_batch} sequences at once"
     )
 
 

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from fastmmoe.runtime.backends.batch import CAPACITY_STEP, round_up
 from fastmmoe.runtime.bundle import graph_io, signatures
 from fastmmoe.runtime.bundle.manifest import Limits, Manifest
 from fastmmoe.runtime.errors import InvalidRequest
@@ -38,6 +39,7 @@ def resolve_limits(
     max_visual: int | None = None,
     max_cache: int | None = None,
     max_tiles: int | None = None,
+    max_batch: int | None = None,
 ) -> Limits:
     """The limits of a bundle's engines; None = room for one picture of the most tiles, some text and an answer.
 
@@ -45,7 +47,13 @@ def resolve_limits(
         InvalidRequest: a limit is below 1, below one that it must hold, or above the model's longest sequence.
     """
     longest = manifest.processor.max_position_embeddings
-    given = {"tiles": max_tiles, "visual": max_visual, "tokens": max_tokens, "cache": max_cache}
+    given = {
+        "tiles": max_tiles,
+        "visual": max_visual,
+        "tokens": max_tokens,
+        "cache": max_cache,
+        "batch": max_batch,
+    }
     for name, value in given.items():
         if value is not None and value < 1:
             raise InvalidRequest(f"--max-{name} {value}: expected at least 1")
@@ -64,7 +72,10 @@ def resolve_limits(
         raise InvalidRequest(f"--max-cache {cache}: expected at least --max-tokens, {tokens}: the cache holds a prompt")
     if cache > longest:
         raise InvalidRequest(f"--max-cache {cache}: expected at most {longest}, the model's longest sequence")
-    return Limits(max_tokens=tokens, max_visual=visual, max_cache=cache, max_tiles=tiles)
+    batch = 1 if max_batch is None else max_batch
+    if batch > tokens:
+        raise InvalidRequest(f"--max-batch {batch}: expected at most --max-tokens, {tokens}: each sequence has a row")
+    return Limits(max_tokens=tokens, max_visual=visual, max_cache=cache, max_tiles=tiles, max_batch=batch)
 
 
 def engine_profiles(manifest: Manifest, limits: Limits) -> dict[str, tuple[Profile, ...]]:
@@ -117,11 +128,12 @@ def _typical_schedule(manifest: Manifest, limits: Limits) -> Schedule:
 
 
 def _prefill(manifest: Manifest, limits: Limits) -> dict[str, Lengths]:
-    """A prompt, or more of a conversation after what the caches hold. Engines take one sequence at a time."""
+    """A prompt, or more of a conversation after what the caches hold, or several of them."""
     typical = _typical_schedule(manifest, limits)
     lengths: dict[str, Lengths] = {
         "T": _tokens(limits),
-        graph_io.OFFSETS: (2, 2, 2),
+        "B": (1, 1, limits.max_batch),
+        graph_io.OFFSETS: (2, 2, limits.max_batch + 1),
         "V": (0, _typical_visual(limits), limits.max_visual),
         "Q": (0, TYPICAL_TEXT_TOKENS, limits.max_tokens),
     }
@@ -129,8 +141,20 @@ def _prefill(manifest: Manifest, limits: Limits) -> dict[str, Lengths]:
         lengths[f"K{s}"] = (0, typical.keep[s], limits.max_visual)
         lengths[f"M{s}"] = (0, typical.merge[s], _most_merged(manifest.policy, limits, site))
         lengths[f"N{s}"] = (0, typical.recycle[s], sparsevlm_counts(limits.max_visual, 0)[0])
+    return lengths | _capacities(manifest, limits)
+
+
+def _capacities(manifest: Manifest, limits: Limits) -> dict[str, Lengths]:
+    """Rows of each group's caches: what is left of a typical prompt, and an answer."""
+    _, text_and_visual, _ = _tokens(limits)
+    prompt = Chunk(
+        0, np.empty((text_and_visual, 0)), np.arange(_typical_visual(limits)), _typical_schedule(manifest, limits)
+    )
+    rows = signatures.cached_rows(manifest.language_model, manifest.policy, prompt)
     groups = signatures.layer_groups(manifest.language_model.layers, manifest.policy.sites)
-    return lengths | {f"S{g}": (0, 0, limits.max_cache) for g in range(len(groups))}
+    most = round_up(limits.max_cache)
+    typical = [min(round_up(int(rows[layers[0]]) + TYPICAL_TEXT_TOKENS), most) for layers in groups]
+    return {f"C{g}": (CAPACITY_STEP, capacity, most) for g, capacity in enumerate(typical)}
 
 
 def _most_merged(policy: Policy, limits: Limits, site: Site) -> int:
@@ -142,13 +166,8 @@ def _most_merged(policy: Policy, limits: Limits, site: Site) -> int:
 
 
 def _decode(manifest: Manifest, limits: Limits) -> dict[str, Lengths]:
-    """One token after a prompt: no visual tokens, nothing to prune; the caches hold what the prompt left."""
-    _, text_and_visual, _ = _tokens(limits)
-    prompt = Chunk(
-        0, np.empty((text_and_visual, 0)), np.arange(_typical_visual(limits)), _typical_schedule(manifest, limits)
-    )
-    rows = signatures.cached_rows(manifest.language_model, manifest.policy, prompt)
+    """One token of each sequence after its prompt: no visual tokens, nothing to prune."""
+    batch = limits.max_batch
     lengths: dict[str, Lengths] = dict.fromkeys(_prefill(manifest, limits), (0, 0, 0))
-    lengths |= {"T": (1, 1, 1), graph_io.OFFSETS: (2, 2, 2)}
-    groups = signatures.layer_groups(manifest.language_model.layers, manifest.policy.sites)
-    return lengths | {f"S{g}": (1, int(rows[layers[0]]), limits.max_cache) for g, layers in enumerate(groups)}
+    lengths |= {"T": (1, 1, batch), "B": (1, 1, batch), graph_io.OFFSETS: (2, 2, batch + 1)}
+    return lengths | _capacities(manifest, limits)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +105,11 @@ def test_random_choices_hang_on_seed_and_picture_alone(
     seeds: list[int] = []
     extend = Batch.extend
 
-    def record(self: Batch, chunks: Any, *, alpha: float, seed: int = 0) -> Any:
+    def record(self: Batch, chunks: Any, *, alpha: float, seed: int = 0, new_tokens: Sequence[int] = ()) -> Any:
         # Decode steps have no use for a seed.
         if len(chunks[0].visual_index):
             seeds.append(seed)
-        return extend(self, chunks, alpha=alpha, seed=seed)
+        return extend(self, chunks, alpha=alpha, seed=seed, new_tokens=new_tokens)
 
     monkeypatch.setattr(Batch, "extend", record)
     setting = Setting("random", 0.3)

@@ -200,14 +200,14 @@ class Counter:
         self.policy, self.info, self.calls = PORTABLE.policy, PORTABLE.language_model, 0
         self.embedded: list[int] = []
 
-    def new_caches(self) -> list[Any]:
+    def new_caches(self, sequences: int, capacities: tuple[int, ...], before: object = None) -> list[Any]:
         return []
 
-    def extend(self, feeds: dict[str, Any], caches: list[Any]) -> tuple[dict[str, Any], list[Any]]:
+    def extend(self, feeds: dict[str, Any], caches: list[Any]) -> dict[str, Any]:
         self.calls += 1
         logits = np.eye(9, dtype=np.float32)[[self.calls]]
         kept = {graph_io.kept_index(s): np.arange(3) for s in range(len(self.policy.sites))}
-        return {graph_io.LOGITS: logits, **kept}, caches
+        return {graph_io.LOGITS: logits, **kept}
 
     def embed(self, ids: np.ndarray) -> np.ndarray:
         self.embedded += ids.tolist()

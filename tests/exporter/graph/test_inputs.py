@@ -49,9 +49,9 @@ def test_the_language_model(checkpoint: Checkpoints) -> None:
         GraphInput(graph_io.VISUAL_TOP_K, (5,), torch.int32, minimum=0),
         GraphInput(graph_io.ALPHA, (2,), torch.float32, minimum=0),
         GraphInput(graph_io.keep_slots(1), ("K1",), torch.int8, minimum=0),
-        GraphInput("past_key_values.0.latent", (1, "S0", latent), torch.float16, minimum=0),
-        GraphInput("past_key_values.5.latent", (1, "S2", latent), torch.float16, minimum=0),
-        GraphInput(graph_io.past_sequence_ids(2), ("S2",), torch.int32, minimum=0),
+        GraphInput(graph_io.past_lengths(2), ("B",), torch.int32, minimum=1),
+        GraphInput("past_key_values.0.latent", ("B", 1, "C0", latent), torch.float16, minimum=1),
+        GraphInput("past_key_values.5.latent", ("B", 1, "C2", latent), torch.float16, minimum=1),
     ]
     assert [found[i.name] for i in expected] == expected
     assert not [name for name in found if name.startswith("past_position_ids")]

@@ -53,7 +53,7 @@ def traced() -> tuple[ir.Model, Weights]:
     with torch.device("meta"):
         module = Mlp()
     weights = Weights(module)
-    model = trace(module, [GraphInput("x", ("T", 4, WIDTH), torch.float32)], weights.load, name="mlp")
+    model = trace(module, [GraphInput("x", ("T", 4, WIDTH), torch.float32)], weights.load, name="mlp", opset=23)
     return model, weights
 
 

@@ -55,13 +55,7 @@ def test_fastv_is_the_recorded_one(
     assert tokens == recorded["decode_tokens"].tolist()
     found = torch.stack([outputs[graph_io.LOGITS] for outputs in steps])
     assert_close("logits", found, decode_logits, layers)
-    assert cache_lengths(model, steps[-1]) == recorded["cache_len"].tolist()
-
-
-def cache_lengths(model: Any, outputs: dict[str, torch.Tensor]) -> list[int]:
-    layers = enumerate(model.language_model.layers)
-    names = (graph_io.past_names(i, layer.self_attn.cache_parts)[0] for i, layer in layers)
-    return [outputs[graph_io.present_name(name)].shape[-2] for name in names]
+    assert model.cache_lengths(steps[-1]) == recorded["cache_len"].tolist()
 
 
 @pytest.fixture(scope="module")
@@ -83,12 +77,13 @@ def random_prompt(model: Any, seed: int, visual: int = V, after: int = AFTER) ->
     return model.embed_ids(ids), np.arange(BEFORE, BEFORE + visual, dtype=np.int32)
 
 
-def assert_same(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
-    """Bit for bit: logits and every layer's cache."""
-    names = [graph_io.LOGITS, *(output for output in theirs if output.startswith("present."))]
-    assert len(names) > 1
-    for output in names:
-        assert torch.equal(ours[output], theirs[output]), output
+def assert_same(model: Any, ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    """Bit for bit: logits and every layer's cached rows, of a model with as many sites or more, and one with none."""
+    assert torch.equal(ours[graph_io.LOGITS], theirs[graph_io.LOGITS])
+    count = theirs["present_lengths.0"][0]
+    assert model.cache_lengths(ours) == [count] * len(model.language_model.layers)
+    for name, rows in model.cached(ours).items():
+        assert torch.equal(rows, theirs[name][0, :, :count]), name
 
 
 @EVERY_MODEL
@@ -105,9 +100,9 @@ def test_a_comparison_model_is_every_method_alone(name: str, comparison: Any, al
         single = alone(name, method)
         theirs = single.prefill(embeds, visual, single.schedule(V, 0.4))
         assert torch.equal(ours[graph_io.LOGITS], theirs[graph_io.LOGITS]), method
-        assert cache_lengths(model, ours) == cache_lengths(single, theirs)
-        assert len(embeds) - V <= min(cache_lengths(model, ours)) < max(cache_lengths(model, ours)) == len(embeds)
-        assert_same(model.prefill(embeds, visual, model.schedule(V, 1.0, method="none")), plain)
+        assert model.cache_lengths(ours) == single.cache_lengths(theirs)
+        assert len(embeds) - V <= min(model.cache_lengths(ours)) < max(model.cache_lengths(ours)) == len(embeds)
+        assert_same(model, model.prefill(embeds, visual, model.schedule(V, 1.0, method="none")), plain)
         results.append(ours[graph_io.LOGITS])
     assert all(not torch.equal(a, b) for i, a in enumerate(results) for b in results[:i])
 
@@ -118,7 +113,7 @@ def test_retention_one_is_the_unmodified_model_by_every_method(name: str, compar
     embeds, visual = random_prompt(model, 1)
     expected = plain.prefill(embeds, visual, plain.schedule(V, 1.0))
     for method in PRUNING:
-        assert_same(model.prefill(embeds, visual, model.schedule(V, 1.0, method=method)), expected)
+        assert_same(model, model.prefill(embeds, visual, model.schedule(V, 1.0, method=method)), expected)
 
 
 def test_random_keeps_the_greatest_scores_of_its_seed(comparison: Any) -> None:
@@ -198,7 +193,7 @@ def test_a_second_question_equals_a_fresh_run(name: str, method: str, comparison
     chunk = Chunk(0, embeds[split:].numpy(), NO_VISUAL_TOKENS, schedule.for_text())
     second = model.extend([chunk], [split], first)
     fresh = model.prefill(embeds, visual, schedule)
-    assert cache_lengths(model, second) == cache_lengths(model, fresh)
+    assert model.cache_lengths(second) == model.cache_lengths(fresh)
     assert_close("logits", second[graph_io.LOGITS], fresh[graph_io.LOGITS], len(model.language_model.layers))
 
 
@@ -230,7 +225,7 @@ def test_a_second_question_equals_a_fresh_run_that_keeps_the_same(
     monkeypatch.setattr(torch.ops.fastmmoe, "token_prune", replay)
     fresh = model.prefill(embeds, visual, schedule)
     assert not attention
-    assert cache_lengths(model, second) == cache_lengths(model, fresh)
+    assert model.cache_lengths(second) == model.cache_lengths(fresh)
     assert_close("logits", second[graph_io.LOGITS], fresh[graph_io.LOGITS], len(model.language_model.layers))
 
 
@@ -253,7 +248,7 @@ def test_sparsevlm_numbers_tokens_anew_or_not(checkpoint: Any) -> None:
         outputs = model.prefill(embeds, visual, schedule)
         found[positions] = seen, outputs[graph_io.LOGITS]
         angle = model.language_model.inv_freq
-        last = [torch.arccos(cos[-1, -1]) / angle[-1] for cos in seen]
+        last = [torch.arccos(cos[-1, 0, -1]) / angle[-1] for cos in seen]
         if positions == "compact":
             expected = [len(cos) - 1 for cos in seen]
         else:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The decoder around its blocks: who sees whom, positions, groups of caches, and where the rows are pruned."""
+"""The decoder around its blocks: positions, lengths and groups of caches, and where the rows are pruned."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,20 +29,18 @@ def _no_grad() -> Iterator[None]:
         yield
 
 
-def decoder(*, window: int | None = None, dense: tuple[int, ...] = (0,), **options: Any) -> LanguageModel:
-    """Four layers with random weights, the first dense; with a window the even ones slide."""
+def decoder(*, window: int | None = None, sliding: tuple[int, ...] = (0, 2), **options: Any) -> LanguageModel:
+    """Four layers with random weights, the first dense; with a window some slide."""
     every = tuple(range(DEPTH))
-    moe = tuple(i for i in every if i not in dense)
-    full = every if window is None else every[1::2]
-    policy = resolve_policy(PolicyOptions(**options), family="deepseek_vl2", layers=Layers(DEPTH, moe, full, MOE.top_k))
+    full = tuple(i for i in every if window is None or i not in sliding)
+    moe_and_full = Layers(DEPTH, every[1:], full, MOE.top_k)
+    policy = resolve_policy(PolicyOptions(**options), family="deepseek_vl2", layers=moe_and_full)
     layers = []
     for i in every:
-        attention = GroupedAttention(H, HEADS, 1, H // HEADS, is_sliding=i not in full)
-        mlp: nn.Module = Mlp(H, 6) if i in dense else MoeBlock(SparseMoe(H, MOE, "none"), Mlp(H, 3))
+        attention = GroupedAttention(H, HEADS, 1, H // HEADS, window=0 if i in full else window or 0)
+        mlp: nn.Module = Mlp(H, 6) if i == 0 else MoeBlock(SparseMoe(H, MOE, "none"), Mlp(H, 3))
         layers.append(DecoderLayer(attention, mlp, RMSNorm(H, 1e-6), RMSNorm(H, 1e-6)))
-    model = LanguageModel(
-        layers, RMSNorm(H, 1e-6), nn.Linear(H, VOCAB, bias=False), H // HEADS, policy, sliding_window=window
-    )
+    model = LanguageModel(layers, RMSNorm(H, 1e-6), nn.Linear(H, VOCAB, bias=False), H // HEADS, policy)
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.5
@@ -53,9 +52,9 @@ def ints(*values: int) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.int32)
 
 
-def inputs_of(model: LanguageModel, embeds: torch.Tensor, **others: torch.Tensor) -> dict[str, torch.Tensor]:
-    """A first call of one sequence without visual tokens."""
-    T = len(embeds)
+def inputs_of(model: LanguageModel, embeds: torch.Tensor, sequences: int = 1) -> dict[str, torch.Tensor]:
+    """A first call of sequence 0 without visual tokens; the caches have room for 12 rows and hold none."""
+    T, capacity = len(embeds), 12
     given = {
         graph_io.INPUTS_EMBEDS: embeds,
         graph_io.POSITION_IDS: torch.arange(T, dtype=torch.int32),
@@ -64,51 +63,44 @@ def inputs_of(model: LanguageModel, embeds: torch.Tensor, **others: torch.Tensor
         graph_io.VISUAL_INDEX: ints(),
     }
     for i in range(DEPTH):
-        given |= {name: torch.zeros(1, 1, 0, H // HEADS) for name in graph_io.past_names(i, graph_io.KEY_VALUE)}
-    for g in range(len(model.groups)):
-        given |= {graph_io.past_position_ids(g): ints(), graph_io.past_sequence_ids(g): ints()}
-    return given | others
+        cache = torch.full((sequences, 1, capacity, H // HEADS), math.nan)
+        given |= dict.fromkeys(graph_io.past_names(i, graph_io.KEY_VALUE), cache)
+    for g, layers in enumerate(model.groups):
+        given[graph_io.past_lengths(g)] = torch.zeros(sequences, dtype=torch.int32)
+        if any(model.layers[i].self_attn.window for i in layers):
+            given[graph_io.past_position_ids(g)] = torch.full((sequences, capacity), -1, dtype=torch.int32)
+    return given
 
 
 def embeds_of(T: int) -> torch.Tensor:
     return torch.randn(T, H, generator=torch.Generator().manual_seed(1))
 
 
-def tokens_of(model: LanguageModel, group: int, rows: Rows, **inputs: torch.Tensor) -> Tokens:
-    given = {graph_io.INPUTS_EMBEDS: torch.zeros(1, H), **inputs}
-    return model._tokens(given, Sites(model.policy, given), group, rows)
+def tokens_of(model: LanguageModel, rows: Rows, outputs: dict[str, torch.Tensor], *past_lengths: int) -> Tokens:
+    """What the layers of the first group share."""
+    given = {graph_io.INPUTS_EMBEDS: torch.zeros(1, H), graph_io.past_lengths(0): ints(*past_lengths)}
+    return model._tokens(given, Sites(model.policy, given), 0, rows, outputs)
 
 
-def rows_of(positions: torch.Tensor, sequences: torch.Tensor) -> Rows:
-    return Rows(positions, sequences, ints(0, len(positions)), ints(), None, None)
+def rows_of(positions: torch.Tensor, sequences: torch.Tensor, offsets: torch.Tensor | None = None) -> Rows:
+    return Rows(positions, sequences, ints(0, len(positions)) if offsets is None else offsets, ints(), None, None)
 
 
-def test_a_sequence_sees_its_own_earlier_keys_alone() -> None:
-    """Three cached tokens, two of sequence 0 and one of 7; then a row of each."""
-    model = decoder(method="none")
-    past = {graph_io.past_sequence_ids(0): ints(0, 7, 0)}
-    tokens = tokens_of(model, 0, rows_of(ints(2, 3, 1), ints(0, 0, 7)), **past)
-    assert tokens.key_sequence_ids.tolist() == [0, 7, 0, 0, 0, 7]
-    assert tokens.mask.int().tolist() == [[1, 0, 1, 1, 0, 0], [1, 0, 1, 1, 1, 0], [0, 1, 0, 0, 0, 1]]
-    assert (tokens.sliding_mask, tokens.key_position_ids) == (None, None)
-
-
-def test_a_window_counts_positions() -> None:
-    """A window of 3: distances 0, 1 and 2, whatever lies between."""
-    model = decoder(method="none", window=3)
-    past = {graph_io.past_sequence_ids(0): ints(0, 0, 0), graph_io.past_position_ids(0): ints(0, 4, 5)}
-    tokens = tokens_of(model, 0, rows_of(ints(6, 7), ints(0, 0)), **past)
-    assert tokens.key_position_ids is not None and tokens.key_position_ids.tolist() == [0, 4, 5, 6, 7]
-    assert tokens.sliding_mask is not None
-    assert tokens.sliding_mask.int().tolist() == [[0, 1, 1, 1, 0], [0, 0, 1, 1, 1]]
-    assert tokens.mask.int().tolist() == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+def test_lengths_grow_by_the_rows_of_each_sequence() -> None:
+    """Three sequences of 2, 4 and no cached rows; two rows of the first and one of the last."""
+    outputs: dict[str, torch.Tensor] = {}
+    rows = rows_of(ints(2, 3, 0), ints(0, 0, 2), ints(0, 2, 3))
+    tokens = tokens_of(decoder(method="none"), rows, outputs, 2, 4, 0)
+    assert (tokens.past_lengths.tolist(), tokens.past_position_ids) == ([2, 4, 0], None)
+    (present,) = outputs.items()
+    assert (present[0], present[1].tolist(), present[1].dtype) == ("present_lengths.0", [4, 4, 1], torch.int32)
 
 
 def test_angles_are_position_times_frequency() -> None:
     model = decoder(method="none")
     model.rope_scale = 2.0
-    tokens = tokens_of(model, 0, rows_of(ints(0, 5), ints(0, 0)), **{graph_io.past_sequence_ids(0): ints()})
-    angles = torch.tensor([0.0, 5.0])[:, None] * torch.tensor([1.0, 0.1])
+    tokens = tokens_of(model, rows_of(ints(0, 5), ints(0, 0)), {}, 0)
+    angles = torch.tensor([0.0, 5.0])[:, None, None] * torch.tensor([1.0, 0.1])
     torch.testing.assert_close(tokens.cos, 2 * angles.cos())
     torch.testing.assert_close(tokens.sin, 2 * angles.sin())
 
@@ -116,15 +108,16 @@ def test_angles_are_position_times_frequency() -> None:
 @pytest.mark.parametrize(
     ("method", "positions", "active", "expected"),
     [
-        ("sparsevlm", "compact", 4, [2, 3]),
-        ("sparsevlm", "original", 4, [6, 9]),
-        ("fastmmoe", "compact", 1, [6, 9]),
-        ("all", "compact", 4, [2, 3]),
-        ("all", "compact", 1, [6, 9]),
+        ("sparsevlm", "compact", 4, [2, 3, 5]),
+        ("sparsevlm", "original", 4, [6, 9, 8]),
+        ("fastmmoe", "compact", 1, [6, 9, 8]),
+        ("all", "compact", 4, [2, 3, 5]),
+        ("all", "compact", 1, [6, 9, 8]),
     ],
 )
 def test_positions_after_a_site(method: str, positions: str, active: int, expected: list[int]) -> None:
-    """Two rows behind two cached ones: numbered anew by SparseVLM 1.5 alone; `active` is the request's method."""
+    """Two rows behind two cached ones of sequence 2, one behind five of sequence 0: numbered anew by SparseVLM 1.5
+    alone; `active` is the request's method."""
     model = decoder(method=method, prune_layers=(1,), sparsevlm_positions=positions)
     given = {
         graph_io.INPUTS_EMBEDS: torch.zeros(2, H),
@@ -132,8 +125,22 @@ def test_positions_after_a_site(method: str, positions: str, active: int, expect
         graph_io.VISUAL_INDEX: ints(),
         graph_io.METHOD: ints(active),
     }
-    found = model._positions(Sites(model.policy, given), rows_of(ints(6, 9), ints(0, 0)), 2)
+    rows = rows_of(ints(6, 9, 8), ints(2, 2, 0), ints(0, 2, 3))
+    found = model._positions(Sites(model.policy, given), rows, ints(5, 7, 2))
     assert (found.tolist(), found.dtype) == (expected, torch.int32)
+
+
+def written(model: LanguageModel) -> list[str]:
+    """The inputs that a call writes to."""
+    names = [name for i in range(DEPTH) for name in graph_io.past_names(i, graph_io.KEY_VALUE)]
+    slides = [any(model.layers[i].self_attn.window for i in layers) for layers in model.groups]
+    return [*names, *(graph_io.past_position_ids(g) for g, one in enumerate(slides) if one)]
+
+
+def after(model: LanguageModel, outputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The caches and their lengths as a call left them."""
+    names = [*written(model), *(graph_io.past_lengths(g) for g in range(len(model.groups)))]
+    return {name: outputs[graph_io.present_name(name)] for name in names}
 
 
 @pytest.mark.parametrize("window", [None, 2])
@@ -142,38 +149,48 @@ def test_a_call_after_another_is_one_call(window: int | None) -> None:
     model, embeds = decoder(method="none", window=window), embeds_of(8)
     whole = model(inputs_of(model, embeds))
     first = model(inputs_of(model, embeds[:5]))
-    caches = {past: first[graph_io.present_name(past)] for past in whole_caches(model, window)}
-    second = model(
-        inputs_of(model, embeds[5:], **caches, **{graph_io.POSITION_IDS: torch.arange(5, 8, dtype=torch.int32)})
-    )
+    positions = {graph_io.POSITION_IDS: torch.arange(5, 8, dtype=torch.int32)}
+    second = model(inputs_of(model, embeds[5:]) | after(model, first) | positions)
+    assert first[graph_io.present_name(graph_io.past_lengths(0))].tolist() == [5]
     torch.testing.assert_close(second[graph_io.LOGITS], whole[graph_io.LOGITS], rtol=1e-4, atol=1e-5)
-    for past in caches:
-        name = graph_io.present_name(past)
-        torch.testing.assert_close(second[name], whole[name], rtol=1e-4, atol=1e-5)
+    for past, cache in after(model, second).items():
+        expected = whole[graph_io.present_name(past)]
+        torch.testing.assert_close(cache, expected, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
-def whole_caches(model: LanguageModel, window: int | None) -> list[str]:
-    names = [name for i in range(DEPTH) for name in graph_io.past_names(i, graph_io.KEY_VALUE)]
-    groups = range(len(model.groups))
-    return [
-        *names,
-        *(graph_io.past_sequence_ids(g) for g in groups),
-        *(graph_io.past_position_ids(g) for g in groups if window is not None),
-    ]
-
-
-def test_only_a_model_with_a_window_caches_positions() -> None:
-    for window in (None, 3):
-        model = decoder(method="none", window=window)
-        outputs = model(inputs_of(model, embeds_of(2)))
-        assert (graph_io.present_name(graph_io.past_position_ids(0)) in outputs) == (window is not None)
+def test_only_groups_with_a_window_cache_positions() -> None:
+    """With a site in layer 2 the groups are layers 0 to 2 and 3; the former has both layers that slide, of which the
+    first writes."""
+    plain, sliding = decoder(method="none"), decoder(method="none", window=3)
+    pruned = decoder(method="fastmmoe", window=3, sliding=(0, 1), prune_layers=(2,))
+    both = decoder(method="fastmmoe", window=3, prune_layers=(1,))
+    for model, given, groups, writers in (
+        (plain, inputs_of(plain, embeds_of(2)), [], []),
+        (sliding, inputs_of(sliding, embeds_of(2)), [0], [0]),
+        (pruned, prune_inputs(pruned, embeds_of(9), keep=2), [0], [0]),
+        (both, prune_inputs(both, embeds_of(9), keep=6), [0, 1], [0, 2]),
+    ):
+        wrote: list[int] = []
+        for i, layer in enumerate(model.layers):
+            layer.self_attn.register_forward_hook(
+                lambda _, __, y, i=i, wrote=wrote: wrote.extend([i] * (y.present_position_ids is not None))
+            )
+        outputs = model(given)
+        assert wrote == writers
+        found = [g for g in range(2) if graph_io.present_name(graph_io.past_position_ids(g)) in outputs]
+        assert found == groups
+        for g in groups:
+            T = len(given[graph_io.POSITION_IDS])
+            positions = outputs[graph_io.present_name(graph_io.past_position_ids(g))].tolist()
+            assert positions == [[*range(T), *[-1] * (12 - T)]]
 
 
 def test_logits_are_those_of_the_last_row_of_each_sequence() -> None:
+    """Sequences 2 and 0 of three; 1 keeps its empty caches."""
     model, embeds = decoder(method="none"), embeds_of(5)
-    both = inputs_of(model, embeds)
+    both = inputs_of(model, embeds, sequences=3)
     both |= {
-        graph_io.SEQUENCE_IDS: ints(0, 0, 1, 1, 1),
+        graph_io.SEQUENCE_IDS: ints(2, 2, 0, 0, 0),
         graph_io.POSITION_IDS: ints(0, 1, 0, 1, 2),
         graph_io.SEQUENCE_OFFSETS: ints(0, 2, 5),
     }
@@ -184,6 +201,38 @@ def test_logits_are_those_of_the_last_row_of_each_sequence() -> None:
     for row, part in enumerate((embeds[:2], embeds[2:])):
         alone = model(inputs_of(model, part))[graph_io.LOGITS][0]
         torch.testing.assert_close(logits[row], alone, rtol=1e-4, atol=1e-5)
+    assert outputs["present_lengths.0"].tolist() == [3, 0, 2]
+    keys = outputs["present.3.key"][:, 0, :, 0].isnan()
+    assert (~keys).sum(1).tolist() == [3, 0, 2]
+
+
+def test_a_device_can_go_on_by_itself() -> None:
+    """The next ids and positions of two sequences; of two tokens of one logit the smaller id."""
+    model, embeds = decoder(method="none"), embeds_of(5)
+    model.lm_head.weight.data[7] = model.lm_head.weight.data[4] = 3 * model.lm_head.weight.data[2]
+    both = inputs_of(model, embeds, sequences=2)
+    both |= {
+        graph_io.SEQUENCE_IDS: ints(0, 0, 1, 1, 1),
+        graph_io.POSITION_IDS: ints(0, 1, 40, 41, 42),
+        graph_io.SEQUENCE_OFFSETS: ints(0, 2, 5),
+    }
+    outputs = model(both)
+    logits, ids = outputs[graph_io.LOGITS], outputs[graph_io.NEXT_IDS]
+    assert (logits[:, 4] == logits[:, 7]).all()
+    assert ids.dtype == torch.int32
+    assert ids.tolist() == [min(i for i in range(VOCAB) if row[i] == row.max()) for row in logits]
+    assert 4 in ids.tolist()
+    positions = outputs[graph_io.NEXT_POSITION_IDS]
+    assert (positions.tolist(), positions.dtype) == ([2, 43], torch.int32)
+
+
+def test_the_next_position_counts_rows_that_were_pruned() -> None:
+    """A prompt that ends with visual tokens, of which the last is dropped: decoding goes on from the whole length."""
+    model = decoder(method="random", prune_layers=(2,))
+    scores = torch.tensor([0.9, 0.8, 0.4, 0.3, 0.2, 0.1])
+    outputs = model(prune_inputs(model, embeds_of(7), keep=2, **{graph_io.RANDOM_SCORES: scores}))
+    assert outputs[graph_io.kept_index(0)].tolist() == [0, 1, 2]
+    assert outputs[graph_io.NEXT_POSITION_IDS].tolist() == [7]
 
 
 def prune_inputs(model: LanguageModel, embeds: torch.Tensor, keep: int, **others: torch.Tensor) -> dict[str, Any]:
@@ -216,12 +265,12 @@ def prune_inputs(model: LanguageModel, embeds: torch.Tensor, keep: int, **others
 def test_layers_after_a_site_cache_fewer_rows(method: str, prune_layer: int, longest: int) -> None:
     model, embeds = decoder(method=method, prune_layers=(prune_layer,)), embeds_of(9)
     outputs = model(prune_inputs(model, embeds, keep=2))
-    lengths = [outputs[f"present.{i}.key"].shape[2] for i in range(DEPTH)]
+    lengths = [int(outputs[f"present_lengths.{g}"]) for g, layers in enumerate(model.groups) for _ in layers]
     assert lengths == [9] * longest + [5] * (DEPTH - longest)
+    filled = [int((~outputs[f"present.{i}.key"][0, 0, :, 0].isnan()).sum()) for i in range(DEPTH)]
+    assert filled == lengths
     kept = outputs[graph_io.kept_index(0)].tolist()
     assert len(kept) == 5 and {0, 7, 8} <= set(kept) and kept == sorted(kept)
-    groups = [outputs[graph_io.present_name(graph_io.past_sequence_ids(g))].shape[0] for g in range(len(model.groups))]
-    assert groups == [9, 5]
 
 
 def test_random_keeps_the_greatest_scores() -> None:

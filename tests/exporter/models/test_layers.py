@@ -19,14 +19,10 @@ from fastmmoe.exporter.models.layers import (
     VisionAttention,
     VisionBlock,
     VisionMlp,
-    attend,
-    causal_mask,
     rotary_frequencies,
     rotate,
-    watched_attention,
 )
 from fastmmoe.exporter.ops import SPARSE_MOE
-from fastmmoe.exporter.pruning.tokens import Watch
 
 TOLERANCE = 1e-5
 
@@ -72,56 +68,9 @@ def test_frequencies_of_plain_positions() -> None:
 
 def test_positions_turn_halves() -> None:
     """Pairs are (i, i + D / 2); a quarter turn makes (-second, first) of them."""
-    x = torch.tensor([[[1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]]])
-    cos, sin = torch.tensor([[1.0, 1.0], [0.0, 1.0]]), torch.tensor([[0.0, 0.0], [1.0, 0.0]])
-    assert rotate(x, cos, sin).tolist() == [[[1, 2, 3, 4], [-3, 2, 1, 4]]]
-
-
-@pytest.mark.parametrize(
-    ("T", "S", "expected"),
-    [
-        (3, 3, [[1, 0, 0], [1, 1, 0], [1, 1, 1]]),
-        (2, 4, [[1, 1, 1, 0], [1, 1, 1, 1]]),
-        (1, 3, [[1, 1, 1]]),
-    ],
-)
-def test_rows_see_the_keys_up_to_their_own(T: int, S: int, expected: list[list[int]]) -> None:
-    assert causal_mask(T, S).int().tolist() == expected
-
-
-def plain_attention(q: torch.Tensor, k: torch.Tensor, mask: torch.Tensor, scale: float) -> torch.Tensor:
-    """Probabilities [N, T, S] head by head."""
-    group = q.shape[0] // k.shape[0]
-    found = []
-    for head in range(q.shape[0]):
-        scores = (q[head].double() @ k[head // group].double().T) * scale
-        found.append(scores.masked_fill(~mask, -math.inf).softmax(-1))
-    return torch.stack(found)
-
-
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_attention_with_grouped_heads(kv_heads: int) -> None:
-    q, k, v, mask = normal(4, 3, 8), normal(kv_heads, 5, 8), normal(kv_heads, 5, 6), causal_mask(3, 5)
-    probabilities = plain_attention(q, k, mask, 0.3)
-    values = v.double().repeat_interleave(4 // kv_heads, dim=0)
-    close(attend(q, k, v, mask, 0.3), probabilities @ values)
-
-
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_watched_rows_are_weighed(kv_heads: int) -> None:
-    """Mean over heads, then the weighted sum of rows 2 and 0."""
-    q, k, mask = normal(4, 3, 8), normal(kv_heads, 5, 8), causal_mask(3, 5)
-    watch = Watch(torch.tensor([2, 0], dtype=torch.int32), torch.tensor([0.75, 0.25]))
-    rows = plain_attention(q, k, mask, 0.3).mean(0)
-    found = watched_attention(q, k, 0.3, watch, mask)
-    close(found, 0.75 * rows[2] + 0.25 * rows[0])
-    assert (found.dtype, float(found.sum())) == (torch.float32, pytest.approx(1.0))
-
-
-def test_no_watched_row_watches_nothing() -> None:
-    watch = Watch(torch.empty(0, dtype=torch.int32), torch.empty(0))
-    found = watched_attention(normal(4, 3, 8), normal(2, 5, 8), 0.3, watch, causal_mask(3, 5))
-    assert found.tolist() == [0.0] * 5
+    x = torch.tensor([[[1.0, 2.0, 3.0, 4.0]], [[1.0, 2.0, 3.0, 4.0]]])
+    cos, sin = torch.tensor([[[1.0, 1.0]], [[0.0, 1.0]]]), torch.tensor([[[0.0, 0.0]], [[1.0, 0.0]]])
+    assert rotate(x, cos, sin).tolist() == [[[1, 2, 3, 4]], [[-3, 2, 1, 4]]]
 
 
 MOE = MoeConfig(num_experts=6, top_k=2, intermediate_size=5, scoring_func="softmax")

@@ -120,7 +120,7 @@ def record(model: Any, prompt: Any) -> Trace:
             return x, tokens, past, [*watches, Watch(torch.tensor([len(x) - 1]), torch.ones(1))]
 
         def on_attention(_: Any, __: Any, y: Any, i: int = i) -> None:
-            trace.last_rows[i] = y[2].pop()
+            trace.last_rows[i] = y.watched.pop()
 
         handles += [
             layer.post_attention_layernorm.register_forward_pre_hook(on_norm),
@@ -255,17 +255,18 @@ def test_logits_of_the_last_row(
 
 
 @EVERY_MODEL
-def test_cache_after_prefill(name: str, traces: Any, golden_array: Any, assert_close: Any) -> None:
+def test_cache_after_prefill(name: str, traces: Any, torch_model: Any, golden_array: Any, assert_close: Any) -> None:
     """Keys are after RoPE; latent attention keeps the normalised latent and the rotated k_pe side by side."""
     (trace,) = traces(name, "single")
+    cached = torch_model(name).cached(trace.outputs)
     file, layer = f"{name}/outputs_single.npz", 1 if name.startswith("internvl-") else 0
     if name == "dsvl2-mla":
         k_pe, latent = golden_array(file, "past_k_pe_layer0"), golden_array(file, "past_ckv_layer0")
-        assert_close("cache", trace.outputs["present.0.latent"], np.concatenate((latent, k_pe), axis=-1)[0], 1)
+        assert_close("cache", cached["present.0.latent"], np.concatenate((latent, k_pe), axis=-1)[0], 1)
         return
     for part in graph_io.KEY_VALUE:
         recorded = golden_array(file, f"past_{part}_layer{layer}")
-        assert_close("cache", trace.outputs[f"present.{layer}.{part}"], recorded, layer + 1)
+        assert_close("cache", cached[f"present.{layer}.{part}"][None], recorded, layer + 1)
 
 
 @EVERY_MODEL

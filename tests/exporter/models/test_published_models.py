@@ -39,7 +39,7 @@ def parameter_counts(form: str) -> dict[str, int]:
 def default_policy(form: str) -> Any:
     family, c = read(form)
     layers = Layers(c.num_hidden_layers, c.moe_layers, c.full_attention_layers, c.moe.top_k)
-    return resolve_policy(PolicyOptions(), family=family.FAMILY, layers=layers)
+    return resolve_policy(PolicyOptions(), family=family.PREPROCESSING.NAME, layers=layers)
 
 
 @pytest.mark.parametrize(

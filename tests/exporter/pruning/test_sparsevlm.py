@@ -214,6 +214,7 @@ def traced_session(dtype: torch.dtype) -> ort.InferenceSession:
         ],
         lambda name: pytest.fail(f"there is no weight {name}"),
         name="sparsevlm",
+        opset=20,
     )
     assert {node.domain for node in model.graph} == {""}
     return ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])

@@ -10,11 +10,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from fastmmoe.exporter.ops import ATTENTION, OPS, sparse_moe_reference, token_prune_reference
+from fastmmoe.exporter.ops import OPS, sparse_moe_reference, token_prune_reference
 from fastmmoe.exporter.ops.quantise import quantise
 from fastmmoe.runtime.types import Array
-from tests.support.attention_cases import SMALL, make_inputs
-from tests.support.attention_checks import check_outputs
 from tests.support.operators import moe_attributes, moe_inputs, prune_inputs
 
 # One worker builds the host, not each.
@@ -247,42 +245,4 @@ def test_engines_hold_each_attribute_and_the_version(host: Any, harness: Any) ->
             assert (field.type, field.data) == (harness.INT64, np.int64(value).tobytes())
         else:
             assert (field.type, field.data) == (harness.FLOAT32, np.float32(value).tobytes())
-    plugin.destroy()
-
-
-ATTENTION_CASES = {case.name: case for case in SMALL}
-
-
-@pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize(
-    "name", ["prefill", "ragged, groups, lse", "decode two long caches", "sinks", "window, decode", "latent, decode"]
-)
-def test_attention(life_cycle: LifeCycle, name: str, dtype: Any) -> None:
-    """The caches are written in place, between guard zones."""
-    case = ATTENTION_CASES[name]
-    inputs = make_inputs(case, dtype=dtype)
-    check_outputs(case, inputs, life_cycle("FmmAttention", inputs, case.attributes))
-
-
-@pytest.mark.parametrize("name", ["prefill", "window", "latent, decode", "window, lse"])
-def test_present_caches_are_the_past_ones(host: Any, harness: Any, name: str) -> None:
-    attributes = ATTENTION_CASES[name].attributes
-    plugin = host.create("FmmAttention", harness.parser_fields(attributes))
-    inputs = [tensor.name for tensor in ATTENTION.inputs_for(attributes)]
-    aliases = [inputs.index(t.alias) if t.alias else -1 for t in ATTENTION.outputs_for(attributes)]
-    assert [plugin.aliased_input(i) for i in range(len(aliases))] == aliases
-    assert max(aliases) > 0
-    plugin.destroy()
-
-
-def test_attention_refuses_caches_of_another_type(host: Any, harness: Any) -> None:
-    case = ATTENTION_CASES["prefill"]
-    inputs = make_inputs(case, dtype=np.float16, cache_dtype=ml_dtypes.bfloat16)
-    plugin = host.create("FmmAttention", harness.parser_fields(case.attributes))
-    profiles = [harness.profile_of(inputs[tensor.name]) for tensor in ATTENTION.inputs_for(case.attributes)]
-    outputs = plugin.infer(profiles, len(ATTENTION.outputs_for(case.attributes)))
-    assert outputs[1].dtype == BFLOAT16
-    assert not plugin.supports(profiles, outputs, 2)
-    message = "FmmAttention: past_key is bfloat16, expected float16, the type of query, on CUDA (node node)"
-    assert [line.partition(" ")[2] for line in host.messages()] == [message]
     plugin.destroy()

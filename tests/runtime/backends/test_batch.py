@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a batch feeds a backend and carries from call to call, with a backend that computes nothing."""
+"""What a batch feeds a backend and the room it makes in the caches, with a backend that computes nothing."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from fastmmoe.runtime.backends.batch import Batch
+from fastmmoe.runtime.backends.batch import Batch, round_up
 from fastmmoe.runtime.bundle import graph_io
-from fastmmoe.runtime.errors import NotFinite
+from fastmmoe.runtime.errors import InvalidRequest, NotFinite
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
 from fastmmoe.runtime.method.schedule import plan_request
 from tests.support.echo import Echo
@@ -47,6 +47,86 @@ def test_lengths_follow_from_the_schedules(echo: Echo) -> None:
     assert echo.calls[1][graph_io.POSITION_IDS].tolist() == [12]
     assert echo.calls[1][graph_io.SEQUENCE_IDS].tolist() == [1]
     assert step.visual_index.tolist() == NO_VISUAL_TOKENS.tolist()
+    # Sequence 0 is not in the call; its lengths are fed all the same.
+    past = [echo.calls[1][graph_io.past_lengths(g)] for g in range(3)]
+    assert [one.tolist() for one in past] == [[30, 12], [10 + first, 12], [10 + second, 12]]
+    assert all(one.dtype == np.int32 for one in past)
+
+
+@pytest.mark.parametrize(("rows", "capacity"), [(1, 256), (255, 256), (256, 256), (257, 512), (4096, 4096)])
+def test_capacities_are_multiples_of_256(rows: int, capacity: int, echo: Echo) -> None:
+    assert round_up(rows) == capacity
+    batch = Batch(echo)
+    assert (batch.capacities, batch.caches) == ((), None)
+    batch.extend([chunk_of(echo, 0, rows, 0)], alpha=0.3)
+    assert batch.capacities == (capacity,) * 3 and batch.caches is echo.made[-1]
+
+
+@pytest.mark.parametrize(
+    ("new_tokens", "capacities"), [(6, (512, 512, 256)), (7, (512, 512, 512)), (63, (768, 512, 512))]
+)
+def test_a_request_gets_its_caches_once(new_tokens: int, capacities: tuple[int, ...], echo: Echo) -> None:
+    """Room by group for what the sites leave of 450 rows, 332 and 250, and for all tokens to come, to the last."""
+    batch = Batch(echo)
+    batch.extend([chunk_of(echo, 0, 450, 400)], alpha=0.3, new_tokens=[new_tokens])
+    assert batch.cache_lengths.tolist() == [[450, 450, 332, 250]]
+    for _ in range(new_tokens):
+        batch.extend([chunk_of(echo, 0, 1, 0)], alpha=0.3)
+    assert len(echo.made) == 1 and batch.capacities == capacities
+    assert echo.made[0].lengths[:, 0].tolist() == [450 + new_tokens, 332 + new_tokens, 250 + new_tokens]
+
+
+def test_caches_that_a_conversation_outgrows_double(echo: Echo) -> None:
+    """Or more where that is needed; each time the rows are those there were."""
+    batch = Batch(echo)
+    for tokens, capacity, made in ((250, 256, 1), (6, 256, 1), (1, 512, 2), (300, 1024, 3), (3000, 3584, 4)):
+        batch.extend([chunk_of(echo, 0, tokens, 0)], alpha=0.3)
+        assert (batch.capacities, len(echo.made)) == ((capacity,) * 3, made)
+    assert [caches.is_replaced for caches in echo.made] == [True, True, True, False]
+    assert batch.caches is echo.made[-1] and batch.cache_lengths.tolist() == [[3557] * 4]
+
+
+def test_only_the_groups_that_are_full_grow(echo: Echo) -> None:
+    """450, 332 and 250 rows, then 70 more of each."""
+    batch = Batch(echo)
+    batch.extend([chunk_of(echo, 0, 450, 400)], alpha=0.3)
+    assert batch.capacities == (512, 512, 256)
+    batch.extend([chunk_of(echo, 0, 70, 0)], alpha=0.3)
+    assert batch.capacities == (1024, 512, 512) and len(echo.made) == 2
+
+
+def test_room_is_for_the_longest_sequence(echo: Echo) -> None:
+    """Three sequences, two of them in the call: 100 rows and 200 to come, 250 and none."""
+    batch = Batch(echo, 3)
+    prompts = [chunk_of(echo, 2, 100, 0), chunk_of(echo, 0, 250, 0)]
+    batch.extend(prompts, alpha=0.3, new_tokens=[200, 0])
+    assert batch.capacities == (512,) * 3 and echo.made[0].lengths.tolist() == [[250, 0, 100]] * 3
+    batch.extend([chunk_of(echo, 1, 400, 0)], alpha=0.3)
+    batch.extend([chunk_of(echo, 2, 200, 0), chunk_of(echo, 1, 1, 0)], alpha=0.3)
+    assert len(echo.made) == 1
+    assert batch.cache_lengths.tolist() == [[250] * 4, [401] * 4, [300] * 4]
+    batch.extend([chunk_of(echo, 1, 112, 0)], alpha=0.3)
+    assert batch.capacities == (1024,) * 3 and echo.made[1].lengths.tolist() == [[250, 513, 300]] * 3
+
+
+def test_tokens_to_come_are_counted_where_caches_grow(echo: Echo) -> None:
+    """A question that fits leaves the caches as they are; one that does not gets room for its answer, too."""
+    batch = Batch(echo)
+    batch.extend([chunk_of(echo, 0, 200, 0)], alpha=0.3, new_tokens=[20])
+    batch.extend([chunk_of(echo, 0, 40, 0)], alpha=0.3, new_tokens=[600])
+    assert (batch.capacities, len(echo.made)) == ((256,) * 3, 1)
+    batch.extend([chunk_of(echo, 0, 40, 0)], alpha=0.3, new_tokens=[600])
+    assert (batch.capacities, len(echo.made)) == ((1024,) * 3, 2)
+
+
+def test_a_call_that_is_refused_changes_nothing(echo: Echo) -> None:
+    batch = Batch(echo)
+    batch.extend([chunk_of(echo, 0, 200, 0)], alpha=0.3)
+    chunk = chunk_of(echo, 0, 100, 20)
+    chunk.visual_index[0] = 100
+    with pytest.raises(InvalidRequest, match="visual_index holds row 100"):
+        batch.extend([chunk], alpha=0.3)
+    assert (batch.capacities, len(echo.made), batch.lengths) == ((256,) * 3, 1, [200])
 
 
 def test_logits_that_are_no_numbers_are_refused(echo: Echo) -> None:

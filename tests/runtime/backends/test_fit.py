@@ -71,8 +71,17 @@ def test_caches_of_other_prune_layers() -> None:
     other = signatures(parse_manifest(json.dumps(values).encode(), Path("manifest.json")))["language_model"]
     values["policy"]["prune_layers"]["fastmmoe"] = [1, 2]
     own = signatures(parse_manifest(json.dumps(values).encode(), Path("manifest.json")))["language_model"]
-    with pytest.raises(BundleMismatch, match=r"values\.3\.key is float32 \[1, 2, S2, 6\], expected .* S1, 6\]"):
+    with pytest.raises(BundleMismatch, match=r"values\.3\.key is float32 \[B, 2, C2, 6\], expected .* C1, 6\]"):
         check_fit(Path("x.onnx"), session(own.inputs, own.outputs), other)
+
+
+def test_caches_of_another_capacity(language_model: Signature) -> None:
+    """One symbol for all capacities would have them equal."""
+    caches = [
+        t._replace(shape=("B", 2, "C", 6)) if t.name == "past_key_values.3.key" else t for t in language_model.inputs
+    ]
+    with pytest.raises(BundleMismatch, match=r"values\.3\.key is float32 \[B, 2, C, 6\], expected .* C2, 6\]"):
+        check_fit(Path("x.onnx"), session(caches, language_model.outputs), language_model)
 
 
 def test_outputs_of_another_graph(language_model: Signature) -> None:

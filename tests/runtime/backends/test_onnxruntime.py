@@ -1,22 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A backend of ONNX Runtime: what it says of a run that fails, and of weights that changed under it."""
+"""A backend of ONNX Runtime: caches where they are, a run that fails, and weights that changed under it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, ValueInfoProto, helper
 
 from fastmmoe.runtime.backends.base import Observed
-from fastmmoe.runtime.backends.onnxruntime import OnnxRuntime, _show
+from fastmmoe.runtime.backends.onnxruntime import BoundCaches, OnnxRuntime, _show
 from fastmmoe.runtime.bundle.manifest import GRAPHS, load_manifest
 from fastmmoe.runtime.bundle.mapped_files import MappedFiles
 from fastmmoe.runtime.errors import BundleMismatch, FastmmoeError, RunFailed
+from tests.support.manifests import toy_manifest
 
 
 def _session(node: str, given: str, of: int, gives: str) -> ort.InferenceSession:
@@ -32,6 +34,86 @@ def _session(node: str, given: str, of: int, gives: str) -> ort.InferenceSession
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+PAST, PRESENT = "past_key_values.0.key", "present.0.key"
+
+
+def _adding_session(*others: str) -> ort.InferenceSession:
+    """A cache with x added to every row, then twice x and x itself as outputs, and more caches of the kind."""
+    names = {PAST: PRESENT} | {name: name.replace("past_key_values", "present") for name in others}
+    nodes = [helper.make_node("Add", [past, "x"], [present]) for past, present in names.items()]
+    nodes += [helper.make_node("Add", ["x", "x"], ["logits"]), helper.make_node("Identity", ["x"], ["kept_index.0"])]
+
+    def values(names: Iterable[str], shape: list[str | int]) -> list[ValueInfoProto]:
+        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in names]
+
+    cache: list[str | int] = ["B", 2, "C0", 6]
+    inputs = [*values(names, cache), *values(["x"], ["T"])]
+    outputs = [*values(names.values(), cache), *values(["logits", "kept_index.0"], ["T"])]
+    model = helper.make_model(
+        helper.make_graph(nodes, "graph", inputs, outputs), opset_imports=[helper.make_opsetid("", 20)], ir_version=9
+    )
+    return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def test_caches_are_written_where_they_are() -> None:
+    """Call after call: the arrays are those that the session reads and writes; outputs of a call are its own."""
+    array = np.zeros((1, 2, 4, 6), np.float32)
+    caches, fetched = BoundCaches(_adding_session(), {PAST: array}), ["kept_index.0", "logits"]
+    found = [caches.run({"x": np.array([x], np.float32)}, fetched) for x in (1.0, 2.0, 4.0)]
+    assert caches.arrays[PAST] is array and (array == 7).all()
+    assert [{name: value.tolist() for name, value in outputs.items()} for outputs in found] == [
+        {"kept_index.0": [x], "logits": [2 * x]} for x in (1.0, 2.0, 4.0)
+    ]
+
+
+def test_feeds_may_change_their_length() -> None:
+    array = np.zeros((1, 2, 4, 6), np.float32)
+    caches = BoundCaches(_adding_session(), {PAST: array})
+    first = caches.run({"x": np.arange(6, dtype=np.float32)}, ["logits"])["logits"]
+    second = caches.run({"x": np.ones(1, np.float32)}, ["logits"])["logits"]
+    assert (first.tolist(), second.tolist()) == ([0, 2, 4, 6, 8, 10], [2])
+    assert array[0, 1, 3].tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_greater_caches_begin_with_the_rows_there_were() -> None:
+    """Of four layers in three groups; they are bound, and what is behind the rows may be anything."""
+    manifest = toy_manifest("deepseek_vl2")
+    names = [f"past_key_values.{i}.{part}" for i in range(4) for part in ("key", "value")]
+    backend = OnnxRuntime.__new__(OnnxRuntime)
+    backend.manifest, backend._sessions = manifest, {"language_model": _adding_session(*names[1:])}
+    before = backend.new_caches(2, (3, 2, 1))
+    assert [before.arrays[name].shape for name in names[::2]] == [(2, 2, rows, 6) for rows in (3, 3, 2, 1)]
+    for i, array in enumerate(before.arrays.values()):
+        array[:] = np.arange(array.size).reshape(array.shape) + i
+    after = backend.new_caches(2, (6, 2, 4), before)
+    assert {array.ctypes.data % 64 for array in after.arrays.values()} == {0}, "rows begin in the middle of a line"
+    assert list(after.arrays) == list(before.arrays) == names
+    assert [after.arrays[name].shape[2] for name in names[::2]] == [6, 6, 2, 4]
+    old = {name: array.copy() for name, array in before.arrays.items()}
+    after.run({"x": np.ones(1, np.float32)}, ["logits"])
+    for name, array in after.arrays.items():
+        rows = old[name].shape[2]
+        assert (array[:, :, :rows] == old[name] + 1).all() and (before.arrays[name] == old[name]).all()
+
+
+def test_a_call_gives_what_is_asked_for_and_what_is_shown() -> None:
+    """A value that is shown may be an input of the graph; the other outputs are not fetched."""
+    backend = OnnxRuntime.__new__(OnnxRuntime)
+    backend._weights, backend._shown = MappedFiles(()), {"Add.left.1": "x", "Identity.result.0": "kept_index.0"}
+    backend._wanted, backend._fetched = ["logits"], ["logits", "kept_index.0"]
+    array = np.zeros((1, 2, 4, 6), np.float32)
+    caches = BoundCaches(_adding_session(), {PAST: array})
+    x = np.array([1, 9, 2], np.float32)[::2]
+    outputs = backend.extend({"x": x[:1]}, caches)
+    assert {name: value.tolist() for name, value in outputs.items()} == {
+        "logits": [2],
+        "Add.left.1": [1],
+        "Identity.result.0": [1],
+    }
+    with pytest.raises(RunFailed, match=r"^language_model: onnxruntime [\d.]+ cannot run it: [^\n]+$"):
+        backend.extend({"x": x}, caches)
 
 
 def _backend(**sessions: ort.InferenceSession) -> OnnxRuntime:
@@ -63,10 +145,11 @@ def test_files_are_looked_at_before_they_are_read(call: str, tmp_path: Path) -> 
     backend = OnnxRuntime.__new__(OnnxRuntime)
     backend._weights, backend._sessions = MappedFiles([path]), dict.fromkeys(GRAPHS)
     os.truncate(path, 10)
+    no_caches: Any = None
     calls: dict[str, Callable[[], object]] = {
         "embed": lambda: backend.embed(np.zeros(1)),
         "image_features": lambda: backend.image_features({}),
-        "extend": lambda: backend.extend({}, {}),
+        "extend": lambda: backend.extend({}, no_caches),
     }
     with pytest.raises(BundleMismatch, match="weights: has been written to or renamed since"):
         calls[call]()

@@ -37,7 +37,7 @@ def test_defaults(registered: list[dict[str, int]]) -> None:
     assert options.intra_op_num_threads == usable_cores()
     assert options.get_session_config_entry(SPINNING) == "0"
     assert not options.enable_profiling
-    assert registered == [{"FmmSparseMoE": 1, "FmmTokenPrune": 1}]
+    assert registered == [{"FmmAttention": 1, "FmmSparseMoE": 1, "FmmTokenPrune": 1}]
 
 
 def test_threads_and_spinning(registered: list[dict[str, int]]) -> None:

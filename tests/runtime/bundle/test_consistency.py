@@ -40,7 +40,11 @@ CONTRADICTIONS: dict[str, tuple[str, Any, str]] = {
     "resolutions": ("processor.candidate_resolutions", [[16, 16], [16, 24]], "has 24: expected multiples"),
     "family": ("family", "internvl3_5", "processor.type is deepseek_vl2: expected internvl"),
     "groups of floats": ("experts.group_size", 32, "experts are float with group_size 32"),
-    "operators": ("ops", {"FmmSparseMoE": 1}, "ops has FmmSparseMoE: expected FmmSparseMoE, FmmTokenPrune"),
+    "operators": (
+        "ops",
+        {"FmmSparseMoE": 1},
+        "ops has FmmSparseMoE: expected FmmAttention, FmmSparseMoE, FmmTokenPrune",
+    ),
     "portable graph": ("portable", False, "files has language_model.portable.onnx, which"),
     "plugin": ("plugin", {"version": "0", "architecture": "x86_64"}, "does not have libfastmmoe_trt.so"),
     "graph": ("files", {}, "does not have embedding.onnx, language_model.onnx, language_model.portable.onnx"),
@@ -128,10 +132,10 @@ def test_every_contradiction_is_found() -> None:
 @pytest.mark.parametrize(
     ("layers", "operators"),
     [
-        ({}, {"FmmSparseMoE"}),
-        ({"sparsevlm": [0, 3]}, {"FmmSparseMoE"}),
-        ({"fastv": [2]}, {"FmmSparseMoE", "FmmTokenPrune"}),
-        (ALL_METHODS, {"FmmSparseMoE", "FmmTokenPrune"}),
+        ({}, {"FmmAttention", "FmmSparseMoE"}),
+        ({"sparsevlm": [0, 3]}, {"FmmAttention", "FmmSparseMoE"}),
+        ({"fastv": [2]}, {"FmmAttention", "FmmSparseMoE", "FmmTokenPrune"}),
+        (ALL_METHODS, {"FmmAttention", "FmmSparseMoE", "FmmTokenPrune"}),
     ],
 )
 def test_operators_of_a_policy(layers: dict[str, list[int]], operators: set[str]) -> None:

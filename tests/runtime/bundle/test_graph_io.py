@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from itertools import chain
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -17,13 +18,14 @@ from fastmmoe.runtime.method.policy import Method, Policy, Site
 from fastmmoe.runtime.method.schedule import plan_request
 from tests.support.manifests import toy_manifest
 
-FED = (*graph_io.OF_CALL, *graph_io.OF_SITE)
-CARRIED = (*graph_io.OF_LAYER, *graph_io.OF_GROUP)
+LENGTHS, POSITIONS = graph_io.OF_GROUP
+FED = (*graph_io.OF_CALL, *graph_io.OF_SITE, LENGTHS)
+WRITTEN = (*graph_io.OF_LAYER, POSITIONS)
 OTHERS = (*graph_io.OUTPUTS, *graph_io.SITE_OUTPUTS, *graph_io.VISION, *graph_io.EMBEDDING)
 
 
-def place(*methods: Method, site: bool = True, **info: object) -> Place:
-    """A graph of these methods, at a site of theirs."""
+def place(*methods: Method, site: bool = True, layers: tuple[int, ...] = (), **info: object) -> Place:
+    """A graph of these methods, at a site of theirs, or in the group of these layers."""
     manifest = toy_manifest("deepseek_vl2")
     policy = msgspec.structs.replace(
         manifest.policy,
@@ -31,15 +33,15 @@ def place(*methods: Method, site: bool = True, **info: object) -> Place:
         prune_layers=dict.fromkeys(methods, (1,)),
     )
     at = Site(layer=1, point="moe", methods=methods) if site else None
-    return Place(msgspec.structs.replace(manifest.language_model, **info), policy, at)
+    return Place(msgspec.structs.replace(manifest.language_model, **info), policy, at, layers)
 
 
 def test_no_name_is_used_twice() -> None:
-    names = [entry.name for entry in chain(FED, CARRIED, OTHERS) if entry.name != graph_io.INPUTS_EMBEDS]
+    names = [entry.name for entry in chain(FED, WRITTEN, OTHERS) if entry.name != graph_io.INPUTS_EMBEDS]
     assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize("entry", [*FED, *CARRIED, *OTHERS], ids=lambda entry: entry.name)
+@pytest.mark.parametrize("entry", [*FED, *WRITTEN, *OTHERS], ids=lambda entry: entry.name)
 def test_every_entry_is_complete(entry: Entry) -> None:
     assert entry.doc.endswith(".") and "\n" not in entry.doc
     assert entry.dtype == graph_io.F or np.dtype(entry.dtype).name == entry.dtype
@@ -58,18 +60,34 @@ def test_names_of_functions_are_those_of_the_entries() -> None:
     assert [graph_io.kept_index(7)] == [entry.name.format(s=7) for entry in graph_io.SITE_OUTPUTS]
     parts = (*graph_io.KEY_VALUE, *graph_io.LATENT)
     assert graph_io.past_names(3, parts) == [entry.name.format(i=3) for entry in graph_io.OF_LAYER]
-    of_group = [graph_io.past_position_ids(2), graph_io.past_sequence_ids(2)]
+    of_group = [graph_io.past_lengths(2), graph_io.past_position_ids(2)]
     assert of_group == [entry.name.format(g=2) for entry in graph_io.OF_GROUP]
 
 
-def test_what_holds_a_cache_after_the_call() -> None:
-    assert [graph_io.present_name(entry.name) for entry in CARRIED] == [
+def test_what_holds_the_state_after_a_call() -> None:
+    assert [graph_io.present_name(entry.name) for entry in (*WRITTEN, LENGTHS)] == [
         "present.{i}.key",
         "present.{i}.value",
         "present.{i}.latent",
         "present_position_ids.{g}",
-        "present_sequence_ids.{g}",
+        "present_lengths.{g}",
     ]
+
+
+@pytest.mark.parametrize(
+    ("size", "least"),
+    [("T", 1), ("B", 1), ("C0", 1), ("C17", 1), ("tiles", 1), ("offsets", 2), ("V", 0), ("K3", 0), ("M0", 0), ("Q", 0)],
+)
+def test_sizes_that_may_not_be_0(size: str, least: int) -> None:
+    assert graph_io.least_size(size) == least
+
+
+def test_every_size_that_may_change_has_a_least_value_and_a_range() -> None:
+    """A, the sequences of a call, is the length of no input; offsets are A + 1."""
+    sizes = {size for entry in (*FED, *WRITTEN) for size in entry.shape if isinstance(size, str)}
+    assert sizes - {"H", "Nkv", "D", "MoE layers", "sites"} == {
+        *("T", "V", "B", "Q", "C{g}", "K{s}", "M{s}", "N{s}", graph_io.OFFSETS)
+    }
 
 
 def conditions_of(entries: tuple[Entry, ...]) -> dict[str, Condition]:
@@ -102,21 +120,36 @@ def test_inputs_that_not_every_graph_has(where: Place, names: set[str]) -> None:
 
 
 def test_caches_go_by_the_attention() -> None:
-    caches = conditions_of(CARRIED)
+    """Layer 0 slides: only its group has positions."""
+    caches = conditions_of((*WRITTEN, LENGTHS))
+    slides: dict[str, Any] = {"sliding_layers": (0,), "sliding_window": 4}
     held = [
         [name for name, one in caches.items() if one.holds(where)]
         for where in (
-            place(),
-            place(cache_parts=("latent",), cache_shape=(6,)),
-            place(sliding_layers=(0,), sliding_window=4),
+            place(layers=(0, 1)),
+            place(layers=(0, 1), cache_parts=("latent",), cache_shape=(1, 6)),
+            place(layers=(0, 1), **slides),
+            place(layers=(2, 3), **slides),
         )
     ]
-    keys, sequences = ["past_key_values.{i}.key", "past_key_values.{i}.value"], "past_sequence_ids.{g}"
+    keys, lengths = ["past_key_values.{i}.key", "past_key_values.{i}.value"], "past_lengths.{g}"
     assert held == [
-        [*keys, sequences],
-        ["past_key_values.{i}.latent", sequences],
-        [*keys, "past_position_ids.{g}", sequences],
+        [*keys, lengths],
+        ["past_key_values.{i}.latent", lengths],
+        [*keys, "past_position_ids.{g}", lengths],
+        [*keys, lengths],
     ]
+
+
+def test_lengths_are_those_of_every_sequence_in_the_group() -> None:
+    """Also of sequences that are not in the call."""
+    manifest = toy_manifest("deepseek_vl2")
+    info, policy = manifest.language_model, manifest.policy
+    schedule = plan_request(policy, visual_tokens=0, moe_layers=info.moe_layers, top_k=info.top_k)
+    chunk = Chunk(1, np.zeros((1, info.hidden_size)), np.arange(0), schedule)
+    call = Call(policy, [chunk], [9], [[7, 9, 0], [5, 9, 0], [4, 8, 0]], alpha=0.25, seed=0)
+    assert LENGTHS.feed is not None
+    assert [LENGTHS.feed(call, g).tolist() for g in range(3)] == [[7, 9, 0], [5, 9, 0], [4, 8, 0]]
 
 
 def test_slots_count_by_their_length_alone() -> None:
@@ -131,7 +164,7 @@ def test_slots_count_by_their_length_alone() -> None:
         Chunk(i, np.zeros((25, info.hidden_size)), np.arange(schedule.visual_tokens), schedule)
         for i, schedule in enumerate(schedules)
     ]
-    call = Call(policy, chunks, [0, 0], alpha=0.25, seed=0)
+    call = Call(policy, chunks, [0, 0], [[0, 0]] * 3, alpha=0.25, seed=0)
     values = {entry.name: entry.feed(call, 1) for entry in FED if entry.feed is not None}
     kept = schedules[0].keep[1]
     assert (values["keep_slots.{s}"].shape, values["keep_slots.{s}"].any()) == ((kept,), np.False_)

@@ -26,7 +26,8 @@ def test_feeds_are_the_inputs_but_the_caches(method: str) -> None:
         policy, visual_tokens=30, moe_layers=info.moe_layers, top_k=info.top_k, method=method, retention=None
     )
     chunk = Chunk(0, np.zeros((40, info.hidden_size), np.float32), np.arange(3, 33, dtype=np.int32), schedule)
-    feeds = signatures.feeds(info, Call(policy, [chunk], [7], alpha=0.5, seed=1))
+    past = [[7, 0], [6, 0], [5, 2], [4, 0]]
+    feeds = signatures.feeds(info, Call(policy, [chunk], [7], past, alpha=0.5, seed=1))
     inputs = signatures.language_model_inputs(info, policy, "float32")
     caches = signatures.cache_inputs(info, policy, "float32")
     assert [t.name for t in inputs] == [*feeds, *(t.name for t in caches)]
@@ -35,6 +36,8 @@ def test_feeds_are_the_inputs_but_the_caches(method: str) -> None:
         fixed = [(a, b) for a, b in zip(feeds[tensor.name].shape, tensor.shape, strict=True) if isinstance(b, int)]
         assert all(a == b for a, b in fixed)
     assert signatures.cached_rows(info, policy, chunk)[0] == 40
+    assert len(signatures.layer_groups(info.layers, policy.sites)) == len(past)
+    assert [feeds[f"past_lengths.{g}"].tolist() for g in range(len(past))] == past
 
 
 def test_signatures_by_hand() -> None:
@@ -47,10 +50,40 @@ def test_signatures_by_hand() -> None:
     assert found["embedding"].inputs == [Tensor("input_ids", ("T",), "int32")]
     inputs = {tensor.name: tensor for tensor in found["language_model"].inputs}
     assert inputs["alpha"].shape == (2,) and inputs["visual_top_k"].shape == (3,)
-    assert inputs["past_key_values.3.value"] == Tensor("past_key_values.3.value", (1, 2, "S2", 6), "float32")
+    assert inputs["past_key_values.3.value"] == Tensor("past_key_values.3.value", ("B", 2, "C2", 6), "float32")
     outputs = {tensor.name: tensor for tensor in found["language_model"].outputs}
     assert outputs["logits"].shape == ("", 10) and "kept_index.1" in outputs and "kept_index.2" not in outputs
-    assert outputs["present.3.value"].shape == (1, 2, "", 6)
+    assert outputs["present.3.value"].shape == ("", 2, "", 6)
+    assert outputs["present_lengths.2"] == Tensor("present_lengths.2", ("",), "int32")
+    assert {name: (outputs[name].shape, outputs[name].dtype) for name in ("next_ids", "next_position_ids")} == {
+        "next_ids": (("",), "int32"),
+        "next_position_ids": (("",), "int32"),
+    }
+    assert "past_position_ids.0" not in inputs and "present_position_ids.0" not in outputs
+
+
+def test_what_a_call_writes_to_is_an_output_of_one_shape() -> None:
+    """Of a model whose layers 1 and 3 slide, with sites in layers 0 and 2: positions in the second group and the
+    third."""
+    document = manifest_document("internvl3_5")
+    document["language_model"] |= {"sliding_layers": [1, 3], "sliding_window": 4, "moe_layers": [0, 1, 2, 3]}
+    info = msgspec.convert(document["language_model"], LanguageModelInfo)
+    policy = msgspec.convert(document["policy"] | {"prune_layers": {"fastmmoe": [0, 2]}}, Policy)
+    caches = signatures.cache_inputs(info, policy, "float16")
+    of_layers = [f"past_key_values.{i}.{part}" for i in range(4) for part in ("key", "value")]
+    written = {*of_layers, "past_position_ids.1", "past_position_ids.2"}
+    assert {cache.name for cache in caches} == written and len(caches) == len(written)
+    found = {tensor.name: tensor for tensor in signatures._language_model_outputs(info, policy, "float16")}
+    for cache in caches:
+        output = found[cache.name.replace("past_key_values", "present").replace("past_", "present_")]
+        fixed = tuple("" if isinstance(size, str) else size for size in cache.shape)
+        assert (output.shape, output.dtype) == (fixed, cache.dtype)
+
+
+def test_outputs_that_the_runtime_looks_at() -> None:
+    policy = toy_manifest("deepseek_vl2").policy
+    assert signatures.outputs_of_call(policy) == ["logits", "kept_index.0", "kept_index.1"]
+    assert signatures.outputs_of_call(msgspec.structs.replace(policy, method="none", prune_layers={})) == ["logits"]
 
 
 def test_only_deepseek_has_a_layout() -> None:
@@ -77,14 +110,28 @@ def test_layers_share_a_cache_length_up_to_a_site(sites: tuple[int, ...], groups
     assert list(signatures.layer_groups(4, [site(layer) for layer in sites])) == groups
 
 
-def test_caches_are_empty_at_first() -> None:
+def test_caches_have_room_by_group() -> None:
+    """Sites in layers 1 and 2; layers 0 and 3 slide, so the first and the last group have positions."""
     manifest = toy_manifest("deepseek_vl2")
-    caches = signatures.empty_caches(manifest.language_model, manifest.policy, "float16")
-    assert list(caches) == [t.name for t in signatures.cache_inputs(manifest.language_model, manifest.policy, "")]
-    key = caches["past_key_values.0.key"]
-    assert (key.shape, key.dtype) == ((1, 2, 0, 6), np.float16)
-    ids = caches["past_sequence_ids.2"]
-    assert (ids.shape, ids.dtype) == ((0,), np.int32)
+    info = msgspec.structs.replace(manifest.language_model, sliding_layers=(0, 3), sliding_window=4)
+    shapes = signatures.cache_shapes(info, manifest.policy, "float16", 5, (512, 256, 768))
+    assert list(shapes) == [t.name for t in signatures.cache_inputs(info, manifest.policy, "")]
+    assert shapes == {
+        **{
+            f"past_key_values.{i}.{part}": ((5, 2, capacity, 6), "float16")
+            for i, capacity in enumerate((512, 512, 256, 768))
+            for part in ("key", "value")
+        },
+        "past_position_ids.0": ((5, 512), "int32"),
+        "past_position_ids.2": ((5, 768), "int32"),
+    }
+
+
+def test_a_latent_is_one_head() -> None:
+    manifest = toy_manifest("deepseek_vl2")
+    info = msgspec.structs.replace(manifest.language_model, cache_parts=("latent",), cache_shape=(1, 40))
+    shapes = signatures.cache_shapes(info, manifest.policy, "float16", 2, (512, 256, 256))
+    assert shapes["past_key_values.3.latent"] == ((2, 1, 256, 40), "float16") and len(shapes) == 4
 
 
 def test_a_layer_caches_what_the_sites_before_it_leave() -> None:

@@ -277,6 +277,6 @@ def test_limits_of_a_build_reach_it(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         return SimpleNamespace(files={"vision.engine": None, "embedding.engine": None})
 
     monkeypatch.setattr(build, "build_engines", built)
-    assert main(["build", "out", "--max-tokens", "9", "--max-tiles", "2", "--workspace", "5"]) == 0
-    assert given == [(Path("out"), BuildOptions(max_tokens=9, max_tiles=2, workspace_mib=5), True)]
+    assert main(["build", "out", "--max-tokens", "9", "--max-tiles", "2", "--max-batch", "4", "--workspace", "5"]) == 0
+    assert given == [(Path("out"), BuildOptions(max_tokens=9, max_tiles=2, max_batch=4, workspace_mib=5), True)]
     assert capsys.readouterr().out == "building\nwrote vision.engine, embedding.engine in out\n"

@@ -183,7 +183,7 @@ def test_pruning_in_the_first_layer_shortens_the_second() -> None:
 
 def test_latent_attention_is_counted_expanded() -> None:
     """Heads of 2 nope + 1 rope and 3 value dimensions, rank 2."""
-    info = changed(TOY, kv_heads=2, kv_lora_rank=2, rope_dim=1, cache_parts=("latent",), cache_shape=(3,))
+    info = changed(TOY, kv_heads=2, kv_lora_rank=2, rope_dim=1, cache_parts=("latent",), cache_shape=(1, 3))
     flops = count_prefill(info, FASTMMOE, SCHEDULE, tokens=5)
     # q 4 x 6, latent 4 x (2 + 1), expansion 2 x 2 (2 + 3), o 6 x 4
     assert flops.projections == 2 * (24 + 12 + 20 + 24) * 5 * 2

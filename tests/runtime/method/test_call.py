@@ -30,7 +30,7 @@ def chunk_of(sequence: int, tokens: int, visual: Any, keep: int | None = None, *
 
 
 def call_of(*chunks: Chunk, lengths: list[int] | None = None, seed: int = 0) -> Call:
-    return Call(POLICY, chunks, lengths or [0] * len(chunks), 0.5, seed)
+    return Call(POLICY, chunks, lengths or [0] * len(chunks), [[0] * len(chunks)] * 3, 0.5, seed)
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,8 @@ def test_libraries_have_the_names_that_the_parser_looks_for(tmp_path: Path, monk
     for name in ("__init__.py", "libtensorrt_rtx.so.1", "libtensorrt_onnxparser_rtx.so.1.7"):
         (package / name).touch()
     monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    # Another test may have imported the real one.
+    monkeypatch.delitem(sys.modules, "tensorrt_rtx_libs", raising=False)
     monkeypatch.setenv("LD_LIBRARY_PATH", "/before")
     for _ in range(2):
         environment = builder(tmp_path, RTX)._environment()

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from fastmmoe.runtime.backends.tensorrt.profiles import engine_profiles, resolve_limits
+from fastmmoe.runtime.backends.batch import round_up
+from fastmmoe.runtime.backends.tensorrt.profiles import Profile, engine_profiles, resolve_limits
 from fastmmoe.runtime.bundle.manifest import Limits, Manifest
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.method.schedule import even_exponents, merge_count, plan_request
@@ -54,7 +55,8 @@ INTERNVL = InternVlProcessorConfig(
     vocab_size=10,
     max_position_embeddings=40960,
 )
-LIMITS = Limits(max_tokens=100, max_visual=60, max_cache=150, max_tiles=4)
+LIMITS = Limits(max_tokens=600, max_visual=360, max_cache=900, max_tiles=4, max_batch=1)
+SMALL = Limits(max_tokens=100, max_visual=60, max_cache=150, max_tiles=4, max_batch=1)
 
 
 LANGUAGE_MODEL = {
@@ -99,66 +101,111 @@ def manifest(
 def test_profiles_of_a_small_model() -> None:
     vision, embedding, (prefill, decode) = engine_profiles(manifest(INTERNVL), LIMITS).values()
     assert vision == ({"pixel_values": ((1, 3, 448, 448), (2, 3, 448, 448), (4, 3, 448, 448))},)
-    assert embedding == ({"input_ids": ((1,), (94,), (100,))},)
-    # A typical request: 30 visual tokens of 60, 64 of text; retention 0.25 keeps 15, then 7; K = 40 allows 10 windows.
-    tokens, empty, slots = ((1,), (94,), (100,)), ((0,), (0,), (0,)), (60,)
+    assert embedding == ({"input_ids": ((1,), (244,), (600,))},)
+    # A typical request: 180 visual tokens of 360, 64 of text; retention 0.25 keeps 90, then 45; K = 240 allows 60
+    # windows.
+    tokens, empty, slots = ((1,), (244,), (600,)), ((0,), (0,), (0,)), (360,)
     # One sequence at a time.
     sites = [f"{name}_offsets.{s}" for s in (0, 1) for name in ("keep", "merge")]
     offsets = dict.fromkeys(["sequence_offsets", "visual_offsets", *sites], ((2,), (2,), (2,)))
-    cache, step = ((1, 2, 0, 5), (1, 2, 0, 5), (1, 2, 150, 5)), ((1,), (1,), (1,))
+    # Rows after each site, 244, 154 and 109, and 64 of the answer, in multiples of 256; 900 are 1024.
+    caches: Profile = {
+        f"past_key_values.{layer}.{part}": ((1, 2, 256, 5), (1, 2, typical, 5), (1, 2, 1024, 5))
+        for layer, typical in enumerate((512, 512, 256, 256))
+        for part in ("key", "value")
+    }
+    caches |= {f"past_lengths.{group}": ((1,), (1,), (1,)) for group in range(3)}
+    step = ((1,), (1,), (1,))
     assert prefill == {
-        "inputs_embeds": ((1, 8), (94, 8), (100, 8)),
+        "inputs_embeds": ((1, 8), (244, 8), (600, 8)),
         "position_ids": tokens,
         "sequence_ids": tokens,
-        "visual_index": ((0,), (30,), slots),
+        "visual_index": ((0,), (180,), slots),
         **offsets,
-        "keep_slots.0": ((0,), (15,), slots),
-        "merge_slots.0": ((0,), (3,), (10,)),
-        "keep_slots.1": ((0,), (7,), slots),
-        "merge_slots.1": ((0,), (1,), (10,)),
-        **{f"past_key_values.{layer}.{part}": cache for layer in range(4) for part in ("key", "value")},
-        **{f"past_sequence_ids.{group}": ((0,), (0,), (150,)) for group in range(3)},
+        "keep_slots.0": ((0,), (90,), slots),
+        "merge_slots.0": ((0,), (22,), (60,)),
+        "keep_slots.1": ((0,), (45,), slots),
+        "merge_slots.1": ((0,), (11,), (60,)),
+        **caches,
     }
-    lengths = (94, 94, 79, 71)
     assert decode == {
         "inputs_embeds": ((1, 8), (1, 8), (1, 8)),
         "position_ids": step,
         "sequence_ids": step,
         **offsets,
         **dict.fromkeys(("visual_index", "keep_slots.0", "merge_slots.0", "keep_slots.1", "merge_slots.1"), empty),
-        **{
-            f"past_key_values.{layer}.{part}": ((1, 2, 1, 5), (1, 2, length, 5), (1, 2, 150, 5))
-            for layer, length in enumerate(lengths)
-            for part in ("key", "value")
-        },
-        **{f"past_sequence_ids.{group}": ((1,), (length,), (150,)) for group, length in enumerate((94, 79, 71))},
+        **caches,
     }
 
 
+def test_several_sequences_at_once() -> None:
+    """Prompts of one call share its tokens; a decode step has a token of each sequence."""
+    model, several = manifest(INTERNVL), replace(LIMITS, max_batch=8)
+    one, (prefill, decode) = (engine_profiles(model, limits)["language_model"] for limits in (LIMITS, several))
+    with_offsets = {name for name in prefill if "_offsets" in name}
+    assert with_offsets == {"sequence_offsets", "visual_offsets"} | {
+        f"{name}_offsets.{s}" for name in ("keep", "merge") for s in (0, 1)
+    }
+    with_caches = {name for name in prefill if name.startswith("past_")}
+    for profile, before in ((prefill, one[0]), (decode, one[1])):
+        assert {name: profile[name] for name in with_offsets} == dict.fromkeys(with_offsets, ((2,), (2,), (9,)))
+        assert profile["past_lengths.2"] == ((1,), (1,), (8,))
+        assert profile["past_key_values.3.key"] == ((1, 2, 256, 5), (1, 2, 256, 5), (8, 2, 1024, 5))
+        for name in with_caches:
+            smallest, typical, (_, *rest) = before[name]
+            assert profile[name] == (smallest, typical, (8, *rest))
+    others = prefill.keys() - with_offsets - with_caches
+    assert {name: prefill[name] for name in others} == {name: one[0][name] for name in others}
+    assert decode["inputs_embeds"] == ((1, 8), (1, 8), (8, 8))
+    assert decode["position_ids"] == decode["sequence_ids"] == ((1,), (1,), (8,))
+    assert decode["visual_index"] == decode["keep_slots.1"] == ((0,), (0,), (0,))
+
+
+def test_a_small_cache_has_the_least_capacity() -> None:
+    for profile in engine_profiles(manifest(INTERNVL), SMALL)["language_model"]:
+        assert profile["past_key_values.0.key"] == ((1, 2, 256, 5),) * 3
+
+
+@pytest.mark.parametrize("max_cache", [900, 1024, 1025])
+def test_capacities_hold_what_a_batch_asks_for(max_cache: int) -> None:
+    """Prompt and answer together up to max_cache, whatever is left of the prompt."""
+    limits = replace(LIMITS, max_cache=max_cache)
+    for profile in engine_profiles(manifest(INTERNVL), limits)["language_model"]:
+        for layer in range(4):
+            smallest, typical, greatest = (shape[2] for shape in profile[f"past_key_values.{layer}.key"])
+            asked = {round_up(rows) for rows in range(1, max_cache + 1)}
+            assert (min(asked), max(asked)) == (smallest, greatest) and typical in asked
+
+
 def test_deepseek_has_a_layout_and_latent_caches() -> None:
-    model = manifest(DEEPSEEK, cache_parts=("latent",), cache_shape=(40,))
-    (vision,), _, (prefill, decode) = engine_profiles(model, LIMITS).values()
-    assert vision["layout_index"] == ((1,), (30,), (60,))
+    model = manifest(DEEPSEEK, cache_parts=("latent",), cache_shape=(1, 40))
+    (vision,), _, phases = engine_profiles(model, LIMITS).values()
+    assert vision["layout_index"] == ((1,), (180,), (360,))
     assert vision["pixel_values"][2] == (4, 3, 384, 384)
-    assert prefill["past_key_values.3.latent"] == ((1, 0, 40), (1, 0, 40), (1, 150, 40))
-    assert decode["past_key_values.3.latent"] == ((1, 1, 40), (1, 71, 40), (1, 150, 40))
+    for profile in phases:
+        assert profile["past_key_values.0.latent"] == ((1, 1, 256, 40), (1, 1, 512, 40), (1, 1, 1024, 40))
+        assert profile["past_key_values.3.latent"] == ((1, 1, 256, 40), (1, 1, 256, 40), (1, 1, 1024, 40))
 
 
 def test_sliding_layers_have_positions_by_group() -> None:
     model = manifest(INTERNVL, prune_layers=(1, 3), sliding_layers=(0, 2), sliding_window=4)
-    _, _, (prefill, decode) = engine_profiles(model, LIMITS).values()
-    # The last layer prunes, so there are two groups and not three.
-    assert {name for name in prefill if "position_ids" in name} == {
-        "position_ids",
-        "past_position_ids.0",
-        "past_position_ids.1",
-    }
-    assert prefill["past_position_ids.1"] == ((0,), (0,), (150,))
-    assert decode["past_position_ids.1"] == ((1,), (79,), (150,))
+    _, _, phases = engine_profiles(model, LIMITS).values()
+    for profile in phases:
+        # The last layer prunes, so there are two groups and not three.
+        assert {name for name in profile if "position_ids" in name} == {
+            "position_ids",
+            "past_position_ids.0",
+            "past_position_ids.1",
+        }
+        assert profile["past_position_ids.0"] == ((1, 256), (1, 512), (1, 1024))
+        assert profile["past_position_ids.1"] == ((1, 256), (1, 256), (1, 1024))
+    alone = manifest(INTERNVL, prune_layers=(1,), sliding_layers=(0,), sliding_window=4)
+    (prefill, _) = engine_profiles(alone, LIMITS)["language_model"]
+    assert [g for g in range(2) if f"past_position_ids.{g}" in prefill] == [0]
 
 
 def test_every_method_has_its_inputs() -> None:
-    """Most of a site of sparsevlm: all of 60 dropped, 19 of them recycled into 2 vectors."""
+    """Most of a site of sparsevlm: all of 360 dropped, 109 of them recycled into 11 vectors."""
     model = manifest(INTERNVL)
     layers = {"fastmmoe": (1,), "random": (1,), "fastv": (1,), "sparsevlm": (1, 2)}
     model = replace(model, policy=replace(model.policy, method="all", prune_layers=layers))
@@ -166,13 +213,13 @@ def test_every_method_has_its_inputs() -> None:
     prefill, decode = phases
     assert prefill.keys() == decode.keys()
     assert prefill["random_scores"] == prefill["visual_index"]
-    assert prefill["rater_slots"] == ((0,), (64,), (100,))
+    assert prefill["rater_slots"] == ((0,), (64,), (600,))
     # Sites: fastv, fastmmoe with random, then sparsevlm twice.
     assert [s for s in range(4) if f"merge_slots.{s}" in prefill] == [1, 2, 3]
     assert [s for s in range(4) if f"merge_offsets.{s}" in prefill] == [1]
     assert [s for s in range(4) if f"recycle_slots.{s}" in prefill] == [2, 3]
-    assert (prefill["recycle_slots.2"][2], prefill["merge_slots.2"][2]) == ((19,), (2,))
-    assert [s for s in range(4) if f"past_sequence_ids.{s}" in prefill] == [0, 1, 2, 3]
+    assert (prefill["recycle_slots.2"][2], prefill["merge_slots.2"][2]) == ((109,), (11,))
+    assert [s for s in range(4) if f"past_lengths.{s}" in prefill] == [0, 1, 2, 3]
     assert all(shape == ((0,), (0,), (0,)) for name, shape in decode.items() if "slots" in name)
 
 
@@ -187,12 +234,12 @@ def test_without_fastmmoe_there_are_no_slots() -> None:
 @pytest.mark.parametrize("processor", [DEEPSEEK, INTERNVL])
 def test_ranges_ascend_and_hold_every_request(processor: Any, window: int) -> None:
     model = manifest(processor, window=window)
-    _, _, phases = engine_profiles(model, LIMITS).values()
+    _, _, phases = engine_profiles(model, SMALL).values()
     for profile in phases:
         for name, (smallest, typical, greatest) in profile.items():
             assert all(a <= b <= c for a, b, c in zip(smallest, typical, greatest, strict=True)), name
     bound = {name: shapes[2][0] for name, shapes in phases[0].items()}
-    for visual in range(LIMITS.max_visual + 1):
+    for visual in range(SMALL.max_visual + 1):
         for retention in (0.01, 0.1, 0.3, 0.5, 0.6, 0.75, 0.9, 1.0):
             schedule = plan_request(
                 model.policy, visual_tokens=visual, moe_layers=(1, 2, 3), top_k=4, retention=retention
@@ -206,22 +253,37 @@ def test_ranges_ascend_and_hold_every_request(processor: Any, window: int) -> No
 
 def test_default_limits() -> None:
     # InternVL: 12 tiles and a thumbnail. DeepSeek-VL2: nine tiles and the global view.
-    assert resolve_limits(manifest(INTERNVL)) == Limits(max_tokens=3840, max_visual=3328, max_cache=4352, max_tiles=13)
-    assert resolve_limits(manifest(DEEPSEEK)) == Limits(max_tokens=2617, max_visual=2105, max_cache=3129, max_tiles=10)
+    assert resolve_limits(manifest(INTERNVL)) == Limits(
+        max_tokens=3840, max_visual=3328, max_cache=4352, max_tiles=13, max_batch=1
+    )
+    assert resolve_limits(manifest(DEEPSEEK)) == Limits(
+        max_tokens=2617, max_visual=2105, max_cache=3129, max_tiles=10, max_batch=1
+    )
 
 
 def test_given_limits_move_the_others() -> None:
     model = manifest(INTERNVL)
-    assert resolve_limits(model, max_tiles=2) == Limits(max_tokens=1024, max_visual=512, max_cache=1536, max_tiles=2)
-    assert resolve_limits(model, max_tokens=700) == Limits(max_tokens=700, max_visual=700, max_cache=1212, max_tiles=13)
-    assert resolve_limits(model, max_visual=100) == Limits(max_tokens=612, max_visual=100, max_cache=1124, max_tiles=13)
+    assert resolve_limits(model, max_tiles=2) == Limits(
+        max_tokens=1024, max_visual=512, max_cache=1536, max_tiles=2, max_batch=1
+    )
+    assert resolve_limits(model, max_tokens=700) == Limits(
+        max_tokens=700, max_visual=700, max_cache=1212, max_tiles=13, max_batch=1
+    )
+    assert resolve_limits(model, max_visual=100) == Limits(
+        max_tokens=612, max_visual=100, max_cache=1124, max_tiles=13, max_batch=1
+    )
+    # Sequences share the tokens of a call, so their number moves no other limit.
+    assert resolve_limits(model, max_batch=8) == replace(resolve_limits(model), max_batch=8)
+    assert resolve_limits(model, max_tokens=9, max_visual=9, max_batch=9).max_batch == 9
     # Nothing is longer than the model's longest sequence: 40 x 256 > 4096 here.
     short = manifest(
         InternVlProcessorConfig(
             **{f: getattr(INTERNVL, f) for f in INTERNVL.__struct_fields__} | {"max_position_embeddings": 4096}
         )
     )
-    assert resolve_limits(short, max_tiles=40) == Limits(max_tokens=4096, max_visual=4096, max_cache=4096, max_tiles=40)
+    assert resolve_limits(short, max_tiles=40) == Limits(
+        max_tokens=4096, max_visual=4096, max_cache=4096, max_tiles=40, max_batch=1
+    )
 
 
 @pytest.mark.parametrize(
@@ -231,6 +293,11 @@ def test_given_limits_move_the_others() -> None:
         ({"max_visual": -1}, "--max-visual -1: expected at least 1"),
         ({"max_cache": 0}, "--max-cache 0: expected at least 1"),
         ({"max_tiles": 0}, "--max-tiles 0: expected at least 1"),
+        ({"max_batch": 0}, "--max-batch 0: expected at least 1"),
+        (
+            {"max_tokens": 9, "max_visual": 9, "max_batch": 10},
+            "--max-batch 10: expected at most --max-tokens, 9: each sequence has a row",
+        ),
         ({"max_tokens": 50, "max_visual": 51}, "--max-visual 51: expected at most --max-tokens, 50"),
         ({"max_cache": 100}, "--max-cache 100: expected at least --max-tokens, 3840"),
         ({"max_cache": 40961}, "--max-cache 40961: expected at most 40960, the model's longest sequence"),
