@@ -114,13 +114,13 @@ def layer_times(kernels: list[KernelCode], objects: list[Path]) -> list[LayerTim
 def attention_times(objects: list[Path]) -> str:
     """Estimates of all attention layers and calls on all devices, as a table."""
     devices = [DEVICES[name] for name in ROOFLINE_DEVICES]
-    cases: list[Case] = [
+    cases = [
         layer.case(*call, arch)
         for layer in attention.LAYERS
         for call in attention.CALLS
         for arch in sorted({device.sm for device in devices})
     ]
-    launches = dict(zip(cases, record_launches(objects, cases), strict=True))
+    launches = dict(zip(cases, record_launches(objects, [*cases]), strict=True))
     return attention.attention_table(launches, devices)
 
 
