@@ -10,21 +10,7 @@ import pytest
 from msgspec.structs import replace
 
 from fastmmoe.runtime.method.policy import METHODS, SETTINGS, Policy
-
-DEEPSEEK = Policy(
-    method="fastmmoe",
-    prune_layers={"fastmmoe": (2, 5, 8)},
-    stage_exponents=(1 / 3, 2 / 3, 1.0),
-    retention=0.5,
-    alpha=0.3,
-    merge_ratio=0.05,
-    window=3,
-    merge="mlerp",
-    visual_top_k=(6,) + (3,) * 25,
-    reduction_weights="preserve_sum",
-    sparsevlm_positions="compact",
-)
-
+from tests.support.policies import DEEPSEEK
 
 ALL = replace(
     DEEPSEEK,

@@ -21,35 +21,9 @@ from fastmmoe.runtime.method.schedule import (
     plan_request,
     reduce_experts,
 )
+from tests.support.policies import DEEPSEEK, NO_METHOD
 
 MOE_LAYERS = tuple(range(1, 27))
-
-DEEPSEEK = Policy(
-    method="fastmmoe",
-    prune_layers={"fastmmoe": (2, 5, 8)},
-    stage_exponents=(1 / 3, 2 / 3, 1.0),
-    retention=0.5,
-    alpha=0.3,
-    merge_ratio=0.05,
-    window=3,
-    merge="mlerp",
-    visual_top_k=(6,) + (3,) * 25,
-    reduction_weights="preserve_sum",
-    sparsevlm_positions="compact",
-)
-NONE = Policy(
-    method="none",
-    prune_layers={},
-    stage_exponents=(),
-    retention=1.0,
-    alpha=0.3,
-    merge_ratio=0.05,
-    window=3,
-    merge="mlerp",
-    visual_top_k=(6,) + (3,) * 25,
-    reduction_weights="preserve_sum",
-    sparsevlm_positions="compact",
-)
 
 
 def plan(policy: Policy = DEEPSEEK, visual_tokens: int = 1023, **request: Any) -> Schedule:
@@ -233,10 +207,10 @@ def test_experts_not_for_every_layer(count: int) -> None:
 
 
 def test_a_bundle_without_the_method_only_answers_at_one() -> None:
-    assert plan(NONE) == plan(NONE, retention=1.0) == Schedule("none", 1.0, 1023, (), (), (), (), (6,) * 26)
+    assert plan(NO_METHOD) == plan(NO_METHOD, retention=1.0) == Schedule("none", 1.0, 1023, (), (), (), (), (6,) * 26)
     for request in ({"retention": 0.5}, {"visual_top_k": 6}):
         with pytest.raises(FastmmoeError, match="method none is the unmodified model: it takes retention 1 and no"):
-            plan(NONE, **request)
+            plan(NO_METHOD, **request)
 
 
 ALL = replace(
