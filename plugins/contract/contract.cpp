@@ -131,6 +131,13 @@ NodeAttributes::Tensors NodeAttributes::choose(const std::vector<TensorContract>
   return chosen;
 }
 
+int NodeAttributes::type_source(const TensorContract& output) const {
+  const auto has_type = [&](size_t input) { return contract_->inputs[input].variable == output.variable; };
+  const auto& places = inputs_.places;
+  const auto found = std::find_if(places.begin(), places.end(), has_type);
+  return output.variable == 0 || found == places.end() ? -1 : static_cast<int>(found - places.begin());
+}
+
 void NodeAttributes::read(size_t i, const AttributeSource& source) {
   const AttributeContract& attribute = contract_->attributes[i];
   switch (attribute.kind) {

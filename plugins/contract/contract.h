@@ -111,6 +111,9 @@ class NodeAttributes {
   bool has_output(size_t output) const { return outputs_.positions[output] >= 0; }
   size_t output_position(size_t output) const { return static_cast<size_t>(outputs_.positions[output]); }
 
+  /// Place among the node's inputs of one that has the type of this output; -1 where its type stands alone.
+  int type_source(const TensorContract& output) const;
+
  private:
   struct Tensors {
     std::vector<size_t> places;

@@ -122,11 +122,11 @@ void infer_outputs(const OpContract& contract, OrtShapeInferContext* context) {
   Dimensions dimensions(node, reader);
   for (size_t i = 0; i < node.outputs().size(); ++i) {
     const TensorContract& output = contract.outputs[node.outputs()[i]];
-    ONNXTensorElementDataType type = onnx_type(output.types[0]);
-    for (size_t j = 0; output.variable != 0 && j < reader.GetInputCount(); ++j) {
-      if (contract.inputs[node.inputs()[j]].variable == output.variable) type = type_of_input(context, j);
-    }
-    set_output(context, i, type, dimensions.shape_of(output));
+    const int source = node.type_source(output);
+    const bool is_known = 0 <= source && source < static_cast<int>(reader.GetInputCount());
+    set_output(context, i,
+               is_known ? type_of_input(context, static_cast<size_t>(source)) : onnx_type(output.types[0]),
+               dimensions.shape_of(output));
   }
 }
 

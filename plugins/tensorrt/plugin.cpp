@@ -114,14 +114,10 @@ void ContractPlugin::check_request(const std::vector<TensorInfo>& inputs) const 
 int32_t ContractPlugin::getOutputDataTypes(DataType* outputs, int32_t output_count, const DataType* inputs,
                                            int32_t input_count) const noexcept {
   return status_of([&] {
-    // getOutputShapes refuses another number of inputs than the node's.
-    const size_t count = std::min(static_cast<size_t>(input_count), node_.inputs().size());
     for (int32_t i = 0; i < output_count; ++i) {
-      const TensorContract& of_output = output(i);
-      outputs[i] = data_type(of_output.types[0]);
-      for (size_t j = 0; of_output.variable != 0 && j < count; ++j) {
-        if (tensor(j).variable == of_output.variable) outputs[i] = inputs[j];
-      }
+      const int source = node_.type_source(output(i));
+      // getOutputShapes refuses another number of inputs than the node's.
+      outputs[i] = 0 <= source && source < input_count ? inputs[source] : data_type(output(i).types[0]);
     }
   });
 }
