@@ -4,14 +4,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
-from fastmmoe.runtime.bundle.manifest import MANIFEST, Manifest, weights_file
-from fastmmoe.runtime.bundle.onnx_file import read_operators, weight_files
-from fastmmoe.runtime.bundle.signatures import Signature, Tensor
+import numpy as np
+
+from fastmmoe.runtime.bundle.manifest import MANIFEST, LanguageModelInfo, Manifest, weights_file
+from fastmmoe.runtime.bundle.onnx_file import Operator, read_operators, weight_files
+from fastmmoe.runtime.bundle.signatures import Signature, Tensor, layer_groups
 from fastmmoe.runtime.errors import BundleMismatch
+from fastmmoe.runtime.method.policy import Policy
+
+Attributes: TypeAlias = Mapping[str, float | str]
 
 TYPES = {
     "tensor(float)": "float32",
@@ -47,31 +52,65 @@ def check_weight_files(path: Path, graph: str, manifest: Manifest) -> None:
 
 def check_operators(path: Path, manifest: Manifest) -> None:
     """Raise BundleMismatch where the operators in a language model's file compute otherwise than the manifest says."""
-    info, policy, experts = manifest.language_model, manifest.policy, manifest.experts
-    expected: dict[str, dict[str, int | str]] = {
-        "FmmSparseMoE": {
-            "top_k": info.top_k,
-            "reduction_weights": policy.reduction_weights,
-            "weight_format": experts.weight_format,
-            "group_size": experts.group_size,
-            "zero_points": int(experts.zero_points),
-        },
-        "FmmTokenPrune": {"window": policy.window, "merge": policy.merge},
-    }
+    info, policy = manifest.language_model, manifest.policy
     try:
         operators = read_operators(path)
     except ValueError as error:
         raise BundleMismatch(f"{error}; copy the whole bundle or export again") from error
+    by_kind: dict[str, list[Operator]] = {}
     for operator in operators:
-        for name, value in expected.get(operator.kind, {}).items():
-            found = operator.attributes.get(name)
-            if found != value:
-                raise _misfit(path, f"{operator.name} has {name} {found}, expected {value}")
-    moe = [operator.name for operator in operators if operator.kind == "FmmSparseMoE"]
+        # In a portable graph nodes of other attributes call a function of another name: FmmAttention_2.
+        by_kind.setdefault(operator.kind.partition("_")[0], []).append(operator)
+    for operator in by_kind.get("FmmTokenPrune", []):
+        _check_attributes(path, operator, {"window": policy.window, "merge": policy.merge})
+    experts = dict.fromkeys(info.moe_layers, _expert_attributes(manifest))
+    _check_layers(path, "experts", by_kind.get("FmmSparseMoE", []), experts)
+    attention = dict(enumerate(_attention_attributes(info, policy)))
+    _check_layers(path, "attention", by_kind.get("FmmAttention", []), attention)
+
+
+def _expert_attributes(manifest: Manifest) -> Attributes:
+    experts = manifest.experts
+    return {
+        "top_k": manifest.language_model.top_k,
+        "reduction_weights": manifest.policy.reduction_weights,
+        "weight_format": experts.weight_format,
+        "group_size": experts.group_size,
+        "zero_points": int(experts.zero_points),
+    }
+
+
+def _attention_attributes(info: LanguageModelInfo, policy: Policy) -> Iterator[Attributes]:
+    """Attributes of every layer's attention that the manifest decides: all but whether there are sinks."""
+    watched = {site.layer for site in policy.sites if site.watches}
+    for group in layer_groups(info.layers, policy.sites):
+        # The first layer that needs a group's positions writes them.
+        writing = [layer for layer in group if layer in info.sliding_layers][:1]
+        for layer in group:
+            yield {
+                "window": (info.sliding_window or 0) if layer in info.sliding_layers else 0,
+                "value_width": info.kv_lora_rank,
+                "scale": float(np.float32(info.query_key_dim**-0.5)),
+                "writes_position_ids": int(layer in writing),
+                "has_lse": int(layer in watched),
+            }
+
+
+def _check_layers(path: Path, what: str, operators: Sequence[Operator], expected: Mapping[int, Attributes]) -> None:
+    """Raise BundleMismatch unless these are the operators of the layers, in order, with the attributes of each."""
     # Nodes are named by the module that they come from.
-    layers = [int(layer[1]) if (layer := LAYER.match(name)) else None for name in moe]
-    if layers != list(info.moe_layers):
-        raise _misfit(path, f"has experts in layers {_listed(layers)}, expected {_listed(info.moe_layers)}")
+    layers = [int(layer[1]) if (layer := LAYER.match(one.name)) else None for one in operators]
+    if layers != list(expected):
+        raise _misfit(path, f"has {what} in layers {_listed(layers)}, expected {_listed(list(expected))}")
+    for operator, attributes in zip(operators, expected.values(), strict=True):
+        _check_attributes(path, operator, attributes)
+
+
+def _check_attributes(path: Path, operator: Operator, expected: Attributes) -> None:
+    for name, value in expected.items():
+        found = operator.attributes.get(name)
+        if found != value:
+            raise _misfit(path, f"{operator.name} has {name} {found}, expected {value}")
 
 
 def check_fit(path: Path, session: Session, signature: Signature) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import re
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 MODEL_GRAPH, MODEL_FUNCTIONS = 7, 25
 GRAPH_NODE, GRAPH_INITIALIZER, FUNCTION_NODE = 1, 5, 7
 NODE_NAME, NODE_TYPE, NODE_ATTRIBUTE, NODE_DOMAIN = 3, 4, 5, 7
-ATTRIBUTE_NAME, ATTRIBUTE_INT, ATTRIBUTE_STRING = 1, 3, 4
+ATTRIBUTE_NAME, ATTRIBUTE_FLOAT, ATTRIBUTE_INT, ATTRIBUTE_STRING = 1, 2, 3, 4
 ATTRIBUTE_TENSOR, ATTRIBUTE_GRAPH, ATTRIBUTE_TENSORS, ATTRIBUTE_GRAPHS = 5, 6, 10, 11
 TENSOR_DIMS, TENSOR_NAME, TENSOR_EXTERNAL_DATA = 1, 8, 13
 ENTRY_KEY, ENTRY_VALUE = 1, 2
@@ -43,11 +44,11 @@ class Weight:
 
 @dataclass(frozen=True)
 class Operator:
-    """A node of our own domain: its name, its type and those of its attributes that are integers or strings."""
+    """A node of our own domain: its name, its type and those of its attributes that are numbers or strings."""
 
     name: str
     kind: str
-    attributes: dict[str, int | str]
+    attributes: dict[str, float | str]
 
 
 def read_weights(path: Path) -> list[Weight]:
@@ -77,13 +78,13 @@ def read_operators(path: Path) -> list[Operator]:
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except (IndexError, UnicodeDecodeError, RecursionError) as error:
+    except (IndexError, UnicodeDecodeError, RecursionError, struct.error) as error:
         raise ValueError(f"{path}: no ONNX graph, or a damaged one") from error
 
 
 def _operator(data: memoryview) -> Operator | None:
     texts: dict[int, str] = {}
-    attributes: dict[str, int | str] = {}
+    attributes: dict[str, float | str] = {}
     for number, value in _fields(data):
         if number == NODE_ATTRIBUTE:
             name, content = _attribute(value)
@@ -95,13 +96,15 @@ def _operator(data: memoryview) -> Operator | None:
     return Operator(texts.get(NODE_NAME, ""), texts.get(NODE_TYPE, ""), attributes)
 
 
-def _attribute(data: memoryview) -> tuple[str, int | str | None]:
-    """Name and value of an attribute, None where it is neither an integer nor a string."""
+def _attribute(data: memoryview) -> tuple[str, float | str | None]:
+    """Name and value of an attribute, None where it is neither a number nor a string."""
     name: str = ""
-    content: int | str | None = None
-    for number, value in _fields(data, numbers=ATTRIBUTE_INT):
+    content: float | str | None = None
+    for number, value in _fields(data, numbers=(ATTRIBUTE_FLOAT, ATTRIBUTE_INT)):
         if number == ATTRIBUTE_NAME:
             name = bytes(value).decode()
+        elif number == ATTRIBUTE_FLOAT:
+            (content,) = struct.unpack("<f", value)
         elif number == ATTRIBUTE_INT:
             (content,) = _varints(value)
         elif number == ATTRIBUTE_STRING:
@@ -150,7 +153,7 @@ def _of_node(data: memoryview) -> Iterator[Weight]:
 def _tensor(data: memoryview) -> Weight:
     dims: list[int] = []
     name = location = ""
-    for number, value in _fields(data, numbers=TENSOR_DIMS):
+    for number, value in _fields(data, numbers=(TENSOR_DIMS,)):
         if number == TENSOR_DIMS:
             dims += _varints(value)
         elif number == TENSOR_NAME:
@@ -162,8 +165,8 @@ def _tensor(data: memoryview) -> Weight:
     return Weight(name, prod(dims), location)
 
 
-def _fields(data: memoryview, numbers: int = 0) -> Iterator[tuple[int, memoryview]]:
-    """(number, value) of the fields that hold bytes, and of the one field of integers that is asked for, as varints."""
+def _fields(data: memoryview, numbers: tuple[int, ...] = ()) -> Iterator[tuple[int, memoryview]]:
+    """(number, value) of the fields that hold bytes, and of those of integers or floats that are asked for."""
     at, end = 0, len(data)
     while at < end:
         key, at = _varint(data, at)
@@ -182,7 +185,7 @@ def _fields(data: memoryview, numbers: int = 0) -> Iterator[tuple[int, memoryvie
             raise IndexError
         if at > end:
             raise IndexError
-        if kind == BYTES or (kind == VARINT and number == numbers):
+        if kind == BYTES or (number in numbers and kind in (VARINT, FIXED32)):
             yield number, data[start:at]
 
 

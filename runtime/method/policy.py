@@ -51,6 +51,11 @@ class Site(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     point: Literal["moe", "output"]
     methods: tuple[Method, ...]
 
+    @property
+    def watches(self) -> bool:
+        """Whether its scores are of the layer's attention."""
+        return self.methods != (RANDOM,)
+
 
 @dataclass(frozen=True)
 class Setting:

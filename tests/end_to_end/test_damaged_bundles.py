@@ -95,6 +95,12 @@ def rename_weights(graph: Any) -> None:
             entry.value = "vision.data"
 
 
+def change_scale(graph: Any) -> None:
+    """Of the last layer's attention."""
+    node = [node for node in graph.node if node.op_type == "FmmAttention"][-1]
+    next(a for a in node.attribute if a.name == "scale").f = 1.0
+
+
 MISFITS: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
     "hidden size": (lambda d: None, {"language_model": {"hidden_size": 2048}}, "vision.onnx: output image_features is"),
     "operators": (lambda d: None, {"ops": {"FmmTokenPrune": 2}}, "the bundle uses version 2 of FmmTokenPrune"),
@@ -102,6 +108,11 @@ MISFITS: dict[str, tuple[Callable[[Path], object], dict[str, Any], str]] = {
         lambda d: None,
         {"policy": {"prune_layers": {"fastmmoe": [1]}, "stage_exponents": [1.0]}},
         "language_model.onnx: has an input keep_offsets.1, which is not expected",
+    ),
+    "attention of another scale": (
+        lambda d: edit_graph(d / "language_model.onnx", change_scale),
+        {},
+        "language_model.onnx: layers.2.self_attn/FmmAttention has scale 1.0, expected 0.",
     ),
     "fixed length": (
         lambda d: edit_graph(d / "embedding.onnx", lambda g: set_width(g, 7)),

@@ -103,11 +103,35 @@ def test_weights_of_another_file(location: str, tmp_path: Path) -> None:
 
 MOE = {"top_k": 4, "reduction_weights": "preserve_sum", "weight_format": "float", "group_size": 0, "zero_points": 0}
 PRUNE = {"window": 3, "merge": "mlerp"}
+ATTENTION = {"window": 0, "value_width": 0, "scale": 6**-0.5, "writes_position_ids": 0, "has_lse": 0}
 
 
-def write_operators(path: Path, moe: dict[str, Any] = MOE, prune: dict[str, Any] = PRUNE, first: int = 1) -> None:
+def attention_nodes(changes: dict[int, dict[str, Any]]) -> list[onnx.NodeProto]:
+    """Attention of four layers, of which 1 and 2 prune, with the changes in some."""
+    return [
+        helper.make_node(
+            "FmmAttention",
+            ["x"],
+            ["y"],
+            f"layers.{layer}.self_attn/FmmAttention",
+            domain="fastmmoe",
+            has_sinks=0,
+            **ATTENTION | {"has_lse": int(layer in (1, 2))} | changes.get(layer, {}),
+        )
+        for layer in range(4)
+    ]
+
+
+def write_operators(
+    path: Path,
+    moe: dict[str, Any] = MOE,
+    prune: dict[str, Any] = PRUNE,
+    first: int = 1,
+    attention: dict[int, dict[str, Any]] | None = None,
+    attention_layers: slice = slice(4),
+) -> None:
     """A graph of nodes alone, as the toy manifest describes it where nothing else is given."""
-    nodes = [helper.make_node("Add", ["x", "x"], ["fastmmoe"])]
+    nodes = [helper.make_node("Add", ["x", "x"], ["fastmmoe"]), *attention_nodes(attention or {})[attention_layers]]
     for layer in range(first, first + 3):
         nodes.append(helper.make_node("FmmTokenPrune", ["x"], ["y"], f"TokenPrune_{layer}", domain="fastmmoe", **prune))
         name = f"layers.{layer}.mlp.experts/FmmSparseMoE"
@@ -128,6 +152,15 @@ def write_operators(path: Path, moe: dict[str, Any] = MOE, prune: dict[str, Any]
         ({"prune": PRUNE | {"window": 2}}, "TokenPrune_1 has window 2, expected 3"),
         ({"prune": PRUNE | {"merge": "mean"}}, "has merge mean, expected mlerp"),
         ({"first": 2}, "has experts in layers 2, 3, 4, expected 1, 2, 3"),
+        ({"attention": {0: {"window": 8}}}, "layers.0.self_attn/FmmAttention has window 8, expected 0"),
+        ({"attention": {3: {"value_width": 6}}}, "layers.3.self_attn/FmmAttention has value_width 6, expected 0"),
+        ({"attention": {2: {"scale": 0.5}}}, "layers.2.self_attn/FmmAttention has scale 0.5, expected 0.40824"),
+        ({"attention": {1: {"has_lse": 0}}}, "layers.1.self_attn/FmmAttention has has_lse 0, expected 1"),
+        ({"attention": {3: {"has_lse": 1}}}, "layers.3.self_attn/FmmAttention has has_lse 1, expected 0"),
+        ({"attention": {0: {"writes_position_ids": 1}}}, "has writes_position_ids 1, expected 0"),
+        ({"attention_layers": slice(1, 4)}, "has attention in layers 1, 2, 3, expected 0, 1, 2, 3"),
+        ({"attention_layers": slice(0)}, "has attention in layers none, expected 0, 1, 2, 3"),
+        ({"attention_layers": slice(None, None, -1)}, "has attention in layers 3, 2, 1, 0, expected 0, 1, 2, 3"),
     ],
 )
 def test_operators_that_compute_otherwise(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -139,3 +172,80 @@ def test_operators_that_compute_otherwise(changes: dict[str, Any], words: str, t
     with pytest.raises(BundleMismatch) as error:
         check_operators(path, manifest)
     assert words in str(error.value) and "by manifest.json" in str(error.value)
+
+
+# Layers 0 and 1 are a group, then 2, then 3.
+SLIDING = {1: {"window": 9, "writes_position_ids": 1}, 3: {"window": 9, "writes_position_ids": 1}}
+LATENT = {layer: {"value_width": 5} for layer in range(4)}
+
+
+@pytest.mark.parametrize(
+    ("language_model", "fits", "changes", "words"),
+    [
+        ({"sliding_layers": [1, 3], "sliding_window": 9}, SLIDING, {1: {"window": 8}}, "has window 8, expected 9"),
+        (
+            {"sliding_layers": [0, 1, 3], "sliding_window": 9},
+            SLIDING | {0: SLIDING[1], 1: {"window": 9}},
+            {1: SLIDING[1]},
+            "layers.1.self_attn/FmmAttention has writes_position_ids 1, expected 0",
+        ),
+        (
+            {"sliding_layers": [1, 3], "sliding_window": 9},
+            SLIDING,
+            {3: {"window": 9}},
+            "layers.3.self_attn/FmmAttention has writes_position_ids 0, expected 1",
+        ),
+        (
+            {"kv_lora_rank": 5, "rope_dim": 2, "cache_parts": ["latent"], "cache_shape": [1, 7]},
+            LATENT,
+            {2: {"value_width": 7}},
+            "layers.2.self_attn/FmmAttention has value_width 7, expected 5",
+        ),
+    ],
+)
+def test_attention_of_each_layer(
+    language_model: dict[str, Any],
+    fits: dict[int, dict[str, Any]],
+    changes: dict[int, dict[str, Any]],
+    words: str,
+    tmp_path: Path,
+) -> None:
+    values = manifest_document("internvl3_5")
+    values["language_model"] |= language_model
+    manifest = parse_manifest(json.dumps(values).encode(), Path("manifest.json"))
+    path = tmp_path / "language_model.onnx"
+    write_operators(path, attention=fits)
+    check_operators(path, manifest)
+    write_operators(path, attention=fits | changes)
+    with pytest.raises(BundleMismatch) as error:
+        check_operators(path, manifest)
+    assert words in str(error.value)
+
+
+def test_variants_of_a_portable_graph(tmp_path: Path) -> None:
+    """Nodes of other attributes have a type of another name there."""
+    manifest, path = toy_manifest("deepseek_vl2"), tmp_path / "language_model.portable.onnx"
+    write_operators(path)
+    model = onnx.load(path)
+    for node in model.graph.node:
+        if node.name.startswith(("layers.1.self_attn", "layers.2.self_attn")):
+            node.op_type += "_2"
+    onnx.save(model, path)
+    check_operators(path, manifest)
+    del model.graph.node[2]
+    onnx.save(model, path)
+    with pytest.raises(BundleMismatch, match="has attention in layers 0, 2, 3, expected 0, 1, 2, 3"):
+        check_operators(path, manifest)
+
+
+def test_which_methods_watch_attention(tmp_path: Path) -> None:
+    """random alone looks at no attention; sites of other layers and methods do."""
+    values = manifest_document("deepseek_vl2")
+    values["policy"] |= {"method": "random", "prune_layers": {"random": [1, 2]}}
+    random = parse_manifest(json.dumps(values).encode(), Path("manifest.json"))
+    path = tmp_path / "language_model.onnx"
+    write_operators(path, attention={1: {"has_lse": 0}, 2: {"has_lse": 0}})
+    check_operators(path, random)
+    write_operators(path)
+    with pytest.raises(BundleMismatch, match="has has_lse 1, expected 0"):
+        check_operators(path, random)
