@@ -75,7 +75,7 @@ class TorchModel:
         config = read_processor_config(checkpoint.path, self.model.config_reader, vocab_size=c.vocab_size)
         self.processor = Processor(config, tokenizer)
         self.info: LanguageModelInfo = language_model_info(c)
-        self._backend = TorchBackend(self.model.graphs, self.model.policy, self.info)
+        self._backend = TorchBackend(self.model.graphs, self.model.policy, self.info, c.max_position_embeddings)
 
     def resolve(self, options: PolicyOptions) -> Policy:
         """The policy of an export with these options."""
@@ -87,7 +87,7 @@ class TorchModel:
             module = self.model.family.build_graphs(self.config, policy).language_model
         module.load_state_dict(self._values, assign=True)
         graphs = dataclasses.replace(self.model.graphs, language_model=module.eval())
-        return TorchBackend(graphs, policy, self.info)
+        return TorchBackend(graphs, policy, self.info, self.config.max_position_embeddings)
 
     def plan(self, policy: Policy, visual_tokens: int, *, method: str | None = None) -> Schedule:
         """The schedule of a prompt at the policy's retention."""

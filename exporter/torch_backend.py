@@ -26,6 +26,7 @@ class TorchBackend:
     graphs: GraphModules
     policy: Policy
     info: LanguageModelInfo
+    longest: int
 
     @property
     def language_model(self) -> LanguageModel:

@@ -264,7 +264,8 @@ def _picture(config: ProcessorConfig) -> dict[str, np.ndarray]:
 
 
 def _torch_backend(model: Model) -> TorchBackend:
-    return TorchBackend(model.graphs, model.policy, language_model_info(model.config))
+    config = model.config
+    return TorchBackend(model.graphs, model.policy, language_model_info(config), config.max_position_embeddings)
 
 
 def _run_vision(model: Model, vision_inputs: dict[str, np.ndarray]) -> np.ndarray:

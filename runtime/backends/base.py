@@ -29,6 +29,10 @@ class Backend(Protocol):
     def policy(self) -> Policy:
         """The prune sites in its graph."""
 
+    @property
+    def longest(self) -> int:
+        """The most positions of a sequence."""
+
     def image_features(self, vision_inputs: dict[str, Array]) -> Array:
         """Features [V, H] of every visual position."""
 

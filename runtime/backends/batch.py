@@ -11,6 +11,7 @@ from fastmmoe.runtime.backends.base import Backend, Caches
 from fastmmoe.runtime.backends.finite import check_finite
 from fastmmoe.runtime.bundle import graph_io, signatures
 from fastmmoe.runtime.method.call import Call, Chunk
+from fastmmoe.runtime.request.inputs import check_tokens
 from fastmmoe.runtime.types import Array
 
 CAPACITY_STEP = 256
@@ -57,7 +58,7 @@ class Batch:
         Returns:
             logits [A, vocab] float32 of each chunk's last row.
         Raises:
-            InvalidRequest: see `Call` and `Call.rater_rows`.
+            InvalidRequest: see `Call` and `Call.rater_rows`; or a sequence has more positions than the model.
             NotFinite: the logits hold NaN or infinity.
             BundleMismatch: the files that the weights are read from have been written to.
             RunFailed: an operator refuses its inputs.
@@ -79,6 +80,8 @@ class Batch:
         """What `extend` feeds, with room made in the caches, and the cached rows [sequences, layers] after it."""
         policy, info = self._backend.policy, self._backend.info
         lengths = [self.lengths[chunk.sequence_id] for chunk in chunks]
+        for chunk, before in zip(chunks, lengths, strict=True):
+            check_tokens(len(chunk.inputs_embeds), len(chunk.visual_index), self._backend.longest, before)
         past = self.cache_lengths[:, self._first_layers].T
         feeds = signatures.feeds(info, Call(policy, chunks, lengths, past.tolist(), alpha, seed))
         after = self.cache_lengths.copy()
@@ -88,7 +91,10 @@ class Batch:
         return feeds, after
 
     def _make_room(self, cache_lengths: Array, new_tokens: dict[int, int]) -> None:
-        """Caches for these lengths [sequences, layers]: as many rows as are known to come, or twice what there was."""
+        """Caches for these lengths [sequences, layers]: as many rows as are known to come, or twice what there was.
+
+        No more than the longest sequence has, though, rounded up.
+        """
         rows = cache_lengths[:, self._first_layers]
         needed = rows.max(0)
         if self.capacities and (needed <= self.capacities).all():
@@ -97,5 +103,5 @@ class Batch:
             needed = np.maximum(needed, rows[sequence] + count)
         before = np.array(self.capacities or [0] * len(needed))
         grown = np.where(needed > before, np.maximum(2 * before, needed), before)
-        self.capacities = tuple(map(round_up, grown.tolist()))
+        self.capacities = tuple(map(round_up, np.minimum(grown, self._backend.longest).tolist()))
         self.caches = self._backend.new_caches(len(self.lengths), self.capacities, self.caches)

@@ -104,6 +104,11 @@ class OnnxRuntime:
         """The prune sites in its graph."""
         return self.manifest.policy
 
+    @property
+    def longest(self) -> int:
+        """The most positions of a sequence."""
+        return self.manifest.processor.max_position_embeddings
+
     def image_features(self, vision_inputs: dict[str, Array]) -> Array:
         """Features [V, H] of every visual position."""
         return self._run("vision", graph_io.IMAGE_FEATURES, vision_inputs)

@@ -41,13 +41,13 @@ class ModelInputs:
 
 def check_length(inputs: ModelInputs, config: ProcessorConfig) -> ModelInputs:
     """Return the inputs unchanged; InvalidRequest if they do not fit the model's positions."""
-    check_tokens(len(inputs.input_ids), len(inputs.visual_index), config)
+    check_tokens(len(inputs.input_ids), len(inputs.visual_index), config.max_position_embeddings)
     return inputs
 
 
-def check_tokens(new: int, visual: int, config: ProcessorConfig, tokens_before: int = 0) -> None:
+def check_tokens(new: int, visual: int, limit: int, tokens_before: int = 0) -> None:
     """InvalidRequest if so many new tokens, so many of them visual, do not fit the model's positions after others."""
-    tokens, limit = tokens_before + new, config.max_position_embeddings
+    tokens = tokens_before + new
     if tokens > limit:
         advice = "give fewer tiles (--max-tiles), fewer pictures or a shorter text"
         parts = f"{visual} of them visual"

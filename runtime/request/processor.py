@@ -140,9 +140,9 @@ class Processor:
         if visual > config.max_position_embeddings:
             # So many ids, and after them tiles, may not fit into memory.
             text, _ = _ids(config, encoder, prompt, [0] * len(pictures))
-            check_tokens(len(text) + visual, visual, config, tokens_before)
+            check_tokens(len(text) + visual, visual, config.max_position_embeddings, tokens_before)
         input_ids, visual_index = _ids(config, encoder, prompt, cut.visual_counts)
-        check_tokens(len(input_ids), visual, config, tokens_before)
+        check_tokens(len(input_ids), visual, config.max_position_embeddings, tokens_before)
         return ModelInputs(
             input_ids=input_ids,
             visual_index=visual_index,

@@ -33,7 +33,7 @@ class Recorder(nn.Module):
 
 def backend(**modules: Any) -> TorchBackend:
     graphs: Any = SimpleNamespace(**modules)
-    return TorchBackend(graphs, MANIFEST.policy, MANIFEST.language_model)
+    return TorchBackend(graphs, MANIFEST.policy, MANIFEST.language_model, longest=64)
 
 
 def test_features_of_a_picture() -> None:

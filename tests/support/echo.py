@@ -38,6 +38,7 @@ class Echo:
         calls: what the language model was fed, call by call.
         pictures: inputs of the vision graph.
         logits: of every token, or a function of the call's feeds that gives them for each sequence.
+        longest: positions of a sequence at most.
     """
 
     info: LanguageModelInfo
@@ -46,6 +47,7 @@ class Echo:
     calls: list[dict[str, Array]] = field(default_factory=list)
     pictures: list[dict[str, Array]] = field(default_factory=list)
     logits: float | Callable[[dict[str, Array]], Array] = 0.5
+    longest: int = 1 << 16
 
     def image_features(self, vision_inputs: dict[str, Array]) -> Array:
         """-1 for every row of the layout."""

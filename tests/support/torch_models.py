@@ -139,7 +139,7 @@ class TorchModel:
         if old is not None:
             had = [next(x.shape[2] for n, x in old.items() if f"values.{layers[0]}." in n) for layers in groups]
             room = [max(pair) for pair in zip(room, had, strict=True)]
-        cache = TorchBackend(self.model.graphs, policy, info).new_caches(past.shape[1], room, old)
+        cache = TorchBackend(self.model.graphs, policy, info, 1 << 16).new_caches(past.shape[1], room, old)
         feeds = signatures.feeds(info, Call(policy, chunks, lengths, past.tolist(), alpha, seed))
         return self.language_model({name: torch.from_numpy(value) for name, value in feeds.items()} | cache)
 

@@ -119,6 +119,38 @@ def test_tokens_to_come_are_counted_where_caches_grow(echo: Echo) -> None:
     assert (batch.capacities, len(echo.made)) == ((1024,) * 3, 2)
 
 
+@pytest.mark.parametrize(
+    ("longest", "capacities"), [(700, (768, 768, 768)), (768, (768, 768, 768)), (769, (1024, 1024, 1024))]
+)
+def test_capacities_end_where_the_positions_do(longest: int, capacities: tuple[int, ...], echo: Echo) -> None:
+    """Twice 512 is more than a sequence ever has; nor do tokens that cannot come get room."""
+    echo.longest = longest
+    batch = Batch(echo)
+    batch.extend([chunk_of(echo, 0, 300, 0)], alpha=0.3)
+    batch.extend([chunk_of(echo, 0, 300, 0)], alpha=0.3)
+    assert batch.capacities == capacities
+    other = Batch(echo)
+    other.extend([chunk_of(echo, 0, 300, 0)], alpha=0.3, new_tokens=[5000])
+    assert other.capacities == capacities
+    for _ in range(longest - 600):
+        batch.extend([chunk_of(echo, 0, 1, 0)], alpha=0.3)
+    assert batch.lengths == [longest] and len(echo.made) == 3
+
+
+def test_a_row_more_than_there_are_positions_is_refused(echo: Echo) -> None:
+    """Positions count, not the rows that pruning leaves; and the batch stays as it was."""
+    echo.longest = 500
+    batch = Batch(echo, 2)
+    batch.extend([chunk_of(echo, 1, 500, 400)], alpha=0.3)
+    assert batch.cache_lengths[1].tolist() == [500, 500, 382, 300]
+    with pytest.raises(InvalidRequest, match="has 501 tokens, 500 of them of earlier turns and 0 of the new"):
+        batch.extend([chunk_of(echo, 1, 1, 0)], alpha=0.3)
+    with pytest.raises(InvalidRequest, match="has 501 tokens, 20 of them visual: the model takes at most 500"):
+        batch.extend([chunk_of(echo, 0, 501, 20)], alpha=0.3)
+    assert (batch.lengths, batch.capacities, len(echo.made), len(echo.calls)) == ([0, 500], (512, 512, 512), 1, 1)
+    batch.extend([chunk_of(echo, 0, 500, 0)], alpha=0.3)
+
+
 def test_a_call_that_is_refused_changes_nothing(echo: Echo) -> None:
     batch = Batch(echo)
     batch.extend([chunk_of(echo, 0, 200, 0)], alpha=0.3)

@@ -115,16 +115,16 @@ def test_a_mask_of_other_numbers() -> None:
 
 def test_the_longest_sequence(internvl: InternVlProcessorConfig) -> None:
     limit = internvl.max_position_embeddings
-    check_tokens(limit, 3, internvl)
-    check_tokens(10, 3, internvl, tokens_before=limit - 10)
+    check_tokens(limit, 3, limit)
+    check_tokens(10, 3, limit, tokens_before=limit - 10)
     with pytest.raises(InvalidRequest) as alone:
-        check_tokens(limit + 1, 3, internvl)
+        check_tokens(limit + 1, 3, limit)
     assert str(alone.value) == (
         f"the sequence has {limit + 1} tokens, 3 of them visual: the model takes at most {limit}; give fewer tiles "
         "(--max-tiles), fewer pictures or a shorter text"
     )
     with pytest.raises(InvalidRequest) as later:
-        check_tokens(11, 3, internvl, tokens_before=limit - 10)
+        check_tokens(11, 3, limit, tokens_before=limit - 10)
     assert f"{limit - 10} of them of earlier turns and 3 of the new ones visual" in str(later.value)
     assert str(later.value).endswith("or a shorter text, or start a new conversation")
 
