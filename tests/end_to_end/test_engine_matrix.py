@@ -29,7 +29,7 @@ from fastmmoe.exporter.processor import read_processor_config
 from fastmmoe.exporter.pruning.settings import MethodOption, PolicyOptions
 from fastmmoe.exporter.targets import opset
 from fastmmoe.plugins import tensorrt_library_path
-from fastmmoe.runtime.backends.tensorrt.build import build_engines
+from fastmmoe.runtime.backends.tensorrt.build import BuildOptions, build_engines
 from fastmmoe.runtime.bundle.manifest import PLUGIN, TOKENIZER, write_manifest
 from fastmmoe.runtime.bundle.plugin_library import find_plugin
 from fastmmoe.runtime.machines.targets import RTX, TARGETS
@@ -52,6 +52,10 @@ GRAPHS = ("vision", "embedding", "language_model")
 
 # Attention of the published DeepSeek-VL2 models with latent attention: 576 columns, for which no kernel is fused.
 TRUE_LATENT = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128}
+
+
+DEEP = 48
+"""Layers of InternVL3.5-30B-A3B."""
 
 
 def skip_without_tools() -> None:
@@ -83,6 +87,21 @@ def write_latent_checkpoint(source: Path, directory: Path) -> Path:
         if ".self_attn." in name:
             shape = shapes[name.split(".")[-2]]
             tensors[name] = rng.normal(0, 0.1, shape).astype(tensors[name].dtype)
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return directory
+
+
+def write_deep_checkpoint(source: Path, directory: Path) -> Path:
+    """Copy a checkpoint of Qwen3-MoE with DEEP layers of random weights, in the shapes of layer 1."""
+    shutil.copytree(source, directory)
+    config = json.loads((directory / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = DEEP
+    (directory / "config.json").write_text(json.dumps(config))
+    tensors, rng, start = load_file(directory / "model.safetensors"), np.random.default_rng(0), ".layers.1."
+    for name in [name for name in tensors if start in name and name.startswith("language_model.")]:
+        shape, dtype = tensors[name].shape, tensors[name].dtype
+        for layer in range(DEEP):
+            tensors[name.replace(start, f".layers.{layer}.")] = rng.normal(0, 0.1, shape).astype(dtype)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
 
@@ -161,3 +180,20 @@ def test_latent_attention_of_true_width(wide_checkpoint: Callable[[str], Path], 
     assert (
         engines.files["language_model.engine"].bytes > 0.9 * (tmp_path / "out" / "language_model.data").stat().st_size
     )
+
+
+@pytest.mark.slow
+def test_as_many_layers_as_a_published_model(wide_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """48 layers whose 96 caches alias, of up to four sequences, in four groups of capacities of their own."""
+    skip_without_tools()
+    source, out = write_deep_checkpoint(wide_checkpoint("internvl-qwen3moe"), tmp_path / "deep"), tmp_path / "out"
+    model = write_bundle(source, out, Precision(torch.float16, torch.float16), (5, 8, 12))
+    engines = build_engines(out, BuildOptions(max_batch=4), say=print)
+    assert engines.compute_capabilities == (80, 86, 89, 120) and engines.limits.max_batch == 4
+    assert engines.files["language_model.engine"].bytes > 0.9 * (out / "language_model.data").stat().st_size
+    graph = onnx.load(out / "language_model.onnx", load_external_data=False).graph
+    attention = [node for node in graph.node if node.op_type == "FmmAttention"]
+    assert len(attention) == len(model.config.moe_layers) == DEEP
+    caches = {i.name: [d.dim_param for d in i.type.tensor_type.shape.dim] for i in graph.input if "values." in i.name}
+    assert len(caches) == 2 * DEEP and {shape[0] for shape in caches.values()} == {"B"}
+    assert {shape[2] for shape in caches.values()} == {"C0", "C1", "C2", "C3"}
