@@ -5,12 +5,14 @@
 
 All run in this process by turns, without spinning threads; ratios are medians of those of one round. Two ratios are
 given, of the time that passed and of the processor time of all threads: the second stands still on a busy machine.
-Caches have room for 8,192 rows and are bound as input and output, 16 heads are 128 wide, values are random.
+Caches have room for 8,192 rows and are bound as input and output, 16 heads are 128 wide, values are random. The
+instruction set that is named is that of FmmAttention; FASTMMOE_CPU_ISA sets a lesser one.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
 import math
 import os
 import statistics
@@ -31,6 +33,7 @@ from markers import write_part
 from onnx import TensorProto, helper
 
 from fastmmoe.exporter.ops import ATTENTION, DOMAIN
+from fastmmoe.plugins import native_library_path
 from fastmmoe.runtime.backends.native import register_native_ops
 from fastmmoe.runtime.machines.threads import usable_cores
 from fastmmoe.runtime.types import Array
@@ -89,8 +92,9 @@ def main() -> int:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     lines = [
-        f"{processor()}, {arguments.threads} threads, {arguments.key_heads} key heads, ONNX Runtime {ort.__version__}, "
-        f"PyTorch {torch.__version__}, load {os.getloadavg()[0]:.1f}. Medians of {arguments.rounds} rounds.",
+        f"{processor()} ({instruction_set()}), {arguments.threads} threads, {arguments.key_heads} key heads, "
+        f"ONNX Runtime {ort.__version__}, PyTorch {torch.__version__}, load {os.getloadavg()[0]:.1f}. "
+        f"Medians of {arguments.rounds} rounds.",
         "",
         f"| workload | what | ms | processor ms | times {GQA} | by processor time | share of {TORCH}'s rate |",
         "| --- | --- | --: | --: | --: | --: | --: |",
@@ -102,6 +106,14 @@ def main() -> int:
     if arguments.write:
         write_part(arguments.write, MARKER, "\n".join(lines))
     return 0
+
+
+def instruction_set() -> str:
+    """Of the native library's kernels, by the library itself."""
+    function = ctypes.CDLL(str(native_library_path())).FmmCpuIsa
+    function.restype = ctypes.c_char_p
+    name: bytes = function()
+    return name.decode()
 
 
 def measure(workload: Workload, key_heads: int, threads: int, rounds: int) -> list[str]:

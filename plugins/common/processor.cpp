@@ -7,18 +7,37 @@
 
 #include "common/check.h"
 
+#if defined(FASTMMOE_X86) && !defined(FASTMMOE_SOFTWARE_TILES)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace fastmmoe {
 namespace {
 
 constexpr const char* kVariable = "FASTMMOE_CPU_ISA";
-constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "avx512_bf16"};
+constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "avx512_bf16", "amx_bf16"};
 
-Isa widest_isa() {
+#ifdef FASTMMOE_X86
+// Linux saves tile registers only for processes that have asked for it; later threads have it, too.
+bool may_use_tiles() {
+#ifdef FASTMMOE_SOFTWARE_TILES
+  return true;
+#else
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
+         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#endif
+}
+#endif
+
+Isa widest_isa([[maybe_unused]] Isa allowed) {
 #ifdef FASTMMOE_X86
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-    return __builtin_cpu_supports("avx512bf16") ? Isa::kAvx512Bf16 : Isa::kAvx512;
+    if (!__builtin_cpu_supports("avx512bf16")) return Isa::kAvx512;
+    return allowed == Isa::kAmxBf16 && may_use_tiles() ? Isa::kAmxBf16 : Isa::kAvx512Bf16;
   }
   if (has_avx2) return Isa::kAvx2;
 #endif
@@ -27,18 +46,30 @@ Isa widest_isa() {
 
 Isa allowed_isa() {
   const char* value = std::getenv(kVariable);
-  if (value == nullptr) return Isa::kAvx512Bf16;
+  if (value == nullptr) return Isa::kAmxBf16;
   const auto* found = std::find(std::begin(kNames), std::end(kNames), std::string(value));
   CHECK(found != std::end(kNames), kVariable, " is '", value,
-        "', expected baseline, avx2, avx512 or avx512_bf16");
+        "', expected baseline, avx2, avx512, avx512_bf16 or amx_bf16");
   return static_cast<Isa>(found - std::begin(kNames));
 }
 
 }  // namespace
 
 Isa isa_of_this_cpu() {
-  static const Isa isa = std::min(widest_isa(), allowed_isa());
+  static const Isa isa = [] {
+    const Isa allowed = allowed_isa();
+    return std::min(widest_isa(allowed), allowed);
+  }();
   return isa;
 }
 
 }  // namespace fastmmoe
+
+/// Name of the instruction set of the CPU kernels; null where FASTMMOE_CPU_ISA has none of them.
+extern "C" __attribute__((visibility("default"))) const char* FmmCpuIsa() {
+  try {
+    return fastmmoe::kNames[static_cast<int>(fastmmoe::isa_of_this_cpu())];
+  } catch (const fastmmoe::CheckError&) {
+    return nullptr;
+  }
+}

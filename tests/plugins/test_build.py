@@ -35,7 +35,7 @@ CUDA_LIBRARIES = [name for name in LIBRARIES if name != "libfastmmoe_ort.so"]
 
 COMMON_EXPORTS = {"FmmContract", "FmmVersion"}
 EXPORTS = {
-    "ort": COMMON_EXPORTS | {"RegisterCustomOps"},
+    "ort": COMMON_EXPORTS | {"RegisterCustomOps", "FmmCpuIsa"},
     "ort_cuda": COMMON_EXPORTS | {"RegisterCustomOps"},
     "trt": COMMON_EXPORTS | {"getCreators", "getPluginCreators", "setLoggerFinder"},
 }

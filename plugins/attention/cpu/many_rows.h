@@ -22,7 +22,7 @@ class ManyRows {
     turn_query();
     clear(block_.scratch.greatest, kRowsPerTile, kNoScore);
     clear(block_.scratch.total, kRowsPerTile, 0.0f);
-    clear(block_.scratch.output, block_.rows * padded(block_.W), 0.0f);
+    clear(block_.scratch.output, vectors_ * kLanes * padded(block_.W), 0.0f);
     const int64_t end = least_of(block_.end, block_.row_end[block_.rows - 1]);
     for (int64_t j = block_.begin; j < end; j = first_ + keys_) {
       first_ = j;
@@ -35,7 +35,8 @@ class ManyRows {
   }
 
  private:
-  // query [units, kRowsPerTile]; columns after the rows are 0.
+  // query [units, kRowsPerTile]; columns after the rows are 0, and units after the last of D up to whole
+  // vectors.
   void turn_query() {
     const int64_t units = Units<Products>::count(block_.D), stride = padded(units);
     for (int64_t v = 0; v < vectors_; ++v) {
@@ -51,7 +52,7 @@ class ManyRows {
         for (int i = 0; i < kLanes; ++i)
           square[i] = rows[i] == nullptr ? Vector{} : load_part(rows[i] + u, count);
         transpose(square);
-        for (int64_t i = 0; i < count; ++i) {
+        for (int64_t i = 0; i < kLanes; ++i) {
           store(square[i], block_.scratch.query + (u + i) * kRowsPerTile + v * kLanes);
         }
       }
@@ -69,7 +70,6 @@ class ManyRows {
     ScoreTile tile{};
     tile.key_stride = keys.stride;
     tile.units = Units<Products>::count(block_.D);
-    tile.scale = block_.scale;
     int64_t from = 0;
     for (int64_t k = 0; k < keys_; k += kKeys) {
       while (keys_of((from + 1) * kLanes - 1) <= k) ++from;
@@ -98,12 +98,14 @@ class ManyRows {
     float* const scores = block_.scratch.scores + v * kLanes;
     rescale_[v] = all(1.0f);
     if (keys > 0) {
+      const float scale = ordered(scores, keys);
       if (block_.row_end[v * kLanes] < first_ + keys || !positions_.all_see()) mask(v, keys);
       const Vector before = load(block_.scratch.greatest + v * kLanes);
-      Vector greatest = before;
+      Vector greatest = all(kMasked);
       for (int64_t k = 0; k < keys; ++k) greatest = greater(load(scores + k * kRowsPerTile), greatest);
+      greatest = greater(greatest * scale, before);
       rescale_[v] = power_of_two(before - greatest);
-      const Vector sum = exponentiate(scores, keys, greatest);
+      const Vector sum = exponentiate(scores, keys, scale, greatest);
       const Vector total = load(block_.scratch.total + v * kLanes) * rescale_[v] + sum;
       store(total, block_.scratch.total + v * kLanes);
       store(greatest, block_.scratch.greatest + v * kLanes);
@@ -113,15 +115,24 @@ class ManyRows {
     }
   }
 
+  // The factor that scores still need, greater than 0: it does not change which is greatest.
+  float ordered(float* scores, int64_t keys) const {
+    if (block_.scale > 0.0f) return block_.scale;
+    for (int64_t k = 0; k < keys; ++k) {
+      store(load(scores + k * kRowsPerTile) * block_.scale, scores + k * kRowsPerTile);
+    }
+    return 1.0f;
+  }
+
   // Scores to units of weights, in place; their sum.
-  static Vector exponentiate(float* scores, int64_t keys, Vector greatest) {
+  static Vector exponentiate(float* scores, int64_t keys, float scale, Vector greatest) {
     Vector sum = {};
     for (int64_t k = 0; k < keys; k += Products::kPerUnit) {
-      Vector weight = power_of_two(load(scores + k * kRowsPerTile) - greatest);
+      Vector weight = power_of_two(load(scores + k * kRowsPerTile) * scale - greatest);
       sum += weight;
       if constexpr (Products::kPerUnit == 2) {
         Vector second = {};
-        if (k + 1 < keys) second = power_of_two(load(scores + (k + 1) * kRowsPerTile) - greatest);
+        if (k + 1 < keys) second = power_of_two(load(scores + (k + 1) * kRowsPerTile) * scale - greatest);
         sum += second;
         weight = Products::pair(weight, second);
       }

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The two matrix products of attention on tiles, in float and in pairs of bfloat16. Both take 32-bit units: a
-// float, or two bfloat16 that follow each other along the sum. A unit tile that the processor multiplies as a
-// whole would take the place of score_tile and value_tile: their operands are laid out for it (rows of keys
-// or weights as they are, queries and values [unit, 16 columns]).
+// float, or two bfloat16 that follow each other along the sum. tile_products.h has them in tile registers.
 #pragma once
 
 #include "attention/cpu/lanes.h"
@@ -72,11 +70,10 @@ struct ScoreTile {
   int64_t key_stride;
   const float* query;  // [units, kRowsPerTile], from the first of its columns on
   int64_t units;
-  float scale;
   float* scores;  // as query
 };
 
-// scores[key, row] = scale * sum over units of keys[key, unit] * query[unit, row], kV vectors of rows.
+// scores[key, row] = sum over units of keys[key, unit] * query[unit, row], kV vectors of rows.
 template <typename Products, int kK, int kV>
 void score_tile(const ScoreTile& tile) {
   Vector sums[kK][kV] = {};
@@ -95,9 +92,7 @@ void score_tile(const ScoreTile& tile) {
 #pragma GCC unroll 8
   for (int k = 0; k < kK; ++k) {
 #pragma GCC unroll 8
-    for (int v = 0; v < kV; ++v) {
-      store(sums[k][v] * tile.scale, tile.scores + k * kRowsPerTile + v * kLanes);
-    }
+    for (int v = 0; v < kV; ++v) store(sums[k][v], tile.scores + k * kRowsPerTile + v * kLanes);
   }
 }
 

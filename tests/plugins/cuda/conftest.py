@@ -12,7 +12,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-import ml_dtypes
 import numpy as np
 import pytest
 
@@ -20,6 +19,7 @@ from fastmmoe.exporter.ops import sparse_moe_reference
 from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE
 from fastmmoe.exporter.ops.sparse_moe.reference import route_reference
 from fastmmoe.runtime.types import Array
+from tests.support.attention_params import FLOAT_TYPES
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PLUGINS = REPOSITORY / "plugins"
@@ -138,8 +138,6 @@ def count_kernels(tmp_path: Path) -> Callable[[Path, int], int]:
     return count
 
 
-# The position is that in the enumeration FloatType, where 0 is float.
-FLOAT_TYPES = [np.dtype(np.float32), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
 MOE_SIZES = ("T", "V", "H", "I", "E")
 MOE_BOOLEANS = ("norm_topk_prob", "expert_bias", "zero_points")
 C_TYPES: dict[str, Any] = {"int": ctypes.c_int64, "float": ctypes.c_float, "string": ctypes.c_int}

@@ -15,9 +15,10 @@ import pytest
 
 from fastmmoe.exporter.ops import ATTENTION, attention_reference
 from fastmmoe.runtime.types import Array
-from tests.plugins.cuda.conftest import FLOAT_TYPES, EmulatedOp, check_message
+from tests.plugins.cuda.conftest import EmulatedOp, check_message
 from tests.support.attention_cases import LARGE, OTHER_WIDTHS, SMALL, Case, alone, make_inputs
 from tests.support.attention_checks import check_outputs
+from tests.support.attention_params import Params, make_params, output_types
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 KERNELS = REPOSITORY / "plugins" / "attention" / "cuda"
@@ -25,46 +26,7 @@ KERNELS = REPOSITORY / "plugins" / "attention" / "cuda"
 DTYPES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
 SEEDS = (0, 1, 20240607)
 POISONS = (0x7F, 0xFF)  # large numbers, or negative ones and NaN
-BOOLEANS = ("has_sinks", "writes_position_ids", "has_lse")
-SIZES = ("A", "B", "T", "N", "K", "C", "D", "W")
-POINTERS = (
-    *("query", "key", "value", "sink_logits", "past_key", "past_value", "past_lengths", "sequence_ids"),
-    *("sequence_offsets", "position_ids", "past_position_ids"),
-    *("output", "present_key", "present_value", "present_position_ids", "lse"),
-)
 CASES = {case.name: case for case in SMALL}
-
-
-class Attributes(ctypes.Structure):
-    """AttentionAttributes."""
-
-    _fields_ = [
-        ("scale", ctypes.c_float),
-        ("window", ctypes.c_int64),
-        ("value_width", ctypes.c_int64),
-        *((name, ctypes.c_bool) for name in BOOLEANS),
-    ]
-
-
-class Params(ctypes.Structure):
-    """AttentionParams."""
-
-    _fields_ = [
-        ("attributes", Attributes),
-        ("type", ctypes.c_int),
-        ("cache_type", ctypes.c_int),
-        *((name, ctypes.c_int64) for name in SIZES),
-        *((name, ctypes.c_void_p) for name in POINTERS),
-    ]
-
-
-def make_params(case: Case, inputs: dict[str, Array], addresses: dict[str, int]) -> Params:
-    T, N, D = inputs["query"].shape
-    B, K, C, _ = inputs["past_key"].shape
-    W = case.value_width or inputs["value"].shape[2]
-    sizes = dict(zip(SIZES, (len(inputs["sequence_offsets"]) - 1, B, T, N, K, C, D, W), strict=True))
-    types = (FLOAT_TYPES.index(inputs[name].dtype) for name in ("query", "past_key"))
-    return Params(Attributes(**case.attributes), *types, **sizes, **addresses)
 
 
 class AttentionKernels:
@@ -86,16 +48,7 @@ class AttentionKernels:
         self, case: Case, inputs: dict[str, Array], *, seed: int = 0, poison: int = POISONS[0], in_place: bool = True
     ) -> list[Array]:
         """The outputs in the contract's order; the workspace stays for who wants to see it."""
-        W = case.value_width or inputs["value"].shape[2]
-        T, N, _ = inputs["query"].shape
-        outputs: dict[str, tuple[tuple[int, ...], Any]] = {}
-        for tensor in ATTENTION.outputs_for(case.attributes):
-            if tensor.alias:
-                outputs[tensor.name] = inputs[tensor.alias].shape, inputs[tensor.alias].dtype
-            elif tensor.name == "lse":
-                outputs[tensor.name] = (T, N), np.float32
-            else:
-                outputs[tensor.name] = (T, N, W), inputs["query"].dtype
+        outputs = output_types(case, inputs)
         aliases = {t.name: t.alias for t in ATTENTION.outputs if t.name in outputs and t.alias}
         found, self.workspace = self.op.run(
             inputs,

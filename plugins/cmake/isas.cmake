@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+# Of the libraries and of the programs that test their kernels: what is compiled for several instruction sets.
+
+# Some kernels once for each instruction set (common/processor.h); the processor decides at run time.
+set(plugins_dir "${CMAKE_CURRENT_LIST_DIR}/..")
+set(isas baseline)
+set(isa_definitions "")
+set(baseline_flags "")
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+  list(APPEND isas avx2 avx512)
+  list(APPEND isa_definitions FASTMMOE_X86)
+  set(avx2_flags -mavx2 -mfma)
+  set(avx512_flags -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma)
+  set(avx512_bf16_flags ${avx512_flags} -mavx512bf16)
+  set(amx_bf16_flags ${avx512_bf16_flags} -mamx-tile -mamx-bf16)
+endif()
+
+option(FASTMMOE_SOFTWARE_TILES "Tile registers of AMX in memory: for tests on processors without them" OFF)
+if(FASTMMOE_SOFTWARE_TILES)
+  list(APPEND isa_definitions FASTMMOE_SOFTWARE_TILES)
+  set(amx_bf16_flags ${avx512_bf16_flags})
+endif()
+
+# compile_for(ISA NAME SOURCE): adds the object files of SOURCE to isa_objects.
+function(compile_for isa name source)
+  set(library ${name}_${isa})
+  add_library(${library} OBJECT "${plugins_dir}/${source}")
+  target_include_directories(${library} PRIVATE "${plugins_dir}")
+  target_compile_definitions(${library} PRIVATE FASTMMOE_ISA=${isa} ${isa_definitions})
+  target_compile_options(${library} PRIVATE -Wall -Wextra -ffp-contract=fast ${${isa}_flags})
+  set(isa_objects ${isa_objects} $<TARGET_OBJECTS:${library}> PARENT_SCOPE)
+endfunction()
+
+# FmmAttention on the CPU, without the nodes that call it.
+set(attention_sources "")
+foreach(source attend caches kernel plan)
+  list(APPEND attention_sources "${plugins_dir}/attention/cpu/${source}.cpp")
+endforeach()
+list(APPEND attention_sources "${plugins_dir}/common/processor.cpp")
+
+# compile_attention(): adds its object files to isa_objects. Only attention has products of bfloat16.
+macro(compile_attention)
+  foreach(isa IN LISTS isas)
+    compile_for(${isa} attend attention/cpu/attend_kernel.cpp)
+  endforeach()
+  if("avx2" IN_LIST isas)
+    compile_for(avx512_bf16 attend attention/cpu/attend_kernel.cpp)
+    compile_for(amx_bf16 attend attention/cpu/attend_tiles.cpp)
+  endif()
+endmacro()
