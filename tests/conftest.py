@@ -14,6 +14,7 @@ import pytest
 
 from fastmmoe import __version__
 from fastmmoe.runtime.types import Array
+from tests.support.double import Double, installed
 from tests.support.golden import (
     TRIMMED,
     GoldenArray,
@@ -131,3 +132,10 @@ def fake_plugin(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mo
         return path
 
     return write
+
+
+@pytest.fixture
+def double() -> Iterator[Double]:
+    """The host double of CUDA and TensorRT in the place of the packages, in this process; see `Double`."""
+    with installed() as found:
+        yield found
