@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 DOUBLES = Path(__file__).resolve().parents[1] / "doubles"
+TENSORRT = "FASTMMOE_DOUBLE_TENSORRT"
 PACKAGES = ("cuda", "tensorrt", "tensorrt_rtx")
 """What the double takes the place of."""
 
@@ -28,7 +29,8 @@ class Double:
     """The double while it is installed in this process.
 
     Arguments of its functions: seed of the schedule, bytes of device memory, and the GPU as FASTMMOE_DOUBLE_GPU
-    describes it ("none", "old", "sm=87,name=Orin"); None = the double's default.
+    describes it ("none", "old", "sm=87,name=Orin"), the version of tensorrt ("10.3.0", "10.16.2.10", "11.4.0.106");
+    None = the double's default.
     """
 
     def environment(self, seed: int | None = None, memory: int | None = None, gpu: str | None = None) -> dict[str, str]:
@@ -39,11 +41,19 @@ class Double:
         return rest | {name: str(value) for name, value in given.items() if value is not None} | {"PYTHONPATH": path}
 
     def modules(
-        self, module: str = "tensorrt_rtx", seed: int = 0, memory: int | None = None, gpu: str | None = None
+        self,
+        module: str = "tensorrt_rtx",
+        seed: int = 0,
+        memory: int | None = None,
+        gpu: str | None = None,
+        tensorrt: str | None = None,
     ) -> Modules:
         """The packages over a fresh device; `module` is "tensorrt" or "tensorrt_rtx"."""
         control = importlib.import_module("device_double.control")
         control.reset(seed, memory, gpu)
+        if tensorrt is not None:
+            sys.modules.pop("tensorrt", None)
+            os.environ[TENSORRT] = tensorrt
         return Modules(importlib.import_module(module), importlib.import_module("cuda.bindings.runtime"), control)
 
 
@@ -55,7 +65,7 @@ def installed() -> Iterator[Double]:
         names = [name for name in sys.modules if name.partition(".")[0] in PACKAGES]
         return {name: sys.modules.pop(name) for name in names}
 
-    real = take_away()
+    real, named = take_away(), os.environ.get(TENSORRT)
     sys.path.insert(0, str(DOUBLES))
     importlib.invalidate_caches()
     try:
@@ -63,4 +73,6 @@ def installed() -> Iterator[Double]:
     finally:
         take_away()
         sys.path.remove(str(DOUBLES))
+        os.environ.pop(TENSORRT, None)
+        os.environ.update({} if named is None else {TENSORRT: named})
         sys.modules.update(real)

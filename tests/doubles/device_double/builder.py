@@ -170,7 +170,7 @@ class IOptimizationProfile:
 
 
 class IBuilderConfig:
-    """Settings of a build."""
+    """Settings of a build. `_capabilities`: the GPUs to build for; none: that of the machine."""
 
     def __init__(self) -> None:
         self._profiles: list[dict[str, Shapes]] = []
@@ -182,24 +182,6 @@ class IBuilderConfig:
     def num_optimization_profiles(self) -> int:
         """Profiles that were added."""
         return len(self._profiles)
-
-    @property
-    def num_compute_capabilities(self) -> int:
-        """GPUs to build for."""
-        return len(self._capabilities)
-
-    @num_compute_capabilities.setter
-    def num_compute_capabilities(self, count: int) -> None:
-        self._capabilities = [None] * count
-
-    def set_compute_capability(self, compute_capability: Any, index: int) -> bool:
-        """One of the GPUs."""
-        self._capabilities[index] = compute_capability
-        return True
-
-    def get_compute_capability(self, index: int) -> Any:
-        """As set."""
-        return self._capabilities[index]
 
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
         """Its number; -1 for one without shapes."""
@@ -233,6 +215,7 @@ class Builder:
     """
 
     _module, _version, _needs_gpu = "", "", False
+    _config = IBuilderConfig
 
     def __init__(self, logger: ILogger) -> None:
         self._logger, self._device = logger, current()
@@ -255,7 +238,7 @@ class Builder:
 
     def create_builder_config(self) -> IBuilderConfig:
         """Default settings."""
-        return IBuilderConfig()
+        return self._config()
 
     def create_optimization_profile(self) -> IOptimizationProfile:
         """An empty profile."""

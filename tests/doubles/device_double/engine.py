@@ -71,68 +71,6 @@ def _evaluate(text: str, sizes: Mapping[str, int]) -> int:
     return total
 
 
-class Runtime:
-    """Reads engines. Without a GPU it says so to the logger and is made all the same, as the real one."""
-
-    _module, _version = "", ""
-
-    def __init__(self, logger: ILogger) -> None:
-        self._logger, self._device = logger, current()
-        if self._device.gpu.state:
-            logger.log(ILogger.ERROR, "CUDA initialization failure with error: 35")
-
-    @property
-    def logger(self) -> ILogger:
-        """As given."""
-        return self._logger
-
-    def get_plugin_registry(self) -> IPluginRegistry:
-        """The registry of the process."""
-        return get_plugin_registry()
-
-    def deserialize_cuda_engine(self, *arguments: Any, **named: Any) -> ICudaEngine | None:
-        """An engine from a buffer or an IStreamReaderV2; None and a message where that is not one for this device."""
-        (given,) = (*arguments, *named.values())
-        if self._device.gpu.state:
-            raise Misuse("no-gpu", "deserialize_cuda_engine without a GPU: the real call ends the process")
-        data = _read_all(given) if isinstance(given, IStreamReaderV2) else bytes(given)
-        try:
-            file = EngineFile.decode(data)
-        except DamagedEngine as error:
-            self._fail(f"Error Code 1: Serialization (Serialization assertion failed: the {error} does not match)")
-            return None
-        if why := self._why_not(file):
-            self._fail(why)
-            return None
-        return ICudaEngine(self._device, file, self._logger)
-
-    def _why_not(self, file: EngineFile) -> str:
-        sm = self._device.gpu.sm
-        if file.module != self._module or file.version != self._version:
-            return (
-                "Error Code 6: API Usage Error (The engine plan file is not compatible with this version of "
-                f"{self._module}, expecting library version {self._version} got {file.module} {file.version})"
-            )
-        if sm not in file.compute_capabilities:
-            return (
-                f"Error Code 6: API Usage Error (The engine was built for compute capabilities "
-                f"{list(file.compute_capabilities)}, the device has {sm})"
-            )
-        if file.operators and not self._device.libraries:
-            return f"Error Code 1: Cannot find plugin: {file.operators[0]}, version: 1, namespace: fastmmoe"
-        return ""
-
-    def _fail(self, message: str) -> None:
-        self._logger.log(ILogger.ERROR, f"IRuntime::deserializeCudaEngine: {message}")
-
-
-def _read_all(reader: IStreamReaderV2) -> bytes:
-    pieces = []
-    while piece := reader.read(READ_BYTES, 0):
-        pieces.append(bytes(piece))
-    return b"".join(pieces)
-
-
 class ICudaEngine:
     """An engine: a graph whose twin ONNX Runtime runs."""
 
@@ -233,3 +171,65 @@ class ICudaEngine:
                     self._logger.log(ILogger.ERROR, f"Error Code 2: OutOfMemory (Requested size was {size} bytes.)")
                     return None
             return IExecutionContext(self, scratch)
+
+
+class Runtime:
+    """Reads engines. Without a GPU it says so to the logger and is made all the same, as the real one."""
+
+    _module, _version, _engine = "", "", ICudaEngine
+
+    def __init__(self, logger: ILogger) -> None:
+        self._logger, self._device = logger, current()
+        if self._device.gpu.state:
+            logger.log(ILogger.ERROR, "CUDA initialization failure with error: 35")
+
+    @property
+    def logger(self) -> ILogger:
+        """As given."""
+        return self._logger
+
+    def get_plugin_registry(self) -> IPluginRegistry:
+        """The registry of the process."""
+        return get_plugin_registry()
+
+    def deserialize_cuda_engine(self, serialized_engine: bytes | IStreamReaderV2) -> ICudaEngine | None:
+        """An engine from a buffer or a reader; None and a message where that is not one for this device."""
+        if self._device.gpu.state:
+            raise Misuse("no-gpu", "deserialize_cuda_engine without a GPU: the real call ends the process")
+        reader = serialized_engine
+        data = _read_all(reader) if isinstance(reader, IStreamReaderV2) else bytes(reader)
+        try:
+            file = EngineFile.decode(data)
+        except DamagedEngine as error:
+            self._fail(f"Error Code 1: Serialization (Serialization assertion failed: the {error} does not match)")
+            return None
+        if why := self._why_not(file):
+            self._fail(why)
+            return None
+        return self._engine(self._device, file, self._logger)
+
+    def _why_not(self, file: EngineFile) -> str:
+        sm = self._device.gpu.sm
+        if file.module != self._module or file.version != self._version:
+            return (
+                "Error Code 6: API Usage Error (The engine plan file is not compatible with this version of "
+                f"{self._module}, expecting library version {self._version} got {file.module} {file.version})"
+            )
+        if sm not in file.compute_capabilities:
+            return (
+                f"Error Code 6: API Usage Error (The engine was built for compute capabilities "
+                f"{list(file.compute_capabilities)}, the device has {sm})"
+            )
+        if file.operators and not self._device.libraries:
+            return f"Error Code 1: Cannot find plugin: {file.operators[0]}, version: 1, namespace: fastmmoe"
+        return ""
+
+    def _fail(self, message: str) -> None:
+        self._logger.log(ILogger.ERROR, f"IRuntime::deserializeCudaEngine: {message}")
+
+
+def _read_all(reader: IStreamReaderV2) -> bytes:
+    pieces = []
+    while piece := reader.read(READ_BYTES, 0):
+        pieces.append(bytes(piece))
+    return b"".join(pieces)

@@ -34,12 +34,11 @@ class DataType(PybindEnum):
     UINT8 = 5
     FP8 = 6
     INT4 = 9
-    FP4 = 10
 
     @property
     def itemsize(self) -> float:
         """Bytes of an element."""
-        return {0: 4, 1: 2, 7: 2, 2: 1, 3: 4, 8: 8, 4: 1, 5: 1, 6: 1, 9: 0.5, 10: 0.5}[self.value]
+        return {0: 4, 1: 2, 7: 2, 2: 1, 3: 4, 8: 8, 4: 1, 5: 1, 6: 1, 9: 0.5}[self.value]
 
 
 float32, float16, bfloat16, int8, int32, int64, uint8 = (
