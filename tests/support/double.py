@@ -40,6 +40,10 @@ class Double:
         rest = {name: value for name, value in os.environ.items() if name not in given}
         return rest | {name: str(value) for name, value in given.items() if value is not None} | {"PYTHONPATH": path}
 
+    def control(self) -> Any:
+        """`device_double.control` of the device as it is."""
+        return importlib.import_module("device_double.control")
+
     def modules(
         self,
         module: str = "tensorrt_rtx",
@@ -49,7 +53,7 @@ class Double:
         tensorrt: str | None = None,
     ) -> Modules:
         """The packages over a fresh device; `module` is "tensorrt" or "tensorrt_rtx"."""
-        control = importlib.import_module("device_double.control")
+        control = self.control()
         control.reset(seed, memory, gpu)
         if tensorrt is not None:
             sys.modules.pop("tensorrt", None)
