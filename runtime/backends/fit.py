@@ -6,10 +6,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
+from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.bundle.manifest import MANIFEST, LanguageModelInfo, Manifest, weights_file
 from fastmmoe.runtime.bundle.onnx_file import Operator, read_operators, weight_files
 from fastmmoe.runtime.bundle.signatures import Signature, Tensor, layer_groups
@@ -28,6 +29,14 @@ TYPES = {
 """ONNX Runtime's names of element types -> NumPy's."""
 
 LAYER = re.compile(r"layers\.(\d+)\.")
+
+
+class _Attention(NamedTuple):
+    """A layer's attention: attributes, and the caches, lengths and positions that it takes and gives, in order."""
+
+    attributes: Attributes
+    taken: list[str]
+    given: list[str]
 
 
 class Session(Protocol):
@@ -65,8 +74,10 @@ def check_operators(path: Path, manifest: Manifest) -> None:
         _check_attributes(path, operator, {"window": policy.window, "merge": policy.merge})
     experts = dict.fromkeys(info.moe_layers, _expert_attributes(manifest))
     _check_layers(path, "experts", by_kind.get("FmmSparseMoE", []), experts)
-    attention = dict(enumerate(_attention_attributes(info, policy)))
-    _check_layers(path, "attention", by_kind.get("FmmAttention", []), attention)
+    layers, attention = list(_attention_layers(info, policy)), by_kind.get("FmmAttention", [])
+    _check_layers(path, "attention", attention, {i: layer.attributes for i, layer in enumerate(layers)})
+    for operator, layer in zip(attention, layers, strict=True):
+        _check_caches(path, operator, layer)
 
 
 def _expert_attributes(manifest: Manifest) -> Attributes:
@@ -80,20 +91,38 @@ def _expert_attributes(manifest: Manifest) -> Attributes:
     }
 
 
-def _attention_attributes(info: LanguageModelInfo, policy: Policy) -> Iterator[Attributes]:
-    """Attributes of every layer's attention that the manifest decides: all but whether there are sinks."""
+def _attention_layers(info: LanguageModelInfo, policy: Policy) -> Iterator[_Attention]:
+    """What the manifest decides of every layer's attention: all attributes but whether there are sinks."""
     watched = {site.layer for site in policy.sites if site.watches}
-    for group in layer_groups(info.layers, policy.sites):
+    for g, group in enumerate(layer_groups(info.layers, policy.sites)):
+        positions = graph_io.past_position_ids(g)
         # The first layer that needs a group's positions writes them.
-        writing = [layer for layer in group if layer in info.sliding_layers][:1]
+        sliding = [layer for layer in group if layer in info.sliding_layers]
         for layer in group:
-            yield {
-                "window": (info.sliding_window or 0) if layer in info.sliding_layers else 0,
+            slides, writes = layer in sliding, layer in sliding[:1]
+            attributes = {
+                "window": (info.sliding_window or 0) if slides else 0,
                 "value_width": info.kv_lora_rank,
                 "scale": float(np.float32(info.query_key_dim**-0.5)),
-                "writes_position_ids": int(layer in writing),
+                "writes_position_ids": int(writes),
                 "has_lse": int(layer in watched),
             }
+            first, *others = graph_io.past_names(layer, info.cache_parts)
+            of_group = [positions if writes else graph_io.present_name(positions)] if slides else []
+            written = [first, *others, *([positions] if writes else [])]
+            yield _Attention(
+                attributes,
+                [first, graph_io.past_lengths(g), *others, *of_group],
+                [graph_io.present_name(name) for name in written],
+            )
+
+
+def _check_caches(path: Path, operator: Operator, layer: _Attention) -> None:
+    """Raise BundleMismatch unless the operator reads and writes the caches of its own layer."""
+    for verb, names, expected in (("takes", operator.inputs, layer.taken), ("gives", operator.outputs, layer.given)):
+        found = [name for name in names if name.startswith(("past_", "present"))]
+        if found != expected:
+            raise _misfit(path, f"{operator.name} {verb} {_listed(found)}, expected {_listed(expected)}")
 
 
 def _check_layers(path: Path, what: str, operators: Sequence[Operator], expected: Mapping[int, Attributes]) -> None:
@@ -129,8 +158,8 @@ def _misfit(path: Path, difference: str) -> BundleMismatch:
     )
 
 
-def _listed(layers: Sequence[int | None]) -> str:
-    return ", ".join(map(str, layers)) or "none"
+def _listed(found: Sequence[int | str | None]) -> str:
+    return ", ".join(map(str, found)) or "none"
 
 
 def _tensor(argument: Any, *, has_names: bool) -> Tensor:

@@ -19,7 +19,7 @@ DOMAIN = b"fastmmoe"
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 MODEL_GRAPH, MODEL_FUNCTIONS = 7, 25
 GRAPH_NODE, GRAPH_INITIALIZER, FUNCTION_NODE = 1, 5, 7
-NODE_NAME, NODE_TYPE, NODE_ATTRIBUTE, NODE_DOMAIN = 3, 4, 5, 7
+NODE_INPUT, NODE_OUTPUT, NODE_NAME, NODE_TYPE, NODE_ATTRIBUTE, NODE_DOMAIN = 1, 2, 3, 4, 5, 7
 ATTRIBUTE_NAME, ATTRIBUTE_FLOAT, ATTRIBUTE_INT, ATTRIBUTE_STRING = 1, 2, 3, 4
 ATTRIBUTE_TENSOR, ATTRIBUTE_GRAPH, ATTRIBUTE_TENSORS, ATTRIBUTE_GRAPHS = 5, 6, 10, 11
 TENSOR_DIMS, TENSOR_NAME, TENSOR_EXTERNAL_DATA = 1, 8, 13
@@ -44,11 +44,19 @@ class Weight:
 
 @dataclass(frozen=True)
 class Operator:
-    """A node of our own domain: its name, its type and those of its attributes that are numbers or strings."""
+    """A node of our own domain.
+
+    Attributes:
+        kind: its type.
+        attributes: those that are numbers or strings.
+        inputs, outputs: names of its values.
+    """
 
     name: str
     kind: str
     attributes: dict[str, float | str]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
 
 def read_weights(path: Path) -> list[Weight]:
@@ -85,15 +93,19 @@ def _reading(path: Path) -> Iterator[None]:
 def _operator(data: memoryview) -> Operator | None:
     texts: dict[int, str] = {}
     attributes: dict[str, float | str] = {}
+    values: dict[int, list[str]] = {NODE_INPUT: [], NODE_OUTPUT: []}
     for number, value in _fields(data):
         if number == NODE_ATTRIBUTE:
             name, content = _attribute(value)
             attributes |= {} if content is None else {name: content}
         elif number in (NODE_NAME, NODE_TYPE, NODE_DOMAIN):
             texts[number] = bytes(value).decode()
+        elif number in values:
+            values[number].append(bytes(value).decode())
     if texts.get(NODE_DOMAIN) != DOMAIN.decode():
         return None
-    return Operator(texts.get(NODE_NAME, ""), texts.get(NODE_TYPE, ""), attributes)
+    inputs, outputs = map(tuple, values.values())
+    return Operator(texts.get(NODE_NAME, ""), texts.get(NODE_TYPE, ""), attributes, inputs, outputs)
 
 
 def _attribute(data: memoryview) -> tuple[str, float | str | None]:

@@ -106,17 +106,29 @@ PRUNE = {"window": 3, "merge": "mlerp"}
 ATTENTION = {"window": 0, "value_width": 0, "scale": 6**-0.5, "writes_position_ids": 0, "has_lse": 0}
 
 
+def taken(layer: int, *more: str) -> list[str]:
+    """Layers 0 and 1 are a group, then 2, then 3."""
+    key, value = (f"past_key_values.{layer}.{part}" for part in ("key", "value"))
+    return [key, f"past_lengths.{max(0, layer - 1)}", "v", value, *more]
+
+
+def given(layer: int, *more: str) -> list[str]:
+    return [f"present.{layer}.key", f"present.{layer}.value", *more]
+
+
 def attention_nodes(changes: dict[int, dict[str, Any]]) -> list[onnx.NodeProto]:
-    """Attention of four layers, of which 1 and 2 prune, with the changes in some."""
+    """Attention of four layers, of which 1 and 2 prune, with the changes in some: attributes, "taken" and "given"."""
     return [
         helper.make_node(
             "FmmAttention",
-            ["x"],
-            ["y"],
+            ["q", "k", *changes.get(layer, {}).get("taken", taken(layer)), "sink"],
+            ["y", *changes.get(layer, {}).get("given", given(layer)), "lse"],
             f"layers.{layer}.self_attn/FmmAttention",
             domain="fastmmoe",
             has_sinks=0,
-            **ATTENTION | {"has_lse": int(layer in (1, 2))} | changes.get(layer, {}),
+            **ATTENTION
+            | {"has_lse": int(layer in (1, 2))}
+            | {name: value for name, value in changes.get(layer, {}).items() if name not in ("taken", "given")},
         )
         for layer in range(4)
     ]
@@ -158,6 +170,13 @@ def write_operators(
         ({"attention": {1: {"has_lse": 0}}}, "layers.1.self_attn/FmmAttention has has_lse 0, expected 1"),
         ({"attention": {3: {"has_lse": 1}}}, "layers.3.self_attn/FmmAttention has has_lse 1, expected 0"),
         ({"attention": {0: {"writes_position_ids": 1}}}, "has writes_position_ids 1, expected 0"),
+        (
+            {"attention": {0: {"taken": taken(1)}}},
+            "FmmAttention takes past_key_values.1.key, past_lengths.0, past_key_v",
+        ),
+        ({"attention": {3: {"given": given(2)}}}, "3.self_attn/FmmAttention gives present.2.key, present.2.value, exp"),
+        ({"attention": {3: {"given": given(3)[::-1]}}}, "gives present.3.value, present.3.key, expected present.3.key"),
+        ({"attention": {2: {"given": []}}}, "gives none, expected present.2.key, present.2.value, by manifest.json"),
         ({"attention_layers": slice(1, 4)}, "has attention in layers 1, 2, 3, expected 0, 1, 2, 3"),
         ({"attention_layers": slice(0)}, "has attention in layers none, expected 0, 1, 2, 3"),
         ({"attention_layers": slice(None, None, -1)}, "has attention in layers 3, 2, 1, 0, expected 0, 1, 2, 3"),
@@ -174,9 +193,25 @@ def test_operators_that_compute_otherwise(changes: dict[str, Any], words: str, t
     assert words in str(error.value) and "by manifest.json" in str(error.value)
 
 
-# Layers 0 and 1 are a group, then 2, then 3.
-SLIDING = {1: {"window": 9, "writes_position_ids": 1}, 3: {"window": 9, "writes_position_ids": 1}}
-LATENT = {layer: {"value_width": 5} for layer in range(4)}
+def sliding(layer: int, group: int) -> dict[str, Any]:
+    """The first sliding layer of a group."""
+    caches = {
+        "taken": taken(layer, f"past_position_ids.{group}"),
+        "given": given(layer, f"present_position_ids.{group}"),
+    }
+    return {"window": 9, "writes_position_ids": 1} | caches
+
+
+SECOND: dict[str, Any] = {"window": 9, "taken": taken(1, "present_position_ids.0")}
+SLIDING = {1: sliding(1, 0), 3: sliding(3, 2)}
+LATENT: dict[int, dict[str, Any]] = {
+    layer: {
+        "value_width": 5,
+        "taken": [f"past_key_values.{layer}.latent", f"past_lengths.{max(0, layer - 1)}"],
+        "given": [f"present.{layer}.latent"],
+    }
+    for layer in range(4)
+}
 
 
 @pytest.mark.parametrize(
@@ -185,7 +220,7 @@ LATENT = {layer: {"value_width": 5} for layer in range(4)}
         ({"sliding_layers": [1, 3], "sliding_window": 9}, SLIDING, {1: {"window": 8}}, "has window 8, expected 9"),
         (
             {"sliding_layers": [0, 1, 3], "sliding_window": 9},
-            SLIDING | {0: SLIDING[1], 1: {"window": 9}},
+            SLIDING | {0: sliding(0, 0), 1: SECOND},
             {1: SLIDING[1]},
             "layers.1.self_attn/FmmAttention has writes_position_ids 1, expected 0",
         ),
@@ -194,6 +229,20 @@ LATENT = {layer: {"value_width": 5} for layer in range(4)}
             SLIDING,
             {3: {"window": 9}},
             "layers.3.self_attn/FmmAttention has writes_position_ids 0, expected 1",
+        ),
+        (
+            {"sliding_layers": [0, 1, 3], "sliding_window": 9},
+            SLIDING | {0: sliding(0, 0), 1: SECOND},
+            {1: SECOND | {"taken": taken(1, "past_position_ids.0")}},
+            "past_key_values.1.value, past_position_ids.0, expected past_key_values.1.key, past_lengths.0, "
+            "past_key_values.1.value, present_position_ids.0, by manifest.json",
+        ),
+        (
+            {"sliding_layers": [1, 3], "sliding_window": 9},
+            SLIDING,
+            {3: SLIDING[3] | {"given": given(3, "present_position_ids.0")}},
+            "gives present.3.key, present.3.value, present_position_ids.0, expected present.3.key, present.3.value, "
+            "present_position_ids.2, by manifest.json",
         ),
         (
             {"kv_lora_rank": 5, "rope_dim": 2, "cache_parts": ["latent"], "cache_shape": [1, 7]},

@@ -63,7 +63,9 @@ def test_sizes_are_products_and_a_scalar_is_one(tmp_path: Path) -> None:
 
 def test_operators_of_our_own_domain(tmp_path: Path) -> None:
     """Of the graph itself; attributes that are neither numbers nor strings are left out."""
-    ours = helper.make_node("Fmm", ["fastmmoe"], ["y"], "n", domain="fastmmoe", k=300, how="mean", s=0.3, of=[1, 2])
+    ours = helper.make_node(
+        "Fmm", ["fastmmoe", "x"], ["y"], "n", domain="fastmmoe", k=300, how="mean", s=0.3, of=[1, 2]
+    )
     others = [
         helper.make_node("Fmm", ["x"], ["y"], "fastmmoe"),
         helper.make_node("Fmm", ["x"], ["y"], "n", domain="fastmmoe.more"),
@@ -72,7 +74,8 @@ def test_operators_of_our_own_domain(tmp_path: Path) -> None:
     nodes = [*others, ours, helper.make_node("If", ["x"], ["z"], then_branch=inner, else_branch=inner)]
     path = tmp_path / "g.onnx"
     onnx.save(helper.make_model(helper.make_graph(nodes, "g", [], [])), path)
-    assert read_operators(path) == [Operator("n", "Fmm", {"k": 300, "how": "mean", "s": float(np.float32(0.3))})]
+    expected: dict[str, float | str] = {"k": 300, "how": "mean", "s": float(np.float32(0.3))}
+    assert read_operators(path) == [Operator("n", "Fmm", expected, ("fastmmoe", "x"), ("y",))]
     path.write_bytes(path.read_bytes()[:-3])
     with pytest.raises(ValueError, match=r"g\.onnx: no ONNX graph, or a damaged one"):
         read_operators(path)
