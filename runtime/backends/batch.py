@@ -103,5 +103,7 @@ class Batch:
             needed = np.maximum(needed, rows[sequence] + count)
         before = np.array(self.capacities or [0] * len(needed))
         grown = np.where(needed > before, np.maximum(2 * before, needed), before)
-        self.capacities = tuple(map(round_up, np.minimum(grown, self._backend.longest).tolist()))
-        self.caches = self._backend.new_caches(len(self.lengths), self.capacities, self.caches)
+        capacities = tuple(map(round_up, np.minimum(grown, self._backend.longest).tolist()))
+        # Where memory runs out the batch stays as it is.
+        self.caches = self._backend.new_caches(len(self.lengths), capacities, self.caches)
+        self.capacities = capacities

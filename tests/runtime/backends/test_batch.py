@@ -161,6 +161,26 @@ def test_a_call_that_is_refused_changes_nothing(echo: Echo) -> None:
     assert (batch.capacities, len(echo.made), batch.lengths) == ((256,) * 3, 1, [200])
 
 
+def test_caches_that_memory_does_not_hold_leave_a_batch_as_it_was(echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shorter question is asked of the caches there are; the long one asks for new ones again."""
+    batch = Batch(echo)
+    batch.extend([chunk_of(echo, 0, 200, 0)], alpha=0.3)
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Echo, "new_caches", no_memory)
+        with pytest.raises(MemoryError):
+            batch.extend([chunk_of(echo, 0, 300, 0)], alpha=0.3)
+        assert (batch.capacities, batch.lengths, batch.caches) == ((256,) * 3, [200], echo.made[0])
+        batch.extend([chunk_of(echo, 0, 56, 0)], alpha=0.3)
+        with pytest.raises(MemoryError):
+            batch.extend([chunk_of(echo, 0, 1, 0)], alpha=0.3)
+    batch.extend([chunk_of(echo, 0, 300, 0)], alpha=0.3)
+    assert (batch.capacities, len(echo.made)) == ((768,) * 3, 2)
+
+
 def test_logits_that_are_no_numbers_are_refused(echo: Echo) -> None:
     echo.logits = np.nan
     with pytest.raises(NotFinite, match="the language model computed them"):
