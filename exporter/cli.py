@@ -68,6 +68,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", choices=TARGETS, default=config.target, help="default %(default)s")
     parser.add_argument("--dtype", choices=DTYPES, default=config.dtype, help=_dtype_help())
     parser.add_argument(
+        "--kv-cache-dtype",
+        choices=DTYPES,
+        default=config.kv_cache_dtype,
+        help="what the key-value caches store "
+        "(default: the type of the activations, the only one on engine targets; cpu also takes bf16)",
+    )
+    parser.add_argument(
         "--experts",
         choices=("float", "int8", "int4"),
         default=config.experts,
@@ -199,7 +206,8 @@ def _dtype_help() -> str:
 
 
 def _atol_help() -> str:
-    return f"greatest difference from torch, in float32, that the check allows (default {ATOL:g})"
+    over_bf16 = "over bf16 caches on cpu by what such caches change in torch itself"
+    return f"greatest difference from torch, in float32, that the check allows (default {ATOL:g}; {over_bf16})"
 
 
 if __name__ == "__main__":

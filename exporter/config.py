@@ -26,7 +26,8 @@ class ExportConfig:
         model: checkpoint directory, or "demo" for the built-in checkpoint.
         out: None = ./MODEL-TARGET.
         dtype: key of `DTYPES`; None = the target's default.
-        atol: None = the dtype's default.
+        kv_cache_dtype: of the key-value caches, the same; None = that of the activations.
+        atol: greatest difference from torch; None = that of the check.
         overwrite: replace an existing bundle.
         experts: weight format of the routed experts: "float" (as dtype says), "int8" or "int4".
         chat_template: the built-in one of the model's family, or the one that the checkpoint ships.
@@ -37,6 +38,7 @@ class ExportConfig:
     out: Path | None = None
     target: str = "cpu"
     dtype: str | None = None
+    kv_cache_dtype: str | None = None
     atol: float | None = None
     overwrite: bool = False
     experts: Literal["float", "int8", "int4"] = "float"

@@ -24,7 +24,6 @@ from fastmmoe.exporter.manifest import build_manifest
 from fastmmoe.exporter.model import Model, Precision
 from fastmmoe.exporter.ops import OPS
 from fastmmoe.exporter.ops.functions import function_for
-from fastmmoe.exporter.ops.quantise import Packing
 from fastmmoe.exporter.output_directory import reserve_output
 from fastmmoe.exporter.plan import ExportPlan, plan_export
 from fastmmoe.exporter.processor import read_processor_config
@@ -42,7 +41,6 @@ from fastmmoe.runtime.bundle.manifest import (
 )
 from fastmmoe.runtime.bundle.verification import leave_stamp
 from fastmmoe.runtime.files import size_text, writing
-from fastmmoe.runtime.machines.targets import Target
 from fastmmoe.runtime.method.policy import UNMODIFIED
 from fastmmoe.runtime.request.config import ProcessorConfig
 from fastmmoe.runtime.types import Say
@@ -76,7 +74,7 @@ def run_export(plan: ExportPlan, say: Say) -> Path:
     """
     config, target, checkpoint = plan.config, plan.target, plan.checkpoint
     with reserve_output(plan.out, checkpoint.path, overwrite=config.overwrite, say=say) as output:
-        model = Model(checkpoint, config.policy, _precision(target, plan.dtype, plan.packing))
+        model = Model(checkpoint, config.policy, _precision(plan))
         check_kernels(target, model.config, plan.packing)
         processor = read_processor_config(
             checkpoint.path,
@@ -104,9 +102,10 @@ def run_export(plan: ExportPlan, say: Say) -> Path:
     return plan.out
 
 
-def _precision(target: Target, dtype: str, packing: Packing | None) -> Precision:
-    activations = getattr(torch, activation_dtype(target, dtype))
-    return Precision(getattr(torch, DTYPES[dtype]), activations, packing=packing)
+def _precision(plan: ExportPlan) -> Precision:
+    names = DTYPES[plan.dtype], activation_dtype(plan.target, plan.dtype), plan.cache_dtype
+    experts, activations, caches = (getattr(torch, name) for name in names)
+    return Precision(experts, activations, packing=plan.packing, kv_caches=caches)
 
 
 def _report_model(model: Model, name: str, say: Say) -> None:
@@ -252,7 +251,7 @@ def _check(staged: Path, twin: Path, manifest: Manifest, model: Model, plan: Exp
             twin, manifest.model, model, manifest.processor, target="cpu", dtype="fp32", portable=False
         )
         written = Written(twin, manifest, TWIN_NAME)
-    differences = compare(model, written, plan.atol, say)
+    differences = compare(model, written, plan.config.atol, say)
     for difference in differences:
         say(_difference_line(difference))
     if not all(difference.is_ok for difference in differences):

@@ -35,9 +35,10 @@ def build_manifest(
         family=model.family_name,
         checkpoint_identity=model.checkpoint.identity,
         target=target,
-        # The target has checked both.
+        # The target has checked them.
         dtype=cast(bundle.Dtype, dtype),
-        activation_dtype=cast(bundle.ActivationDtype, str(model.precision.activations).removeprefix("torch.")),
+        activation_dtype=cast(bundle.ElementType, model.precision.activation_dtype),
+        cache_dtype=cast(bundle.ElementType, model.precision.cache_dtype),
         experts=_experts_info(model.precision),
         ops={spec.name: spec.version for spec in OPS if spec.name in used},
         portable=portable,

@@ -25,7 +25,7 @@ FLOAT32_PARTS = (".mlp.experts.router.", ".mlp.experts.correction_bias", "langua
 
 @dataclass(frozen=True)
 class Precision:
-    """Element types of a model's parameters.
+    """Element types of a model's parameters and caches.
 
     Attributes:
         experts: type of the routed experts' weights.
@@ -33,6 +33,7 @@ class Precision:
         rounded_experts, rounded_activations: values pass through these on the way, for a float32 twin of a 16-bit
             model; None = they do not.
         packing: the experts' weights become integers when the graph is written; None = they do not.
+        kv_caches: type of the key-value caches; None = that of the activations.
     """
 
     experts: torch.dtype
@@ -40,6 +41,17 @@ class Precision:
     rounded_experts: torch.dtype | None = None
     rounded_activations: torch.dtype | None = None
     packing: Packing | None = None
+    kv_caches: torch.dtype | None = None
+
+    @property
+    def activation_dtype(self) -> str:
+        """Name of the activations' type, torch's and NumPy's."""
+        return _name(self.activations)
+
+    @property
+    def cache_dtype(self) -> str:
+        """Name of the caches' type."""
+        return _name(self.activations if self.kv_caches is None else self.kv_caches)
 
     @property
     def is_twin(self) -> bool:
@@ -49,6 +61,10 @@ class Precision:
     def float32_twin(self) -> Precision:
         """Float32 everywhere, with exactly this precision's values."""
         return Precision(torch.float32, torch.float32, self.experts, self.activations, self.packing)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 class Model:

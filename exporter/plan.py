@@ -11,7 +11,7 @@ from fastmmoe.exporter.checkpoint.reader import Checkpoint
 from fastmmoe.exporter.config import DEMO, ExportConfig, checkpoint_directory
 from fastmmoe.exporter.output_directory import check_output
 from fastmmoe.exporter.pruning.settings import check_options
-from fastmmoe.exporter.targets import ATOL, choose_dtype, choose_packing
+from fastmmoe.exporter.targets import choose_cache_dtype, choose_dtype, choose_packing
 from fastmmoe.runtime.backends.tensorrt.api import load_module
 from fastmmoe.runtime.bundle.plugin_library import find_plugin
 from fastmmoe.runtime.errors import InvalidRequest
@@ -31,7 +31,7 @@ class ExportPlan:
     Attributes:
         name: the model's.
         out: the directory as the user says it.
-        dtype, packing, atol: chosen.
+        dtype, cache_dtype, packing: chosen; cache_dtype is a value of `DTYPES`.
         plugin: the target's TensorRT plugin library; None = the target has none.
     """
 
@@ -41,8 +41,8 @@ class ExportPlan:
     out: Path
     target: Target
     dtype: str
+    cache_dtype: str
     packing: Packing | None
-    atol: float
     plugin: tuple[Path, PluginInfo] | None
 
 
@@ -57,17 +57,17 @@ def plan_export(config: ExportConfig, say: Say = print) -> ExportPlan:
     """
     target = TARGETS[config.target]
     dtype = choose_dtype(target, config.dtype)
+    cache_dtype = choose_cache_dtype(target, dtype, config.kv_cache_dtype)
     packing = choose_packing(target, config)
-    atol = ATOL if config.atol is None else config.atol
-    if not atol > 0:
-        raise InvalidRequest(f"--atol {atol}: expected a positive number")
+    if config.atol is not None and not config.atol > 0:
+        raise InvalidRequest(f"--atol {config.atol}: expected a positive number")
     check_options(config.policy)
     directory = checkpoint_directory(config.model)
     name = DEMO if config.model == DEMO else real_path(directory).name
     out = Path(f"{name}-{target.name}") if config.out is None else config.out
     check_output(out, directory, overwrite=config.overwrite, say=say)
     checkpoint = Checkpoint(directory)
-    return ExportPlan(config, checkpoint, name, out, target, dtype, packing, atol, _find_plugin(target))
+    return ExportPlan(config, checkpoint, name, out, target, dtype, cache_dtype, packing, _find_plugin(target))
 
 
 def _find_plugin(target: Target) -> tuple[Path, PluginInfo] | None:

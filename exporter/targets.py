@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastmmoe.exporter.config import ExportConfig
+from fastmmoe.runtime.bundle.consistency import cache_dtypes
 from fastmmoe.runtime.errors import InvalidRequest, UnsupportedModel
 from fastmmoe.runtime.machines.targets import KernelLimits, Target
 
@@ -34,6 +35,26 @@ def choose_dtype(target: Target, dtype: str | None) -> str:
 def activation_dtype(target: Target, dtype: str) -> str:
     """Element type of the graphs' activations and of all weights but the experts', a value of `DTYPES`."""
     return target.activation_dtypes[target.dtypes.index(dtype)]
+
+
+def choose_cache_dtype(target: Target, dtype: str, cache_dtype: str | None) -> str:
+    """Element type of the key-value caches, a value of `DTYPES`; None = that of the activations.
+
+    Args:
+        dtype: chosen for the target.
+        cache_dtype: key of `DTYPES`.
+    Raises:
+        InvalidRequest: no kernel of the target takes it beside these activations.
+    """
+    activations = activation_dtype(target, dtype)
+    legal = cache_dtypes(activations)
+    if cache_dtype is not None and DTYPES[cache_dtype] not in legal:
+        words = [word for word, name in DTYPES.items() if name in legal]
+        only = " alone, the type of its activations" if len(words) == 1 else ""
+        raise InvalidRequest(
+            f"--kv-cache-dtype {cache_dtype}: target {target.name} with dtype {dtype} takes {', '.join(words)}{only}"
+        )
+    return activations if cache_dtype is None else DTYPES[cache_dtype]
 
 
 def opset(target: Target, dtype: str) -> int:

@@ -21,12 +21,17 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class TorchBackend:
-    """See `Backend`. The parameters are float32, and there while it runs (`streamed_weights`)."""
+    """See `Backend`. The parameters are float32, and there while it runs (`streamed_weights`).
+
+    Attributes:
+        cache_dtype: what the caches store.
+    """
 
     graphs: GraphModules
     policy: Policy
     info: LanguageModelInfo
     longest: int
+    cache_dtype: str = "float32"
 
     @property
     def language_model(self) -> LanguageModel:
@@ -50,7 +55,7 @@ class TorchBackend:
     def new_caches(self, sequences: int, capacities: Sequence[int], before: Tensors | None = None) -> Tensors:
         """See `Backend.new_caches`."""
         caches = {}
-        shapes = signatures.cache_shapes(self.info, self.policy, "float32", sequences, capacities)
+        shapes = signatures.cache_shapes(self.info, self.policy, self.cache_dtype, sequences, capacities)
         for name, (shape, dtype) in shapes.items():
             caches[name] = torch.zeros(shape, dtype=getattr(torch, dtype))
             if before is not None:

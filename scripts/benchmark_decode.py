@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Time a decode step by how many tokens are cached, on the machine as it is.
 
-    python scripts/benchmark_decode.py BUNDLE [--depths 64 1024 4096] [--repeats N] [--portable]
+    python scripts/benchmark_decode.py BUNDLE... [--depths 64 1024 4096] [--repeats N] [--portable]
 
-Every repeat runs one step at each depth, in a random order, so that drift hits all of them alike. A ratio compares a
-time with that of the first depth in the same repeat. Rows are random; what they hold does not change the time much.
+Every repeat runs one step of each bundle at each depth, in a random order, so that drift hits all alike. A ratio
+compares a time with that of the bundle's first depth in the same repeat. Rows are random; what they hold changes
+the time little.
 """
 
 from __future__ import annotations
@@ -59,40 +60,42 @@ class Decoding:
         self._batch.extend([chunk], alpha=self._policy.alpha, new_tokens=[new_tokens] if new_tokens else ())
 
 
-def measure(bundle: Path, depths: Sequence[int], repeats: int, *, portable: bool) -> int:
+def measure(bundles: Sequence[Path], depths: Sequence[int], repeats: int, *, portable: bool) -> int:
     """Measure and print one Markdown table; the exit code is 0."""
-    backend = OnnxRuntime(bundle, read_manifest(bundle), Settings(portable=portable), graphs=("language_model",))
-    sequences = {depth: Decoding(backend, depth, repeats + 1) for depth in depths}
-    times: dict[int, list[float]] = {depth: [] for depth in depths}
+    sequences: dict[tuple[Path, int], Decoding] = {}
+    for bundle in bundles:
+        backend = OnnxRuntime(bundle, read_manifest(bundle), Settings(portable=portable), graphs=("language_model",))
+        sequences |= {(bundle, depth): Decoding(backend, depth, repeats + 1) for depth in depths}
+    times: dict[tuple[Path, int], list[float]] = {key: [] for key in sequences}
     shuffled = random.Random(0)
     for repeat in range(repeats + 1):
-        for depth in shuffled.sample(depths, len(depths)):
-            elapsed = sequences[depth].step()
+        for key in shuffled.sample(list(sequences), len(sequences)):
+            elapsed = sequences[key].step()
             if repeat:  # the first warms up
-                times[depth].append(elapsed)
+                times[key].append(elapsed)
     print(
-        f"{processor()}, {usable_cores()} threads, ONNX Runtime {onnxruntime.__version__}, {bundle.name}, "
+        f"{processor()}, {usable_cores()} threads, ONNX Runtime {onnxruntime.__version__}, "
         f"{'portable' if portable else 'native'}; {repeats} repeats; medians\n"
     )
     rows = []
-    for depth in depths:
-        ratios = [a / b for a, b in zip(times[depth], times[depths[0]], strict=True)]
-        rows.append((str(depth), f"{statistics.median(times[depth]):.1f} ms", f"{statistics.median(ratios):.2f}"))
-    print(table(("cached tokens", "decode step", "ratio"), rows))
+    for (bundle, depth), of_key in times.items():
+        ratio = statistics.median(a / b for a, b in zip(of_key, times[bundle, depths[0]], strict=True))
+        rows.append((bundle.name, str(depth), f"{statistics.median(of_key):.1f} ms", f"{ratio:.2f}"))
+    print(table(("bundle", "cached tokens", "decode step", "ratio"), rows))
     return 0
 
 
 def main() -> int:
     """Exit code 0; 2 for what the user can mend."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundles", type=Path, nargs="+", metavar="BUNDLE")
     parser.add_argument("--depths", type=int, nargs="+", default=[64, 1024, 4096], metavar="N")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--portable", action="store_true", help="without the native library")
     arguments = parser.parse_args()
     return run_command(
         "benchmark_decode",
-        lambda: measure(arguments.bundle, arguments.depths, arguments.repeats, portable=arguments.portable),
+        lambda: measure(arguments.bundles, arguments.depths, arguments.repeats, portable=arguments.portable),
     )
 
 

@@ -31,9 +31,9 @@ def graph_inputs(model: Model, graph: str) -> list[GraphInput]:
 
 
 def _tensors(model: Model, graph: str) -> list[Tensor]:
-    dtype = str(model.precision.activations).removeprefix("torch.")
+    dtype, cache_dtype = model.precision.activation_dtype, model.precision.cache_dtype
     if graph == "vision":
         return vision_inputs(model.config.vision.image_size, dtype, has_layout=model.family.PREPROCESSING.HAS_LAYOUT)
     if graph == "embedding":
         return embedding_inputs()
-    return language_model_inputs(language_model_info(model.config), model.policy, dtype)
+    return language_model_inputs(language_model_info(model.config), model.policy, dtype, cache_dtype)

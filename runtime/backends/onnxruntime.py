@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 PROVIDERS = ["CPUExecutionProvider"]
 _LINE = 64
+_ONNX_BFLOAT16 = 16
+"""TensorProto.BFLOAT16."""
 ONNXRUNTIME_VERSION: str = ort.__version__
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
@@ -40,7 +42,8 @@ class BoundCaches:
     """Key-value caches that a language model's session reads and writes where they are.
 
     Attributes:
-        arrays: by input; each is bound to the input and to the output that has its address.
+        arrays: by input; each is bound to the input and to the output that has its address. Of bfloat16 they hold the
+            bits (`_ort_value`).
     """
 
     def __init__(self, session: ort.InferenceSession, arrays: dict[str, Array]) -> None:
@@ -119,7 +122,7 @@ class OnnxRuntime:
 
     def new_caches(self, sequences: int, capacities: Sequence[int], before: BoundCaches | None = None) -> BoundCaches:
         """See `Backend.new_caches`."""
-        dtype = self.manifest.activation_dtype
+        dtype = self.manifest.cache_dtype
         shapes = signatures.cache_shapes(self.info, self.policy, dtype, sequences, capacities)
         arrays = {name: _aligned(shape, of_cache) for name, (shape, of_cache) in shapes.items()}
         for name, old in {} if before is None else before.arrays.items():
@@ -215,11 +218,18 @@ def _naming_the_graph(graph: str) -> Iterator[None]:
 
 
 def _ort_value(value: Array) -> ort.OrtValue:
+    """The array itself, not a copy. uint16 are the bits of bfloat16, which NumPy lacks: no graph has uint16."""
+    if value.dtype == np.uint16:
+        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(value, _ONNX_BFLOAT16)
     return ort.OrtValue.ortvalue_from_numpy(value)
 
 
 def _aligned(shape: tuple[int, ...], dtype: str) -> Array:
-    """An array with anything in it, whose rows begin where cache lines do: decoding reads nothing else."""
+    """An array with anything in it, whose rows begin where cache lines do: decoding reads nothing else.
+
+    Of bfloat16 it holds the bits, uint16.
+    """
+    dtype = "uint16" if dtype == "bfloat16" else dtype
     count = math.prod(shape) * np.dtype(dtype).itemsize
     memory = np.empty(count + _LINE, np.uint8)
     start = -memory.ctypes.data % _LINE

@@ -26,6 +26,7 @@ def contradictions(manifest: Manifest) -> Iterator[str]:
     yield from _of_language_model(manifest.language_model)
     yield from _of_policy(manifest.policy, manifest.language_model)
     yield from _of_processor(manifest.processor, manifest)
+    yield from _of_caches(manifest)
     yield from _of_experts(manifest.experts, manifest.target)
     yield from _of_files(manifest)
 
@@ -35,6 +36,14 @@ def custom_operators(policy: Policy) -> set[str]:
     # sparsevlm alone prunes by standard operators.
     has_token_prune = any(site.methods != (SPARSEVLM,) for site in policy.sites)
     return {"FmmAttention", "FmmSparseMoE"} | ({"FmmTokenPrune"} if has_token_prune else set())
+
+
+def cache_dtypes(activation_dtype: str) -> tuple[str, ...]:
+    """What caches may store beside activations of this type, their own first.
+
+    The kernels of the CPU read bfloat16 caches beside float32 rows; those of engines read rows and caches of one type.
+    """
+    return (activation_dtype, "bfloat16") if activation_dtype == "float32" else (activation_dtype,)
 
 
 def _of_language_model(info: LanguageModelInfo) -> Iterator[str]:
@@ -119,6 +128,15 @@ def _of_processor(processor: ProcessorConfig, manifest: Manifest) -> Iterator[st
         if token_id is not None and token_id >= processor.vocab_size:
             yield f"processor.{name} has {token_id}: expected at most {processor.vocab_size - 1}, the last id"
     yield from family.contradictions(processor, manifest.vision.tokens_per_tile)
+
+
+def _of_caches(manifest: Manifest) -> Iterator[str]:
+    legal = cache_dtypes(manifest.activation_dtype)
+    if manifest.cache_dtype not in legal:
+        yield (
+            f"cache_dtype is {manifest.cache_dtype}: expected {' or '.join(legal)} with activation_dtype "
+            f"{manifest.activation_dtype}"
+        )
 
 
 def _of_experts(experts: ExpertsInfo, target: str) -> Iterator[str]:

@@ -50,6 +50,8 @@ LATENT = ("latent",)
 
 F = "F"
 """Stands for the bundle's activation dtype."""
+S = "S"
+"""Stands for the bundle's cache dtype: what caches store."""
 OFFSETS = "offsets"
 """The size A + 1."""
 _LEAST_SIZES = {"tiles": 1, "T": 1, "B": 1, "C": 1, OFFSETS: 2}
@@ -100,7 +102,7 @@ class Entry:
 
     Attributes:
         shape: numbers, sizes of the model, and the names of dimensions that may change.
-        dtype: NumPy's name, or F.
+        dtype: NumPy's name, F or S.
         feed: its values in a call, at a site or of a group; None = an output, or a cache, which the call writes to: the
             output `present_name` has the same address.
     """
@@ -255,9 +257,9 @@ OF_SITE = (
     ),
 )
 OF_LAYER = (
-    Entry("past_key_values.{i}.key", CACHE, F, "Cached keys after RoPE.", only_if=HAS_KEYS),
-    Entry("past_key_values.{i}.value", CACHE, F, "Cached values.", only_if=HAS_KEYS),
-    Entry("past_key_values.{i}.latent", CACHE, F, "Cached latents; D = rank + rope.", only_if=HAS_LATENT),
+    Entry("past_key_values.{i}.key", CACHE, S, "Cached keys after RoPE.", only_if=HAS_KEYS),
+    Entry("past_key_values.{i}.value", CACHE, S, "Cached values.", only_if=HAS_KEYS),
+    Entry("past_key_values.{i}.latent", CACHE, S, "Cached latents; D = rank + rope.", only_if=HAS_LATENT),
 )
 OF_GROUP = (
     Entry(

@@ -48,6 +48,7 @@ def inspect_bundle(directory: Path) -> dict[str, Any]:
         "target": manifest.target,
         "dtype": manifest.dtype,
         "activation_dtype": manifest.activation_dtype,
+        "cache_dtype": manifest.cache_dtype,
         "experts": _plain(manifest.experts),
         "ops": manifest.ops,
         "portable": manifest.portable,
@@ -95,7 +96,8 @@ def _rows(manifest: Manifest, found: dict[str, Any]) -> Iterator[tuple[str, str]
     yield "checkpoint", manifest.checkpoint_identity
     yield "exported", f"by fastmmoe {manifest.fastmmoe_version}, bundle format {manifest.format}"
     packed = "" if experts.weight_format == "float" else f", experts {experts.weight_format} by {experts.group_size}"
-    yield "target", f"{manifest.target}, dtype {manifest.dtype}{packed}, activations {manifest.activation_dtype}"
+    types = f"activations {manifest.activation_dtype}, caches {manifest.cache_dtype}"
+    yield "target", f"{manifest.target}, dtype {manifest.dtype}{packed}, {types}"
     yield "layers", f"{info.layers}, {len(info.moe_layers)} with experts: {info.num_experts}, {info.top_k} a token"
     yield "sizes", f"hidden {info.hidden_size:,}, vocabulary {info.vocab_size:,}, heads {info.heads}/{info.kv_heads}"
     yield "positions", f"{manifest.processor.max_position_embeddings:,} tokens at most"

@@ -47,7 +47,7 @@ EXPORT_AGAIN = "export again"
 
 LayerIndices: TypeAlias = Annotated[tuple[LayerIndex, ...], Meta(max_length=1024)]
 Dtype: TypeAlias = Literal["fp32", "fp16", "bf16"]
-ActivationDtype: TypeAlias = Literal["float32", "float16", "bfloat16"]
+ElementType: TypeAlias = Literal["float32", "float16", "bfloat16"]
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -128,7 +128,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         family: the checkpoint's, as `FamilyName` has it.
         checkpoint_identity: `Checkpoint.identity` of the exporter.
         target, dtype: what the exporter was given.
-        activation_dtype: element type at the graphs' boundaries.
+        activation_dtype: element type at the graphs' boundaries, caches excepted.
+        cache_dtype: element type of the key-value caches.
         experts: how the routed experts are stored; float = as dtype says.
         ops: version of each custom operator in the graphs.
         portable: whether *.portable.onnx (operators with function bodies) are there.
@@ -143,7 +144,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     checkpoint_identity: str
     target: str
     dtype: Dtype
-    activation_dtype: ActivationDtype
+    activation_dtype: ElementType
+    cache_dtype: ElementType
     experts: ExpertsInfo
     ops: dict[str, Version]
     portable: bool

@@ -38,35 +38,37 @@ class Signature:
 
 def signatures(manifest: Manifest) -> dict[str, Signature]:
     """Graph -> its signature, as the manifest says."""
-    processor, info, dtype = manifest.processor, manifest.language_model, manifest.activation_dtype
+    processor, info = manifest.processor, manifest.language_model
+    dtype, cache_dtype = manifest.activation_dtype, manifest.cache_dtype
     vision = vision_inputs(processor.tile_size, dtype, has_layout=family_of(processor).HAS_LAYOUT)
     return {
         "vision": Signature(vision, [Tensor(graph_io.IMAGE_FEATURES, ("", info.hidden_size), dtype)]),
         "embedding": Signature(embedding_inputs(), [Tensor(graph_io.INPUTS_EMBEDS, ("", info.hidden_size), dtype)]),
         "language_model": Signature(
-            language_model_inputs(info, manifest.policy, dtype), _language_model_outputs(info, manifest.policy, dtype)
+            language_model_inputs(info, manifest.policy, dtype, cache_dtype),
+            _language_model_outputs(info, manifest.policy, cache_dtype),
         ),
     }
 
 
 def vision_inputs(side: int, dtype: str, *, has_layout: bool) -> list[Tensor]:
     """Inputs of the vision graph with square tiles of this side; has_layout: DeepSeek-VL2's second input."""
-    return [_tensor(entry, {"side": side}, dtype) for entry in graph_io.VISION[: 1 + has_layout]]
+    return [_tensor(entry, {"side": side}, {graph_io.F: dtype}) for entry in graph_io.VISION[: 1 + has_layout]]
 
 
 def embedding_inputs() -> list[Tensor]:
     """Inputs of the embedding graph."""
-    return [_tensor(entry, {}, "") for entry in graph_io.EMBEDDING]
+    return [_tensor(entry, {}, {}) for entry in graph_io.EMBEDDING]
 
 
-def language_model_inputs(info: LanguageModelInfo, policy: Policy, dtype: str) -> list[Tensor]:
-    """Inputs of the language model with the policy's prune sites."""
+def language_model_inputs(info: LanguageModelInfo, policy: Policy, dtype: str, cache_dtype: str) -> list[Tensor]:
+    """Inputs of the language model with the policy's prune sites, for activations and caches of these types."""
     sizes = _sizes(info, policy)
-    called = [_tensor(entry, sizes, dtype, s=n, g=n) for entry, n in _called(info, policy)]
-    return called + cache_inputs(info, policy, dtype)
+    called = [_tensor(entry, sizes, {graph_io.F: dtype}, s=n, g=n) for entry, n in _called(info, policy)]
+    return called + cache_inputs(info, policy, cache_dtype)
 
 
-def cache_inputs(info: LanguageModelInfo, policy: Policy, dtype: str) -> list[Tensor]:
+def cache_inputs(info: LanguageModelInfo, policy: Policy, cache_dtype: str) -> list[Tensor]:
     """The language model's inputs that a call writes to."""
     sizes = _sizes(info, policy)
     found = []
@@ -74,18 +76,18 @@ def cache_inputs(info: LanguageModelInfo, policy: Policy, dtype: str) -> list[Te
         of_layers = [(entry, i) for i in place.layers for entry in graph_io.OF_LAYER]
         for entry, i in [*of_layers, *((entry, 0) for entry in graph_io.OF_GROUP if entry.feed is None)]:
             if entry.only_if.holds(place):
-                found.append(_tensor(entry, sizes, dtype, i=i, g=g))
+                found.append(_tensor(entry, sizes, {graph_io.S: cache_dtype}, i=i, g=g))
     return found
 
 
 def cache_shapes(
-    info: LanguageModelInfo, policy: Policy, dtype: str, sequences: int, capacities: Sequence[int]
+    info: LanguageModelInfo, policy: Policy, cache_dtype: str, sequences: int, capacities: Sequence[int]
 ) -> dict[str, tuple[tuple[int, ...], str]]:
     """Name -> shape and dtype of the caches of so many sequences, with a capacity for each layer group."""
     sizes = {"B": sequences} | {f"C{g}": capacity for g, capacity in enumerate(capacities)}
     return {
         name: (tuple(sizes[size] if isinstance(size, str) else size for size in shape), of_cache)
-        for name, shape, of_cache in cache_inputs(info, policy, dtype)
+        for name, shape, of_cache in cache_inputs(info, policy, cache_dtype)
     }
 
 
@@ -130,18 +132,19 @@ def _sizes(info: LanguageModelInfo, policy: Policy) -> dict[str, int]:
     return sizes | {"MoE layers": len(info.moe_layers), "sites": len(policy.sites)}
 
 
-def _tensor(entry: graph_io.Entry, sizes: dict[str, int], dtype: str, **numbers: int) -> Tensor:
+def _tensor(entry: graph_io.Entry, sizes: dict[str, int], dtypes: dict[str, str], **numbers: int) -> Tensor:
+    """dtypes: what graph_io.F and graph_io.S stand for, as far as the entry has them."""
     shape = tuple(sizes.get(d, d.format(**numbers)) if isinstance(d, str) else d for d in entry.shape)
-    return Tensor(entry.name.format(**numbers), shape, dtype if entry.dtype == graph_io.F else entry.dtype)
+    return Tensor(entry.name.format(**numbers), shape, dtypes.get(entry.dtype, entry.dtype))
 
 
-def _language_model_outputs(info: LanguageModelInfo, policy: Policy, dtype: str) -> list[Tensor]:
+def _language_model_outputs(info: LanguageModelInfo, policy: Policy, cache_dtype: str) -> list[Tensor]:
     sizes = _sizes(info, policy)
-    outputs = [_tensor(entry, sizes, dtype) for entry in graph_io.OUTPUTS]
-    lengths = [_tensor(entry, sizes, dtype, g=g) for entry, g in _called(info, policy) if entry in graph_io.OF_GROUP]
-    left = [*lengths, *cache_inputs(info, policy, dtype)]
+    outputs = [_tensor(entry, sizes, {}) for entry in graph_io.OUTPUTS]
+    lengths = [_tensor(entry, sizes, {}, g=g) for entry, g in _called(info, policy) if entry in graph_io.OF_GROUP]
+    left = [*lengths, *cache_inputs(info, policy, cache_dtype)]
     outputs += [tensor._replace(name=graph_io.present_name(tensor.name)) for tensor in left]
-    outputs += [_tensor(entry, sizes, dtype, s=s) for s in range(len(policy.sites)) for entry in graph_io.SITE_OUTPUTS]
+    outputs += [_tensor(entry, sizes, {}, s=s) for s in range(len(policy.sites)) for entry in graph_io.SITE_OUTPUTS]
     return [o._replace(shape=tuple("" if isinstance(d, str) else d for d in o.shape)) for o in outputs]
 
 

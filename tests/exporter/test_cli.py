@@ -20,6 +20,7 @@ ARGUMENTS: tuple[tuple[str, ...], ...] = (
     (),
     ("some/model", "out", "--overwrite", "--target", "rtx", "--dtype", "bf16", "--atol", "0.001"),
     ("--experts", "int4", "--group-size", "64", "--zero-points", "--chat-template", "checkpoint"),
+    ("--kv-cache-dtype", "bf16"),
     (
         "demo",
         "--method",

@@ -13,7 +13,6 @@ import pytest
 from fastmmoe.exporter.cli import read_arguments
 from fastmmoe.exporter.config import ExportConfig
 from fastmmoe.exporter.plan import plan_export
-from fastmmoe.exporter.targets import ATOL
 from fastmmoe.runtime.cli import command
 from fastmmoe.runtime.errors import InvalidRequest
 
@@ -114,15 +113,18 @@ def test_a_user_without_a_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_plan_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     plan = plan_export(ExportConfig())
-    assert (plan.name, plan.out, plan.dtype, plan.atol, plan.packing) == ("demo", Path("demo-cpu"), "fp32", ATOL, None)
+    assert (plan.name, plan.out, plan.dtype, plan.packing) == ("demo", Path("demo-cpu"), "fp32", None)
+    assert plan.cache_dtype == "float32"
     assert not list(tmp_path.iterdir())
 
 
-def test_sixteen_bit_exports_are_held_to_the_same_tolerance(tmp_path: Path) -> None:
+def test_caches_are_stored_as_they_are_asked_for(tmp_path: Path) -> None:
+    """By default as activations are, whatever the experts."""
     for dtype in ("fp16", "bf16"):
         plan = plan_export(ExportConfig(out=tmp_path / "out", dtype=dtype))
-        assert (plan.dtype, plan.atol) == (dtype, 1e-4)
-    assert plan_export(ExportConfig(out=tmp_path / "out", dtype="fp16", atol=0.5)).atol == 0.5
+        assert (plan.dtype, plan.cache_dtype) == (dtype, "float32")
+    config = ExportConfig(out=tmp_path / "out", dtype="fp16", kv_cache_dtype="bf16")
+    assert plan_export(config).cache_dtype == "bfloat16"
 
 
 def test_a_base_installation_is_told_what_to_install(

@@ -10,7 +10,14 @@ import pytest
 
 from fastmmoe.exporter.config import ExportConfig
 from fastmmoe.exporter.ops.quantise import Packing
-from fastmmoe.exporter.targets import DTYPES, activation_dtype, check_kernels, choose_dtype, choose_packing
+from fastmmoe.exporter.targets import (
+    DTYPES,
+    activation_dtype,
+    check_kernels,
+    choose_cache_dtype,
+    choose_dtype,
+    choose_packing,
+)
 from fastmmoe.runtime.errors import InvalidRequest, UnsupportedModel
 from fastmmoe.runtime.machines.targets import TARGETS
 
@@ -34,6 +41,35 @@ def test_element_types(target: str, dtype: str | None, chosen: str, activations:
 def test_an_element_type_that_the_kernels_do_not_take() -> None:
     with pytest.raises(InvalidRequest, match=r"^--dtype fp32: target jetson-orin takes fp16, bf16$"):
         choose_dtype(TARGETS["jetson-orin"], "fp32")
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype", "given", "chosen"),
+    [
+        ("cpu", "fp32", None, "float32"),
+        ("cpu", "bf16", None, "float32"),
+        ("cpu", "fp16", "bf16", "bfloat16"),
+        ("cpu", "bf16", "fp32", "float32"),
+        ("rtx", "bf16", None, "bfloat16"),
+        ("jetson-orin", "fp16", "fp16", "float16"),
+    ],
+)
+def test_types_of_caches(target: str, dtype: str, given: str | None, chosen: str) -> None:
+    assert choose_cache_dtype(TARGETS[target], dtype, given) == chosen
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype", "given", "words"),
+    [
+        ("cpu", "fp16", "fp16", "target cpu with dtype fp16 takes fp32, bf16"),
+        ("rtx", "bf16", "fp32", "target rtx with dtype bf16 takes bf16 alone, the type of its activations"),
+        ("rtx", "fp16", "bf16", "target rtx with dtype fp16 takes fp16 alone, the type of its activations"),
+    ],
+)
+def test_caches_that_no_kernel_reads(target: str, dtype: str, given: str, words: str) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        choose_cache_dtype(TARGETS[target], dtype, given)
+    assert str(refusal.value) == f"--kv-cache-dtype {given}: {words}"
 
 
 def test_experts_are_packed_as_they_are_asked_for() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -51,6 +52,11 @@ def test_ids_of_every_integer_type_are_embedded() -> None:
         assert backend(embedding=embedding).embed(ids).shape == (2, 3)
         given = embedding.given[graph_io.INPUT_IDS]
         assert (given.dtype, given.tolist()) == (torch.int32, [3, 1])
+
+
+def test_caches_are_of_the_type_that_the_graphs_have() -> None:
+    caches = replace(backend(language_model=None), cache_dtype="bfloat16").new_caches(1, (2, 2, 2))
+    assert {cache.dtype for cache in caches.values()} == {torch.bfloat16}
 
 
 def test_new_caches_have_room_by_group() -> None:

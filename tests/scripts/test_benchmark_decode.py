@@ -32,19 +32,20 @@ def test_a_step_follows_a_cache_of_the_depth() -> None:
 
 
 def test_the_table(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    backend, times = echo(), {64: 2.0, 700: 3.0}
+    times = {"toy": {64: 2.0, 700: 3.0}, "other": {64: 1.0, 700: 1.5}}
     monkeypatch.setattr(benchmark, "read_manifest", lambda bundle: None)
-    monkeypatch.setattr(benchmark, "OnnxRuntime", lambda *args, **options: backend)
+    monkeypatch.setattr(benchmark, "OnnxRuntime", lambda bundle, *_, **__: bundle.name)
 
     class Timed:
-        def __init__(self, _: Any, depth: int, steps: int) -> None:
-            self.depth = depth
+        def __init__(self, name: Any, depth: int, steps: int) -> None:
+            self.name, self.depth = name, depth
 
         def step(self) -> float:
-            return times[self.depth]
+            return times[self.name][self.depth]
 
     monkeypatch.setattr(benchmark, "Decoding", Timed)
-    assert benchmark.measure(Path("toy"), [64, 700], 5, portable=False) == 0
+    assert benchmark.measure([Path("toy"), Path("other")], [64, 700], 5, portable=False) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "toy, native; 5 repeats" in lines[0]
-    assert lines[-2:] == ["| 64 | 2.0 ms | 1.00 |", "| 700 | 3.0 ms | 1.50 |"]
+    assert "native; 5 repeats" in lines[0]
+    assert lines[-4:-2] == ["| toy | 64 | 2.0 ms | 1.00 |", "| toy | 700 | 3.0 ms | 1.50 |"]
+    assert lines[-2:] == ["| other | 64 | 1.0 ms | 1.00 |", "| other | 700 | 1.5 ms | 1.50 |"]

@@ -100,6 +100,7 @@ def manifest_document(family: str) -> dict[str, Any]:
         "target": "cpu",
         "dtype": "fp32",
         "activation_dtype": "float32",
+        "cache_dtype": "float32",
         "experts": {"weight_format": "float", "group_size": 0, "zero_points": False},
         "ops": {"FmmAttention": 1, "FmmSparseMoE": 1, "FmmTokenPrune": 1},
         "portable": True,

@@ -20,6 +20,18 @@ ROUNDING = {
     "logits": 4e-5,
 }
 
+# How far caches that store bfloat16 move a float32 model from the recorded one: the root mean square of the difference
+# over that of the recorded array, a layer. Twice what the worst run did (docs/precision.md).
+OVER_BFLOAT16_CACHES = {"logits": 5e-2}
+
+
+def check_over_bfloat16_caches(quantity: str, ours: Array, theirs: Array, layers: int) -> None:
+    """Compare an array of a run over bfloat16 caches with the recorded one after so many decoder layers."""
+    assert ours.shape == theirs.shape and len(theirs)
+    difference, scale = (float(np.sqrt(np.mean(np.square(x, dtype=np.float64)))) for x in (ours - theirs, theirs))
+    most = OVER_BFLOAT16_CACHES[quantity] * layers
+    assert difference <= most * scale, f"{quantity}: {difference / scale:.2e} of {scale:.3g}, expected {most:.2e}"
+
 
 def rounding_of(quantity: str, theirs: Array, layers: int) -> tuple[float, float]:
     """(rtol, atol) within which a float32 array of this quantity after so many decoder layers equals the recorded one.

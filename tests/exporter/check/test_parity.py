@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,9 +49,9 @@ def beyond(value: float = 2 * ATOL) -> Found:
 class Check(parity._LanguageModelCheck):
     """A check whose variants give what is scripted for each prompt, in turn."""
 
-    def __init__(self, script: dict[str, list[Found]]) -> None:
+    def __init__(self, script: dict[str, list[Found]], atol: float | None = ATOL) -> None:
         written = Written(Path(), PORTABLE)
-        super().__init__(None, written, np.zeros((2, 2)), lambda ids: ids, ATOL, lambda _: None)  # type: ignore[arg-type]
+        super().__init__(None, written, np.zeros((2, 2)), lambda ids: ids, atol, lambda _: None)  # type: ignore[arg-type]
         object.__setattr__(self, "script", {label: iter(found) for label, found in script.items()})
 
     script: dict[str, Iterator[Found]]
@@ -191,6 +192,52 @@ def test_the_greatest_distance() -> None:
     assert parity._distance(np.array([1.0, -2.0]), np.array([1.5, 1.0])) == 3.0
     assert parity._distance(np.zeros(0), np.zeros(0)) == 0.0
     assert math.isnan(parity._distance(np.array([math.nan, 9.0]), np.zeros(2)))
+
+
+def over_bfloat16(schedule: Schedule, moved: float, kept: tuple[int, ...], exact: tuple[int, ...]) -> Case:
+    """A case whose caches moved the logits by `moved`; its first and only site leaves rows `kept`, `exact` without."""
+    case = case_of(schedule, 0.0, kept=kept)
+    of_float32 = case_of(schedule, moved, kept=exact)
+    return replace(
+        case, logits=[*case.logits, np.array([1.0])], exact=replace(of_float32, logits=[np.array([moved])] * 2)
+    )
+
+
+@pytest.mark.parametrize(
+    ("atol", "moved", "prefill", "decode"),
+    [(None, 0.25, 1.5, 4.5), (None, 0.0, ATOL, 6.0), (0.5, 0.25, 0.5, 0.5)],
+)
+def test_over_bfloat16_caches_torch_itself_is_the_measure(
+    atol: float | None, moved: float, prefill: float, decode: float
+) -> None:
+    """Six times what these caches move in torch, unless a tolerance is given."""
+    check = Check({}, atol)
+    case = over_bfloat16(plan(), moved, (0, 1), (0, 1))
+    assert [check._tolerance(case, of) for of in (slice(1), slice(1, None))] == [prefill, decode]
+    assert check._tolerance(replace(case, exact=None), slice(1)) == (ATOL if atol is None else atol)
+
+
+def test_the_share_of_other_survivors() -> None:
+    """Two sites on ten rows, of which eight are visual; the second one's rows are those of the first."""
+    schedule = plan_request(PORTABLE.policy, visual_tokens=8, moe_layers=(1, 2, 3), top_k=4, retention=0.25)
+    assert schedule.keep == (4, 2)
+
+    def case(*kept: list[int]) -> Case:
+        return Case(np.zeros((10, 2)), np.arange(1, 9), schedule, [], [], [np.array(one) for one in kept])
+
+    ours = case([0, 1, 2, 3, 4, 9], [0, 1, 4, 5])  # 1, 2, 3, 4, then 1, 4
+    assert parity._moved(ours, ours) == 0
+    assert parity._moved(ours, case([0, 1, 2, 3, 5, 9], [0, 1, 2, 5])) == 0.5  # 5 for 4, then 2 for 4
+    assert parity._moved(ours, case([0, 2, 3, 4, 5, 9], [0, 1, 2, 5])) == 1.0  # 5 for 1, then 2, 3 for 1, 4
+
+
+def test_other_survivors_are_allowed_as_torch_itself_has_them() -> None:
+    check, one_site = Check({}), plan("fastmmoe")
+    one_site = replace(one_site, keep=(4,))
+    few, many = over_bfloat16(one_site, 0.1, (0, 1), (0, 1)), over_bfloat16(one_site, 0.1, (0, 1), (0, 2))
+    assert check._most_moved(few) == 0.1
+    assert check._most_moved(replace(few, exact=None)) == 0
+    assert check._most_moved(many) == 6 * 1 / 4
 
 
 class Counter:

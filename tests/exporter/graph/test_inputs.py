@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,13 @@ def test_the_embedding_graph(checkpoint: Checkpoints) -> None:
     for precision in (FLOAT32, FLOAT16):
         found = graph_inputs(model_of(checkpoint("dsvl2-mha"), precision), "embedding")
         assert found == [GraphInput(graph_io.INPUT_IDS, ("T",), torch.int32, minimum=1)]
+
+
+def test_caches_of_another_type(checkpoint: Checkpoints) -> None:
+    """The latents alone; lengths and positions are whole numbers, embeddings are activations."""
+    model = model_of(checkpoint("dsvl2-mla"), replace(FLOAT32, kv_caches=torch.bfloat16), prune_layers=(1, 3))
+    of_bfloat16 = {i.name for i in graph_inputs(model, "language_model") if i.dtype == torch.bfloat16}
+    assert of_bfloat16 == {f"past_key_values.{i}.latent" for i in range(6)}
 
 
 def test_the_language_model(checkpoint: Checkpoints) -> None:

@@ -18,6 +18,7 @@ from fastmmoe.runtime.backends.onnxruntime import BoundCaches, OnnxRuntime, _sho
 from fastmmoe.runtime.bundle.manifest import GRAPHS, load_manifest
 from fastmmoe.runtime.bundle.mapped_files import MappedFiles
 from fastmmoe.runtime.errors import BundleMismatch, FastmmoeError, RunFailed
+from fastmmoe.runtime.types import Array
 from tests.support.manifests import toy_manifest
 
 
@@ -39,30 +40,46 @@ def _session(node: str, given: str, of: int, gives: str) -> ort.InferenceSession
 PAST, PRESENT = "past_key_values.0.key", "present.0.key"
 
 
-def _adding_session(*others: str) -> ort.InferenceSession:
+BFLOAT16 = TensorProto.BFLOAT16
+
+
+def _adding_session(*others: str, caches: int = TensorProto.FLOAT) -> ort.InferenceSession:
     """A cache with x added to every row, then twice x and x itself as outputs, and more caches of the kind."""
     names = {PAST: PRESENT} | {name: name.replace("past_key_values", "present") for name in others}
-    nodes = [helper.make_node("Add", [past, "x"], [present]) for past, present in names.items()]
+    nodes = []
+    for past, present in names.items():
+        # ONNX Runtime adds no bfloat16.
+        nodes.append(helper.make_node("Cast", [past], [f"{past}.float"], to=TensorProto.FLOAT))
+        nodes.append(helper.make_node("Add", [f"{past}.float", "x"], [f"{present}.float"]))
+        nodes.append(helper.make_node("Cast", [f"{present}.float"], [present], to=caches))
     nodes += [helper.make_node("Add", ["x", "x"], ["logits"]), helper.make_node("Identity", ["x"], ["kept_index.0"])]
 
-    def values(names: Iterable[str], shape: list[str | int]) -> list[ValueInfoProto]:
-        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name in names]
+    def values(names: Iterable[str], shape: list[str | int], of: int = TensorProto.FLOAT) -> list[ValueInfoProto]:
+        return [helper.make_tensor_value_info(name, of, shape) for name in names]
 
-    cache: list[str | int] = ["B", 2, "C0", 6]
-    inputs = [*values(names, cache), *values(["x"], ["T"])]
-    outputs = [*values(names.values(), cache), *values(["logits", "kept_index.0"], ["T"])]
+    # A name of its own for each capacity: ONNX Runtime reuses buffers by it.
+    of_caches = [v for past in names for v in values([past], ["B", 2, f"C.{past}", 6], caches)]
+    left = [v for past in names for v in values([names[past]], ["B", 2, f"C.{past}", 6], caches)]
+    inputs, outputs = [*of_caches, *values(["x"], ["T"])], [*left, *values(["logits", "kept_index.0"], ["T"])]
     model = helper.make_model(
         helper.make_graph(nodes, "graph", inputs, outputs), opset_imports=[helper.make_opsetid("", 20)], ir_version=9
     )
     return ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
 
 
-def test_caches_are_written_where_they_are() -> None:
+def _floats(array: Array) -> Array:
+    """What a cache holds: of bfloat16 it has the bits, the upper half of a float32's."""
+    return array if array.dtype == np.float32 else (array.astype(np.uint32) << 16).view(np.float32)
+
+
+@pytest.mark.parametrize(("of", "dtype"), [(TensorProto.FLOAT, np.float32), (BFLOAT16, np.uint16)])
+def test_caches_are_written_where_they_are(of: int, dtype: Any) -> None:
     """Call after call: the arrays are those that the session reads and writes; outputs of a call are its own."""
-    array = np.zeros((1, 2, 4, 6), np.float32)
-    caches, fetched = BoundCaches(_adding_session(), {PAST: array}), ["kept_index.0", "logits"]
+    array = np.zeros((1, 2, 4, 6), dtype)
+    caches, fetched = BoundCaches(_adding_session(caches=of), {PAST: array}), ["kept_index.0", "logits"]
     found = [caches.run({"x": np.array([x], np.float32)}, fetched) for x in (1.0, 2.0, 4.0)]
-    assert caches.arrays[PAST] is array and (array == 7).all()
+    assert caches.arrays[PAST] is array and (_floats(array) == 7).all()
+    assert caches._values[PAST].data_ptr() == array.ctypes.data
     assert [{name: value.tolist() for name, value in outputs.items()} for outputs in found] == [
         {"kept_index.0": [x], "logits": [2 * x]} for x in (1.0, 2.0, 4.0)
     ]
@@ -77,16 +94,19 @@ def test_feeds_may_change_their_length() -> None:
     assert array[0, 1, 3].tolist() == [1, 2, 3, 4, 5, 6]
 
 
-def test_greater_caches_begin_with_the_rows_there_were() -> None:
+@pytest.mark.parametrize(("of", "cache_dtype"), [(TensorProto.FLOAT, "float32"), (BFLOAT16, "bfloat16")])
+def test_greater_caches_begin_with_the_rows_there_were(of: int, cache_dtype: str) -> None:
     """Of four layers in three groups; they are bound, and what is behind the rows may be anything."""
-    manifest = toy_manifest("deepseek_vl2")
+    manifest = toy_manifest("deepseek_vl2", cache_dtype=cache_dtype)
     names = [f"past_key_values.{i}.{part}" for i in range(4) for part in ("key", "value")]
     backend = OnnxRuntime.__new__(OnnxRuntime)
-    backend.manifest, backend._sessions = manifest, {"language_model": _adding_session(*names[1:])}
+    backend.manifest, backend._sessions = manifest, {"language_model": _adding_session(*names[1:], caches=of)}
     before = backend.new_caches(2, (3, 2, 1))
     assert [before.arrays[name].shape for name in names[::2]] == [(2, 2, rows, 6) for rows in (3, 3, 2, 1)]
     for i, array in enumerate(before.arrays.values()):
-        array[:] = np.arange(array.size).reshape(array.shape) + i
+        # 0 to 127: bfloat16 has whole numbers up to 256.
+        values = ((np.arange(array.size) + i) % 128).astype(np.float32).reshape(array.shape)
+        array[:] = values if of == TensorProto.FLOAT else values.view(np.uint32) >> 16
     after = backend.new_caches(2, (6, 2, 4), before)
     assert {array.ctypes.data % 64 for array in after.arrays.values()} == {0}, "rows begin in the middle of a line"
     assert list(after.arrays) == list(before.arrays) == names
@@ -95,7 +115,8 @@ def test_greater_caches_begin_with_the_rows_there_were() -> None:
     after.run({"x": np.ones(1, np.float32)}, ["logits"])
     for name, array in after.arrays.items():
         rows = old[name].shape[2]
-        assert (array[:, :, :rows] == old[name] + 1).all() and (before.arrays[name] == old[name]).all()
+        assert (_floats(array)[:, :, :rows] == _floats(old[name]) + 1).all()
+        assert (before.arrays[name] == old[name]).all()
 
 
 def test_a_call_gives_what_is_asked_for_and_what_is_shown() -> None:

@@ -15,6 +15,16 @@ from fastmmoe.runtime.request.family import FAMILIES
 from tests.support.manifests import manifest_document
 
 CONTRADICTIONS: dict[str, tuple[str, Any, str]] = {
+    "caches of float16": (
+        "cache_dtype",
+        "float16",
+        "cache_dtype is float16: expected float32 or bfloat16 with activation_dtype float32",
+    ),
+    "activations of another type": (
+        "activation_dtype",
+        "float16",
+        "cache_dtype is float32: expected float16 with activation_dtype float16",
+    ),
     "MoE layer outside": ("language_model.moe_layers", [1, 2, 4], "moe_layers has layer 4: expected 0 to 3"),
     "layers fall": ("language_model.moe_layers", [1, 3, 2], "moe_layers has 2 after 3"),
     "experts a token": ("language_model.top_k", 17, "top_k is 17: expected at most num_experts, 16"),

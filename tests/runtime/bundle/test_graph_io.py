@@ -44,7 +44,7 @@ def test_no_name_is_used_twice() -> None:
 @pytest.mark.parametrize("entry", [*FED, *WRITTEN, *OTHERS], ids=lambda entry: entry.name)
 def test_every_entry_is_complete(entry: Entry) -> None:
     assert entry.doc.endswith(".") and "\n" not in entry.doc
-    assert entry.dtype == graph_io.F or np.dtype(entry.dtype).name == entry.dtype
+    assert entry.dtype in (graph_io.F, graph_io.S) or np.dtype(entry.dtype).name == entry.dtype
     assert (entry.feed is not None) == (entry in FED)
 
 

@@ -51,7 +51,7 @@ def test_lines_of_a_whole_bundle(whole: Path) -> None:
         "model": "toy (deepseek_vl2)",
         "checkpoint": "0",
         "exported": "",
-        "target": "cpu, dtype fp32, activations float32",
+        "target": "cpu, dtype fp32, activations float32, caches float32",
         "layers": "4, 3 with experts: 16, 4 a token",
         "sizes": "hidden 8, vocabulary 10, heads 4/2",
         "positions": "64 tokens at most",
@@ -70,7 +70,7 @@ def test_packed_experts_are_said(whole: Path) -> None:
     experts = replace(manifest.experts, weight_format="int4", group_size=32)
     write_manifest(whole, replace(manifest, experts=experts))
     lines = describe_bundle(whole, inspect_bundle(whole))
-    assert "target        cpu, dtype fp32, experts int4 by 32, activations float32" in lines
+    assert "target        cpu, dtype fp32, experts int4 by 32, activations float32, caches float32" in lines
 
 
 def test_a_graph_of_more_values_than_any_is_damaged(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:

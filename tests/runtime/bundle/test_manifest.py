@@ -108,6 +108,7 @@ OUT_OF_RANGE: dict[str, tuple[str, Any, str]] = {
     "deviation 0 in float32": ("processor.image_std", [0.5, 1e-46, 0.5], "Expected `float` >= 1e-06"),
     "line break in a name": ("dtype", "fp32\n", "Invalid enum value 'fp32\\n'"),
     "line break in a type": ("activation_dtype", "float32\n", "Invalid enum value 'float32\\n'"),
+    "unknown caches": ("cache_dtype", "int8", "Invalid enum value 'int8' at `$.cache_dtype`, found"),
     "line break in a hash": (
         "files.vision",
         {"bytes": 1, "sha256": "0" * 64 + "\n"},

@@ -28,8 +28,8 @@ def test_feeds_are_the_inputs_but_the_caches(method: str) -> None:
     chunk = Chunk(0, np.zeros((40, info.hidden_size), np.float32), np.arange(3, 33, dtype=np.int32), schedule)
     past = [[7, 0], [6, 0], [5, 2], [4, 0]]
     feeds = signatures.feeds(info, Call(policy, [chunk], [7], past, alpha=0.5, seed=1))
-    inputs = signatures.language_model_inputs(info, policy, "float32")
-    caches = signatures.cache_inputs(info, policy, "float32")
+    inputs = signatures.language_model_inputs(info, policy, "float32", "bfloat16")
+    caches = signatures.cache_inputs(info, policy, "bfloat16")
     assert [t.name for t in inputs] == [*feeds, *(t.name for t in caches)]
     for tensor in inputs[: len(feeds)]:
         assert feeds[tensor.name].dtype == tensor.dtype
@@ -60,6 +60,15 @@ def test_signatures_by_hand() -> None:
         "next_position_ids": (("",), "int32"),
     }
     assert "past_position_ids.0" not in inputs and "present_position_ids.0" not in outputs
+
+
+def test_caches_have_a_type_of_their_own() -> None:
+    found = signatures.signatures(toy_manifest("deepseek_vl2", cache_dtype="bfloat16"))["language_model"]
+    for tensors in (found.inputs, found.outputs):
+        types = {tensor.name: tensor.dtype for tensor in tensors}
+        of_caches = {dtype for name, dtype in types.items() if name.startswith(("past_key_values.", "present."))}
+        others = {dtype for name, dtype in types.items() if not name.startswith(("past_key_values.", "present."))}
+        assert of_caches == {"bfloat16"} and others <= {"float32", "int32", "int8"} and "float32" in others
 
 
 def test_what_a_call_writes_to_is_an_output_of_one_shape() -> None:

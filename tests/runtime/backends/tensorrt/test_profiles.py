@@ -92,6 +92,7 @@ def manifest(
         family="deepseek_vl2" if isinstance(processor, DeepseekVl2ProcessorConfig) else "internvl3_5",
         target="rtx",
         activation_dtype="float16",
+        cache_dtype="float16",
         policy=policy,
         processor=processor,
         language_model=info,
