@@ -140,6 +140,20 @@ def test_work_happens_late(double: Double) -> None:
     assert any(early) and not all(early)
 
 
+def test_what_the_host_reads_too_early_is_poison(double: Double) -> None:
+    """Not what was there before, which may look right."""
+    seen = set()
+    for seed in SCHEDULES:
+        d = Device(double.modules(seed=seed))
+        d.fill(d.x, 1, d.a)
+        d.copy(d.host, d.x, TO_HOST, d.a)
+        values(d.rt.cudaStreamSynchronize(d.a))
+        d.fill(d.x, 2, d.a)
+        d.copy(d.host, d.x, TO_HOST, d.a)
+        seen |= d.host_bytes()
+    assert seen == {0xFF, 2}
+
+
 def test_memory_that_is_no_more(device: Device, misuse: Callable[[str], Any]) -> None:
     values(device.rt.cudaFree(device.x))
     with misuse("freed-memory"):
@@ -248,6 +262,18 @@ def test_graph_replays_what_was_captured(double: Double) -> None:
         values(d.rt.cudaGraphExecDestroy(executable))
         with pytest.raises(d.control.Misuse, match=r"^unknown-handle"):
             d.rt.cudaGraphLaunch(executable, d.a)
+
+
+def test_launches_of_a_graph_follow_each_other(device: Device) -> None:
+    """In two streams, too: a graph that can be launched runs once at a time."""
+    begin(device)
+    device.fill(device.x, 3, device.a)
+    executable = values(device.rt.cudaGraphInstantiate(values(device.rt.cudaStreamEndCapture(device.a)), 0))
+    values(device.rt.cudaGraphLaunch(executable, device.a))
+    values(device.rt.cudaGraphLaunch(executable, device.b))
+    device.copy(device.host, device.x, TO_HOST, device.b)
+    values(device.rt.cudaStreamSynchronize(device.b))
+    assert device.host_bytes() == {3}
 
 
 def test_capture_joins_and_borders(device: Device) -> None:

@@ -180,6 +180,43 @@ def test_16_bit_types_within_a_graph(double: Double, tmp_path: Path, plugin: Pat
         np.testing.assert_array_equal(found["z"], (3 * x + np.float32(0.5)).astype(np.float16))
 
 
+def test_bfloat16_crosses_the_border_as_rounded_to_nearest_even(double: Double) -> None:
+    double.modules()
+    from device_double.twin import from_device, to_device
+
+    bits = np.random.default_rng(0).integers(0, 1 << 32, 20_000, np.uint64).astype(np.uint32)
+    ties = np.arange(0, 1 << 31, 1 << 18, dtype=np.uint32) | np.uint32(0x8000)
+    numbers = np.concatenate([bits, ties, ties ^ np.uint32(0x80000000)]).view(np.float32)
+    numbers = numbers[~np.isnan(numbers)]
+    raw = to_device(numbers, TensorProto.BFLOAT16)
+    expected = numbers.astype(ml_dtypes.bfloat16).astype(np.float32)
+    np.testing.assert_array_equal(from_device(raw, TensorProto.BFLOAT16, numbers.shape), expected)
+
+
+def test_outputs_and_scratch_memory_are_poison_before_a_run(double: Double, tmp_path: Path, plugin: Path) -> None:
+    """Seen where the run fails: the operator refuses a row that there is not."""
+    inputs, attributes = experts("float", False, np.float16)
+    runner = moe_engine(double, tmp_path, plugin, inputs, attributes, are_inputs=True)
+    inputs["visual_index"][-1] = 10_000
+    runner.set(inputs)
+    scratch = runner.cudart.cudaMalloc(runner.engine.device_memory_size_v2)[1]
+    user_managed = runner.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    runner.context, first = runner.engine.create_execution_context(user_managed), runner.context
+    runner.context.set_optimization_profile_async(0, runner.stream)
+    runner.context.set_device_memory(scratch, runner.engine.device_memory_size_v2)
+    for name in (*runner.inputs, *runner.outputs):
+        runner.context.set_tensor_address(name, first.get_tensor_address(name))
+    for name in runner.inputs:
+        runner.context.set_input_shape(name, inputs[name].shape)
+    output = runner.context.get_tensor_address("output")
+    for address in (output, scratch):
+        runner.upload(np.zeros(256, np.uint8), address)
+    with pytest.raises(double.control().Misuse, match=r"run-failed: .*visual_index"):
+        runner.run({"output": np.float16})
+    for address in (output, scratch):
+        assert set(runner.download(address, (256,), np.uint8)) == {0xFF}
+
+
 def test_no_op_engines_check_and_leave_zeros(double: Double, tmp_path: Path, plugin: Path) -> None:
     inputs, attributes = experts("float", False, np.float16)
     runner = moe_engine(double, tmp_path, plugin, inputs, attributes, are_inputs=True)

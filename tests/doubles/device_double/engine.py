@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import onnxruntime as ort
@@ -59,16 +59,26 @@ class Tensor(NamedTuple):
 
 def _evaluate(text: str, sizes: Mapping[str, int]) -> int:
     """A name or a sum such as "T - V + K0"; DYNAMIC where a name has no size."""
-    total, sign = 0, 1
-    for part in re.findall(r"[+-]|[^\s+-]+", text) or ["?"]:
-        if part in "+-":
-            sign = 1 if part == "+" else -1
-            continue
-        size = int(part) if part.isdecimal() else sizes.get(part)
+    total = 0
+    for sign, term in _terms(text):
+        size = term if isinstance(term, int) else sizes.get(term)
         if size is None:
             return DYNAMIC
         total += sign * size
     return total
+
+
+@cache
+def _terms(text: str) -> list[tuple[int, int | str]]:
+    """Sign and number or name of each term."""
+    terms: list[tuple[int, int | str]] = []
+    sign = 1
+    for part in re.findall(r"[+-]|[^\s+-]+", text) or ["?"]:
+        if part in "+-":
+            sign = 1 if part == "+" else -1
+        else:
+            terms.append((sign, int(part) if part.isdecimal() else part))
+    return terms
 
 
 class ICudaEngine:
