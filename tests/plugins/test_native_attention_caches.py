@@ -19,6 +19,7 @@ from fastmmoe.runtime.backends.native import register_native_ops
 from fastmmoe.runtime.types import Array
 from tests.support.attention_cases import SMALL, Case, make_inputs
 from tests.support.attention_checks import check_outputs
+from tests.support.guarded_attention import CASES as GUARDED
 from tests.support.native_node import NativeNode, to_array, to_ort_value
 
 OP = ATTENTION.name
@@ -79,60 +80,15 @@ def test_inputs_stay_where_outputs_are_apart() -> None:
         assert to_array(values[name]).tobytes() == array.tobytes(), name
 
 
-GUARDED = """
-import ctypes, mmap, sys
-import numpy as np
-import onnxruntime as ort
-sys.path[:0] = ["."]
-from tests.support.native_node import NativeNode
-from tests.support.attention_cases import Case, make_inputs
-from tests.support.attention_checks import check_outputs
-
-rows = int(sys.argv[1])
-heads, width, used = 3, 64, 4 * 64  # 16 rows of a head are one page
-case = Case("guarded", 6, heads, width, 1 << 16, (used - rows,), ((0, rows),))
-inputs = make_inputs(Case("small", 6, heads, width, used, (used - rows,), ((0, rows),)))
-libc = ctypes.CDLL(None, use_errno=True)
-values, kept, seen = {}, [], {}
-for name, array in inputs.items():
-    if not name.startswith("past_") or name == "past_lengths":
-        values[name] = ort.OrtValue.ortvalue_from_numpy(array)
-        continue
-    memory = mmap.mmap(-1, heads * case.capacity * width * 4)
-    cache = np.frombuffer(memory, np.float32).reshape(1, heads, case.capacity, width)
-    cache[:, :, :used] = array
-    values[name], seen[name] = ort.OrtValue.ortvalue_from_numpy(cache), cache
-    kept.append(memory)
-    for head in cache[0]:
-        free = head[used:]
-        assert free.ctypes.data % mmap.PAGESIZE == 0
-        assert libc.mprotect(ctypes.c_void_p(free.ctypes.data), ctypes.c_size_t(free.nbytes), 0) == 0
-session = NativeNode("FmmAttention", inputs, case.attributes, 2).session
-binding = session.io_binding()
-for name, value in values.items():
-    binding.bind_ortvalue_input(name, value)
-binding.bind_output("output")
-if sys.argv[2] == "in place":
-    for name in ("key", "value"):
-        binding.bind_ortvalue_output(f"present_{name}", values[f"past_{name}"])
-else:
-    binding.bind_output("present_key"), binding.bind_output("present_value")
-session.run_with_iobinding(binding)
-present = [seen[f"past_{name}"][:, :, :used].copy() for name in ("key", "value")]
-small = Case("small", 6, heads, width, used, (used - rows,), ((0, rows),))
-check_outputs(small, inputs, [binding.get_outputs()[0].numpy(), *present])
-print("done")
-"""
-
-
-@pytest.mark.parametrize("rows", [1, 100])
-def test_rows_not_in_use_are_not_touched(rows: int) -> None:
-    """They lie in pages that may neither be read nor written: whoever copies a cache dies there."""
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("name", GUARDED)
+def test_work_follows_the_rows_in_use(name: str, cache: str) -> None:
+    """The others lie on pages that may not be touched, those before a window too: whoever copies a cache dies there."""
     root = Path(__file__).resolve().parents[2]
-    for way, code in (("in place", 0), ("apart", -11)):
-        command = [sys.executable, "-c", GUARDED, str(rows), way]
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-        assert (done.returncode, done.stdout) == (code, "done\n" if code == 0 else ""), done.stderr[-3000:]
+    command = [sys.executable, "-m", "tests.support.guarded_attention", "cpu", name, cache]
+    for ways, expected in (([], (0, "done\n")), (["apart"], (-11, ""))):
+        done = subprocess.run([*command, *ways], cwd=root, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == expected, done.stderr[-3000:]
 
 
 def chain(case: Case, inputs: dict[str, Array], has_other_reader: bool) -> dict[str, Array]:

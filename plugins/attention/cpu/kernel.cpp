@@ -109,8 +109,9 @@ class Call {
       const PlannedSequence& sequence = sequence_at(t);
       const int64_t next = std::min(end, sequence.first + sequence.length);
       const int64_t shift = sequence.past - sequence.first;
-      for (int64_t k = 0; k < params_.K && sequence.tiles > 0; ++k) {
-        write_rows(params_, sequence, t + shift, next + shift, k, functions_.round);
+      // Row by row, in which order the inputs are: heads of a row follow each other there.
+      for (int64_t j = t + shift; j < next + shift && sequence.tiles > 0; ++j) {
+        for (int64_t k = 0; k < params_.K; ++k) write_rows(params_, sequence, j, j + 1, k, functions_.round);
       }
       t = next;
     }

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from tests.plugins.cuda.conftest import EmulatedOp, check_message
 from tests.support.attention_cases import LARGE, OTHER_WIDTHS, SMALL, Case, alone, make_inputs
 from tests.support.attention_checks import check_outputs
 from tests.support.attention_params import Params, make_params, output_types
+from tests.support.guarded_attention import CASES as GUARDED
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 KERNELS = REPOSITORY / "plugins" / "attention" / "cuda"
@@ -157,6 +160,14 @@ def test_latent_heads_on_every_size_of_shared_memory(kernels: AttentionKernels, 
         assert bits(kernels(case, inputs, seed=SEEDS[2], poison=POISONS[1])) == bits(first)
     finally:
         kernels.op.library.fastmmoe_emulator_set_architecture(ctypes.c_int64(-1))
+
+
+@pytest.mark.parametrize("name", GUARDED)
+def test_work_follows_the_rows_in_use(kernels: AttentionKernels, name: str) -> None:
+    """The others lie on pages that may not be touched, those before a window too."""
+    command = [sys.executable, "-m", "tests.support.guarded_attention", kernels.op.library._name, name, "float16"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("name", ["decode", "window, decode", "latent, decode"])
