@@ -143,7 +143,7 @@ RULES: dict[type[Loop], str | None] = {
     CapturedAddressFreed: "freed-memory",
     Misaligned: "misaligned",
     OutOfProfile: "out-of-profile",
-    BusyScratch: "race",
+    BusyScratch: "busy-scratch",
     NoShape: "unset-shape",
     NoAddress: "unset-address",
     Overlap: "overlap",

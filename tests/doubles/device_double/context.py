@@ -12,7 +12,7 @@ import numpy as np
 from device_double.device import Device
 from device_double.memory import ALIGNMENT, Block, Region, watch
 from device_double.misuse import Misuse
-from device_double.streams import Work
+from device_double.streams import SCRATCH, Work
 from device_double.trt_types import Dims, ILogger
 from device_double.twin import from_device, to_device, unpack
 
@@ -172,7 +172,8 @@ class IExecutionContext:
         reads = tuple(regions[name] for name in self._engine._inputs)
         writes = (*(regions[name] for name in self._engine._outputs), scratch)
         run = _Run(self, shapes, regions, scratch)
-        return Work("enqueue", _without_empty(reads), _without_empty(writes), run)
+        names = {region: name for name, region in regions.items()} | {scratch: SCRATCH}
+        return Work("enqueue", _without_empty(reads), _without_empty(writes), run, names)
 
     def _region(self, name: str, shape: tuple[int, ...]) -> Region:
         """Where a tensor lies; of an empty one, an address in memory that is there."""
@@ -193,15 +194,15 @@ class IExecutionContext:
             raise Misuse("misaligned", f"execute_async_v3: scratch memory at {address:#x}")
         if size < needed:
             raise Misuse("scratch", f"execute_async_v3: {size} bytes of scratch memory, expected {needed}")
-        return self._device.memory.region(address, needed, "execute_async_v3, scratch memory")
+        return self._device.memory.region(address, needed, f"execute_async_v3, {SCRATCH}")
 
     def _check_overlaps(self, regions: dict[str, Region], scratch: Region) -> None:
         aliases = self._engine._file.aliases
         for output, source in aliases.items():
             if self._addresses[output] != self._addresses[source]:
                 raise Misuse("alias-elsewhere", f"execute_async_v3: {output} must have the address of {source}")
-        named = sorted([*regions.items(), ("scratch memory", scratch)], key=lambda item: item[1].start)
-        written = {*self._engine._outputs, "scratch memory"}
+        named = sorted([*regions.items(), (SCRATCH, scratch)], key=lambda item: item[1].start)
+        written = {*self._engine._outputs, SCRATCH}
         for at, (name, region) in enumerate(named):
             for other, following in named[at + 1 :]:
                 if following.start >= region.end:

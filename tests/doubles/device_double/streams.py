@@ -7,8 +7,8 @@ import random
 import time
 import zlib
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from device_double.memory import Access, Region, note_writes, opened
 from device_double.misuse import Misuse
@@ -16,6 +16,8 @@ from device_double.misuse import Misuse
 Clock = Counter[int]
 """Lane -> how much of its work is known to be over (vector clock)."""
 
+SCRATCH = "scratch memory"
+"""What a context's own memory is called."""
 LATENESS = (0.0, 0.25)
 """How likely some work happens before anybody waits for it; each schedule has one of them."""
 
@@ -27,12 +29,18 @@ class Work:
     Attributes:
         reads: bytes that it needs as they are when it is queued in order.
         writes: bytes that it changes.
+        names: what regions are, for messages.
     """
 
     name: str
     reads: tuple[Region, ...]
     writes: tuple[Region, ...]
     run: Callable[[], None]
+    names: Mapping[Region, str] = field(default_factory=dict)
+
+    def call(self, region: Region) -> str:
+        """The work with what a region is to it."""
+        return f"{self.name} ({self.names[region]})" if region in self.names else self.name
 
 
 @dataclass(eq=False)
@@ -159,7 +167,9 @@ class Scheduler:
         lane.clock[lane.number] += 1
         for region in (*work.reads, *work.writes):
             if not region.block.is_live:
-                raise Misuse("freed-memory", f"{work.name}: {region.size} bytes at {region.start:#x} were freed")
+                raise Misuse(
+                    "freed-memory", f"{work.call(region)}: {region.size} bytes at {region.start:#x} were freed"
+                )
         self._check_races(lane, work)
         lane.queue.append(self._guarding_host_memory(work))
         self._run_some()
@@ -202,7 +212,7 @@ class Scheduler:
                 lanes[node.lane] = self.new_lane(is_stream=False)
             target, item = lanes[node.lane], node.item
             if isinstance(item, Work):
-                self.queue(target, Work(f"graph: {item.name}", item.reads, item.writes, item.run))
+                self.queue(target, replace(item, name=f"graph: {item.name}"))
             elif isinstance(item, Record):
                 events[id(item.event)] = Event(has_timing=False)
                 self.record(target, events[id(item.event)])
@@ -288,10 +298,13 @@ class Scheduler:
                     ):
                         how = f"{'writes' if is_write else 'reads'} what {access.name} "
                         how += "writes" if access.is_write else "reads"
-                        raise Misuse("race", f"{work.name} {how}, and no event orders one after the other")
+                        rule = "busy-scratch" if work.names.get(region) == SCRATCH else "race"
+                        raise Misuse(rule, f"{work.call(region)} {how}, and no event orders one after the other")
         for regions, is_write in ((work.reads, False), (work.writes, True)):
             for region in regions:
-                made = Access(region.start, region.end, is_write, lane.number, lane.clock[lane.number], work.name)
+                made = Access(
+                    region.start, region.end, is_write, lane.number, lane.clock[lane.number], work.call(region)
+                )
                 _remember(region.block.accesses, made)
 
     def _guarding_host_memory(self, work: Work) -> Work:
@@ -322,7 +335,7 @@ class Scheduler:
                     raise Misuse("host-memory-changed", text)
             work.run()
 
-        return Work(work.name, work.reads, work.writes, run)
+        return replace(work, run=run)
 
 
 def _remember(accesses: list[Access], made: Access) -> None:
@@ -337,11 +350,14 @@ def _remember(accesses: list[Access], made: Access) -> None:
     accesses.append(made)
 
 
-def _run(work: Work) -> None:
-    regions = (*work.reads, *work.writes)
-    for region in regions:
+def _check_live(work: Work) -> None:
+    for region in (*work.reads, *work.writes):
         if not region.block.is_live:
-            raise Misuse("freed-memory", f"{work.name}: {region.size} bytes at {region.start:#x} were freed")
+            raise Misuse("freed-memory", f"{work.call(region)}: {region.size} bytes at {region.start:#x} were freed")
+
+
+def _run(work: Work) -> None:
+    _check_live(work)
     note_writes(work.writes)
-    with opened(regions):
+    with opened((*work.reads, *work.writes)):
         work.run()
