@@ -173,8 +173,14 @@ class Loop:
         for output, name in FED_BACK.items():
             self.cuda.MemcpyAsync(self.memory[name], self.memory[output], 4, 3, self.stream)
 
+    def settle(self) -> None:
+        """Run once with the shapes, which TensorRT wants before a capture; the first step writes the same row."""
+        assert self.context.execute_async_v3(self.stream)
+        self.cuda.StreamSynchronize(self.stream)
+
     def capture(self) -> Any:
         """The work as a graph."""
+        self.settle()
         self.cuda.StreamBeginCapture(self.stream, 1)
         self.work()
         return self.cuda.GraphInstantiate(self.cuda.StreamEndCapture(self.stream), 0)

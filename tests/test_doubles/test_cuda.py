@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,14 @@ def test_memory_runs_out(double: Double) -> None:
     assert values(rt.cudaMalloc(8192))
     on_device, pinned = modules.control.live()
     assert (on_device.bytes, on_device.allocations, on_device.most_bytes, pinned.bytes) == (8192, 1, 8192, 0)
+
+
+@pytest.mark.parametrize(("gpu", "left"), [("sm=87,integrated=1", 4096), ("sm=87", 8192)])
+def test_pinned_memory_is_of_the_device_where_it_is_integrated(double: Double, gpu: str, left: int) -> None:
+    rt = double.modules(memory=8192, gpu=gpu).cudart
+    assert values(rt.cudaHostAlloc(4096, 0))
+    assert values(rt.cudaMemGetInfo())[0] == left
+    assert (rt.cudaHostAlloc(8192, 0)[0] == 2) == (left == 4096)
 
 
 def test_fresh_memory_is_poison_and_aligned(device: Device) -> None:
@@ -233,6 +242,15 @@ def test_relaxed_capture_allows_allocation(device: Device) -> None:
     assert device.rt.cudaStreamSynchronize(device.b) == (0,)
     device.fill(device.x, 0, device.a)
     assert int(values(device.rt.cudaStreamEndCapture(device.a)))
+
+
+@pytest.mark.parametrize(("mode", "is_allowed"), [(GLOBAL, False), (THREAD_LOCAL, True)])
+def test_capture_and_calls_of_another_thread(device: Device, mode: int, is_allowed: bool) -> None:
+    begin(device, mode)
+    with ThreadPoolExecutor(1) as pool:
+        error = pool.submit(device.rt.cudaMalloc, SIZE).result()[0]
+    assert error == (0 if is_allowed else UNSUPPORTED)
+    assert device.rt.cudaStreamEndCapture(device.a)[0] == (0 if is_allowed else INVALIDATED)
 
 
 def test_graph_replays_what_was_captured(double: Double) -> None:

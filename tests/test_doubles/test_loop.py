@@ -134,6 +134,11 @@ class ScratchTooSmall(Loop):
         self.context.set_device_memory(self.scratch, 512)
 
 
+class CapturedFirst(Loop):
+    def settle(self) -> None:
+        pass
+
+
 RULES: dict[type[Loop], str | None] = {
     AliasElsewhere: "alias-elsewhere",
     StagingReused: "host-memory-changed",
@@ -149,6 +154,7 @@ RULES: dict[type[Loop], str | None] = {
     Overlap: "overlap",
     DefaultStream: "default-stream",
     ScratchTooSmall: "scratch",
+    CapturedFirst: "capture-first",
 }
 
 

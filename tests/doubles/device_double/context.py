@@ -33,6 +33,7 @@ class IExecutionContext:
         self._refused: dict[str, str] = {}
         self._addresses: dict[str, int] = {}
         self._scratch = (0, 0) if scratch is None else (scratch.ptr, scratch.size)
+        self._settled: tuple[int, dict[str, tuple[int, ...]]] | None = None
         # The first context of an engine has profile 0; another has none until it is told.
         self._profile = NO_PROFILE if engine._contexts else 0
         engine._contexts += 1
@@ -130,9 +131,18 @@ class IExecutionContext:
             work = self._work()
             if lane.capture is not None and lane.capture.is_invalid:
                 return self._fail("execute_async_v3: the capture is invalid")
+            self._check_capture(is_captured=lane.capture is not None)
             device.counters.enqueues += 1
             device.scheduler.queue(lane, work)
         return True
+
+    def _check_capture(self, *, is_captured: bool) -> None:
+        """TensorRT settles what shapes need in the first run with them, which no capture can hold."""
+        settled = (self._profile, dict(self._shapes))
+        if not is_captured:
+            self._settled = settled
+        elif self._settled != settled:
+            raise Misuse("capture-first", "execute_async_v3: captured before a run with these shapes")
 
     def _fail(self, message: str) -> bool:
         self._engine._logger.log(ILogger.ERROR, f"IExecutionContext: {message}")

@@ -88,7 +88,7 @@ def cudaGetErrorString(error: cudaError_t) -> Result:
 
 @call(2)
 def cudaMemGetInfo(sim: Device) -> Result:
-    return OK, sim.memory.total - sim.memory.device.bytes, sim.memory.total
+    return OK, sim.memory.free_bytes, sim.memory.total
 
 
 @call(1, in_capture=False)

@@ -120,10 +120,12 @@ class Device:
 
 def make_device(seed: int | None = None, memory: int | None = None, gpu: str | None = None) -> Device:
     """A fresh device; None = what the environment says, else the default."""
+    described = Gpu.parse(os.environ.get(GPU, "") if gpu is None else gpu)
+    total = int(os.environ.get(MEMORY, DEFAULT_MEMORY)) if memory is None else memory
     return Device(
         seed=int(os.environ.get(SEED, "0")) if seed is None else seed,
-        gpu=Gpu.parse(os.environ.get(GPU, "") if gpu is None else gpu),
-        memory=Memory(int(os.environ.get(MEMORY, DEFAULT_MEMORY)) if memory is None else memory),
+        gpu=described,
+        memory=Memory(total, is_shared=bool(described.integrated)),
     )
 
 

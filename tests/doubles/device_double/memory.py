@@ -160,18 +160,25 @@ class Memory:
 
     Args:
         total: bytes of device memory.
+        is_shared: whether pinned memory is of it, too, as on a Jetson.
     """
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total: int, *, is_shared: bool = False) -> None:
         self.total, self.device, self.pinned = total, Live(), Live()
+        self._is_shared = is_shared
         self._starts: list[int] = []
         self._blocks: list[Block] = []
+
+    @property
+    def free_bytes(self) -> int:
+        """Device memory that is left."""
+        return self.total - self.device.bytes - (self.pinned.bytes if self._is_shared else 0)
 
     def allocate(self, size: int, *, is_device: bool) -> Block | None:
         """A new block; None where device memory has no room for it."""
         live = self.device if is_device else self.pinned
         taken = round_up(size, GRANULE)
-        if is_device and live.bytes + taken > self.total:
+        if (is_device or self._is_shared) and taken > self.free_bytes:
             return None
         block = Block(size, is_device)
         at = bisect_right(self._starts, block.base)
