@@ -19,7 +19,7 @@ from fastmmoe.runtime.types import Array
 _HALF = ("float16", "bfloat16")
 
 
-_ONNX_NAMES = {"float32": "float", "float16": "float16", "bfloat16": "bfloat16"}
+ONNX_NAMES = {"float32": "float", "float16": "float16", "bfloat16": "bfloat16"}
 
 
 def body_model(
@@ -88,10 +88,10 @@ def _open_session(
 def run_body(spec: OpSpec, attributes: dict[str, Any], inputs: Sequence[Array]) -> list[Array]:
     """The outputs of the operator's function body on onnxruntime's CPU provider, in the types of `inputs`."""
     given = spec.inputs_for(attributes)
-    types = {t.types[0]: _ONNX_NAMES[x.dtype.name] for t, x in zip(given, inputs, strict=True) if len(t.types[0]) == 1}
+    types = {t.types[0]: ONNX_NAMES[x.dtype.name] for t, x in zip(given, inputs, strict=True) if len(t.types[0]) == 1}
     session = _open_session(spec.name, tuple(attributes.items()), tuple(types.items()))
     feeds = {
-        declared.name: x.astype(np.float32) if _ONNX_NAMES.get(x.dtype.name) in _HALF else x
+        declared.name: x.astype(np.float32) if ONNX_NAMES.get(x.dtype.name) in _HALF else x
         for declared, x in zip(session.get_inputs(), inputs, strict=True)
     }
     outputs = session.run(None, feeds)

@@ -244,7 +244,7 @@ class Counter:
     """A backend that gives logits whose best token is the number of the call, and remembers what it was fed."""
 
     def __init__(self) -> None:
-        self.policy, self.info, self.calls = PORTABLE.policy, PORTABLE.language_model, 0
+        self.policy, self.info, self.longest, self.calls = PORTABLE.policy, PORTABLE.language_model, 64, 0
         self.embedded: list[int] = []
 
     def new_caches(self, sequences: int, capacities: tuple[int, ...], before: object = None) -> list[Any]:
