@@ -39,9 +39,8 @@ def backend(vlm: Callable[..., VLM], name: str, monkeypatch: pytest.MonkeyPatch)
 def chunk_of(backend: Backend, sequence: int, tokens: int, visual: int = 0, retention: float = 0.25) -> Chunk:
     """Random rows, the same for the same sequence and number; the visual ones stand after the first."""
     info = backend.info
-    chosen = {"retention": retention} if visual else {}
     schedule = plan_request(
-        backend.policy, visual_tokens=visual, moe_layers=info.moe_layers, top_k=info.top_k, **chosen
+        backend.policy, visual_tokens=visual, moe_layers=info.moe_layers, top_k=info.top_k, retention=retention
     )
     rows = np.random.default_rng([sequence, tokens]).normal(0, 0.3, (tokens, info.hidden_size)).astype(np.float32)
     return Chunk(sequence, rows, np.arange(1, 1 + visual, dtype=np.int32), schedule)
@@ -49,7 +48,8 @@ def chunk_of(backend: Backend, sequence: int, tokens: int, visual: int = 0, rete
 
 def logits_alone(backend: Backend, chunks: Sequence[Chunk], room: int = 0) -> tuple[Batch, Array]:
     """One sequence of these chunks, with room for so many more rows: the batch, and logits [calls, vocab]."""
-    batch, found = Batch(backend), []
+    batch = Batch(backend)
+    found: list[Array] = []
     for chunk in chunks:
         own = Chunk(0, chunk.inputs_embeds, chunk.visual_index, chunk.schedule)
         found.append(batch.extend([own], alpha=ALPHA, new_tokens=[] if found else [room])[0])
