@@ -19,7 +19,7 @@ constexpr const char* kVariable = "FASTMMOE_CPU_ISA";
 constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "avx512_bf16", "amx_bf16"};
 
 #ifdef FASTMMOE_X86
-// Linux saves tile registers only for processes that have asked for it; later threads have it, too.
+// Linux lets a process use tile registers, in all of its threads, once it has asked for them.
 bool may_use_tiles() {
 #ifdef FASTMMOE_SOFTWARE_TILES
   return true;

@@ -22,9 +22,9 @@ void launch_together_64(const AttentionParams& params, const Splits& splits, cud
 void launch_together_128(const AttentionParams& params, const Splits& splits, cudaStream_t stream);
 void launch_together_latent(const AttentionParams& params, const Splits& splits, cudaStream_t stream);
 
-/// For many rows.
+/// For many rows; with latent heads as above.
 void launch_apart_64(const AttentionParams& params, cudaStream_t stream);
 void launch_apart_128(const AttentionParams& params, cudaStream_t stream);
-void launch_many_latent(const AttentionParams& params, cudaStream_t stream);
+void launch_many_latent(const AttentionParams& params, const Splits& splits, cudaStream_t stream);
 
 }  // namespace fastmmoe::attention

@@ -25,6 +25,10 @@ constexpr int64_t kFewLines = 64;
 // kernel. Latent heads have one key head, so few blocks.
 constexpr int64_t kSplitKeys = 128, kLatentSplitKeys = 64, kMostSplits = 64, kSplitUnit = 64;
 
+// Nor do more rows with latent heads have blocks enough, up to so many lines in all. Their splits are longer:
+// they take about the workspace of few rows.
+constexpr int64_t kMediumLines = 512, kMediumSplitKeys = 1024, kMostMediumSplits = 8;
+
 constexpr int64_t kMostLines = int64_t{1} << 30;  // they are counted in int
 
 // The narrowest that have room.
@@ -49,10 +53,16 @@ int64_t few_rows(const AttentionParams& params) {
   return std::min(params.T, kFewLines * params.A / (params.N / params.K));
 }
 
+// The same of medium T, which latent heads have.
+int64_t medium_rows(const AttentionParams& params) {
+  return widths_of(params) == Widths::kLatent ? std::min(params.T, kMediumLines / params.N) : 0;
+}
+
 // The workspace for T rows: no gaps, the sums first.
 Splits split(const AttentionParams& params, int64_t T, void* workspace) {
-  const int64_t least = widths_of(params) == Widths::kLatent ? kLatentSplitKeys : kSplitKeys;
-  const int64_t count = std::min(divide_up(params.C, least), kMostSplits);
+  const bool is_latent = widths_of(params) == Widths::kLatent, is_medium = T > few_rows(params);
+  const int64_t least = is_medium ? kMediumSplitKeys : is_latent ? kLatentSplitKeys : kSplitKeys;
+  const int64_t count = std::min(divide_up(params.C, least), is_medium ? kMostMediumSplits : kMostSplits);
   const int64_t keys = std::max(least, divide_up(divide_up(params.C, count), kSplitUnit) * kSplitUnit);
   Splits splits{static_cast<int>(count), static_cast<int>(keys), nullptr, nullptr};
   if (count == 1) return splits;
@@ -81,7 +91,7 @@ void launch_many(const AttentionParams& params, cudaStream_t stream) {
     case Widths::k128:
       return launch_apart_128(params, stream);
     case Widths::kLatent:
-      return launch_many_latent(params, stream);
+      return launch_many_latent(params, {1, INT32_MAX / 2, nullptr, nullptr}, stream);
   }
 }
 
@@ -121,17 +131,21 @@ void check_attention(const AttentionParams& params) {
 size_t attention_workspace_bytes(const AttentionParams& params) {
   using namespace attention;
   check_attention(params);
-  const Splits splits = split(params, 0, nullptr);
-  if (splits.count == 1) return 0;
   const int64_t bytes = params.W * static_cast<int64_t>(sizeof(float)) + static_cast<int64_t>(sizeof(Seen));
-  return static_cast<size_t>(splits.count * few_rows(params) * params.N * bytes);
+  int64_t most = 0;
+  for (const int64_t rows : {few_rows(params), medium_rows(params)}) {
+    const int64_t splits = split(params, rows, nullptr).count;
+    if (splits > 1) most = std::max(most, splits * rows * params.N * bytes);
+  }
+  return static_cast<size_t>(most);
 }
 
 void launch_attention(const AttentionParams& params, void* workspace, cudaStream_t stream) {
   using namespace attention;
   check_attention(params);
   copy_caches(params, stream);
-  if (few_rows(params) < params.T) return launch_many(params, stream);
+  const bool is_few = few_rows(params) == params.T;
+  if (!is_few && medium_rows(params) < params.T) return launch_many(params, stream);
   const Splits splits = split(params, params.T, workspace);
   switch (widths_of(params)) {
     case Widths::k64:
@@ -141,7 +155,7 @@ void launch_attention(const AttentionParams& params, void* workspace, cudaStream
       launch_together_128(params, splits, stream);
       return combine<128>(params, splits, stream);
     case Widths::kLatent:
-      launch_together_latent(params, splits, stream);
+      (is_few ? launch_together_latent : launch_many_latent)(params, splits, stream);
       return combine<512>(params, splits, stream);
   }
 }

@@ -27,9 +27,10 @@ void check_attention(const AttentionParams& params);
 size_t attention_workspace_bytes(const AttentionParams& params);
 
 /// Writes the outputs on `stream` without waiting for them: a copy of each cache that is not in place, and
-/// one kernel; two where rows are few and C is more than 128, with latent heads 64. Results are the same bit
-/// for bit on every run. A row's does not depend on B, on other sequences, or on C up to 8192 (latent heads
-/// 4096), as long as the mean number of rows of a sequence is on the same side of 64 K / N.
+/// one kernel; two where rows are few and C is more than 128, with latent heads 64, and where those have up
+/// to 512 / N rows and C is more than 1024. Results are the same bit for bit on every run. A row's does not
+/// depend on B, on other sequences, or on C up to 8192 (latent heads 4096), as long as the mean number of
+/// rows of a sequence is on the same side of 64 K / N, and with latent heads T of 512 / N.
 ///
 /// All pointers are device memory; those of floats but lse are aligned to 16 bytes, as is the workspace,
 /// which needs no initialisation. Lengths, ids and offsets are read by the kernels: where they break the

@@ -36,12 +36,11 @@ void launch_together_latent(const AttentionParams& params, const Splits& splits,
   }
 }
 
-void launch_many_latent(const AttentionParams& params, cudaStream_t stream) {
-  const Splits whole{1, INT32_MAX / 2, nullptr, nullptr};
+void launch_many_latent(const AttentionParams& params, const Splits& splits, cudaStream_t stream) {
   if (params.type == FloatType::kFloat16) {
-    launch_many<__half>(params, whole, stream);
+    launch_many<__half>(params, splits, stream);
   } else {
-    launch_many<__nv_bfloat16>(params, whole, stream);
+    launch_many<__nv_bfloat16>(params, splits, stream);
   }
 }
 

@@ -147,10 +147,15 @@ def test_large_case(kernels: AttentionKernels, case: Case) -> None:
     check(case, inputs, kernels(case, inputs, seed=SEEDS[1]))
 
 
+@pytest.mark.parametrize("is_split", [False, True])
 @pytest.mark.parametrize("arch", [80, 89])
-def test_latent_heads_on_every_size_of_shared_memory(kernels: AttentionKernels, dtype: Any, arch: int) -> None:
-    """Devices with more of it take more lines at a time."""
-    case = dataclasses.replace(CASES["latent"], lengths=(7, 40), call=((0, 21), (1, 9)))
+def test_latent_heads_on_every_size_of_shared_memory(
+    kernels: AttentionKernels, dtype: Any, arch: int, is_split: bool
+) -> None:
+    """Devices with more of it take more lines at a time; whole, and split."""
+    case = CASES["latent, a turn after many"]
+    if not is_split:
+        case = dataclasses.replace(CASES["latent"], lengths=(7, 40), call=((0, 21), (1, 9)))
     case = dataclasses.replace(case, has_sinks=True, window=24, pruned=0.3)
     inputs = make_inputs(case, dtype=dtype)
     kernels.op.library.fastmmoe_emulator_set_architecture(ctypes.c_int64(arch))
@@ -276,6 +281,25 @@ def test_workspace_is_enough_for_every_smaller_request(kernels: AttentionKernels
     sizes = [bytes_for(A, T, C) for A in (1, 2, 8) for T in (8, 64) for C in (128, 129, 8192, 8193, 100000)]
     grown = np.array(sizes).reshape(3, 2, 5)
     assert all((np.diff(grown, axis=axis) >= 0).all() for axis in range(3))
+
+
+def test_workspace_of_turns_with_latent_heads(kernels: AttentionKernels) -> None:
+    """More rows than few, up to 512 lines, have at most 8 splits of 1,024 keys, and so do not need much more."""
+    case = dataclasses.replace(CASES["latent"], heads=12)
+    params = make_params(case, make_inputs(case, dtype=np.float16), {})
+    size, per_row = ctypes.c_size_t(), 12 * (4 * 512 + 8)
+
+    def rows_for(A: int, T: int, C: int) -> float:
+        params.A, params.T, params.C = A, T, C
+        check_message(kernels.op.library.workspace_bytes(params, size))
+        return size.value / per_row
+
+    assert rows_for(1, 5, 4096) == 64 * 5  # few
+    assert rows_for(1, 42, 8192) == rows_for(1, 1000, 100000) == 8 * 42
+    assert rows_for(1, 42, 2048) == 32 * 5
+    assert rows_for(8, 1000, 8192) == 64 * 42
+    grown = np.array([rows_for(A, T, C) for A in (1, 2, 9) for T in (5, 6, 42, 43) for C in (64, 1025, 8193, 100000)])
+    assert all((np.diff(grown.reshape(3, 4, 4), axis=axis) >= 0).all() for axis in range(3))
 
 
 def test_workspace_is_used_to_its_end(kernels: AttentionKernels, dtype: Any) -> None:
