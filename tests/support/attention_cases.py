@@ -82,7 +82,6 @@ SMALL = (
     _case("window beyond all", (2, 1, 64), 32, [9], [(0, 8)], window=2**31 - 1, pruned=0.5),
     _case("latent", (16, 1, 576), 64, [7], [(0, 21)], **LATENT, has_lse=True),
     _case("latent, decode", (16, 1, 576), 512, [300, 511], [(1, 1), (0, 1)], **LATENT),
-    _case("latent, a turn after many", (16, 1, 576), 2100, [2044], [(0, 5)], **LATENT, has_lse=True),
     _case("small latent", (4, 1, 40), 32, [3, 0], [(0, 6), (1, 2)], value_width=32, has_lse=True),
     _case("small heads", (8, 2, 16), 64, [12], [(0, 40)], has_sinks=True),
     _case("demo's heads", (4, 4, 32), 96, [0, 33], [(0, 60), (1, 1)]),

@@ -30,6 +30,9 @@ DTYPES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
 SEEDS = (0, 1, 20240607)
 POISONS = (0x7F, 0xFF)  # large numbers, or negative ones and NaN
 CASES = {case.name: case for case in SMALL}
+# More than 64 lines, of which the last alone sees a third split of 1,024 keys.
+LATENT_TURN = Case("latent turn", 16, 1, 576, 2100, (2044,), ((0, 5),), value_width=512, has_lse=True)
+SMALL_AND_TURN = (*SMALL, LATENT_TURN)
 
 
 class AttentionKernels:
@@ -92,7 +95,7 @@ def bits(outputs: list[Array]) -> list[bytes]:
     return [output.tobytes() for output in outputs]
 
 
-@pytest.mark.parametrize("case", SMALL, ids=[case.name for case in SMALL])
+@pytest.mark.parametrize("case", SMALL_AND_TURN, ids=[case.name for case in SMALL_AND_TURN])
 def test_case(kernels: AttentionKernels, case: Case, dtype: Any) -> None:
     """Every schedule gives the same bits, whether the caches are in place, and whatever memory holds before."""
     inputs = make_inputs(case, dtype=dtype)
@@ -153,7 +156,7 @@ def test_latent_heads_on_every_size_of_shared_memory(
     kernels: AttentionKernels, dtype: Any, arch: int, is_split: bool
 ) -> None:
     """Devices with more of it take more lines at a time; whole, and split."""
-    case = CASES["latent, a turn after many"]
+    case = LATENT_TURN
     if not is_split:
         case = dataclasses.replace(CASES["latent"], lengths=(7, 40), call=((0, 21), (1, 9)))
     case = dataclasses.replace(case, has_sinks=True, window=24, pruned=0.3)
