@@ -17,6 +17,7 @@ from fastmmoe.exporter.check.weights import check_weights
 from fastmmoe.exporter.checkpoint.config_reader import listed
 from fastmmoe.exporter.config import DEMO, ExportConfig
 from fastmmoe.exporter.disk_space import check_space, weights_bytes
+from fastmmoe.exporter.graph.expert_inputs import make_expert_inputs
 from fastmmoe.exporter.graph.inputs import graph_inputs
 from fastmmoe.exporter.graph.pack_experts import pack_experts
 from fastmmoe.exporter.graph.tracing import trace
@@ -147,6 +148,8 @@ def _write(
     directory.mkdir()
     portable = plan.target.is_portable
     write_graphs(directory, model, opset=opset(plan.target, plan.dtype), portable=portable, say=say, shown=plan.out)
+    has_engines = plan.target.tensorrt is not None
+    inputs = make_expert_inputs(directory / graph_file("language_model")) if has_engines else {}
     tokenizer = model.checkpoint.path / TOKENIZER
     if tokenizer.is_file():
         _copy(tokenizer, directory / TOKENIZER, plan.out)
@@ -165,6 +168,7 @@ def _write(
         dtype=plan.dtype,
         portable=portable,
         plugin=info,
+        expert_inputs=inputs,
     )
     with writing(directory / MANIFEST, 0, shown=plan.out / MANIFEST):
         write_manifest(directory, manifest)

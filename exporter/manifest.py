@@ -25,6 +25,7 @@ def build_manifest(
     dtype: str,
     portable: bool,
     plugin: bundle.PluginInfo | None = None,
+    expert_inputs: dict[str, bundle.ExpertTensor] | None = None,
 ) -> bundle.Manifest:
     """The manifest for the files now in the directory."""
     used = custom_operators(model.policy)
@@ -39,7 +40,7 @@ def build_manifest(
         dtype=cast(bundle.Dtype, dtype),
         activation_dtype=cast(bundle.ElementType, model.precision.activation_dtype),
         cache_dtype=cast(bundle.ElementType, model.precision.cache_dtype),
-        experts=_experts_info(model.precision),
+        experts=_experts_info(model.precision, expert_inputs or {}),
         ops={spec.name: spec.version for spec in OPS if spec.name in used},
         portable=portable,
         plugin=plugin,
@@ -51,12 +52,15 @@ def build_manifest(
     )
 
 
-def _experts_info(precision: Precision) -> bundle.ExpertsInfo:
+def _experts_info(precision: Precision, inputs: dict[str, bundle.ExpertTensor]) -> bundle.ExpertsInfo:
     packing = None if precision.is_twin else precision.packing
     if packing is None:
-        return bundle.ExpertsInfo(weight_format="float", group_size=0, zero_points=False)
+        return bundle.ExpertsInfo(weight_format="float", group_size=0, zero_points=False, inputs=inputs)
     return bundle.ExpertsInfo(
-        weight_format=packing.weight_format, group_size=packing.group_size, zero_points=packing.zero_points
+        weight_format=packing.weight_format,
+        group_size=packing.group_size,
+        zero_points=packing.zero_points,
+        inputs=inputs,
     )
 
 

@@ -15,6 +15,7 @@ from fastmmoe.runtime.bundle.manifest import (
     LanguageModelInfo,
     Manifest,
     graph_file,
+    weights_file,
 )
 from fastmmoe.runtime.method.policy import ALL, FASTMMOE, FASTV, METHODS, RANDOM, SPARSEVLM, UNMODIFIED, Policy
 from fastmmoe.runtime.request.config import ProcessorConfig
@@ -27,8 +28,9 @@ def contradictions(manifest: Manifest) -> Iterator[str]:
     yield from _of_policy(manifest.policy, manifest.language_model)
     yield from _of_processor(manifest.processor, manifest)
     yield from _of_caches(manifest)
-    yield from _of_experts(manifest.experts, manifest.target)
+    yield from _of_experts(manifest.experts)
     yield from _of_files(manifest)
+    yield from _of_expert_inputs(manifest)
 
 
 def custom_operators(policy: Policy) -> set[str]:
@@ -139,7 +141,23 @@ def _of_caches(manifest: Manifest) -> Iterator[str]:
         )
 
 
-def _of_experts(experts: ExpertsInfo, target: str) -> Iterator[str]:
+def _of_expert_inputs(manifest: Manifest) -> Iterator[str]:
+    """Those of engines have values in the file of weights, one after the other."""
+    inputs, file = manifest.experts.inputs, weights_file(GRAPHS[-1])
+    if bool(inputs) != (manifest.plugin is not None):
+        yield f"experts.inputs are {len(inputs)}: expected some with a plugin, and none without"
+    size = manifest.files[file].bytes if file in manifest.files else 0
+    end = 0
+    for name, tensor in sorted(inputs.items(), key=lambda item: item[1].offset):
+        if not end <= tensor.offset <= tensor.offset + tensor.bytes <= size:
+            yield (
+                f"experts.inputs.{name} is {tensor.bytes} bytes at {tensor.offset}: expected from {end} to {size}, "
+                f"after the one before and within {file}"
+            )
+        end = tensor.offset + tensor.bytes
+
+
+def _of_experts(experts: ExpertsInfo) -> Iterator[str]:
     is_float = experts.weight_format == "float"
     if is_float != (experts.group_size == 0) or (is_float and experts.zero_points):
         yield (

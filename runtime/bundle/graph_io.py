@@ -137,7 +137,7 @@ OF_CALL = (
         ("T", "H"),
         F,
         "Embeddings, with image features at the visual tokens.",
-        lambda call, _: np.concatenate([chunk.inputs_embeds for chunk in call.chunks]),
+        lambda call, _: call.inputs_embeds(),
     ),
     Entry(
         POSITION_IDS,
@@ -273,7 +273,12 @@ OF_GROUP = (
 )
 OUTPUTS = (
     Entry(LOGITS, ("A", "vocab"), "float32", "Of the last row of each sequence."),
-    Entry(NEXT_IDS, ("A",), "int32", "The token of greatest logit, the smaller id of equal ones."),
+    Entry(
+        NEXT_IDS,
+        ("A",),
+        "int32",
+        "The token of greatest logit, the smaller id of equal ones; -1 where logits are NaN or infinite.",
+    ),
     Entry(NEXT_POSITION_IDS, ("A",), "int32", "The position after each sequence's last row."),
 )
 SITE_OUTPUTS = (

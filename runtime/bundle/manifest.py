@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import shlex
 from collections.abc import Iterator
@@ -48,6 +49,7 @@ EXPORT_AGAIN = "export again"
 LayerIndices: TypeAlias = Annotated[tuple[LayerIndex, ...], Meta(max_length=1024)]
 Dtype: TypeAlias = Literal["fp32", "fp16", "bf16"]
 ElementType: TypeAlias = Literal["float32", "float16", "bfloat16"]
+ExpertDtype: TypeAlias = Literal["float16", "bfloat16", "int8"]
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -110,12 +112,30 @@ class PluginInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     architecture: str
 
 
+class ExpertTensor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An input of the language model's engine: where its values are in the graph's file of weights, in bytes."""
+
+    dtype: ExpertDtype
+    shape: Annotated[tuple[Width, ...], Meta(min_length=3, max_length=3)]
+    offset: Count
+
+    @property
+    def bytes(self) -> int:
+        """Of all values."""
+        return math.prod(self.shape) * (1 if self.dtype == "int8" else 2)
+
+
 class ExpertsInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Storage of the routed experts' weights, as in FmmSparseMoE's contract; group_size 0 with float."""
+    """Storage of the routed experts' weights, as in FmmSparseMoE's contract; group_size 0 with float.
+
+    Attributes:
+        inputs: for engines the weights are inputs of the language model, by name; else they are in its graph.
+    """
 
     weight_format: Literal["float", "int8", "int4"]
     group_size: OptionalWidth
     zero_points: bool
+    inputs: dict[str, ExpertTensor] = {}
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

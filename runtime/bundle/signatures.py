@@ -45,7 +45,7 @@ def signatures(manifest: Manifest) -> dict[str, Signature]:
         "vision": Signature(vision, [Tensor(graph_io.IMAGE_FEATURES, ("", info.hidden_size), dtype)]),
         "embedding": Signature(embedding_inputs(), [Tensor(graph_io.INPUTS_EMBEDS, ("", info.hidden_size), dtype)]),
         "language_model": Signature(
-            language_model_inputs(info, manifest.policy, dtype, cache_dtype),
+            [*language_model_inputs(info, manifest.policy, dtype, cache_dtype), *expert_inputs(manifest)],
             _language_model_outputs(info, manifest.policy, cache_dtype),
         ),
     }
@@ -66,6 +66,11 @@ def language_model_inputs(info: LanguageModelInfo, policy: Policy, dtype: str, c
     sizes = _sizes(info, policy)
     called = [_tensor(entry, sizes, {graph_io.F: dtype}, s=n, g=n) for entry, n in _called(info, policy)]
     return called + cache_inputs(info, policy, cache_dtype)
+
+
+def expert_inputs(manifest: Manifest) -> list[Tensor]:
+    """Inputs of the language model of an engine that hold the routed experts' weights."""
+    return [Tensor(name, tensor.shape, tensor.dtype) for name, tensor in manifest.experts.inputs.items()]
 
 
 def cache_inputs(info: LanguageModelInfo, policy: Policy, cache_dtype: str) -> list[Tensor]:
@@ -149,8 +154,8 @@ def _language_model_outputs(info: LanguageModelInfo, policy: Policy, cache_dtype
 
 
 def outputs_of_call(policy: Policy) -> list[str]:
-    """The outputs that the runtime looks at after a call."""
-    return [graph_io.LOGITS, *(graph_io.kept_index(s) for s in range(len(policy.sites)))]
+    """The outputs that the runtime looks at after a call, beside the logits or the tokens chosen by them."""
+    return [graph_io.kept_index(s) for s in range(len(policy.sites))]
 
 
 def layer_groups(layers: int, sites: Sequence[Site]) -> tuple[tuple[int, ...], ...]:

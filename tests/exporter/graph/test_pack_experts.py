@@ -17,7 +17,7 @@ from fastmmoe.exporter.graph.pack_experts import pack_experts
 from fastmmoe.exporter.model import round_experts
 from fastmmoe.exporter.ops import SPARSE_MOE
 from fastmmoe.exporter.ops.quantise import Packing, QuantisedWeights, dequantise
-from fastmmoe.runtime.bundle.manifest import ExpertsInfo, read_manifest
+from fastmmoe.runtime.bundle.manifest import read_manifest
 from tests.support.operators import (
     moe_attributes,
 )
@@ -105,6 +105,10 @@ def test_exported_bundle_says_how_its_experts_are_stored(
     )
     lines: list[str] = []
     export(config, say=lines.append)
-    assert read_manifest(tmp_path / "out").experts == ExpertsInfo(weight_format="int8", group_size=32, zero_points=True)
+    experts = read_manifest(tmp_path / "out").experts
+    assert (experts.weight_format, experts.group_size, experts.zero_points) == ("int8", 32, True)
+    assert {name.rpartition(".")[2] for name in experts.inputs} == {
+        f"{weights}{suffix}" for weights in ("gate_up", "down") for suffix in ("", "_scale", "_zero")
+    }
     nodes = [n for n in ir.load(tmp_path / "out" / "language_model.onnx").graph if n.op_type == SPARSE_MOE.name]
     assert nodes and all(n.attributes["weight_format"].value == "int8" for n in nodes)

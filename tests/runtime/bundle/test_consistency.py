@@ -66,6 +66,11 @@ CONTRADICTIONS: dict[str, tuple[str, Any, str]] = {
         {"weight_format": "int8", "group_size": 0, "zero_points": False},
         "experts are int8 with group_size 0 and zero_points False: expected a group_size with int8 and int4",
     ),
+    "expert inputs without a plugin": (
+        "experts.inputs",
+        {"layers.1.mlp.experts.gate_up": {"dtype": "float16", "shape": [16, 16, 8], "offset": 0}},
+        "experts.inputs are 1: expected some with a plugin, and none without",
+    ),
     "zero points of floats": ("experts.zero_points", True, "experts are float with group_size 0 and zero_points True"),
 }
 
@@ -110,6 +115,25 @@ def test_a_manifest_that_fits_together(family: str) -> None:
 def test_contradictions(name: str) -> None:
     path, value, words = CONTRADICTIONS[name]
     assert words in found_in(with_value("deepseek_vl2", path, value))[0]
+
+
+def with_expert_inputs(*places: int, size: int = 8192) -> dict[str, Any]:
+    """A bundle for engines, with a file of weights of this size and inputs of 4096 bytes in it."""
+    document = manifest_document("deepseek_vl2") | {"plugin": {"version": "0", "architecture": "x86_64"}}
+    names = ("libfastmmoe_trt.so", "language_model.data")
+    document["files"] |= {name: {"bytes": size, "sha256": "0" * 64} for name in names}
+    inputs = (f"layers.{i}.mlp.experts.down" for i in range(len(places)))
+    tensors = ({"dtype": "bfloat16", "shape": [16, 16, 8], "offset": place} for place in places)
+    document["experts"] |= {"inputs": dict(zip(inputs, tensors, strict=True))}
+    return document
+
+
+def test_expert_inputs_stand_in_the_file_of_weights_one_after_the_other() -> None:
+    assert found_in(with_expert_inputs(4096, 0)) == []
+    assert "expected some with a plugin" in found_in(with_expert_inputs())[0]
+    overlap = "experts.inputs.layers.1.mlp.experts.down is 4096 bytes at 4095: expected from 4096 to 8192"
+    assert overlap in found_in(with_expert_inputs(0, 4095))[0]
+    assert "is 4096 bytes at 4097: expected from 4096 to 8192" in found_in(with_expert_inputs(0, 4097))[0]
 
 
 @pytest.mark.parametrize("name", OF_INTERNVL)

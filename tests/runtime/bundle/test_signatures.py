@@ -91,8 +91,8 @@ def test_what_a_call_writes_to_is_an_output_of_one_shape() -> None:
 
 def test_outputs_that_the_runtime_looks_at() -> None:
     policy = toy_manifest("deepseek_vl2").policy
-    assert signatures.outputs_of_call(policy) == ["logits", "kept_index.0", "kept_index.1"]
-    assert signatures.outputs_of_call(msgspec.structs.replace(policy, method="none", prune_layers={})) == ["logits"]
+    assert signatures.outputs_of_call(policy) == ["kept_index.0", "kept_index.1"]
+    assert signatures.outputs_of_call(msgspec.structs.replace(policy, method="none", prune_layers={})) == []
 
 
 def test_only_deepseek_has_a_layout() -> None:
