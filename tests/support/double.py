@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 DOUBLES = Path(__file__).resolve().parents[1] / "doubles"
 TENSORRT = "FASTMMOE_DOUBLE_TENSORRT"
+BACKEND = "fastmmoe.runtime.backends.tensorrt"
 PACKAGES = ("cuda", "tensorrt", "tensorrt_rtx")
 """What the double takes the place of."""
 
@@ -54,11 +56,19 @@ class Double:
     ) -> Modules:
         """The packages over a fresh device; `module` is "tensorrt" or "tensorrt_rtx"."""
         control = self.control()
+        _forget_what_is_held()
         control.reset(seed, memory, gpu)
         if tensorrt is not None:
             sys.modules.pop("tensorrt", None)
             os.environ[TENSORRT] = tensorrt
         return Modules(importlib.import_module(module), importlib.import_module("cuda.bindings.runtime"), control)
+
+
+def _forget_what_is_held() -> None:
+    """Have nobody give anything back to a device that is gone: a test that failed may still hold some of it."""
+    held = [one for one in list(weakref.finalize._registry) if BACKEND in one.peek()[1].__module__]  # type: ignore[attr-defined]
+    for one in held:
+        one.detach()
 
 
 @contextmanager
@@ -75,6 +85,7 @@ def installed() -> Iterator[Double]:
     try:
         yield Double()
     finally:
+        _forget_what_is_held()
         take_away()
         sys.path.remove(str(DOUBLES))
         os.environ.pop(TENSORRT, None)

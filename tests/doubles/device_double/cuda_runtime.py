@@ -148,33 +148,67 @@ def cudaHostGetDevicePointer(sim: Device, pHost: int, flags: int) -> Result:
 
 @call(0)
 def cudaMemcpyAsync(sim: Device, dst: int, src: int, count: int, kind: cudaMemcpyKind, stream: object) -> Result:
-    lane = sim.stream(stream, "cudaMemcpyAsync")
-    if count == 0:
+    return _copy(sim, "cudaMemcpyAsync", (dst, count), (src, count), (count, 1), kind, stream)
+
+
+@call(0)
+def cudaMemcpy2DAsync(
+    sim: Device,
+    dst: int,
+    dpitch: int,
+    src: int,
+    spitch: int,
+    width: int,
+    height: int,
+    kind: cudaMemcpyKind,
+    stream: object,
+) -> Result:
+    if width > min(dpitch, spitch):
+        return (cudaError_t.cudaErrorInvalidPitchValue,)
+    return _copy(sim, "cudaMemcpy2DAsync", (dst, dpitch), (src, spitch), (width, height), kind, stream)
+
+
+def _copy(
+    sim: Device,
+    name: str,
+    destination: tuple[int, int],
+    source: tuple[int, int],
+    size: tuple[int, int],
+    kind: cudaMemcpyKind,
+    stream: object,
+) -> Result:
+    """Queue a copy of rows: address and pitch of either side, bytes of a row and rows."""
+    lane, (width, height) = sim.stream(stream, name), size
+    if width * height == 0:
         return (OK,)
     regions = []
-    for ptr, side, to_device in ((dst, "destination", _TO_DEVICE), (src, "source", _FROM_DEVICE)):
+    for (ptr, pitch), side, to_device in (
+        (destination, "destination", _TO_DEVICE),
+        (source, "source", _FROM_DEVICE),
+    ):
         block = sim.memory.block_at(int(ptr))
         if block is None:
             if lane.capture is not None:
                 invalidate(sim, lane.capture)
                 return (NOT_IN_CAPTURE,)
-            raise Misuse(
-                "pageable-copy", f"cudaMemcpyAsync: the {side} is pageable, the copy would not be asynchronous"
-            )
-        regions.append(sim.memory.region(int(ptr), count, f"cudaMemcpyAsync, {side}"))
+            raise Misuse("pageable-copy", f"{name}: the {side} is pageable, the copy would not be asynchronous")
+        regions.append(sim.memory.region(int(ptr), (height - 1) * pitch + width, f"{name}, {side}"))
         # With one address space the driver takes pinned memory for either side's.
         if block.is_device and kind != cudaMemcpyKind.cudaMemcpyDefault and kind not in to_device:
-            raise Misuse("copy-direction", f"cudaMemcpyAsync: {cudaMemcpyKind(kind).name}, the {side} is device memory")
-    target, source = regions
-    if target.overlaps(source):
-        raise Misuse("overlap", f"cudaMemcpyAsync: source and destination of {count} bytes overlap")
+            raise Misuse("copy-direction", f"{name}: {cudaMemcpyKind(kind).name}, the {side} is device memory")
+    to, start = regions
+    if to.overlaps(start):
+        raise Misuse("overlap", f"{name}: source and destination of {width * height} bytes overlap")
 
     def copy() -> None:
-        target.bytes()[:] = source.bytes()
+        target, values = to.bytes(), start.bytes()
+        for row in range(height):
+            a, b = row * destination[1], row * source[1]
+            target[a : a + width] = values[b : b + width]
 
     sim.counters.copies += 1
-    sim.counters.copied_bytes += count
-    return _queue(sim, lane, Work("copy", (source,), (target,), copy))
+    sim.counters.copied_bytes += width * height
+    return _queue(sim, lane, Work("copy", (start,), (to,), copy))
 
 
 @call(0)

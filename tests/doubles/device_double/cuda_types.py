@@ -15,6 +15,7 @@ class cudaError_t(IntEnum):
 
     cudaSuccess = 0
     cudaErrorInvalidValue = 1
+    cudaErrorInvalidPitchValue = 12
     cudaErrorMemoryAllocation = 2
     cudaErrorInsufficientDriver = 35
     cudaErrorNoDevice = 100
@@ -34,6 +35,7 @@ ERROR_TEXTS = {
     0: "no error",
     1: "invalid argument",
     2: "out of memory",
+    12: "invalid pitch argument",
     35: "CUDA driver version is insufficient for CUDA runtime version",
     100: "no CUDA-capable device is detected",
     101: "invalid device ordinal",

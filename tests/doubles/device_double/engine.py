@@ -58,26 +58,26 @@ class Tensor(NamedTuple):
 
 
 def _evaluate(text: str, sizes: Mapping[str, int]) -> int:
-    """A name or a sum such as "T - V + K0"; DYNAMIC where a name has no size."""
+    """A name, or a sum of products such as "T - V + 4*tiles"; DYNAMIC where a name has no size."""
     total = 0
-    for sign, term in _terms(text):
-        size = term if isinstance(term, int) else sizes.get(term)
-        if size is None:
+    for sign, factors in _terms(text):
+        values = [int(one) if one.isdecimal() else sizes.get(one) for one in factors]
+        if None in values:
             return DYNAMIC
-        total += sign * size
+        total += sign * math.prod(value for value in values if value is not None)
     return total
 
 
 @cache
-def _terms(text: str) -> list[tuple[int, int | str]]:
-    """Sign and number or name of each term."""
-    terms: list[tuple[int, int | str]] = []
+def _terms(text: str) -> list[tuple[int, list[str]]]:
+    """Sign, and numbers or names that are multiplied, of each term."""
+    terms: list[tuple[int, list[str]]] = []
     sign = 1
-    for part in re.findall(r"[+-]|[^\s+-]+", text) or ["?"]:
+    for part in re.findall(r"[+-]|[^+-]+", text.replace(" ", "")) or ["?"]:
         if part in "+-":
             sign = 1 if part == "+" else -1
         else:
-            terms.append((sign, int(part) if part.isdecimal() else part))
+            terms.append((sign, part.split("*")))
     return terms
 
 
