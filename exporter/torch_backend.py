@@ -11,8 +11,10 @@ import torch
 
 from fastmmoe.exporter.models.decoder import LanguageModel
 from fastmmoe.exporter.models.graphs import GraphModules
+from fastmmoe.runtime.backends.base import Feeds, place_features
 from fastmmoe.runtime.bundle import graph_io, signatures
 from fastmmoe.runtime.bundle.manifest import LanguageModelInfo
+from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
 from fastmmoe.runtime.method.policy import Policy
 from fastmmoe.runtime.types import Array
 
@@ -38,6 +40,9 @@ class TorchBackend:
         """The decoder with the policy's sites."""
         return self.graphs.language_model
 
+    def close(self) -> None:
+        """There is nothing to give back."""
+
     @torch.no_grad()
     def image_features(self, vision_inputs: dict[str, Array]) -> Array:
         """Features [V, H] of every visual position."""
@@ -46,11 +51,11 @@ class TorchBackend:
         return features
 
     @torch.no_grad()
-    def embed(self, input_ids: Array) -> Array:
-        """Token embeddings [T, H] of input_ids [T]."""
+    def embed(self, input_ids: Array, visual_index: Array = NO_VISUAL_TOKENS, features: Array | None = None) -> Array:
+        """Embeddings [T, H] of a prompt; see `Backend.embed`."""
         ids = torch.from_numpy(np.asarray(input_ids, np.int32))
         embeds: Array = self.graphs.embedding({graph_io.INPUT_IDS: ids})[graph_io.INPUTS_EMBEDS].numpy()
-        return embeds
+        return place_features(embeds, visual_index, features)
 
     def new_caches(self, sequences: int, capacities: Sequence[int], before: Tensors | None = None) -> Tensors:
         """See `Backend.new_caches`."""
@@ -62,12 +67,19 @@ class TorchBackend:
                 caches[name][tuple(map(slice, before[name].shape))] = before[name]
         return caches
 
+    def has_room_for(self, chunks: Sequence[Chunk]) -> bool:
+        """A call takes any number of prompts."""
+        return True
+
     @torch.no_grad()
-    def extend(self, feeds: dict[str, Array], caches: Tensors) -> dict[str, Array]:
+    def extend(self, feeds: Feeds, caches: Tensors, wanted: Sequence[str]) -> dict[str, Array]:
         """One call of the language model; see `Backend.extend`."""
         outputs: Tensors = self.graphs.language_model(_tensors(feeds) | caches)
         caches.update({name: outputs[graph_io.present_name(name)] for name in caches})
-        return {name: outputs[name].numpy() for name in signatures.outputs_of_call(self.policy)}
+        return {name: outputs[name].numpy() for name in wanted}
+
+    def decode(self, feeds: Feeds, caches: Tensors, steps: int) -> None:
+        """None: each step is a call of its own."""
 
     @torch.no_grad()
     def logits_of_rows(self, feeds: dict[str, Array], caches: Tensors) -> Array:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fastmmoe.runtime.backends.base import Backend, embed_prompt
+from fastmmoe.runtime.backends.base import Backend, Steps, Timed
 from fastmmoe.runtime.backends.batch import Batch
+from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.bundle.manifest import Manifest
 from fastmmoe.runtime.cost.flops import count_prefill, vision_flops
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
@@ -71,11 +72,11 @@ class RequestStats:
 
 @dataclass(frozen=True)
 class Token:
-    """A token of one sequence of a run, and the logits [vocab] it was chosen from."""
+    """A token of one sequence of a run, and the logits [vocab] it was chosen from where the run has them."""
 
     sequence: int
     id: int
-    logits: Array
+    logits: Array | None = None
 
 
 class Run:
@@ -85,6 +86,7 @@ class Run:
         manifest: the manifest of the bundle that the backend runs.
         inputs: what each sequence is extended by.
         batch: sequences that go on, one for each; None = new ones.
+        has_logits: whether its tokens come with logits, which then leave the device at every step.
     Raises:
         InvalidRequest: options outside what the model or the method allows.
 
@@ -100,14 +102,18 @@ class Run:
         inputs: Sequence[ModelInputs],
         options: RequestOptions,
         batch: Batch | None = None,
+        *,
+        has_logits: bool = False,
     ) -> None:
         self._manifest, self._backend, self._inputs = manifest, backend, inputs
+        self._result = graph_io.LOGITS if has_logits else graph_io.NEXT_IDS
+        self._ahead: _Ahead | None = None
         self.batch = Batch(backend, len(inputs)) if batch is None else batch
         self._alpha = manifest.policy.alpha if options.alpha is None else options.alpha
         self._seed = options.seed
         self.schedules = [self._plan(options, one) for one in inputs]
         self.stats = [self._stats(sequence) for sequence in range(len(inputs))]
-        longest = manifest.processor.max_position_embeddings
+        longest = backend.longest
         # The last token of an answer is never fed back, so it needs no position: hence one more token than positions.
         room = [longest - n - len(i.input_ids) + 1 for n, i in zip(self.batch.lengths, inputs, strict=True)]
         self.max_new_tokens = [min(options.max_new_tokens, one) for one in room]
@@ -116,17 +122,20 @@ class Run:
 
     def tokens(self) -> Iterator[list[Token]]:
         """The next token of every sequence that is not finished. Ties: the smaller token id."""
-        logits, open_ones, count = self._prefill(), list(range(len(self._inputs))), 0
-        while True:
-            count += 1
-            tokens = [Token(i, int(np.argmax(values)), values) for i, values in zip(open_ones, logits, strict=True)]
-            for token in tokens:
-                self.unfed[token.sequence] = token.id
-            yield tokens
-            open_ones = [i for i in open_ones if not self._is_finished[i] and count < self.max_new_tokens[i]]
-            if not open_ones:
-                return
-            logits = self._decode(open_ones)
+        found, open_ones, count = self._prefill(), list(range(len(self._inputs))), 0
+        try:
+            while True:
+                count += 1
+                tokens = [_token(i, values) for i, values in zip(open_ones, found, strict=True)]
+                for token in tokens:
+                    self.unfed[token.sequence] = token.id
+                yield tokens
+                open_ones = [i for i in open_ones if not self._is_finished[i] and count < self.max_new_tokens[i]]
+                if not open_ones:
+                    return
+                found = self._decode(open_ones, min(self.max_new_tokens[i] for i in open_ones) - count)
+        finally:
+            self._leave_steps()
 
     def finish(self, sequence: int) -> None:
         """No more tokens of this sequence."""
@@ -177,44 +186,93 @@ class Run:
             features.append(self._backend.image_features(inputs.vision_inputs) if inputs.vision_inputs else None)
             stats.vision_ms = since(start)
         start = time.perf_counter()
-        chunks = [
-            Chunk(
-                i, embed_prompt(self._backend, inputs.input_ids, inputs.visual_index, found), inputs.visual_index, plan
-            )
-            for i, (inputs, found, plan) in enumerate(zip(self._inputs, features, self.schedules, strict=True))
-        ]
+        chunks = []
+        for i, (inputs, of_picture, plan) in enumerate(zip(self._inputs, features, self.schedules, strict=True)):
+            embeds = self._backend.embed(inputs.input_ids, inputs.visual_index, of_picture)
+            chunks.append(Chunk(i, embeds, inputs.visual_index, plan))
+        found = self._append(chunks)
+        # Features that were computed while the host went on have taken their time since.
+        late = [one.elapsed_ms() if isinstance(one, Timed) else 0.0 for one in features]
+        for i, stats in enumerate(self.stats):
+            stats.vision_ms += late[i]
+            stats.prefill_ms = max(since(start) - sum(late), 0.0)
+            stats.cache_lengths = self.batch.cache_lengths[i].tolist()
+        return found
+
+    def _append(self, chunks: list[Chunk]) -> Array:
+        """Logits or tokens after the prompts, in as few calls as the backend takes."""
         # The last token of an answer is never fed back.
         coming = [count - 1 for count in self.max_new_tokens]
-        logits = self.batch.extend(chunks, alpha=self._alpha, seed=self._seed, new_tokens=coming)
-        for i, stats in enumerate(self.stats):
-            stats.prefill_ms = since(start)
-            stats.cache_lengths = self.batch.cache_lengths[i].tolist()
-            stats.kept_index = self._kept_index(i)
-        return logits
+        calls: list[list[Chunk]] = []
+        for chunk in chunks:
+            if calls and self._backend.has_room_for([*calls[-1], chunk]):
+                calls[-1].append(chunk)
+            else:
+                calls.append([chunk])
+        self.batch.reserve(chunks, coming)
+        found = []
+        for call in calls:
+            found.append(self.batch.extend(call, alpha=self._alpha, seed=self._seed, result=self._result))
+            starts = np.cumsum([0, *(len(chunk.inputs_embeds) for chunk in call)])
+            for chunk, first, end in zip(call, starts[:-1], starts[1:], strict=True):
+                i = chunk.sequence_id
+                self.stats[i].kept_index = self._kept_index(self.schedules[i].sites, first, end, starts[-1])
+        return np.concatenate(found)
 
-    def _kept_index(self, sequence: int) -> list[Array]:
-        """Rows of one prompt that survive each stage of the method."""
-        starts = np.cumsum([0, *(len(inputs.input_ids) for inputs in self._inputs)])
-        first, end = starts[sequence], starts[sequence + 1]
-        rows, kept = np.arange(starts[-1]), []
+    def _kept_index(self, stages: Sequence[int], first: int, end: int, rows_of_call: int) -> list[Array]:
+        """Rows of one prompt, which are rows `first` to `end` of a call, that survive each stage of the method."""
+        rows, kept = np.arange(rows_of_call), []
         for site, kept_index in enumerate(self.batch.kept_index):
             rows = rows[kept_index]
-            if site in self.schedules[sequence].sites:
+            if site in stages:
                 kept.append(rows[(rows >= first) & (rows < end)] - first)
         return kept
 
-    def _decode(self, sequences: list[int]) -> Array:
+    def _decode(self, sequences: list[int], most: int) -> Array:
+        """Logits or tokens of the next step of these sequences, of whom none goes on by more than `most` steps."""
         start = time.perf_counter()
-        embeds = self._backend.embed(np.array([self.unfed[i] for i in sequences]))
-        chunks = [
-            Chunk(i, embed[None], NO_VISUAL_TOKENS, self.schedules[i].for_text())
-            for i, embed in zip(sequences, embeds, strict=True)
-        ]
-        logits = self.batch.extend(chunks, alpha=self._alpha, seed=self._seed)
+        found = self._next_ahead(sequences, most) if self._result == graph_io.NEXT_IDS else None
+        if found is None:
+            found = self.batch.extend(self._chunks(sequences), alpha=self._alpha, seed=self._seed, result=self._result)
         for i in sequences:
             self.unfed[i] = None
             self.stats[i].decode_ms.append(since(start))
-        return logits
+        return found
+
+    def _chunks(self, sequences: list[int]) -> list[Chunk]:
+        return [
+            Chunk(i, self._backend.embed(np.array([self.unfed[i]])), NO_VISUAL_TOKENS, self.schedules[i].for_text())
+            for i in sequences
+        ]
+
+    def _next_ahead(self, sequences: list[int], most: int) -> Array | None:
+        """The tokens of a step that the backend does by itself; None where it does none."""
+        if self._ahead is None or self._ahead.sequences != sequences:
+            self._leave_steps()
+            steps = self.batch.decode(self._chunks(sequences), alpha=self._alpha, steps=most)
+            if steps is None:
+                return None
+            self._ahead = _Ahead(sequences, steps)
+        return next(self._ahead.steps)
+
+    def _leave_steps(self) -> None:
+        """Steps that nobody will read are none: their rows in the caches will be written over."""
+        if self._ahead is not None:
+            self._ahead.steps.close()
+        self._ahead = None
+
+
+@dataclass(frozen=True)
+class _Ahead:
+    """Steps that a backend does by itself for these sequences."""
+
+    sequences: list[int]
+    steps: Steps
+
+
+def _token(sequence: int, found: Array) -> Token:
+    """found: its logits [vocab], or the id itself."""
+    return Token(sequence, int(np.argmax(found)), found) if found.ndim else Token(sequence, int(found))
 
 
 def since(start: float) -> float:

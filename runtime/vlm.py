@@ -98,6 +98,16 @@ class VLM:
         self.processor = Processor(self.manifest.processor, tokenizer)
         self.backend = load_backend(opened, Settings(portable=bool(portable), threads=threads))
 
+    def close(self) -> None:
+        """Give back what the model holds of a device; nothing may be asked any more. `with VLM(...) as vlm` does it."""
+        self.backend.close()
+
+    def __enter__(self) -> VLM:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def generate_stream(self, messages: Any, **options: Any) -> Iterator[Piece]:
         """Answer a conversation token by token, greedily.
 
@@ -179,7 +189,7 @@ class VLM:
         rows = self.processor.from_tensors(tensors)
         if not rows:
             raise InvalidRequest("input_ids has no rows: expected at least one")
-        for run in self._runs(rows, RequestOptions.of(options)):
+        for run in self._runs(rows, RequestOptions.of(options), has_logits=True):
             of_rows: list[list[Token]] = [[] for _ in run.stats]
             for tokens in run.tokens():
                 for token in tokens:
@@ -188,7 +198,7 @@ class VLM:
             stats += run.stats
         # A row near the model's longest sequence may have room for fewer tokens.
         count = min(map(len, steps))
-        logits = np.stack([[token.logits for token in row[:count]] for row in steps], axis=1)
+        logits = np.stack([[np.asarray(token.logits) for token in row[:count]] for row in steps], axis=1)
         ids = np.array([[token.id for token in row[:count]] for row in steps], np.int64)
         lengths = np.array([one.cache_lengths for one in stats], np.int64)
         single = len(steps) == 1
@@ -203,8 +213,8 @@ class VLM:
                 result[f"kept_index_stage{stage}" if single else f"row{row}_kept_index_stage{stage}"] = kept
         return result
 
-    def _runs(self, inputs: Sequence[ModelInputs], request: RequestOptions) -> list[Run]:
+    def _runs(self, inputs: Sequence[ModelInputs], request: RequestOptions, *, has_logits: bool = False) -> list[Run]:
         """The rows in one packed run, or in one each where the method cannot prune several at once."""
         method = request.method or self.manifest.policy.default_method
         groups = [[one] for one in inputs] if method == SPARSEVLM else [list(inputs)]
-        return [Run(self.manifest, self.backend, group, request) for group in groups]
+        return [Run(self.manifest, self.backend, group, request, has_logits=has_logits) for group in groups]

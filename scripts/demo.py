@@ -16,7 +16,7 @@ from fastmmoe.calibration.data import BUILTIN, QUESTIONS_PER_SCENE, Sample, load
 from fastmmoe.calibration.report.stages import StageTracer
 from fastmmoe.calibration.report.survivors import draw_survivors
 from fastmmoe.exporter.cli import main as export_main
-from fastmmoe.runtime.backends.base import embed_prompt
+from fastmmoe.runtime.backends.base import observable
 from fastmmoe.runtime.generation import Run
 from fastmmoe.runtime.method.call import Chunk
 from fastmmoe.runtime.request.options import RequestOptions
@@ -98,11 +98,10 @@ def print_table(rows: list[Row], align: Callable[[str, int], str]) -> None:
 def draw_fates(vlm: VLM, sample: Sample, path: Path) -> None:
     """Which patches each stage kept, merged and dropped while it was asked one question, as a PNG file."""
     inputs = vlm.processor(sample.messages)
-    embeds = embed_prompt(
-        vlm.backend, inputs.input_ids, inputs.visual_index, vlm.backend.image_features(inputs.vision_inputs)
-    )
+    features = vlm.backend.image_features(inputs.vision_inputs)
+    embeds = vlm.backend.embed(inputs.input_ids, inputs.visual_index, features)
     (schedule,) = Run(vlm.manifest, vlm.backend, [inputs], RequestOptions(retention=SHOWN_RETENTION)).schedules
-    stages = StageTracer(vlm.backend).trace(Chunk(0, embeds, inputs.visual_index, schedule))
+    stages = StageTracer(observable(vlm.backend)).trace(Chunk(0, embeds, inputs.visual_index, schedule))
     draw_survivors(inputs, vlm.manifest.processor, stages).save(path)
 
 

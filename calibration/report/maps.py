@@ -13,6 +13,7 @@ from fastmmoe.calibration.report.questions import Questions
 from fastmmoe.calibration.report.settings import FULL, Planner, Setting
 from fastmmoe.calibration.report.stages import Stage, StageTracer
 from fastmmoe.calibration.report.survivors import GONE, Rgb, View, draw_panels, draw_survivors, find_views
+from fastmmoe.runtime.backends.base import observable
 from fastmmoe.runtime.method.policy import FASTMMOE
 from fastmmoe.runtime.request.config import ProcessorConfig
 from fastmmoe.runtime.request.inputs import ModelInputs
@@ -43,7 +44,7 @@ def draw_maps(vlm: VLM, planner: Planner, questions: Questions, claimed: Setting
     count = min(count, questions.pictures)
     if count == 0:
         return []
-    tracer = StageTracer(vlm.backend)
+    tracer = StageTracer(observable(vlm.backend))
     chosen = {round(i * (questions.pictures - 1) / max(count - 1, 1)) for i in range(count)}
     first = {question.picture: number for number, question in reversed(list(enumerate(questions.items)))}
     maps = []

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastmmoe.calibration.data import Sample, identity_of
 from fastmmoe.calibration.report.settings import Planner, Prompt, Setting
-from fastmmoe.runtime.backends.base import Backend, embed_prompt
+from fastmmoe.runtime.backends.base import Backend
 from fastmmoe.runtime.backends.batch import Batch
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
@@ -89,7 +89,7 @@ class Questions:
         """A question's prompt with its picture's features, to be given to `Batch.extend` as sequence `row`."""
         question = self.items[number]
         features = self._image_features(backend, question)
-        embeds = embed_prompt(backend, question.input_ids, question.visual_index, features)
+        embeds = backend.embed(question.input_ids, question.visual_index, features)
         schedule = planner.schedule(setting, len(question.visual_index))
         return Chunk(row, embeds, question.visual_index, schedule)
 

@@ -83,7 +83,7 @@ class LanguageModel(nn.Module):
         logits = self.logits(x.index_select(0, rows.last))
         found = {
             graph_io.LOGITS: logits,
-            graph_io.NEXT_IDS: logits.argmax(-1).to(torch.int32),
+            graph_io.NEXT_IDS: _greatest(logits),
             # Of the call's own last rows: those that are left may be others.
             graph_io.NEXT_POSITION_IDS: inputs[graph_io.POSITION_IDS].index_select(0, last) + 1,
         }
@@ -178,3 +178,9 @@ class LanguageModel(nn.Module):
         compact = past_lengths.index_select(0, rows.sequence_ids) + row - first
         is_active = sites.is_active(SPARSEVLM)
         return compact if is_active is True else torch.where(torch.as_tensor(is_active), compact, rows.position_ids)
+
+
+def _greatest(logits: torch.Tensor) -> torch.Tensor:
+    """[A, vocab] -> int32 [A]: where the greatest is, -1 where one is NaN or infinite."""
+    is_finite = logits.abs().sum(-1) < float("inf")
+    return torch.where(is_finite, logits.argmax(-1).to(torch.int32), -1)

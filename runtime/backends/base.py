@@ -3,20 +3,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from fastmmoe.runtime.bundle.manifest import LanguageModelInfo
+from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk, Rows
 from fastmmoe.runtime.method.policy import Policy
 from fastmmoe.runtime.types import Array
 
 Caches: TypeAlias = Any
 """Key-value caches of some sequences, in whatever form and memory the backend keeps them."""
 
+Features: TypeAlias = Any
+"""What the vision graph makes of a request's pictures, likewise; len() counts its rows."""
+
+Steps: TypeAlias = Generator[Array, None, None]
+"""What decoding steps find, one after the other. To close it is to leave the rest."""
+
+Feeds: TypeAlias = dict[str, Any]
+"""Inputs of the language model by name: arrays, and as inputs_embeds what `Backend.embed` returned."""
+
 
 class Backend(Protocol):
     """A model's three graphs. One object may serve several threads, each with caches of its own.
+
+    What it holds of a device goes back when nobody has it any more, or at `close`.
 
     Errors of a library come as RunFailed with the graph's name; files that changed under it as BundleMismatch.
     """
@@ -33,11 +46,14 @@ class Backend(Protocol):
     def longest(self) -> int:
         """The most positions of a sequence."""
 
-    def image_features(self, vision_inputs: dict[str, Array]) -> Array:
-        """Features [V, H] of every visual position."""
+    def close(self) -> None:
+        """Give back what it holds of a device; nothing may be used any more."""
 
-    def embed(self, input_ids: Array) -> Array:
-        """Token embeddings [T, H] of input_ids [T]."""
+    def image_features(self, vision_inputs: dict[str, Array]) -> Features:
+        """Features [V, H] of every visual position. They may be used once."""
+
+    def embed(self, input_ids: Array, visual_index: Array = NO_VISUAL_TOKENS, features: Features | None = None) -> Rows:
+        """Embeddings [T, H] of a prompt's tokens [T], with the pictures' features [V, H] at its visual tokens [V]."""
 
     def new_caches(self, sequences: int, capacities: Sequence[int], before: Caches | None = None) -> Caches:
         """Caches of so many sequences, with room for so many rows of each in every layer group.
@@ -47,14 +63,38 @@ class Backend(Protocol):
                 used again.
         """
 
-    def extend(self, feeds: dict[str, Array], caches: Caches) -> dict[str, Array]:
+    def has_room_for(self, chunks: Sequence[Chunk]) -> bool:
+        """Whether one call takes all of these prompts; each by itself is tried in any case."""
+
+    def extend(self, feeds: Feeds, caches: Caches, wanted: Sequence[str]) -> dict[str, Array]:
         """One call of the language model, which writes its rows to the caches.
 
         Args:
             feeds: its inputs but the caches (`signatures.feeds`).
+            wanted: names of outputs.
         Returns:
-            Its outputs but the caches and their lengths.
+            Those outputs.
         """
+
+    def decode(self, feeds: Feeds, caches: Caches, steps: int) -> Steps | None:
+        """Greedy steps one after the other, of which the next may run before this one's tokens are read.
+
+        Args:
+            feeds: those of the first step: one token of each sequence.
+            steps: how many there will be at most.
+        Returns:
+            The chosen tokens, int32 [A], -1 where the logits are no numbers; as many times as there are steps. Where
+            it is left early, the caches may hold one row more of each sequence than was read. None: this backend
+            computes steps by `extend` alone.
+        """
+
+
+@runtime_checkable
+class Timed(Protocol):
+    """Features that are computed while the host goes on."""
+
+    def elapsed_ms(self) -> float:
+        """Milliseconds that the vision graph took; waits for it."""
 
 
 @dataclass(frozen=True)
@@ -66,19 +106,26 @@ class Observed:
     outputs: Mapping[str, int] = field(default_factory=dict)
 
 
+@runtime_checkable
 class Observable(Backend, Protocol):
     """A backend that can show what happens inside of its language model."""
 
     def observe(self, observed: Observed) -> Backend:
-        """The same language model, whose `extend` also returns these values of every node of the operator.
+        """The same language model, whose `extend` also returns these values of every node of the operator, unasked.
 
         The n-th node's are called `OPERATOR.NAME.n`.
         """
 
 
-def embed_prompt(backend: Backend, input_ids: Array, visual_index: Array, features: Array | None) -> Array:
-    """Embeddings [T, H] of a prompt, with the pictures' features [V, H] at its visual tokens; None = no pictures."""
-    embeds = backend.embed(input_ids)
+def observable(backend: Backend) -> Observable:
+    """The backend, where it is one that shows what happens inside; raises InvalidRequest where it is not."""
+    if not isinstance(backend, Observable):
+        raise InvalidRequest("engines do not show what happens inside of them: use a bundle exported with --target cpu")
+    return backend
+
+
+def place_features(embeds: Array, visual_index: Array, features: Array | None) -> Array:
+    """The embeddings [T, H], with the pictures' features [V, H] at the visual tokens; None = no pictures."""
     if features is not None:
         embeds[visual_index] = features
     return embeds

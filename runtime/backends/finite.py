@@ -12,28 +12,30 @@ from fastmmoe.runtime.method.call import Chunk
 from fastmmoe.runtime.types import Array
 
 
-def check_finite(logits: Array, chunks: Sequence[Chunk]) -> None:
-    """Raise NotFinite unless all logits [A, vocab] are numbers.
+def check_finite(found: Array, chunks: Sequence[Chunk]) -> None:
+    """Raise NotFinite unless all logits are numbers.
 
     Args:
+        found: logits [A, vocab], or what the graph chose by them, next_ids [A].
         chunks: what the rows of logits were computed from; they tell where the first such value is.
     """
-    if np.isfinite(logits).all():
+    # A decode step has no time for more than one look at its tokens.
+    if found.ndim == 1 and found.min() >= 0:
         return
-    row = int(np.flatnonzero(~np.isfinite(logits).all(axis=1))[0])
+    is_finite = found >= 0 if found.ndim == 1 else np.isfinite(found).all(axis=1)
+    if is_finite.all():
+        return
+    row = int(np.flatnonzero(~is_finite)[0])
     of_row = f"logits of row {row}" if len(chunks) > 1 else "logits"
     raise NotFinite(
-        f"the {of_row} hold {describe_values(logits[row])}: {_first_part(chunks[row])}; check the bundle with "
-        f"fastmmoe verify; if it is intact, its 16-bit weights or activations overflow: export with --dtype fp32"
+        f"the {of_row} hold NaN or infinity: {_first_part(chunks[row])}; check the bundle with fastmmoe verify; if it "
+        f"is intact, its 16-bit weights or activations overflow: export with --dtype fp32"
     )
 
 
-def describe_values(values: Array) -> str:
-    """How many of them are no numbers, such as "3 of 416 values NaN or infinite"."""
-    return f"{np.count_nonzero(~np.isfinite(values))} of {values.size} values NaN or infinite"
-
-
 def _first_part(chunk: Chunk) -> str:
+    if not isinstance(chunk.inputs_embeds, np.ndarray):
+        return "which graph computed them first is not known, as the embeddings stay on the device"
     bad = np.asarray(~np.isfinite(chunk.inputs_embeds).all(axis=1))
     visual = np.zeros(len(bad), bool)
     visual[chunk.visual_index] = True

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastmmoe.runtime.backends.base import Observed
+from fastmmoe.runtime.backends.base import Feeds, Observed, place_features
 from fastmmoe.runtime.backends.distribution import check_onnxruntime
 from fastmmoe.runtime.backends.fit import check_fit, check_operators, check_weight_files
 from fastmmoe.runtime.backends.native import register_native_ops
@@ -21,6 +21,7 @@ from fastmmoe.runtime.bundle.manifest import GRAPHS, LanguageModelInfo, Manifest
 from fastmmoe.runtime.bundle.mapped_files import MappedFiles
 from fastmmoe.runtime.errors import BundleMismatch, RunFailed
 from fastmmoe.runtime.machines.threads import check_threads, usable_cores
+from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
 from fastmmoe.runtime.method.policy import Policy
 from fastmmoe.runtime.types import Array
 
@@ -93,9 +94,8 @@ class OnnxRuntime:
         self._shown: dict[str, str] = {}
         self._sessions = {graph: self._load(graph, observed) for graph in graphs}
         self._weights = MappedFiles(directory / name for name in map(weights_file, graphs) if name in manifest.files)
-        self._wanted = signatures.outputs_of_call(manifest.policy)
         given = {tensor.name for tensor in signatures.signatures(manifest)["language_model"].inputs}
-        self._fetched = list(dict.fromkeys((*self._wanted, *(n for n in self._shown.values() if n not in given))))
+        self._unasked = [name for name in self._shown.values() if name not in given]
 
     @property
     def info(self) -> LanguageModelInfo:
@@ -112,13 +112,18 @@ class OnnxRuntime:
         """The most positions of a sequence."""
         return self.manifest.processor.max_position_embeddings
 
+    def close(self) -> None:
+        """Let the sessions go."""
+        self._sessions.clear()
+
     def image_features(self, vision_inputs: dict[str, Array]) -> Array:
         """Features [V, H] of every visual position."""
         return self._run("vision", graph_io.IMAGE_FEATURES, vision_inputs)
 
-    def embed(self, input_ids: Array) -> Array:
-        """Token embeddings [T, H] of input_ids [T]."""
-        return self._run("embedding", graph_io.INPUTS_EMBEDS, {graph_io.INPUT_IDS: input_ids.astype(np.int32)})
+    def embed(self, input_ids: Array, visual_index: Array = NO_VISUAL_TOKENS, features: Array | None = None) -> Array:
+        """Embeddings [T, H] of a prompt; see `Backend.embed`."""
+        embeds = self._run("embedding", graph_io.INPUTS_EMBEDS, {graph_io.INPUT_IDS: input_ids.astype(np.int32)})
+        return place_features(embeds, visual_index, features)
 
     def new_caches(self, sequences: int, capacities: Sequence[int], before: BoundCaches | None = None) -> BoundCaches:
         """See `Backend.new_caches`."""
@@ -129,16 +134,23 @@ class OnnxRuntime:
             arrays[name][tuple(map(slice, old.shape))] = old
         return BoundCaches(self._sessions["language_model"], arrays)
 
-    def extend(self, feeds: dict[str, Array], caches: BoundCaches) -> dict[str, Array]:
+    def has_room_for(self, chunks: Sequence[Chunk]) -> bool:
+        """A call takes any number of prompts."""
+        return True
+
+    def extend(self, feeds: Feeds, caches: BoundCaches, wanted: Sequence[str]) -> dict[str, Array]:
         """One call of the language model; see `Backend.extend`."""
         self._weights.check_unchanged()
         values = {name: np.ascontiguousarray(value) for name, value in feeds.items()}
         with _naming_the_graph("language_model"):
-            outputs = caches.run(values, self._fetched)
+            outputs = caches.run(values, list(dict.fromkeys((*wanted, *self._unasked))))
         self._weights.check_unchanged()
         # A value that is observed may be an input of the graph, and the same one for several nodes.
         shown = {label: outputs[name] if name in outputs else feeds[name] for label, name in self._shown.items()}
-        return {name: outputs[name] for name in self._wanted} | shown
+        return {name: outputs[name] for name in wanted} | shown
+
+    def decode(self, feeds: Feeds, caches: BoundCaches, steps: int) -> None:
+        """None: each step is a call of its own."""
 
     def observe(self, observed: Observed) -> OnnxRuntime:
         """The same language model with further outputs; see `Observable`. Needs the package onnx, to name them."""

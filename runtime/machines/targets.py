@@ -128,8 +128,6 @@ CUDA_KERNELS = KernelLimits(
 )
 """Those of kernel.h in plugins/sparse_moe/cuda and plugins/attention/cuda; a test compares them."""
 
-_NO_ENGINE_RUNTIME = "This version does not run engines; to try the model here, export with --target cpu"
-
 _with_engines = functools.partial(
     Target,
     dtypes=("fp16", "bf16"),
@@ -163,15 +161,15 @@ TARGETS = {
             name="jetson-orin",
             devices=("orin-nano-8gb", "orin-nx-16gb", "agx-orin-64gb"),
             tensorrt=JETSON_ORIN,
-            next_step="copy {out} to the Jetson and build its engines there: fastmmoe build {out}. "
-            + _NO_ENGINE_RUNTIME,
+            next_step="copy {out} to the Jetson and build its engines there: fastmmoe build {out}. To try the model "
+            "here, export with --target cpu",
         ),
         _with_engines(
             name="rtx",
             devices=("a100-sxm-80gb", "l4"),
             tensorrt=RTX,
-            next_step="the engines are there; to build them with other limits: fastmmoe build {out}. "
-            + _NO_ENGINE_RUNTIME,
+            next_step="the engines are there: fastmmoe run {out} --image a.png --prompt '...'; to build them with "
+            "other limits: fastmmoe build {out}",
         ),
     )
 }

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from fastmmoe.runtime.types import Array
 
 NO_VISUAL_TOKENS = np.zeros(0, np.int32)
 
+Rows: TypeAlias = Any
+"""Embeddings of T tokens: an array [T, H], or what a backend that keeps them elsewhere stands for; len() is T."""
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -23,12 +27,12 @@ class Chunk:
 
     Attributes:
         sequence_id: number of the sequence among those of the caches.
-        inputs_embeds: [T, H].
+        inputs_embeds: [T, H], from `Backend.embed`.
         visual_index: int32 [V], rows that are visual tokens, ascending; the schedule is for V.
     """
 
     sequence_id: int
-    inputs_embeds: Array
+    inputs_embeds: Rows
     visual_index: Array
     schedule: Schedule
 
@@ -107,6 +111,11 @@ class Call:
     def recycle(self, site: int) -> list[int]:
         """Tokens that a site of sparsevlm recycles, of each sequence."""
         return [chunk.schedule.recycle[site] for chunk in self.chunks]
+
+    def inputs_embeds(self) -> Rows:
+        """Embeddings of all rows; of a backend that keeps them elsewhere, a list with those of each sequence."""
+        rows = [chunk.inputs_embeds for chunk in self.chunks]
+        return np.concatenate(rows) if isinstance(rows[0], np.ndarray) else rows
 
     def positions(self) -> Array:
         """Original position of every row."""

@@ -6,18 +6,23 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
 from fastmmoe.exporter.cli import main as export_main
+from fastmmoe.plugins import tensorrt_library_path
 from fastmmoe.runtime.cli.command import SIGNALS
 from fastmmoe.runtime.cli.main import main as run_main
 from fastmmoe.runtime.types import Array
 from fastmmoe.runtime.vlm import VLM
+from tests.support.double import Double
 
 Tensors = dict[str, Array]
 
@@ -198,3 +203,33 @@ def refusal(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
         return lines[0]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def demo_bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The built-in model for the CPU, and with engines of the double for up to three sequences. Do not change them."""
+    library = tensorrt_library_path("x86_64")
+    if not library.is_file():
+        pytest.skip(f"needs {library}: make plugins")
+    root = tmp_path_factory.mktemp("demo")
+    cpu, rtx = root / "cpu", root / "rtx"
+    assert export_main(["demo", str(cpu)]) == 0
+    environment = Double().environment()
+    for command in (
+        ["fastmmoe.exporter.cli", "demo", str(rtx), "--target", "rtx"],
+        ["fastmmoe.runtime.cli.main", "build", str(rtx), "--max-batch", "3", "--max-tokens", "900"],
+    ):
+        subprocess.run([sys.executable, "-m", *command], env=environment, check=True, capture_output=True, timeout=900)
+    return cpu, rtx
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Scenes of one figure each."""
+    root, paths = tmp_path_factory.mktemp("pictures"), []
+    for name, shape in (("red", "rectangle"), ("blue", "ellipse"), ("green", "rectangle")):
+        image = Image.new("RGB", (96, 96), (120, 120, 120))
+        getattr(ImageDraw.Draw(image), shape)((10, 30, 40, 60), fill=name)
+        image.save(root / f"{name}.png")
+        paths.append(str(root / f"{name}.png"))
+    return paths

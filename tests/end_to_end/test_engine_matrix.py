@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole models of both families become engines: every family, element type and weight format at least once.
 
-TensorRT-RTX parses, plans and builds them with the real plugin for SM 80, 86, 89 and 120; nothing here runs an engine.
+TensorRT-RTX parses, plans and builds them with the real plugin for SM 80, 86, 89 and 120. The double of TensorRT builds
+them again and runs them, beside the model in torch.
 The check against torch that an export makes is left to test_engines.py.
 """
 
@@ -22,6 +23,7 @@ from safetensors.numpy import load_file, save_file
 from fastmmoe.exporter.checkpoint.reader import Checkpoint
 from fastmmoe.exporter.config import DEMO, checkpoint_directory
 from fastmmoe.exporter.export import write_graphs
+from fastmmoe.exporter.graph.expert_inputs import make_expert_inputs
 from fastmmoe.exporter.manifest import build_manifest
 from fastmmoe.exporter.model import Model, Precision
 from fastmmoe.exporter.ops.quantise import Packing
@@ -30,9 +32,11 @@ from fastmmoe.exporter.pruning.settings import MethodOption, PolicyOptions
 from fastmmoe.exporter.targets import opset
 from fastmmoe.plugins import tensorrt_library_path
 from fastmmoe.runtime.backends.tensorrt.build import BuildOptions, build_engines
-from fastmmoe.runtime.bundle.manifest import PLUGIN, TOKENIZER, write_manifest
+from fastmmoe.runtime.bundle.manifest import PLUGIN, TOKENIZER, Engines, read_manifest, write_manifest
 from fastmmoe.runtime.bundle.plugin_library import find_plugin
 from fastmmoe.runtime.machines.targets import RTX, TARGETS
+from tests.support.double import installed
+from tests.support.engine_runs import check_runs
 from tests.support.tensorrt_operators import READ_BY_TENSORRT_10_1
 
 # dsvl2-mla has latent attention; gpt-oss has biases, sinks and sliding layers.
@@ -116,13 +120,31 @@ def write_bundle(
     out.mkdir()
     dtype = {torch.float16: "fp16", torch.bfloat16: "bf16"}[precision.experts]
     write_graphs(out, model, opset=opset(TARGETS["rtx"], dtype), portable=False, say=print)
+    inputs = make_expert_inputs(out / "language_model.onnx")
     shutil.copyfile(library, out / PLUGIN)
     shutil.copyfile(source / TOKENIZER, out / TOKENIZER)
     manifest = build_manifest(
-        out, source.name, model, processor, target="rtx", dtype=dtype, portable=False, plugin=plugin
+        out,
+        source.name,
+        model,
+        processor,
+        target="rtx",
+        dtype=dtype,
+        portable=False,
+        plugin=plugin,
+        expert_inputs=inputs,
     )
     write_manifest(out, manifest)
     return model
+
+
+def check_sizes(out: Path, engines: Engines) -> None:
+    """An engine holds its graph's weights, but for the experts', which it takes as inputs."""
+    experts = sum(tensor.bytes for tensor in read_manifest(out).experts.inputs.values())
+    for graph in GRAPHS:
+        weights = (out / f"{graph}.data").stat().st_size - (experts if graph == "language_model" else 0)
+        assert engines.files[f"{graph}.engine"].bytes > 0.9 * weights
+    assert experts > 0
 
 
 def check_operators(out: Path, version: int) -> None:
@@ -134,7 +156,7 @@ def check_operators(out: Path, version: int) -> None:
 
 
 @pytest.mark.parametrize(("name", "dtype", "packing"), MODELS, ids=str)
-def test_engines_are_built(
+def test_engines_are_built_and_run(
     name: str, dtype: torch.dtype, packing: Packing | None, wide_checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     skip_without_tools()
@@ -145,10 +167,8 @@ def test_engines_are_built(
     engines = build_engines(out, say=lines.append)
     assert engines.compute_capabilities == (80, 86, 89, 120)
     assert list(engines.files) == [f"{graph}.engine" for graph in GRAPHS]
-    for graph in GRAPHS:
-        assert any(line.startswith(f"built {graph}:") for line in lines)
-        # An engine holds its graph's weights.
-        assert engines.files[f"{graph}.engine"].bytes > 0.9 * (out / f"{graph}.data").stat().st_size
+    assert [line.split(":")[0] for line in lines if line.startswith("built ")] == [f"built {graph}" for graph in GRAPHS]
+    check_sizes(out, engines)
     check_operators(out, 20 if dtype == torch.float16 else 22)
     nodes = onnx.load(out / "language_model.onnx", load_external_data=False).graph.node
     experts = [node for node in nodes if node.op_type == "FmmSparseMoE"]
@@ -156,19 +176,31 @@ def test_engines_are_built(
     formats = {onnx.helper.get_node_attr_value(node, "weight_format").decode() for node in experts}
     assert formats == {"float" if packing is None else packing.weight_format}
     assert sum(node.op_type == "FmmTokenPrune" for node in nodes) == 3
+    with installed() as double:
+        check_runs(out, float32_twin(source, model), double, {"method": "none"}, {"retention": 0.5}, {"retention": 0.2})
+
+
+def float32_twin(source: Path, model: Model, method: MethodOption = "fastmmoe") -> Model:
+    """The model in float32 with exactly the values of its exported weights."""
+    options = PolicyOptions(prune_layers=next(iter(model.policy.prune_layers.values())), method=method)
+    return Model(Checkpoint(source), options, model.precision.float32_twin())
 
 
 def test_engines_of_a_comparison_bundle(wide_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     """The sites of every method in one engine, sparsevlm's of standard operators among them."""
     skip_without_tools()
     out, precision = tmp_path / "out", Precision(torch.float16, torch.float16)
-    model = write_bundle(wide_checkpoint("internvl-qwen3moe"), out, precision, (1, 2, 3), "all")
+    source = wide_checkpoint("internvl-qwen3moe")
+    model = write_bundle(source, out, precision, (1, 2, 3), "all")
     assert len(model.policy.sites) == 7
     engines = build_engines(out, say=print)
-    assert engines.files["language_model.engine"].bytes > 0.9 * (out / "language_model.data").stat().st_size
+    check_sizes(out, engines)
     check_operators(out, 20)
     nodes = onnx.load(out / "language_model.onnx", load_external_data=False).graph.node
     assert sum(node.op_type == "FmmTokenPrune" for node in nodes) == 4
+    requests = [{"method": method, "retention": 0.5} for method in model.policy.prune_layers]
+    with installed() as double:
+        check_runs(out, float32_twin(source, model, "all"), double, *requests)
 
 
 def test_latent_attention_of_true_width(wide_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
@@ -176,10 +208,7 @@ def test_latent_attention_of_true_width(wide_checkpoint: Callable[[str], Path], 
     source = write_latent_checkpoint(wide_checkpoint("dsvl2-mla"), tmp_path / "latent")
     model = write_bundle(source, tmp_path / "out", Precision(torch.float16, torch.float16), (1, 2, 3))
     assert model.config.kv_lora_rank + model.config.rope_dim == 576
-    engines = build_engines(tmp_path / "out", say=print)
-    assert (
-        engines.files["language_model.engine"].bytes > 0.9 * (tmp_path / "out" / "language_model.data").stat().st_size
-    )
+    check_sizes(tmp_path / "out", build_engines(tmp_path / "out", say=print))
 
 
 @pytest.mark.slow
@@ -190,7 +219,7 @@ def test_as_many_layers_as_a_published_model(wide_checkpoint: Callable[[str], Pa
     model = write_bundle(source, out, Precision(torch.float16, torch.float16), (5, 8, 12))
     engines = build_engines(out, BuildOptions(max_batch=4), say=print)
     assert engines.compute_capabilities == (80, 86, 89, 120) and engines.limits.max_batch == 4
-    assert engines.files["language_model.engine"].bytes > 0.9 * (out / "language_model.data").stat().st_size
+    check_sizes(out, engines)
     graph = onnx.load(out / "language_model.onnx", load_external_data=False).graph
     attention = [node for node in graph.node if node.op_type == "FmmAttention"]
     assert len(attention) == len(model.config.moe_layers) == DEEP

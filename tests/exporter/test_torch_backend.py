@@ -85,7 +85,8 @@ def test_a_call_leaves_its_rows_in_the_caches() -> None:
     given = {"logits": torch.ones(1, 5), "next_ids": torch.ones(1), "present.0.key": torch.ones(2), **kept}
     model, zeros = Recorder(**given), torch.zeros(1)
     caches = {PAST: zeros}
-    outputs = backend(language_model=model).extend({graph_io.ALPHA: np.ones(1, np.float32)}, caches)
+    feeds = {graph_io.ALPHA: np.ones(1, np.float32)}
+    outputs = backend(language_model=model).extend(feeds, caches, ["logits", *kept])
     assert model.given.keys() == {graph_io.ALPHA, PAST} and model.given[PAST] is zeros
     assert {name: value.tolist() for name, value in outputs.items()} == {
         "logits": [[1.0] * 5],

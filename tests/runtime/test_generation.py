@@ -33,9 +33,15 @@ def inputs_of(tokens: int, visual: int = 0) -> ModelInputs:
     return ModelInputs(np.full(tokens, 4, np.int32), index, pictures, (2,) if visual else ())
 
 
-def run_of(*inputs: ModelInputs, echo: Echo | None = None, batch: Batch | None = None, **options: Any) -> Run:
+def run_of(
+    *inputs: ModelInputs,
+    echo: Echo | None = None,
+    batch: Batch | None = None,
+    has_logits: bool = False,
+    **options: Any,
+) -> Run:
     backend = Echo(MANIFEST.language_model, MANIFEST.policy) if echo is None else echo
-    return Run(MANIFEST, backend, inputs, RequestOptions.of(options), batch)
+    return Run(MANIFEST, backend, inputs, RequestOptions.of(options), batch, has_logits=has_logits)
 
 
 @pytest.fixture
@@ -68,7 +74,41 @@ def test_each_token_is_fed_to_the_next_call(echo: Echo) -> None:
 
 def test_the_smaller_token_wins_a_tie() -> None:
     (step,) = run_of(inputs_of(3), max_new_tokens=1).tokens()
-    assert step[0].id == 0 and step[0].logits.tolist() == [0.5] * VOCAB
+    (with_logits,) = run_of(inputs_of(3), max_new_tokens=1, has_logits=True).tokens()
+    assert step[0].id == with_logits[0].id == 0
+    assert step[0].logits is None and np.array_equal(with_logits[0].logits, [0.5] * VOCAB)  # type: ignore[arg-type]
+
+
+def test_steps_that_the_backend_does_by_itself(echo: Echo) -> None:
+    """The shortest answer ends them, and so does a sequence that stops; the rest go on from where they are."""
+    echo.steps_ahead = True
+    run = run_of(inputs_of(6), inputs_of(4), inputs_of(5), echo=echo, max_new_tokens=6)
+    run.max_new_tokens[2] = 4
+    steps = []
+    for step in run.tokens():
+        steps.append(said([step])[0])
+        if len(steps) == 2:
+            run.finish(0)
+    assert steps == [
+        [(0, 3), (1, 3), (2, 3)],
+        [(0, 4), (1, 4), (2, 4)],
+        [(1, 5), (2, 5)],
+        [(1, 6), (2, 6)],
+        [(1, 7)],
+        [(1, 8)],
+    ]
+    assert run.batch.lengths == [7, 9, 8] and run.unfed == [4, 8, 6]
+    assert [len(call[graph_io.SEQUENCE_IDS]) for call in echo.calls] == [15, 3, 2, 2, 1, 1]
+
+
+def test_steps_that_nobody_reads_are_left(echo: Echo) -> None:
+    echo.steps_ahead = True
+    run = run_of(inputs_of(6), echo=echo, max_new_tokens=6)
+    tokens = run.tokens()
+    for _ in range(3):
+        next(tokens)
+    tokens.close()  # type: ignore[attr-defined]
+    assert run.batch.lengths == [8] and run.unfed == [5]
 
 
 def test_a_sequence_that_is_finished_says_no_more(echo: Echo) -> None:
@@ -87,6 +127,7 @@ def test_a_sequence_that_is_finished_says_no_more(echo: Echo) -> None:
 def test_an_answer_ends_with_the_models_positions(tokens: int, most: int, echo: Echo) -> None:
     """The last token is never fed, so it needs no position."""
     echo.logits = 0.5
+    echo.longest = LONGEST
     run = run_of(inputs_of(tokens), echo=echo, max_new_tokens=10)
     assert run.max_new_tokens == [most]
     assert len(list(run.tokens())) == most and run.batch.lengths[0] <= LONGEST

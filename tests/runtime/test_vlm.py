@@ -54,7 +54,7 @@ def test_no_conversations(conversations: Any) -> None:
 def echo_vlm(processor: Processor | None = None) -> tuple[VLM, Echo]:
     """The small manifest's, on a backend that computes nothing, and that backend."""
     manifest = toy_manifest("deepseek_vl2")
-    echo = Echo(manifest.language_model, manifest.policy)
+    echo = Echo(manifest.language_model, manifest.policy, longest=manifest.processor.max_position_embeddings)
     vlm: Any = object.__new__(VLM)
     vlm.manifest, vlm.backend = manifest, echo
     vlm.processor = Processor(manifest.processor, None) if processor is None else processor
@@ -96,7 +96,8 @@ def test_outputs_of_one_row_of_tensors() -> None:
 
 def test_outputs_of_several_rows_of_tensors() -> None:
     """Padding is taken away, and the longest row decides how many tokens there are."""
-    vlm, _ = echo_vlm()
+    vlm, echo = echo_vlm()
+    echo.longest = 64
     mask = np.ones((2, 63), np.int64)
     mask[1, :60] = 0
     found = vlm.run_tensors({"input_ids": np.full((2, 63), 4), "attention_mask": mask}, max_new_tokens=5)
@@ -140,7 +141,7 @@ def test_why_an_answer_ended(said: str, reason: str, processor: MakeProcessor) -
 def test_messages_become_one_request(processor: MakeProcessor, monkeypatch: pytest.MonkeyPatch) -> None:
     make, given = processor("internvl-qwen3moe"), []
 
-    def run_of(_manifest: Any, _backend: Any, inputs: list[Any], options: Any) -> ScriptedRun:
+    def run_of(_manifest: Any, _backend: Any, inputs: list[Any], options: Any, **_: Any) -> ScriptedRun:
         given.append((len(inputs), options))
         return ScriptedRun([[*b"ok"] for _ in inputs], inputs, [[] for _ in inputs], [2] * len(inputs))
 

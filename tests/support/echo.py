@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fastmmoe.runtime.backends.base import Feeds, Steps, place_features
 from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.bundle.manifest import LanguageModelInfo
 from fastmmoe.runtime.bundle.signatures import layer_groups
+from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
 from fastmmoe.runtime.method.policy import Policy
 from fastmmoe.runtime.types import Array
 
@@ -39,6 +41,8 @@ class Echo:
         pictures: inputs of the vision graph.
         logits: of every token, or a function of the call's feeds that gives them for each sequence.
         longest: positions of a sequence at most.
+        steps_ahead: whether it decodes by itself.
+        prompts_together: prompts of one call.
     """
 
     info: LanguageModelInfo
@@ -48,15 +52,21 @@ class Echo:
     pictures: list[dict[str, Array]] = field(default_factory=list)
     logits: float | Callable[[dict[str, Array]], Array] = 0.5
     longest: int = 1 << 16
+    steps_ahead: bool = False
+    prompts_together: int = 1 << 16
+
+    def close(self) -> None:
+        """There is nothing to give back."""
 
     def image_features(self, vision_inputs: dict[str, Array]) -> Array:
         """-1 for every row of the layout."""
         self.pictures.append(vision_inputs)
         return np.full((len(vision_inputs[graph_io.LAYOUT_INDEX]), self.info.hidden_size), -1, np.float32)
 
-    def embed(self, input_ids: Array) -> Array:
+    def embed(self, input_ids: Array, visual_index: Array = NO_VISUAL_TOKENS, features: Array | None = None) -> Array:
         """Rows of the ids themselves."""
-        return np.repeat(np.asarray(input_ids, np.float32)[:, None], self.info.hidden_size, axis=1)
+        embeds = np.repeat(np.asarray(input_ids, np.float32)[:, None], self.info.hidden_size, axis=1)
+        return place_features(embeds, visual_index, features)
 
     def new_caches(self, sequences: int, capacities: Sequence[int], before: EchoCaches | None = None) -> EchoCaches:
         """Caches of no rows, or of those before."""
@@ -68,20 +78,36 @@ class Echo:
         self.made.append(EchoCaches(tuple(capacities), lengths))
         return self.made[-1]
 
-    def extend(self, feeds: dict[str, Array], caches: EchoCaches) -> dict[str, Array]:
+    def has_room_for(self, chunks: Sequence[Chunk]) -> bool:
+        """As many as `prompts_together`."""
+        return len(chunks) <= self.prompts_together
+
+    def extend(self, feeds: Feeds, caches: EchoCaches, wanted: Sequence[str]) -> dict[str, Array]:
         """A site keeps the first rows."""
         self._write(feeds, caches)
         self.calls.append(feeds)
         sequences = len(feeds[graph_io.SEQUENCE_OFFSETS]) - 1
         found = self.logits(feeds) if callable(self.logits) else np.float32(self.logits)
         logits = np.broadcast_to(np.asarray(found, np.float32), (sequences, self.info.vocab_size))
-        outputs: dict[str, Array] = {graph_io.LOGITS: logits, "more": np.array([7])}
+        outputs = {graph_io.LOGITS: logits, graph_io.NEXT_IDS: logits.argmax(1).astype(np.int32)}
         visual, rows = len(feeds[graph_io.VISUAL_INDEX]), len(feeds[graph_io.POSITION_IDS])
         for s in range(len(self.policy.sites)):
             kept = len(feeds[graph_io.keep_slots(s)])
             rows, visual = rows - visual + kept, kept
             outputs[graph_io.kept_index(s)] = np.arange(rows)
-        return outputs
+        return {name: outputs[name] for name in wanted} | {"more": np.array([7])}
+
+    def decode(self, feeds: Feeds, caches: EchoCaches, steps: int) -> Steps | None:
+        """One call after the other, where `steps_ahead` says so."""
+        return self._steps(feeds, caches, steps) if self.steps_ahead else None
+
+    def _steps(self, feeds: Feeds, caches: EchoCaches, steps: int) -> Steps:
+        for _ in range(steps):
+            next_ids = self.extend(feeds, caches, [graph_io.NEXT_IDS])[graph_io.NEXT_IDS]
+            yield next_ids
+            lengths = {graph_io.past_lengths(g): one.astype(np.int32) for g, one in enumerate(caches.lengths)}
+            positions = feeds[graph_io.POSITION_IDS] + 1
+            feeds = feeds | lengths | {graph_io.INPUTS_EMBEDS: self.embed(next_ids), graph_io.POSITION_IDS: positions}
 
     def _write(self, feeds: dict[str, Array], caches: EchoCaches) -> None:
         """Count the rows of a call."""

@@ -90,7 +90,7 @@ def build_engine(trt: Any, request: EngineRequest) -> FileEntry:
         EngineBuildFailed: TensorRT cannot start, cannot load the plugin, or refuses the graph or the profiles.
         OSError: the engine cannot be written.
     """
-    logger = _make_logger(trt)
+    logger = make_logger(trt)
     try:
         builder = trt.Builder(logger)
     except TypeError as error:  # what its bindings make of a builder that is a null pointer
@@ -117,7 +117,9 @@ def build_engine(trt: Any, request: EngineRequest) -> FileEntry:
     return entry
 
 
-def _make_logger(trt: Any) -> Any:
+def make_logger(trt: Any) -> Any:
+    """A logger of TensorRT's that keeps errors, in `errors`."""
+
     class Logger(trt.ILogger):
         """Keeps the errors: the first is the cause of those after it."""
 

@@ -20,7 +20,7 @@ from fastmmoe.calibration.report.settings import Planner, Setting
 from fastmmoe.calibration.report.stages import Fate, StageTracer
 from fastmmoe.exporter.cli import main as export
 from fastmmoe.exporter.ops.token_prune.contract import TOKEN_PRUNE
-from fastmmoe.runtime.backends.base import Observed
+from fastmmoe.runtime.backends.base import Observed, observable
 from fastmmoe.runtime.backends.batch import Batch
 from fastmmoe.runtime.bundle.manifest import read_manifest, write_manifest
 from fastmmoe.runtime.cli.main import main as fastmmoe
@@ -126,7 +126,7 @@ def test_random_choices_hang_on_seed_and_picture_alone(
 def test_observed_inputs_outlive_their_call(vlm: VLM, questions: Questions, bundle_planner: Planner) -> None:
     chunk = questions.chunk(vlm.backend, bundle_planner, Setting("fastmmoe", 0.3), 0)
     place = [tensor.name for tensor in TOKEN_PRUNE.inputs].index("keep_offsets")
-    batch = Batch(vlm.backend.observe(Observed(TOKEN_PRUNE.name, {"keep_offsets": place})))
+    batch = Batch(observable(vlm.backend).observe(Observed(TOKEN_PRUNE.name, {"keep_offsets": place})))
     batch.extend([chunk], alpha=0.5)
     observed = batch.observed[f"{TOKEN_PRUNE.name}.keep_offsets.0"]
     assert observed[0] == 0 and observed[1] in chunk.schedule.keep
@@ -137,7 +137,7 @@ def test_observed_inputs_outlive_their_call(vlm: VLM, questions: Questions, bund
 def test_stages_agree_with_the_runtime(bundle: Path, vlm: VLM, questions: Questions, bundle_planner: Planner) -> None:
     setting = Setting("fastmmoe", 0.3)
     chunk = questions.chunk(vlm.backend, bundle_planner, setting, 0)
-    stages = StageTracer(vlm.backend).trace(chunk)
+    stages = StageTracer(observable(vlm.backend)).trace(chunk)
     stats = vlm.generate(questions.items[0].sample.messages, method="fastmmoe", retention=0.3, max_new_tokens=1).stats
     assert [stage.layer for stage in stages] == [1, 2, 3]
     window, alive = vlm.manifest.policy.window, stats.visual_tokens

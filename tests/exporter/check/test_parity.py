@@ -250,7 +250,7 @@ class Counter:
     def new_caches(self, sequences: int, capacities: tuple[int, ...], before: object = None) -> list[Any]:
         return []
 
-    def extend(self, feeds: dict[str, Any], caches: list[Any]) -> dict[str, Any]:
+    def extend(self, feeds: dict[str, Any], caches: list[Any], wanted: list[str]) -> dict[str, Any]:
         self.calls += 1
         logits = np.eye(9, dtype=np.float32)[[self.calls]]
         kept = {graph_io.kept_index(s): np.arange(3) for s in range(len(self.policy.sites))}

@@ -6,7 +6,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fastmmoe.runtime.backends.base import embed_prompt
 from tests.support.echo import Echo
 from tests.support.manifests import toy_manifest
 
@@ -20,10 +19,10 @@ def echo() -> Echo:
 
 def test_features_stand_at_the_visual_tokens(echo: Echo) -> None:
     features = np.array([[10.0], [20.0]], np.float32).repeat(echo.info.hidden_size, axis=1)
-    embeds = embed_prompt(echo, np.array([5, 9, 9, 6]), np.array([1, 2]), features)
+    embeds = echo.embed(np.array([5, 9, 9, 6]), np.array([1, 2]), features)
     assert embeds.shape == (4, echo.info.hidden_size)
     assert embeds[:, 0].tolist() == embeds[:, -1].tolist() == [5, 10, 20, 6]
 
 
 def test_without_pictures_there_are_words_alone(echo: Echo) -> None:
-    assert embed_prompt(echo, np.array([5, 6]), np.zeros(0, np.int32), None)[:, 0].tolist() == [5, 6]
+    assert echo.embed(np.array([5, 6]))[:, 0].tolist() == [5, 6]

@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pytest
 
+from fastmmoe.runtime.backends.base import Steps
 from fastmmoe.runtime.backends.batch import Batch, round_up
 from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.errors import InvalidRequest, NotFinite
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
 from fastmmoe.runtime.method.schedule import plan_request
-from tests.support.echo import Echo
+from tests.support.echo import Echo, scores_of
 from tests.support.manifests import toy_manifest
 
 
@@ -185,3 +189,103 @@ def test_logits_that_are_no_numbers_are_refused(echo: Echo) -> None:
     echo.logits = np.nan
     with pytest.raises(NotFinite, match="the language model computed them"):
         Batch(echo).extend([chunk_of(echo, 0, 5, 2)], alpha=0.3)
+
+
+def test_a_backend_without_steps_of_its_own(echo: Echo) -> None:
+    """Nothing counts as cached; the room is there already."""
+    batch = Batch(echo, 2)
+    batch.extend([chunk_of(echo, 0, 250, 0)], alpha=0.3)
+    assert batch.decode([chunk_of(echo, 0, 1, 0)], alpha=0.3, steps=7) is None
+    assert (batch.lengths, batch.capacities, len(echo.calls)) == ([250, 0], (512,) * 3, 1)
+
+
+def stepping(echo: Echo, *lengths: int) -> Batch:
+    """A batch of sequences of these lengths, whose backend runs steps ahead."""
+    echo.steps_ahead = True
+    batch = Batch(echo, len(lengths))
+    batch.extend([chunk_of(echo, i, length, 0) for i, length in enumerate(lengths)], alpha=0.3)
+    return batch
+
+
+def test_steps_are_counted_as_they_are_read(echo: Echo) -> None:
+    """Of the sequences of the call alone."""
+    batch = stepping(echo, 30, 12, 7)
+    scores = scores_of(4, 6, vocab_size=echo.info.vocab_size)
+    echo.logits = lambda _: scores
+    steps = batch.decode([chunk_of(echo, 2, 1, 0), chunk_of(echo, 0, 1, 0)], alpha=0.3, steps=3)
+    assert steps is not None and batch.lengths == [30, 12, 7]
+    for count in (1, 2, 3):
+        assert next(steps).tolist() == [4, 6]
+        assert batch.lengths == [30 + count, 12, 7 + count]
+        assert batch.cache_lengths.tolist() == [[30 + count] * 4, [12] * 4, [7 + count] * 4]
+    assert next(steps, None) is None and len(echo.calls) == 4
+    assert echo.calls[1][graph_io.SEQUENCE_IDS].tolist() == [2, 0]
+    assert echo.calls[1][graph_io.POSITION_IDS].tolist() == [7, 30]
+
+
+def test_what_is_not_read_does_not_count(echo: Echo) -> None:
+    """To leave the steps is to close those of the backend; the next call goes on from what was read."""
+    batch = stepping(echo, 30)
+    left: list[int] = []
+    inner = echo._steps
+
+    def watched(*arguments: Any) -> Iterator[Any]:
+        try:
+            yield from inner(*arguments)
+        finally:
+            left.append(len(echo.calls))
+
+    # Somebody who holds them does not keep them open.
+    made: list[Any] = []
+
+    def held(*arguments: Any) -> Any:
+        made.append(watched(*arguments))
+        return made[-1]
+
+    echo._steps = held  # type: ignore[method-assign, assignment]
+    steps = batch.decode([chunk_of(echo, 0, 1, 0)], alpha=0.3, steps=9)
+    assert steps is not None
+    assert [next(steps).tolist() for _ in range(2)] == [[0], [0]] and left == []
+    steps.close()
+    assert left == [3] and (batch.lengths, batch.cache_lengths.tolist()) == ([32], [[32] * 4])
+    batch.extend([chunk_of(echo, 0, 1, 0)], alpha=0.3)
+    assert batch.lengths == [33]
+
+
+@pytest.mark.parametrize(("steps", "capacity"), [(6, 256), (7, 512)])
+def test_steps_have_room_before_the_first(steps: int, capacity: int, echo: Echo) -> None:
+    """250 rows, the first step's and those of the steps after it."""
+    batch = stepping(echo, 250)
+    found = batch.decode([chunk_of(echo, 0, 1, 0)], alpha=0.3, steps=steps)
+    assert batch.capacities == (capacity,) * 3 and found is not None
+    assert len(list(found)) == steps and batch.capacities == (capacity,) * 3
+    assert batch.caches is echo.made[-1] and not echo.made[-1].is_replaced
+
+
+def test_steps_that_find_no_token(echo: Echo) -> None:
+    """-1 stands for logits that are no numbers."""
+    batch = stepping(echo, 30)
+    echo._steps = lambda *_: iter_steps([4], [-1], [5])  # type: ignore[method-assign]
+    steps = batch.decode([chunk_of(echo, 0, 1, 0)], alpha=0.3, steps=3)
+    assert steps is not None and next(steps).tolist() == [4]
+    with pytest.raises(NotFinite, match="the language model computed them"):
+        next(steps)
+    assert next(steps, None) is None
+
+
+def iter_steps(*tokens: list[int]) -> Steps:
+    """Steps that find these."""
+    for ids in tokens:
+        yield np.array(ids, np.int32)
+
+
+def test_steps_end_where_the_positions_do(echo: Echo) -> None:
+    """And where there is none left, the first is refused."""
+    echo.longest = 500
+    batch = stepping(echo, 500)
+    with pytest.raises(InvalidRequest, match="has 501 tokens"):
+        batch.decode([chunk_of(echo, 0, 1, 0)], alpha=0.3, steps=1)
+    batch = stepping(echo, 250)
+    steps = batch.decode([chunk_of(echo, 0, 1, 0)], alpha=0.3, steps=5000)
+    assert steps is not None and len(list(steps)) == 250
+    assert (batch.capacities, batch.lengths) == ((512,) * 3, [500])

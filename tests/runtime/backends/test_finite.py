@@ -43,10 +43,22 @@ def test_the_first_part_is_named(value: float, bad: tuple[int, ...], words: str)
     with pytest.raises(NotFinite) as error:
         check_finite(logits, [chunk(), chunk(*bad)])
     line = str(error.value)
-    assert line.startswith("the logits of row 1 hold 2 of 4 values NaN or infinite: ")
+    assert line.startswith("the logits of row 1 hold NaN or infinity: ")
     assert words in line and "fastmmoe verify" in line
 
 
 def test_one_row_has_no_number() -> None:
-    with pytest.raises(NotFinite, match=r"^the logits hold 4 of 4 values"):
+    with pytest.raises(NotFinite, match=r"^the logits hold NaN"):
         check_finite(np.full((1, 4), np.nan, np.float32), [chunk()])
+
+
+def test_tokens_chosen_by_no_numbers_are_below_zero() -> None:
+    check_finite(np.array([0, 5], np.int32), [chunk(), chunk()])
+    with pytest.raises(NotFinite, match=r"^the logits of row 1 hold NaN"):
+        check_finite(np.array([0, -1], np.int32), [chunk(), chunk()])
+
+
+def test_embeddings_that_stay_on_the_device_are_not_looked_at() -> None:
+    one = Chunk(0, range(5), np.array([1, 2], np.int32), SCHEDULE)
+    with pytest.raises(NotFinite, match="stay on the device"):
+        check_finite(np.array([-1], np.int32), [one])

@@ -123,18 +123,18 @@ def test_a_call_gives_what_is_asked_for_and_what_is_shown() -> None:
     """A value that is shown may be an input of the graph; the other outputs are not fetched."""
     backend = OnnxRuntime.__new__(OnnxRuntime)
     backend._weights, backend._shown = MappedFiles(()), {"Add.left.1": "x", "Identity.result.0": "kept_index.0"}
-    backend._wanted, backend._fetched = ["logits"], ["logits", "kept_index.0"]
+    backend._unasked = ["kept_index.0"]
     array = np.zeros((1, 2, 4, 6), np.float32)
     caches = BoundCaches(_adding_session(), {PAST: array})
     x = np.array([1, 9, 2], np.float32)[::2]
-    outputs = backend.extend({"x": x[:1]}, caches)
+    outputs = backend.extend({"x": x[:1]}, caches, ["logits"])
     assert {name: value.tolist() for name, value in outputs.items()} == {
         "logits": [2],
         "Add.left.1": [1],
         "Identity.result.0": [1],
     }
     with pytest.raises(RunFailed, match=r"^language_model: onnxruntime [\d.]+ cannot run it: [^\n]+$"):
-        backend.extend({"x": x}, caches)
+        backend.extend({"x": x}, caches, ["logits"])
 
 
 def _backend(**sessions: ort.InferenceSession) -> OnnxRuntime:
@@ -170,7 +170,7 @@ def test_files_are_looked_at_before_they_are_read(call: str, tmp_path: Path) -> 
     calls: dict[str, Callable[[], object]] = {
         "embed": lambda: backend.embed(np.zeros(1)),
         "image_features": lambda: backend.image_features({}),
-        "extend": lambda: backend.extend({}, no_caches),
+        "extend": lambda: backend.extend({}, no_caches, []),
     }
     with pytest.raises(BundleMismatch, match="weights: has been written to or renamed since"):
         calls[call]()

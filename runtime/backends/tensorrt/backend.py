@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bundle's engines in TensorRT. What the host does not ask for never leaves the device.
+
+One stream has the language model's work, another that of the vision graph. A call uploads its small inputs in one copy,
+embeds its ids straight into the language model's input, and copies the pictures' features over the rows of visual
+tokens. Decode steps of greedy requests are one captured graph (decoding.py).
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastmmoe.runtime.backends.base import Feeds, Steps
+from fastmmoe.runtime.backends.tensorrt.caches import CachePool, DeviceCaches, Storage, copy_caches
+from fastmmoe.runtime.backends.tensorrt.decoding import DecodeSteps, found_for_next
+from fastmmoe.runtime.backends.tensorrt.device import Address, OutOfDeviceMemory
+from fastmmoe.runtime.backends.tensorrt.engine import Context, Shape
+from fastmmoe.runtime.backends.tensorrt.limits import CallLimits, output_shapes
+from fastmmoe.runtime.backends.tensorrt.memory import Layout, as_dtype, tensor_bytes
+from fastmmoe.runtime.backends.tensorrt.resources import Resources
+from fastmmoe.runtime.backends.tensorrt.vision import DeviceFeatures
+from fastmmoe.runtime.bundle import graph_io, signatures
+from fastmmoe.runtime.bundle.manifest import LanguageModelInfo, Manifest
+from fastmmoe.runtime.errors import RunFailed
+from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
+from fastmmoe.runtime.method.policy import Policy
+from fastmmoe.runtime.types import Array
+
+
+@dataclass(frozen=True)
+class PromptRows:
+    """Rows that are embedded when they are used: ids int32 [T], and where the features stand among them."""
+
+    input_ids: Array
+    visual_index: Array
+    features: DeviceFeatures | None
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+class TensorRT:
+    """The engines of a bundle (see `Backend`).
+
+    Args:
+        resources: engines, contexts and memory, which it owns from here on.
+    """
+
+    def __init__(self, manifest: Manifest, resources: Resources) -> None:
+        self.manifest, self._own = manifest, resources
+        self._limits = CallLimits(manifest, resources.limits, resources.directory)
+        self._outputs = {tensor.name: tensor for tensor in signatures.signatures(manifest)["language_model"].outputs}
+        self._lock = threading.Lock()
+        groups = len(signatures.layer_groups(self.info.layers, self.policy.sites))
+        sizes = {name: tensor_bytes(*tensor) for name, tensor in self._limits.decode_inputs().items()}
+        self._steps = DecodeSteps(resources, sizes, found_for_next(groups), self._call, self._lock)
+        self._pool = CachePool(resources.device, resources.stream, self._steps.state, self._steps.first_bytes)
+        self._finalizer = weakref.finalize(self, _give_back, resources, self._pool)
+        # The process's end gives everything back by itself.
+        self._finalizer.atexit = False
+
+    @property
+    def info(self) -> LanguageModelInfo:
+        """Sizes of the language model."""
+        return self.manifest.language_model
+
+    @property
+    def policy(self) -> Policy:
+        """The prune sites in its graph."""
+        return self.manifest.policy
+
+    @property
+    def longest(self) -> int:
+        """The most positions of a sequence: those that the engines' caches have room for."""
+        return min(self.manifest.processor.max_position_embeddings, self._own.limits.max_cache)
+
+    def image_features(self, vision_inputs: dict[str, Array]) -> DeviceFeatures:
+        """Features [V, H] of every visual position; they are computed while the host goes on."""
+        return self._own.vision.run(vision_inputs, self._limits.check_pictures(vision_inputs))
+
+    def embed(
+        self, input_ids: Array, visual_index: Array = NO_VISUAL_TOKENS, features: DeviceFeatures | None = None
+    ) -> PromptRows:
+        """See `Backend.embed`."""
+        return PromptRows(np.asarray(input_ids, np.int32), np.asarray(visual_index), features)
+
+    def new_caches(self, sequences: int, capacities: Sequence[int], before: DeviceCaches | None = None) -> DeviceCaches:
+        """See `Backend.new_caches`."""
+        self._limits.check_caches(sequences, capacities)
+        dtype = self.manifest.cache_dtype
+        shapes = signatures.cache_shapes(self.info, self.policy, dtype, sequences, capacities)
+        with self._lock:
+            try:
+                storage = self._pool.take(sequences, shapes)
+            except OutOfDeviceMemory as error:
+                raise self._no_room(shapes, error) from error
+            if before is not None:
+                copy_caches(self._own.device, storage, before.storage, self._own.stream)
+                before.replace()
+        return DeviceCaches(self._pool, storage)
+
+    def has_room_for(self, chunks: Sequence[Chunk]) -> bool:
+        """Whether the prefill's profile takes them."""
+        limits = self._own.limits
+        tokens, visual = sum(len(c.inputs_embeds) for c in chunks), sum(len(c.visual_index) for c in chunks)
+        return tokens <= limits.max_tokens and visual <= limits.max_visual
+
+    def extend(self, feeds: Feeds, caches: DeviceCaches, wanted: Sequence[str]) -> dict[str, Array]:
+        """One call of the language model; see `Backend.extend`."""
+        own = self._own
+        rows: list[PromptRows] = feeds[graph_io.INPUTS_EMBEDS]
+        arrays = self._arrays(feeds)
+        self._limits.check_call(arrays)
+        is_decode = all(len(one) == 1 for one in rows) and len(rows) <= own.limits.max_batch and not _pictures(rows)
+        with self._lock:
+            layout = Layout.of({name: array.nbytes for name, array in arrays.items()})
+            own.staging.upload(arrays, layout, own.inputs, own.stream)
+            shapes = {name: array.shape for name, array in arrays.items()}
+            context = own.decode if is_decode else own.prefill
+            outputs = self._call(context, shapes, layout.at(own.inputs), own.outputs, caches.storage, rows)
+            tensors = ((n, own.outputs[n], outputs[n], self._outputs[n].dtype) for n in wanted)
+            return own.results.fetch(tensors, own.stream)
+
+    def decode(self, feeds: Feeds, caches: DeviceCaches, steps: int) -> Steps:
+        """Steps of a captured graph; see `Backend.decode`."""
+        arrays = self._arrays(feeds)
+        self._limits.check_call(arrays)
+        return self._steps.run(arrays, caches, steps)
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        with self._lock:
+            self._finalizer()
+
+    def _arrays(self, feeds: Feeds) -> dict[str, Array]:
+        """The inputs that a call uploads, ids first, in their dtypes."""
+        rows: list[PromptRows] = feeds[graph_io.INPUTS_EMBEDS]
+        ids = np.concatenate([one.input_ids for one in rows])
+        dtypes = {tensor.name: tensor.dtype for tensor in self._limits.inputs}
+        others = {n: as_dtype(v, dtypes[n]) for n, v in feeds.items() if n != graph_io.INPUTS_EMBEDS}
+        return {graph_io.INPUT_IDS: ids} | others
+
+    def _call(
+        self,
+        context: Context,
+        shapes: Mapping[str, Shape],
+        inputs: Mapping[str, Address],
+        outputs: Mapping[str, Address],
+        caches: Storage,
+        rows: Sequence[PromptRows] = (),
+    ) -> dict[str, Shape]:
+        """Queue the embedding and the language model; the shapes of its outputs.
+
+        Args:
+            shapes, inputs: of the inputs that a call uploads, and where they are.
+        """
+        own, width = self._own, self.info.hidden_size
+        (tokens,) = shapes[graph_io.INPUT_IDS]
+        embeds = {graph_io.INPUTS_EMBEDS: (tokens, width)}
+        own.embedding.run(
+            {graph_io.INPUT_IDS: (tokens,)},
+            embeds,
+            {graph_io.INPUT_IDS: inputs[graph_io.INPUT_IDS], graph_io.INPUTS_EMBEDS: own.embeds},
+            own.stream,
+        )
+        self._place_features(rows)
+        taken = embeds | {name: shape for name, shape in shapes.items() if name != graph_io.INPUT_IDS}
+        of_caches = {name: shape for name, (shape, _, _) in caches.tensors.items()}
+        made = output_shapes(self.manifest, shapes, of_caches)
+        addresses = {name: address for name, address in inputs.items() if name != graph_io.INPUT_IDS}
+        addresses |= {graph_io.INPUTS_EMBEDS: own.embeds} | dict(own.experts) | caches.addresses()
+        addresses |= {graph_io.present_name(name): address for name, address in caches.addresses().items()}
+        changing = {name: shape for name, shape in (taken | of_caches).items() if name in self._limits.changing}
+        context.run(changing, made, addresses | dict(outputs), own.stream)
+        return made
+
+    def _place_features(self, prompts: Sequence[PromptRows]) -> None:
+        """Queue copies of features over the embeddings of visual tokens, one for each run of neighbours."""
+        own, first = self._own, 0
+        row = tensor_bytes((self.info.hidden_size,), self.manifest.activation_dtype)
+        for prompt in prompts:
+            features = prompt.features
+            if features is not None and len(features) != len(prompt.visual_index):
+                raise RunFailed(f"{len(features)} rows of features for {len(prompt.visual_index)} visual tokens")
+            if features is not None and len(features):
+                own.device.wait(own.stream, features.block.done)
+                for place, start, count in _runs(prompt.visual_index):
+                    target = own.embeds + (first + place) * row
+                    own.device.copy(target, features.block.address + start * row, count * row, own.stream)
+                own.device.record(features.block.read, own.stream)
+                features.block.was_read = True
+            first += len(prompt)
+
+    def _no_room(self, shapes: Mapping[str, tuple[Shape, str]], error: OutOfDeviceMemory) -> OutOfDeviceMemory:
+        size = sum(tensor_bytes(shape, dtype) for shape, dtype in shapes.values())
+        free, _ = self._own.device.memory()
+        return OutOfDeviceMemory(
+            f"key-value caches of {size / 1e6:.1f} MB do not fit, {free / 1e6:.1f} MB are free on the device: ask for "
+            f"fewer new tokens, a lower retention or fewer sequences at once, or end other programs ({error})"
+        )
+
+
+def _give_back(resources: Resources, pool: CachePool) -> None:
+    resources.device.synchronize(resources.stream)
+    pool.close()
+    resources.close()
+
+
+def _pictures(rows: Sequence[PromptRows]) -> bool:
+    return any(len(one.visual_index) for one in rows)
+
+
+def _runs(index: Array) -> list[tuple[int, int, int]]:
+    """(first value, its place, how many) of each run of neighbours in ascending numbers."""
+    ends = np.flatnonzero(np.diff(index) != 1) + 1
+    starts = [0, *ends.tolist()]
+    return [(int(index[a]), a, b - a) for a, b in zip(starts, [*starts[1:], len(index)], strict=True)]

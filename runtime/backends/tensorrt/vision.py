@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vision graph on a stream of its own: it computes a picture's features while answers are decoded."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import threading
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from fastmmoe.runtime.backends.tensorrt.device import Address, Device, Event, OutOfDeviceMemory, Stream
+from fastmmoe.runtime.backends.tensorrt.engine import Context, Shape
+from fastmmoe.runtime.backends.tensorrt.memory import Layout, Staging, as_dtype, tensor_bytes
+from fastmmoe.runtime.bundle import graph_io
+from fastmmoe.runtime.bundle.signatures import Tensor
+from fastmmoe.runtime.types import Array
+
+MOST_IDLE = 2
+"""Blocks for features that are kept for pictures to come."""
+
+
+@dataclass
+class Block:
+    """Device memory for features, and events of when they are begun, done and read."""
+
+    address: Address
+    bytes: int
+    begun: Event
+    done: Event
+    read: Event
+    was_read: bool = False
+
+
+class DeviceFeatures:
+    """Features [V, H] of a request's pictures on the device.
+
+    Attributes:
+        block: where they are, or will be once the event `done` has passed.
+    """
+
+    def __init__(self, vision: Vision, block: Block, rows: int) -> None:
+        self.block, self._rows, self._device = block, rows, vision.device
+        weakref.finalize(self, vision.give, block).atexit = False
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def elapsed_ms(self) -> float:
+        """Milliseconds that the vision graph took; waits for it."""
+        self._device.wait_on_host(self.block.done)
+        return self._device.milliseconds(self.block.begun, self.block.done)
+
+
+class Vision:
+    """Runs the vision graph.
+
+    Args:
+        inputs: of the graph.
+        block: device memory for its inputs.
+        most_rows: V at most.
+        row_bytes: of one position's features.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        context: Context,
+        inputs: list[Tensor],
+        block: Address,
+        staging: Staging,
+        stream: Stream,
+        row_bytes: int,
+    ) -> None:
+        self.device, self._context, self._inputs, self._block = device, context, inputs, block
+        self._staging, self._stream, self._row_bytes = staging, stream, row_bytes
+        self._idle: collections.deque[Block] = collections.deque()
+        self._made: dict[Address, Block] = {}
+        self._lock = threading.Lock()
+
+    def run(self, vision_inputs: Mapping[str, Array], rows: int) -> DeviceFeatures:
+        """Queue the graph for pictures that give so many rows of features."""
+        dtypes = {tensor.name: tensor.dtype for tensor in self._inputs}
+        arrays = {name: as_dtype(vision_inputs[name], dtype) for name, dtype in dtypes.items()}
+        shapes: dict[str, Shape] = {name: array.shape for name, array in arrays.items()}
+        sizes = {name: tensor_bytes(shape, dtypes[name]) for name, shape in shapes.items()}
+        width = self._row_bytes // tensor_bytes((1,), dtypes[graph_io.PIXEL_VALUES])
+        with self._lock:
+            block = self._take(rows * self._row_bytes)
+            # Whatever happens from here on, the block comes back.
+            features = DeviceFeatures(self, block, rows)
+            if block.was_read:
+                self.device.wait(self._stream, block.read)
+            layout = Layout.of(sizes)
+            self._staging.upload(arrays, layout, self._block, self._stream)
+            self.device.record(block.begun, self._stream)
+            self._context.run(
+                shapes,
+                {graph_io.IMAGE_FEATURES: (rows, width)},
+                layout.at(self._block) | {graph_io.IMAGE_FEATURES: block.address},
+                self._stream,
+            )
+            self.device.record(block.done, self._stream)
+            return features
+
+    def give(self, block: Block) -> None:
+        """Keep a block for other features. Called by whatever thread lets it go, so it waits for nothing."""
+        self._idle.append(block)
+
+    def close(self) -> None:
+        """Free everything, features that somebody has too: nobody may use them any more."""
+        self._idle.clear()
+        for block in list(self._made.values()):
+            self._free(block)
+
+    def _take(self, size: int) -> Block:
+        for block in list(self._idle):
+            if block.bytes >= size:
+                self._idle.remove(block)
+                return block
+        while len(self._idle) >= MOST_IDLE:
+            self._free(self._idle.popleft())
+        try:
+            return self._make(size)
+        except OutOfDeviceMemory:
+            while self._idle:
+                self._free(self._idle.popleft())
+            return self._make(size)
+
+    def _make(self, size: int) -> Block:
+        with contextlib.ExitStack() as stack:
+            address = self.device.allocate(max(size, 1))
+            stack.callback(self.device.free, address)
+            events = []
+            for is_timed in (True, True, False):
+                events.append(self.device.make_event(is_timed=is_timed))
+                stack.callback(self.device.destroy_event, events[-1])
+            stack.pop_all()
+        self._made[address] = Block(address, size, *events)
+        return self._made[address]
+
+    def _free(self, block: Block) -> None:
+        del self._made[block.address]
+        # Its last reader is queued in the other stream, its last writer in this one.
+        self.device.wait_on_host(block.done)
+        if block.was_read:
+            self.device.wait_on_host(block.read)
+        for event in (block.begun, block.done, block.read):
+            self.device.destroy_event(event)
+        self.device.free(block.address)
