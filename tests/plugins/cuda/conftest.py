@@ -16,10 +16,8 @@ import numpy as np
 import pytest
 
 from fastmmoe.exporter.ops import sparse_moe_reference
-from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE
-from fastmmoe.exporter.ops.sparse_moe.reference import route_reference
 from fastmmoe.runtime.types import Array
-from tests.support.attention_params import FLOAT_TYPES
+from tests.support.moe_params import TOLERANCES, MoeParams, expected_experts, moe_params, moe_sizes, typed
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 PLUGINS = REPOSITORY / "plugins"
@@ -138,57 +136,10 @@ def count_kernels(tmp_path: Path) -> Callable[[Path, int], int]:
     return count
 
 
-MOE_SIZES = ("T", "V", "H", "I", "E")
-MOE_BOOLEANS = ("norm_topk_prob", "expert_bias", "zero_points")
-C_TYPES: dict[str, Any] = {"int": ctypes.c_int64, "float": ctypes.c_float, "string": ctypes.c_int}
-
-
-class MoeAttributes(ctypes.Structure):
-    """SparseMoeAttributes: its members and enumerations are in the order of the contract."""
-
-    _fields_ = [(a.name, ctypes.c_bool if a.name in MOE_BOOLEANS else C_TYPES[a.kind]) for a in SPARSE_MOE.attributes]
-
-
-class MoeParams(ctypes.Structure):
-    """SparseMoeKernelParams."""
-
-    _fields_ = [
-        ("attributes", MoeAttributes),
-        ("type", ctypes.c_int),
-        *((name, ctypes.c_int64) for name in MOE_SIZES),
-        *((tensor.name, ctypes.c_void_p) for tensor in (*SPARSE_MOE.inputs, *SPARSE_MOE.outputs)),
-    ]
-
-
-def moe_sizes(inputs: dict[str, Array]) -> dict[str, int]:
-    (T, H), I2, E = inputs["hidden_states"].shape, inputs["gate_up"].shape[1], inputs["router_logits"].shape[1]
-    return {"T": T, "V": len(inputs["visual_index"]), "H": H, "I": I2 // 2, "E": E}
-
-
-def moe_params(sizes: dict[str, int], dtype: Any, attributes: dict[str, Any], addresses: dict[str, int]) -> MoeParams:
-    values = {
-        a.name: a.choices.index(attributes[a.name]) if a.kind == "string" else attributes[a.name]
-        for a in SPARSE_MOE.attributes
-    }
-    return MoeParams(MoeAttributes(**values), FLOAT_TYPES.index(np.dtype(dtype)), **sizes, **addresses)
-
-
-def expected_experts(inputs: dict[str, Array], attributes: dict[str, Any]) -> Array:
-    """What the reference chooses, as the kernels store it."""
-    is_visual = np.isin(np.arange(len(inputs["router_logits"])), inputs["visual_index"])
-    visual_top_k = int(inputs["visual_top_k"][0])
-    selected, weights = route_reference(
-        inputs["router_logits"], is_visual, visual_top_k, inputs["correction_bias"], attributes
-    )
-    order = np.argsort(selected, axis=1)
-    return np.take_along_axis(np.where(weights == 0, -1, selected), order, axis=1)
-
-
 class SparseMoeKernels:
     """The kernels of FmmSparseMoE, and how their results are judged."""
 
-    # Of the output's greatest value. The reference computes in float, with integer weights that are not rounded.
-    TOLERANCES: ClassVar = {FLOAT_TYPES[1]: 2e-3, FLOAT_TYPES[2]: 2e-2}
+    TOLERANCES: ClassVar = TOLERANCES
     SEEDS = (0, 1, 20240607)
     POISONS = (0x7F, 0xFF)  # large integers, or negative ones and NaN
     OFFSETS: ClassVar = {"gate_up_scale": 2, "down_scale": 2, "gate_up_zero": 1, "down_zero": 1}
@@ -199,12 +150,7 @@ class SparseMoeKernels:
         op.library.workspace_bytes.argtypes = [ctypes.POINTER(MoeParams), ctypes.POINTER(ctypes.c_size_t)]
         op.function.argtypes = [ctypes.POINTER(MoeParams), ctypes.c_void_p]
 
-    @staticmethod
-    def typed(inputs: dict[str, Array], dtype: Any) -> dict[str, Array]:
-        """States, biases and weights that are no integers rounded to the type."""
-        weights = () if "gate_up_scale" in inputs else ("gate_up", "down")
-        names = ("hidden_states", "gate_up_bias", "down_bias", *weights)
-        return inputs | {name: inputs[name].astype(dtype) for name in names if name in inputs}
+    typed = staticmethod(typed)
 
     def workspace_bytes(self, sizes: dict[str, int], dtype: Any, attributes: dict[str, Any]) -> int:
         size = ctypes.c_size_t()

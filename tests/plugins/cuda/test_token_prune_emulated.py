@@ -10,49 +10,35 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 
-from fastmmoe.exporter.ops import TOKEN_PRUNE, token_prune_reference
+from fastmmoe.exporter.ops import token_prune_reference
 from fastmmoe.runtime.types import Array
 from tests.support.native_node import run_native
 from tests.support.operators import prune_inputs
+from tests.support.prune_params import (
+    DTYPES,
+    INPUTS,
+    OFFSETS,
+    OUTPUTS,
+    STATES,
+    TOLERANCES,
+    Params,
+    prune_output_types,
+    prune_params,
+    prune_sizes,
+    with_dtype,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 KERNEL = REPOSITORY / "plugins" / "token_prune" / "cuda" / "kernel.cu"
 MLERP: dict[str, Any] = {"window": 3, "merge": "mlerp"}
 
-# Of the output's greatest value; the order is that of the enumeration FloatType.
-TOLERANCES = {np.dtype(np.float32): 1e-5, np.dtype(np.float16): 2e-3, np.dtype(ml_dtypes.bfloat16): 2e-2}
-DTYPES = list(TOLERANCES)
-STATES = ("hidden_states", "residual")
 SEEDS = (0, 1, 20240607)
 MAX_BLOCKS = 1 << 16
 
 POISON = 0xA5  # in outputs, the workspace and around them
-
-OFFSETS = ("visual_offsets", "keep_offsets", "merge_offsets")
-INPUTS = ("hidden_states", "residual", "routing_probs", "attention", "visual_index", *OFFSETS, "alpha")
-OUTPUTS = ("hidden_states_out", "residual_out", "kept_index", "visual_index_out")
-SIZES = ("B", "T", "V", "K", "M", "H", "E")
-
-
-class Attributes(ctypes.Structure):
-    """TokenPruneAttributes."""
-
-    _fields_ = [("window", ctypes.c_int64), ("merge", ctypes.c_int)]
-
-
-class Params(ctypes.Structure):
-    """TokenPruneParams."""
-
-    _fields_ = [
-        ("attributes", Attributes),
-        ("type", ctypes.c_int),
-        *((name, ctypes.c_int64) for name in SIZES),
-        *((name, ctypes.c_void_p) for name in (*INPUTS, *OUTPUTS)),
-    ]
 
 
 class EmulatedKernel:
@@ -74,30 +60,23 @@ class EmulatedKernel:
         offset: int = 0,
     ) -> list[Array]:
         """The four outputs. offset: bytes by which the states lie behind an aligned address."""
-        T, H = inputs["hidden_states"].shape
-        V, E = inputs["routing_probs"].shape
-        B = len(inputs["visual_offsets"]) - 1
-        K, M = len(inputs["keep_slots"]), len(inputs["merge_slots"])
-        dtype, rows = inputs["hidden_states"].dtype, T - V + K
-        shapes: list[tuple[tuple[int, ...], Any]] = [((rows, H), dtype)] * 2 + [((rows,), np.int32), ((K,), np.int32)]
+        sizes, dtype = prune_sizes(inputs), inputs["hidden_states"].dtype
 
         def arguments(addresses: dict[str, int], workspace: int) -> tuple[Any, ...]:
-            merge = TOKEN_PRUNE.attribute("merge").choices.index(attributes["merge"])
-            values = Attributes(attributes["window"], merge)
-            sizes = dict(zip(SIZES, (B, T, V, K, M, H, E), strict=True))
-            return Params(values, DTYPES.index(dtype), **sizes, **addresses), workspace, max_blocks
+            return prune_params(sizes, dtype, attributes, addresses), workspace, max_blocks
 
+        is_pruning = sizes["K"] < sizes["V"]
         outputs, workspace = self.op.run(
             {name: inputs[name] for name in INPUTS},
-            dict(zip(OUTPUTS, shapes, strict=True)),
-            self.op.library.workspace_bytes(B, V, E) if K < V else 0,
+            prune_output_types(sizes, dtype),
+            self.op.library.workspace_bytes(sizes["B"], sizes["V"], sizes["E"]) if is_pruning else 0,
             arguments,
             seed=seed,
             poison=POISON,
             offsets=dict.fromkeys((*STATES, *OUTPUTS[:2]), offset),
         )
-        if K < V:
-            assert workspace[-4:].view(np.int32) == K, "the workspace is not used to its end"
+        if is_pruning:
+            assert workspace[-4:].view(np.int32) == sizes["K"], "the workspace is not used to its end"
         return list(outputs.values())
 
 
@@ -105,11 +84,6 @@ class EmulatedKernel:
 def kernel(emulated_op: Callable[[str], Any]) -> EmulatedKernel:
     """The kernel in a library of its own."""
     return EmulatedKernel(emulated_op("token_prune"))
-
-
-def with_dtype(inputs: dict[str, Array], dtype: Any) -> dict[str, Array]:
-    """The states rounded to the type."""
-    return inputs | {name: inputs[name].astype(dtype) for name in STATES}
 
 
 def assert_same_bits(outputs: list[Array], expected: list[Array]) -> None:
