@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from fastmmoe.calibration.options import BACKENDS, FLOPS_REDUCTION, QUALITY_OPTIONS, CalibrationOptions
+from fastmmoe.exporter.cli import add_target
 from fastmmoe.exporter.config import DEMO
 from fastmmoe.runtime.cli.command import check_installed, preparing, resumable, saying_what_memory_lacks
-from fastmmoe.runtime.machines.targets import TARGETS
 
 DESCRIPTION = """Find the pruning settings of a model on questions about pictures: quality against counted FLOPs of the
 prefill. Writes policy.json, which fastmmoe-export --policy reads, after the exported graph has confirmed it; front.json
@@ -30,7 +30,7 @@ def add_calibrate(commands: Any) -> None:
         "--data", default=d.data, metavar="DIR", help="pictures and questions.jsonl, or builtin (default)"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the results go (default ./MODEL-calibration)")
-    parser.add_argument("--target", choices=TARGETS, default=d.target, help="default %(default)s")
+    add_target(parser, d.target)
     _add_goal(parser)
     _add_search(parser)
     _add_machines(parser)

@@ -29,7 +29,7 @@ from fastmmoe.runtime.cli.command import (
     saying_what_memory_lacks,
 )
 from fastmmoe.runtime.cli.completion import add_completion
-from fastmmoe.runtime.machines.targets import TARGETS
+from fastmmoe.runtime.machines.targets import TARGETS, target_names
 from fastmmoe.runtime.method.policy import SETTINGS, Setting
 
 DESCRIPTION = """Export a DeepSeek-VL2 or InternVL3.5 (MoE) checkpoint to a bundle: ONNX graphs with FastMMoE inside,
@@ -65,7 +65,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "out", nargs="?", type=Path, default=config.out, help="directory to make (default ./MODEL-TARGET)"
     )
-    parser.add_argument("--target", choices=TARGETS, default=config.target, help="default %(default)s")
+    add_target(parser, config.target)
+    parser.add_argument(
+        "--memory",
+        default=config.memory,
+        metavar="SIZE",
+        help="memory of the target's device, 32GB for example (default: the greatest there is)",
+    )
     parser.add_argument("--dtype", choices=DTYPES, default=config.dtype, help=_dtype_help())
     parser.add_argument(
         "--kv-cache-dtype",
@@ -99,6 +105,19 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is a bundle")
     _add_pruning(parser.add_argument_group("pruning"))
+
+
+def add_target(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add the option --target."""
+    shown = ", ".join(name for name in TARGETS if "@" not in name)
+    parser.add_argument(
+        "--target",
+        choices=target_names(),
+        default=default,
+        metavar="TARGET",
+        help=f"{shown} (default %(default)s); jetson-orin is jetson-agx-orin; Jetsons are taken with JetPack 7.2, "
+        "Orin has 6.2 too: jetson-orin@jp6.2",
+    )
 
 
 def _add_pruning(group: argparse._ArgumentGroup) -> None:
@@ -201,8 +220,12 @@ def _layers(text: str) -> tuple[int, ...]:
 
 
 def _dtype_help() -> str:
-    defaults = ", ".join(f"{t.dtypes[0]} for {t.name}" for t in TARGETS.values())
-    return f"default {defaults}; on cpu a 16-bit type stores expert weights only"
+    by_dtype: dict[str, list[str]] = {}
+    for target in TARGETS.values():
+        by_dtype.setdefault(target.dtypes[0], []).append(target.name)
+    *few, most = sorted(by_dtype, key=lambda dtype: len(by_dtype[dtype]))
+    defaults = ", ".join(f"{dtype} for {', '.join(by_dtype[dtype])}" for dtype in few)
+    return f"default {defaults}, {most} for the others; on cpu a 16-bit type stores expert weights only"
 
 
 def _atol_help() -> str:

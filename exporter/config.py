@@ -25,6 +25,7 @@ class ExportConfig:
     Attributes:
         model: checkpoint directory, or "demo" for the built-in checkpoint.
         out: None = ./MODEL-TARGET.
+        target: a name that `find_target` knows.
         dtype: key of `DTYPES`; None = the target's default.
         kv_cache_dtype: of the key-value caches, the same; None = that of the activations.
         atol: greatest difference from torch; None = that of the check.
@@ -32,6 +33,7 @@ class ExportConfig:
         experts: weight format of the routed experts: "float" (as dtype says), "int8" or "int4".
         chat_template: the built-in one of the model's family, or the one that the checkpoint ships.
         group_size, zero_points: how integer experts are packed, as in FmmSparseMoE's contract.
+        memory: of the target's device, "64GB"; None = the greatest there is.
     """
 
     model: str = DEMO
@@ -45,4 +47,5 @@ class ExportConfig:
     group_size: int = 128
     zero_points: bool = False
     chat_template: Literal["builtin", "checkpoint"] = "builtin"
+    memory: str | None = None
     policy: PolicyOptions = field(default_factory=PolicyOptions)

@@ -29,7 +29,7 @@ from fastmmoe.exporter.output_directory import reserve_output
 from fastmmoe.exporter.plan import ExportPlan, plan_export
 from fastmmoe.exporter.processor import read_processor_config
 from fastmmoe.exporter.pruning.settings import PolicyModel
-from fastmmoe.exporter.targets import DTYPES, activation_dtype, check_kernels, opset
+from fastmmoe.exporter.targets import DTYPES, activation_dtype, check_kernels, check_memory, opset
 from fastmmoe.runtime.backends.tensorrt.build import build_engines
 from fastmmoe.runtime.bundle.manifest import (
     MANIFEST,
@@ -90,6 +90,8 @@ def run_export(plan: ExportPlan, say: Say) -> Path:
         if config.policy.found_for is not None:
             _report_policy(model, config.policy.found_for, say)
         check_space(plan.out, model)
+        if plan.device is not None:
+            say(check_memory(target, plan.device, sum(weights_bytes(model).values())))
         check_weights(model, say)
         staged = output.scratch / STAGED
         manifest, hashed_at = _write(staged, plan, model, processor, say)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import msgspec
 
-from fastmmoe.runtime.bundle.manifest import ENGINES, GRAPHS, MANIFEST, FileEntry, engine_file
+from fastmmoe.runtime.bundle.manifest import ENGINES, GRAPHS, MANIFEST, TIMING_CACHE, FileEntry, engine_file
 from fastmmoe.runtime.cli.command import uninterrupted
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.files import real_path, remove_left_scratch, scratch_directory, sync, writing
@@ -222,7 +222,7 @@ def _why_no_bundle(path: Path) -> str:
         return f"no {MANIFEST}"
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return f"its {MANIFEST} is not a bundle's"
-    names = {MANIFEST, ENGINES, *listed.files, *(engine_file(graph) for graph in GRAPHS)}
+    names = {MANIFEST, ENGINES, TIMING_CACHE, *listed.files, *(engine_file(graph) for graph in GRAPHS)}
     others = sorted(entry.name for entry in path.iterdir() if entry.name not in names or entry.is_dir())
     return f"it holds {others[0]}, which its {MANIFEST} does not name" if others else ""
 

@@ -11,12 +11,13 @@ from fastmmoe.exporter.checkpoint.reader import Checkpoint
 from fastmmoe.exporter.config import DEMO, ExportConfig, checkpoint_directory
 from fastmmoe.exporter.output_directory import check_output
 from fastmmoe.exporter.pruning.settings import check_options
-from fastmmoe.exporter.targets import choose_cache_dtype, choose_dtype, choose_packing
+from fastmmoe.exporter.targets import choose_cache_dtype, choose_device, choose_dtype, choose_packing
 from fastmmoe.runtime.backends.tensorrt.api import load_module
 from fastmmoe.runtime.bundle.plugin_library import find_plugin
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.files import real_path
-from fastmmoe.runtime.machines.targets import TARGETS, Target
+from fastmmoe.runtime.machines.devices import Device
+from fastmmoe.runtime.machines.targets import Target, find_target, unknown_target
 from fastmmoe.runtime.types import Say
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class ExportPlan:
     Attributes:
         name: the model's.
         out: the directory as the user says it.
+        device: the one whose memory the weights must fit; None = the target is for any.
         dtype, cache_dtype, packing: chosen; cache_dtype is a value of `DTYPES`.
         plugin: the target's TensorRT plugin library; None = the target has none.
     """
@@ -40,6 +42,7 @@ class ExportPlan:
     name: str
     out: Path
     target: Target
+    device: Device | None
     dtype: str
     cache_dtype: str
     packing: Packing | None
@@ -55,7 +58,10 @@ def plan_export(config: ExportConfig, say: Say = print) -> ExportPlan:
         InvalidRequest, UnsupportedModel: see `ExportConfig`, `check_output`, `Checkpoint`.
         BundleMismatch, EngineBuildFailed: the target's plugin or TensorRT is not there or does not fit.
     """
-    target = TARGETS[config.target]
+    target = find_target(config.target)
+    if target is None:
+        raise InvalidRequest(f"--target {unknown_target(config.target)}")
+    device = choose_device(target, config.memory)
     dtype = choose_dtype(target, config.dtype)
     cache_dtype = choose_cache_dtype(target, dtype, config.kv_cache_dtype)
     packing = choose_packing(target, config)
@@ -67,7 +73,8 @@ def plan_export(config: ExportConfig, say: Say = print) -> ExportPlan:
     out = Path(f"{name}-{target.name}") if config.out is None else config.out
     check_output(out, directory, overwrite=config.overwrite, say=say)
     checkpoint = Checkpoint(directory)
-    return ExportPlan(config, checkpoint, name, out, target, dtype, cache_dtype, packing, _find_plugin(target))
+    plugin = _find_plugin(target)
+    return ExportPlan(config, checkpoint, name, out, target, device, dtype, cache_dtype, packing, plugin)
 
 
 def _find_plugin(target: Target) -> tuple[Path, PluginInfo] | None:

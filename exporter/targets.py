@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from fastmmoe.exporter.config import ExportConfig
 from fastmmoe.runtime.bundle.consistency import cache_dtypes
 from fastmmoe.runtime.errors import InvalidRequest, UnsupportedModel
+from fastmmoe.runtime.files import size_text
+from fastmmoe.runtime.machines.devices import DEVICES, Device
 from fastmmoe.runtime.machines.targets import KernelLimits, Target
 
 if TYPE_CHECKING:
@@ -30,6 +32,42 @@ def choose_dtype(target: Target, dtype: str | None) -> str:
     if dtype is not None and dtype not in target.dtypes:
         raise InvalidRequest(f"--dtype {dtype}: target {target.name} takes {', '.join(target.dtypes)}")
     return target.dtypes[0] if dtype is None else dtype
+
+
+def choose_device(target: Target, memory: str | None) -> Device | None:
+    """The target's device with that memory; for None the one with the most, or None where engines serve any.
+
+    Args:
+        memory: "64GB".
+    Raises:
+        InvalidRequest: there is none, or the target is for no device in particular.
+    """
+    memories = target.memories
+    if memory is None:
+        serves_any = target.tensorrt is None or target.tensorrt.is_ahead_of_time
+        return None if serves_any else DEVICES[memories[list(memories)[-1]]]
+    if not memories:
+        raise InvalidRequest(f"--memory {memory}: target {target.name} is for machines of any memory; leave it out")
+    if memory.upper() not in memories:
+        raise InvalidRequest(f"--memory {memory}: target {target.name} takes {', '.join(memories)}")
+    return DEVICES[memories[memory.upper()]]
+
+
+def check_memory(target: Target, device: Device, weights: int) -> str:
+    """A line on what the device's memory holds beside the weights.
+
+    Args:
+        weights: bytes.
+    Raises:
+        UnsupportedModel: the weights alone do not fit.
+    """
+    has = f"{device.name} has {device.memory_gb:g} GB"
+    left = device.memory_gb * 1e9 - weights
+    if left < 0:
+        larger = [memory for memory, name in target.memories.items() if DEVICES[name].memory_gb * 1e9 > weights]
+        other = f"--memory {larger[0]}" if larger else "a target with more memory"
+        raise UnsupportedModel(f"the weights are {size_text(weights)}, {has}: give --experts int4, or {other}")
+    return f"weights: {size_text(weights)}; {has}"
 
 
 def activation_dtype(target: Target, dtype: str) -> str:

@@ -9,7 +9,9 @@ from fastmmoe import __version__
 
 _SOURCES = Path(__file__).parent / "CMakeLists.txt"
 _LIBRARIES = Path(__file__).parent / "lib"
-_NATIVE_ARCHITECTURE = "x86_64"
+_NATIVE_BUILD = "x86_64"
+_MAKE = {"jetpack6": "make jetpack6"}
+"""Builds that `make plugins` leaves out."""
 _DISTRIBUTION = "fastmmoe_plugins"
 """The package of the distribution fastmmoe-plugins, which has the TensorRT libraries alone."""
 
@@ -20,8 +22,8 @@ def native_library_path() -> Path:
     return Path(override) if override else _LIBRARIES / "libfastmmoe_ort.so"
 
 
-def tensorrt_library_path(architecture: str) -> Path:
-    """Where the TensorRT plugin for machines of that architecture (x86_64, aarch64) is, built or not.
+def tensorrt_library_path(build: str) -> Path:
+    """Where a build of the TensorRT plugin is, made or not: "x86_64", "aarch64" (JetPack 7) or "jetpack6".
 
     plugins/lib/ holds the one for x86-64, folders in it those cross-built for others. What is not built there is taken
     from the distribution fastmmoe-plugins. $FASTMMOE_TRT_LIBRARY, if that is set, takes the place of all.
@@ -29,13 +31,15 @@ def tensorrt_library_path(architecture: str) -> Path:
     override = os.environ.get("FASTMMOE_TRT_LIBRARY")
     if override:
         return Path(override)
-    name = Path("" if architecture == _NATIVE_ARCHITECTURE else architecture) / "libfastmmoe_trt.so"
+    name = Path("" if build == _NATIVE_BUILD else build) / "libfastmmoe_trt.so"
     installed = importlib.util.find_spec(_DISTRIBUTION)
     if not (_LIBRARIES / name).is_file() and installed is not None and installed.origin is not None:
         return Path(installed.origin).parent / "lib" / name
     return _LIBRARIES / name
 
 
-def tensorrt_library_command() -> str:
-    """The command that brings the TensorRT plugins of this version: a checkout builds them, a wheel has no sources."""
-    return "make plugins" if _SOURCES.is_file() else f"pip install fastmmoe-plugins=={__version__}"
+def tensorrt_library_command(build: str = _NATIVE_BUILD) -> str:
+    """The command that brings a build of the TensorRT plugin: a checkout makes it, a wheel has no sources."""
+    if not _SOURCES.is_file():
+        return f"pip install fastmmoe-plugins=={__version__}"
+    return _MAKE.get(build, "make plugins")

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the tables that docs share with the code: a graph's inputs (bundle.md) and the settings (methods.md).
+"""Write the tables that documents share with the code: inputs of graphs (bundle.md), settings (methods.md), targets.
 
     python scripts/make_tables.py [--check] [--docs FOLDER]
 
-Only what stands between markers is written; the tables are runtime/bundle/graph_io.py and runtime/method/policy.py.
+Only what stands between markers is written; the tables are runtime/bundle/graph_io.py, runtime/method/policy.py and
+runtime/machines (tensorrt.md, and README.md beside the folder).
 With --check nothing is, and the exit code is 1 where a document is out of date.
 """
 
@@ -16,6 +17,8 @@ from markers import replace_part, table, write_or_check
 
 from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.bundle.graph_io import Entry
+from fastmmoe.runtime.machines.devices import DEVICES, Device
+from fastmmoe.runtime.machines.targets import TARGETS, Target
 from fastmmoe.runtime.method.policy import SETTINGS, Setting
 from fastmmoe.runtime.ranges import limits
 
@@ -52,7 +55,83 @@ def setting_row(setting: Setting) -> tuple[str, ...]:
     return f"`{setting.name}`", setting.what, values, default, "yes" if setting.in_file else "no"
 
 
-PARTS = {"bundle.md": ("graph_io", graph_tables), "methods.md": ("settings", settings_table)}
+def targets_table() -> str:
+    """Every target, and what is known of it."""
+    head = ("target", "machines", "SM", "TensorRT, CUDA, Python", "plugin", "dtypes", "experts", "engines are built")
+    return table(head, map(target_row, TARGETS.values()))
+
+
+def target_row(target: Target) -> tuple[str, ...]:
+    """The cells of a target; its first dtype is the default."""
+    machines = ", ".join(DEVICES[name].name for name in target.devices) or "any"
+    start = f"`{target.name}`", machines
+    formats = ", ".join(target.dtypes), ", ".join(target.expert_formats)
+    if target.tensorrt is None:
+        return *start, "-", "none: ONNX Runtime", "-", *formats, "-"
+    sms = ", ".join(map(str, target.tensorrt.compute_capabilities))
+    return *start, sms, versions(target), f"{target.tensorrt.plugin}", *formats, where_built(target)
+
+
+def versions(target: Target) -> str:
+    """TensorRT's releases, with the CUDA and the Python that they come with."""
+    if target.tensorrt is None:
+        return "none: ONNX Runtime"
+    name = {"tensorrt_rtx": "RTX "}.get(target.tensorrt.module, "")
+    shown = (
+        f"{name}{r.version}, CUDA {r.cuda}" + (f", Python {r.python} ({r.source})" if r.python else "")
+        for r in target.tensorrt.releases
+    )
+    return "; ".join(shown)
+
+
+def where_built(target: Target) -> str:
+    """Who builds engines, and where."""
+    if target.tensorrt is None:
+        return "-"
+    return "by the exporter, without a GPU" if target.tensorrt.is_ahead_of_time else "on the device, `fastmmoe build`"
+
+
+def status_table() -> str:
+    """Targets that share versions and checks in one row."""
+    groups: dict[tuple[str, str], list[Target]] = {}
+    for target in TARGETS.values():
+        groups.setdefault((versions(target), target.checked), []).append(target)
+    rows = (
+        (", ".join(f"`{t.name}`" for t in targets), shown, where_built(targets[0]), checked)
+        for (shown, checked), targets in groups.items()
+    )
+    return table(("--target", "TensorRT, CUDA, Python", "engines are built", "what was tried"), rows)
+
+
+def devices_table() -> str:
+    """What data sheets say of the machines."""
+    head = (
+        "machine",
+        "SM",
+        "multiprocessors",
+        "GB",
+        "GB/s",
+        "fp16, bf16 TFLOPS",
+        "fp8 TFLOPS",
+        "int8 TOPS",
+        "power mode",
+    )
+    return table(head, map(device_row, DEVICES.values()))
+
+
+def device_row(device: Device) -> tuple[str, ...]:
+    """The cells of a machine."""
+    rates = ("-" if rate is None else f"{rate:g}" for rate in (device.fp16_tflops, device.fp8_tflops, device.int8_tops))
+    numbers = (device.sm, device.multiprocessors, device.memory_gb, device.gb_per_s)
+    return device.name, *(f"{number:g}" for number in numbers), *rates, device.power_mode or "-"
+
+
+PARTS = {
+    "bundle.md": {"graph_io": graph_tables},
+    "methods.md": {"settings": settings_table},
+    "tensorrt.md": {"targets": targets_table, "devices": devices_table},
+    "../README.md": {"targets": status_table},
+}
 
 
 def main() -> None:
@@ -61,9 +140,12 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, default=DOCUMENTS, metavar="FOLDER")
     arguments = parser.parse_args()
     files = {}
-    for name, (marker, write) in PARTS.items():
+    for name, parts in PARTS.items():
         path = arguments.docs / name
-        files[path] = replace_part(path.read_text(encoding="utf-8"), marker, write())
+        text = path.read_text(encoding="utf-8")
+        for marker, write in parts.items():
+            text = replace_part(text, marker, write())
+        files[path] = text
     write_or_check(files, check=arguments.check)
 
 

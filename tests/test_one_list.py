@@ -79,7 +79,8 @@ target = TARGETS[arguments.target]
 assert (choose_dtype(target, None), activation_dtype(target, "fp16")) == ("fp16", "float32")
 assert target.backend == "onnxruntime"
 assert check_kernels(target, None, None) is None
-assert "fp16 for laptop" in " ".join(build_parser().format_help().split())
+help = " ".join(build_parser().format_help().split())
+assert "a100, l4, l40s, h100, h200, b200, rtx, laptop (default cpu)" in help
 """
 
 
@@ -89,6 +90,7 @@ def sources(tmp_path: Path) -> Path:
     for folder in ("fastmmoe", "runtime", "plugins", "exporter", "scripts", "docs"):
         ignored = shutil.ignore_patterns("lib", "demo_model", "__pycache__", "testing", "*.png", "*.svg")
         shutil.copytree(REPOSITORY / folder, tmp_path / folder, symlinks=True, ignore=ignored)
+    shutil.copy(REPOSITORY / "README.md", tmp_path)
     return tmp_path
 
 
@@ -133,6 +135,8 @@ def test_a_new_setting(sources: Path) -> None:
 
 def test_a_new_target(sources: Path) -> None:
     targets = sources / "runtime" / "machines" / "targets.py"
-    edit(targets, "from dataclasses import dataclass\n", "from dataclasses import dataclass, replace\n")
     targets.write_text(targets.read_text() + NEW_TARGET)
     run(sources, "-c", TARGET_SEEN)
+    run(sources, sources / "scripts" / "make_tables.py")
+    row = "| `laptop` | any | - | none: ONNX Runtime | - | fp16 | float | - |"
+    assert row in (sources / "docs" / "tensorrt.md").read_text()

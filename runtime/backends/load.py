@@ -7,7 +7,7 @@ from fastmmoe.runtime.backends.base import Backend
 from fastmmoe.runtime.backends.settings import DEFAULTS, Settings
 from fastmmoe.runtime.bundle.verification import Bundle
 from fastmmoe.runtime.errors import BundleMismatch
-from fastmmoe.runtime.machines.targets import TARGETS
+from fastmmoe.runtime.machines.targets import find_target, unknown_target
 
 
 def load_backend(bundle: Bundle, settings: Settings = DEFAULTS) -> Backend:
@@ -20,9 +20,9 @@ def load_backend(bundle: Bundle, settings: Settings = DEFAULTS) -> Backend:
         RunFailed: see `load_engines`.
     """
     directory, manifest = bundle.directory, bundle.manifest
-    target = TARGETS.get(manifest.target)
+    target = find_target(manifest.target)
     if target is None:
-        raise BundleMismatch(f"{directory}: exported for {manifest.target!r}: this fastmmoe has {', '.join(TARGETS)}")
+        raise BundleMismatch(f"{directory}: exported for {unknown_target(manifest.target)}")
     backend: Backend
     if target.backend == "onnxruntime":
         from fastmmoe.runtime.backends.onnxruntime import OnnxRuntime

@@ -40,10 +40,10 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 PLUGIN = "libfastmmoe_trt.so"
 ENGINES = "engines.json"
+TIMING_CACHE = "timing.cache"  # what TensorRT measured: it speeds up the next build and is not verified
 GRAPHS = ("vision", "embedding", "language_model")
 LARGEST_MANIFEST = 1 << 20
-ENGINES_SCRATCH = scratch_name("engines")
-"""Name of the folder that engines are built in."""
+ENGINES_SCRATCH = scratch_name("engines")  # the folder that engines are built in
 EXPORT_AGAIN = "export again"
 
 LayerIndices: TypeAlias = Annotated[tuple[LayerIndex, ...], Meta(max_length=1024)]
@@ -204,6 +204,7 @@ class Engines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         module, tensorrt_version: Python package that built them; other versions may refuse them.
         device: the GPU they were built on and for; None where they serve all compute_capabilities (87 for 8.7).
         limits: the optimisation profiles follow from them and the manifest, see profiles.py.
+        seconds: how long each of the files took to build.
     """
 
     format: int
@@ -216,6 +217,7 @@ class Engines(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     compute_capabilities: tuple[int, ...]
     limits: Limits
     files: dict[str, FileEntry]
+    seconds: dict[str, float]
 
 
 def engine_file(graph: str) -> str:
@@ -382,7 +384,7 @@ def damaged_files(directory: Path, manifest: Manifest) -> Iterator[str]:
             )
         elif path.stat().st_size != entry.bytes:
             yield f"{path}: {path.stat().st_size} bytes, expected {entry.bytes}; copy the bundle or export again"
-    engines = (ENGINES, *map(engine_file, GRAPHS))
+    engines = (ENGINES, TIMING_CACHE, *map(engine_file, GRAPHS))
     for path in (directory / name for name in engines):
         if os.path.lexists(path) and not path.is_file():
             yield f"{path}: no regular file; remove it and build the engines again"

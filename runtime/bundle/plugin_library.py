@@ -27,26 +27,28 @@ def find_plugin(target: Target, tensorrt: TensorRT) -> tuple[Path, PluginInfo]:
         InvalidRequest: there is none.
         BundleMismatch: it is none, of another version or for other machines.
     """
-    path = tensorrt_library_path(tensorrt.architecture)
+    path = tensorrt_library_path(tensorrt.plugin)
     if not path.is_file():
         raise InvalidRequest(
-            f"target {target.name}: there is no TensorRT plugin {path}; `{tensorrt_library_command()}` brings it"
+            f"target {target.name}: there is no TensorRT plugin {path}; "
+            f"`{tensorrt_library_command(tensorrt.plugin)}` brings it"
         )
     plugin = read_plugin(path)
     if plugin.version != __version__:
         raise BundleMismatch(
-            f"TensorRT plugin {path} is of version {plugin.version}, fastmmoe is {__version__}; {_replacement()}"
+            f"TensorRT plugin {path} is of version {plugin.version}, fastmmoe is {__version__}; "
+            f"{_replacement(tensorrt.plugin)}"
         )
     if plugin.architecture != tensorrt.architecture:
         raise BundleMismatch(
             f"TensorRT plugin {path} is for {plugin.architecture}, target {target.name} needs {tensorrt.architecture}; "
-            f"{_replacement()}"
+            f"{_replacement(tensorrt.plugin)}"
         )
     return path, plugin
 
 
-def _replacement() -> str:
-    return f"`{tensorrt_library_command()}` brings one that fits"
+def _replacement(build: str = "x86_64") -> str:
+    return f"`{tensorrt_library_command(build)}` brings one that fits"
 
 
 def check_bundled_plugin(directory: Path, manifest: Manifest) -> PluginInfo:

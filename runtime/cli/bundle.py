@@ -37,10 +37,10 @@ def _verify(arguments: argparse.Namespace) -> int:
 def _verified(directory: Path) -> Iterator[str]:
     from fastmmoe.runtime.backends.load import load_backend
     from fastmmoe.runtime.bundle.verification import verify_bundle
-    from fastmmoe.runtime.machines.targets import TARGETS
+    from fastmmoe.runtime.machines.targets import find_target
 
     bundle = yield from verify_bundle(directory)
-    target = TARGETS.get(bundle.manifest.target)
+    target = find_target(bundle.manifest.target)
     if target is not None and target.backend == "onnxruntime":
         load_backend(bundle)
         yield "[✓] the graphs fit the manifest and each other"

@@ -89,6 +89,9 @@ def _add_build(commands: Any) -> None:
     for option, text in limits.items():
         build.add_argument(option, type=int, metavar="N", help=f"the most {text}")
     build.add_argument("--workspace", type=int, metavar="MIB", help="the most scratch memory of a layer (default: all)")
+    build.add_argument(
+        "--dry-run", action="store_true", help="print the trtexec command of each engine, and build nothing"
+    )
     add_no_verify(build)
     build.set_defaults(function=_build)
 
@@ -125,7 +128,7 @@ def _call(arguments: argparse.Namespace) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> int:
-    from fastmmoe.runtime.backends.tensorrt.build import BuildOptions, build_engines
+    from fastmmoe.runtime.backends.tensorrt.build import BuildOptions, build_engines, show_commands
 
     options = BuildOptions(
         max_tokens=arguments.max_tokens,
@@ -135,9 +138,15 @@ def _build(arguments: argparse.Namespace) -> int:
         max_batch=arguments.max_batch,
         workspace_mib=arguments.workspace,
     )
-    engines = build_engines(
-        arguments.bundle, options, say=lambda line: print(line, flush=True), verify=not arguments.no_verify
-    )
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+
+    verify = not arguments.no_verify
+    if arguments.dry_run:
+        show_commands(arguments.bundle, options, say=say, verify=verify)
+        return 0
+    engines = build_engines(arguments.bundle, options, say=say, verify=verify)
     print(f"wrote {', '.join(engines.files)} in {arguments.bundle}")
     return 0
 

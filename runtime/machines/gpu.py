@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The GPU of this machine, asked of NVIDIA's driver."""
+"""The GPU of this machine, asked of CUDA where its bindings are installed, else of NVIDIA's driver itself."""
 
 from __future__ import annotations
 
 import ctypes
+import importlib
 from dataclasses import dataclass
+from typing import Any
 
 DRIVER = "libcuda.so.1"
+BINDINGS = "cuda.bindings.runtime"
 COMPUTE_CAPABILITY_MAJOR = 75
 COMPUTE_CAPABILITY_MINOR = 76
 NAME_BYTES = 256
@@ -22,6 +25,29 @@ class Gpu:
 
 def find_gpu() -> Gpu | None:
     """The first GPU, in the order of $CUDA_VISIBLE_DEVICES; None where there is no driver or no GPU."""
+    return _ask_bindings() or _ask_driver()
+
+
+def of_properties(found: Any) -> Gpu:
+    """A GPU from what `cudaGetDeviceProperties` says of it."""
+    name = found.name.decode(errors="replace") if isinstance(found.name, bytes) else found.name
+    return Gpu(name, 10 * found.major + found.minor)
+
+
+def _ask_bindings() -> Gpu | None:
+    """As engines are run: by the bindings of CUDA. None where they are missing or too new for the driver, too."""
+    try:
+        cudart = importlib.import_module(BINDINGS)
+    except (ImportError, OSError):
+        return None
+    error, count = cudart.cudaGetDeviceCount()
+    if int(error) != 0 or count == 0:
+        return None
+    error, found = cudart.cudaGetDeviceProperties(0)
+    return of_properties(found) if int(error) == 0 else None
+
+
+def _ask_driver() -> Gpu | None:
     try:
         driver = ctypes.CDLL(DRIVER)
     except OSError:

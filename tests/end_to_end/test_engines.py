@@ -148,8 +148,8 @@ def test_build_command(own_rtx_bundle: Path) -> None:
 def test_device_build_and_progress(own_rtx_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # As on a Jetson: for the GPU of the machine and no other, but through TensorRT-RTX.
     edit_manifest(own_rtx_bundle, target="jetson-orin")
-    target = replace(TARGETS["jetson-orin"], tensorrt=replace(RTX, compute_capabilities=(87,), is_ahead_of_time=False))
-    monkeypatch.setitem(TARGETS, "jetson-orin", target)
+    tensorrt = replace(RTX, compute_capabilities=(87,), is_ahead_of_time=False)
+    monkeypatch.setitem(TARGETS, "jetson-agx-orin", replace(TARGETS["jetson-agx-orin"], tensorrt=tensorrt))
     monkeypatch.setattr(engines_module, "find_gpu", lambda: Gpu("Orin", 87))
     monkeypatch.setattr(engines_module, "PROGRESS_SECONDS", 0.2)
     lines: list[str] = []
@@ -249,7 +249,7 @@ BUNDLE_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "unknown target": (
         lambda d: edit_manifest(d, target="tpu"),
-        "target 'tpu': this fastmmoe has cpu, jetson-orin, rtx",
+        "target 'tpu': this fastmmoe has cpu, jetson-orin-nano, ",
     ),
     "cpu": (
         lambda d: edit_manifest(d, target="cpu"),
@@ -283,8 +283,11 @@ def test_tensorrt_is_not_installed(bundle_for_here: Path, refusal: Refusal, monk
 @pytest.mark.parametrize(
     ("gpu", "words"),
     [
-        (None, r"no CUDA GPU found: engines of jetson-orin are built on the device, SM 87 \(Orin Nano 8GB, Orin NX"),
-        (Gpu("RTX 3090", 86), r"GPU RTX 3090 is SM 86: the plugin for jetson-orin has kernels for SM 87 \(Orin Nano"),
+        (None, r"no CUDA GPU found: engines of jetson-agx-orin are built on the device, SM 87 \(AGX Orin 32GB, AGX"),
+        (
+            Gpu("RTX 3090", 86),
+            r"RTX 3090 is SM 86, target jetson-agx-orin is for SM 87 \(.*\): export with --target rtx$",
+        ),
     ],
 )
 def test_wrong_gpu(gpu: Gpu | None, words: str, bundle_for_here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,6 +38,8 @@ REFUSALS = {
     "layers of none": (["--method", "none", "--prune-layers", "1"], "--method none prunes nothing"),
     "tolerance": (["--atol", "0"], "--atol 0.0: expected a positive number"),
     "type": (["--target", "rtx", "--dtype", "fp32"], "--dtype fp32: target rtx takes"),
+    "memory": (["--target", "jetson-orin", "--memory", "16GB"], "target jetson-agx-orin takes 32GB, 64GB"),
+    "memory of nothing": (["--memory", "16GB"], "--memory 16GB: target cpu is for machines of any memory; leave it"),
     "experts": (["--experts", "int4"], "--experts int4: target cpu takes float"),
     "zeros": (["--zero-points"], "--zero-points: needs --experts int8 or int4"),
     "policy": (["--policy", "nowhere.json"], "nowhere.json"),

@@ -14,11 +14,14 @@ from fastmmoe.exporter.targets import (
     DTYPES,
     activation_dtype,
     check_kernels,
+    check_memory,
     choose_cache_dtype,
+    choose_device,
     choose_dtype,
     choose_packing,
 )
 from fastmmoe.runtime.errors import InvalidRequest, UnsupportedModel
+from fastmmoe.runtime.machines.devices import DEVICES
 from fastmmoe.runtime.machines.targets import TARGETS
 
 
@@ -27,7 +30,7 @@ from fastmmoe.runtime.machines.targets import TARGETS
     [
         ("cpu", None, "fp32", "float32"),
         ("cpu", "bf16", "bf16", "float32"),
-        ("jetson-orin", None, "fp16", "float16"),
+        ("jetson-agx-orin", None, "fp16", "float16"),
         ("rtx", "bf16", "bf16", "bfloat16"),
     ],
 )
@@ -39,8 +42,8 @@ def test_element_types(target: str, dtype: str | None, chosen: str, activations:
 
 
 def test_an_element_type_that_the_kernels_do_not_take() -> None:
-    with pytest.raises(InvalidRequest, match=r"^--dtype fp32: target jetson-orin takes fp16, bf16$"):
-        choose_dtype(TARGETS["jetson-orin"], "fp32")
+    with pytest.raises(InvalidRequest, match=r"^--dtype fp32: target jetson-agx-orin takes fp16, bf16$"):
+        choose_dtype(TARGETS["jetson-agx-orin"], "fp32")
 
 
 @pytest.mark.parametrize(
@@ -51,7 +54,7 @@ def test_an_element_type_that_the_kernels_do_not_take() -> None:
         ("cpu", "fp16", "bf16", "bfloat16"),
         ("cpu", "bf16", "fp32", "float32"),
         ("rtx", "bf16", None, "bfloat16"),
-        ("jetson-orin", "fp16", "fp16", "float16"),
+        ("jetson-agx-orin", "fp16", "fp16", "float16"),
     ],
 )
 def test_types_of_caches(target: str, dtype: str, given: str | None, chosen: str) -> None:
@@ -72,10 +75,47 @@ def test_caches_that_no_kernel_reads(target: str, dtype: str, given: str, words:
     assert str(refusal.value) == f"--kv-cache-dtype {given}: {words}"
 
 
+def test_devices_by_memory() -> None:
+    chosen = [
+        ("jetson-orin-nano", "4gb", "orin-nano-4gb"),
+        ("jetson-orin-nx@jp6.2", None, "orin-nx-16gb"),
+        ("jetson-agx-orin", "32GB", "agx-orin-32gb"),
+        ("a100", None, "a100-sxm-80gb"),
+        ("rtx", "32GB", "rtx-5090"),
+    ]
+    for name, memory, device in chosen:
+        assert choose_device(TARGETS[name], memory) == DEVICES[device]
+    assert choose_device(TARGETS["rtx"], None) is None and choose_device(TARGETS["cpu"], None) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "memory", "words"),
+    [
+        ("jetson-agx-orin", "48GB", "target jetson-agx-orin takes 32GB, 64GB"),
+        ("jetson-orin-nx", "16", "target jetson-orin-nx takes 8GB, 16GB"),
+        ("cpu", "16GB", "target cpu is for machines of any memory; leave it out"),
+    ],
+)
+def test_memory_that_no_device_has(name: str, memory: str, words: str) -> None:
+    with pytest.raises(InvalidRequest) as refusal:
+        choose_device(TARGETS[name], memory)
+    assert str(refusal.value) == f"--memory {memory}: {words}"
+
+
+def test_weights_fit_the_device() -> None:
+    small, large = DEVICES["agx-orin-32gb"], DEVICES["agx-orin-64gb"]
+    target = TARGETS["jetson-agx-orin"]
+    assert check_memory(target, small, 10**10) == "weights: 10.0 GB; AGX Orin 32GB has 32 GB"
+    for device, weights, other in ((small, 54, "--memory 64GB"), (large, 65, "a target with more memory")):
+        words = rf"^the weights are {weights}\.0 GB, {device.name} has .* GB: give --experts int4, or {other}$"
+        with pytest.raises(UnsupportedModel, match=words):
+            check_memory(target, device, weights * 10**9)
+
+
 def test_experts_are_packed_as_they_are_asked_for() -> None:
     config = ExportConfig(experts="int4", group_size=64, zero_points=True)
-    assert choose_packing(TARGETS["jetson-orin"], config) == Packing("int4", 64, True)
-    assert choose_packing(TARGETS["jetson-orin"], ExportConfig()) is None
+    assert choose_packing(TARGETS["jetson-agx-orin"], config) == Packing("int4", 64, True)
+    assert choose_packing(TARGETS["jetson-agx-orin"], ExportConfig()) is None
 
 
 def test_cpu_target_refuses_integers() -> None:

@@ -71,6 +71,7 @@ def request(model: onnx.ModelProto, folder: Path, plugin: Path, module: str, mos
         profiles=(profile,) if profile else (),
         compute_capabilities=(89,) if module == "tensorrt_rtx" else (),
         workspace_mib=None,
+        timing_cache=None,
     )
 
 

@@ -146,6 +146,7 @@ def write_engines(directory: Path, trt: Any, **changes: Any) -> None:
         compute_capabilities=(SM,),
         limits=LIMITS,
         files={engine_file(graph): file_entry(directory / engine_file(graph)) for graph in GRAPHS},
+        seconds={engine_file(graph): 1.0 for graph in GRAPHS},
     )
     (directory / ENGINES).write_bytes(msgspec.json.encode(msgspec.structs.replace(engines, **changes)))
 

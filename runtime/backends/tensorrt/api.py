@@ -34,6 +34,14 @@ OPERATORS = "Fmm"
 """How the names of the plugin's operators begin, and with them its messages."""
 
 
+KNOWN_FAILURES = {
+    "libnvdla_compiler.so": "JetPack 7.2 has no such library any more, and images made for JetPack 6 or with TensorRT "
+    "10.11 for integrated GPUs ask for it: take an image made for JetPack 7.2, or build outside of the container with "
+    "JetPack's own TensorRT 10.16",
+}
+"""Libraries that known containers lack -> what to do."""
+
+
 class EngineBuildFailed(FastmmoeError):
     """TensorRT is missing, cannot start, or refuses a graph."""
 
@@ -49,6 +57,7 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
         profiles: optimisation profiles, in the engine's order.
         compute_capabilities: those to build for; empty = that of this machine's GPU.
         workspace_mib: the most scratch memory a layer may use; None = TensorRT's own limit.
+        timing_cache: file of what was measured before, which is read if it is there and written again; None: without.
     """
 
     module: str
@@ -58,6 +67,7 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
     profiles: tuple[Profile, ...]
     compute_capabilities: tuple[int, ...]
     workspace_mib: int | None
+    timing_cache: str | None
 
 
 class EngineReply(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +90,9 @@ def load_module(name: str, install: str) -> Any:
     except ModuleNotFoundError as error:
         raise EngineBuildFailed(f"no Python package {name} for {sys.executable}: {install}") from error
     except (ImportError, OSError) as error:
-        raise EngineBuildFailed(f"the Python package {name} cannot be loaded: {one_line(str(error))}") from error
+        said = one_line(str(error))
+        advice = next((f"; {words}" for library, words in KNOWN_FAILURES.items() if library in said), "")
+        raise EngineBuildFailed(f"the Python package {name} cannot be loaded: {said}{advice}") from error
 
 
 def build_engine(trt: Any, request: EngineRequest) -> FileEntry:
@@ -106,7 +118,12 @@ def build_engine(trt: Any, request: EngineRequest) -> FileEntry:
     config.set_preview_feature(trt.PreviewFeature.ALIASED_PLUGIN_IO_10_03, True)
     if request.workspace_mib is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace_mib * MIB)
+    # The runtime gives a context no streams beside the one it queues in.
+    config.max_aux_streams = 0
     _set_compute_capabilities(trt, config, request.compute_capabilities)
+    _read_timing_cache(config, request)
+    # What it said of an unfit cache, which it does without, is no reason of what comes.
+    logger.errors.clear()
     for profile in request.profiles:
         if _add_profile(builder, network, config, profile) < 0:
             raise _failure(trt, logger, f"refuses a profile of {request.graph}")
@@ -114,6 +131,7 @@ def build_engine(trt: Any, request: EngineRequest) -> FileEntry:
         entry = _write_engine(trt, builder, network, config, file)
     if entry is None:
         raise _failure(trt, logger, f"builds no engine from {request.graph}")
+    _write_timing_cache(config, request)
     return entry
 
 
@@ -157,6 +175,26 @@ def _set_compute_capabilities(trt: Any, config: Any, capabilities: tuple[int, ..
         config.num_compute_capabilities = len(capabilities)
         for index, capability in enumerate(capabilities):
             config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability}"), index)
+
+
+def _read_timing_cache(config: Any, request: EngineRequest) -> None:
+    """Give the configuration the times of earlier builds; an empty cache where they do not fit this machine."""
+    if request.timing_cache is None:
+        return
+    saved = Path(request.timing_cache)
+    for data in (saved.read_bytes() if saved.is_file() else b"", b""):
+        cache = config.create_timing_cache(data)
+        if cache is not None and config.set_timing_cache(cache, False):
+            return
+
+
+def _write_timing_cache(config: Any, request: EngineRequest) -> None:
+    cache = None if request.timing_cache is None else config.get_timing_cache()
+    if request.timing_cache is None or cache is None:
+        return
+    unfinished = Path(f"{request.output}.timing")
+    unfinished.write_bytes(memoryview(cache.serialize()))
+    unfinished.replace(request.timing_cache)
 
 
 def _add_profile(builder: Any, network: Any, config: Any, profile: Profile) -> int:

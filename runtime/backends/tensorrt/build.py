@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import platform
@@ -19,12 +20,15 @@ import msgspec
 from fastmmoe import __version__
 from fastmmoe.runtime.backends.tensorrt import api as tensorrt_api
 from fastmmoe.runtime.backends.tensorrt.api import EngineBuildFailed, EngineReply, EngineRequest
+from fastmmoe.runtime.backends.tensorrt.builder_memory import check_builder_memory
 from fastmmoe.runtime.backends.tensorrt.profiles import Profile, engine_profiles, resolve_limits
+from fastmmoe.runtime.backends.tensorrt.trtexec import commands
 from fastmmoe.runtime.bundle.manifest import (
     ENGINES,
     FORMAT,
     MANIFEST,
     PLUGIN,
+    TIMING_CACHE,
     Engines,
     FileEntry,
     Limits,
@@ -33,6 +37,7 @@ from fastmmoe.runtime.bundle.manifest import (
     engine_file,
     file_entry,
     graph_file,
+    read_engines,
 )
 from fastmmoe.runtime.bundle.plugin_library import check_bundled_plugin
 from fastmmoe.runtime.bundle.verification import open_bundle
@@ -40,10 +45,10 @@ from fastmmoe.runtime.errors import BundleMismatch, InvalidRequest
 from fastmmoe.runtime.files import scratch_directory, sync
 from fastmmoe.runtime.machines.devices import DEVICES
 from fastmmoe.runtime.machines.gpu import Gpu, find_gpu
-from fastmmoe.runtime.machines.targets import TARGETS, Target, TensorRT
+from fastmmoe.runtime.machines.targets import TARGETS, Target, TensorRT, find_target, unknown_target
 from fastmmoe.runtime.types import Say
 
-PROGRESS_SECONDS = 5.0
+PROGRESS_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -87,10 +92,12 @@ def build_engines(
     gpu = None if tensorrt.is_ahead_of_time else _device(target, tensorrt)
     capabilities = tensorrt.compute_capabilities if gpu is None else (gpu.sm,)
     _report_plan(tensorrt, version, gpu, limits, say)
+    check_builder_memory(manifest, say)
+    last = _report_last(directory, say)
     profiles = engine_profiles(manifest, limits)
     with scratch_directory(directory, "engines", say) as scratch:
-        builder = _Builder(directory, scratch, tensorrt, options.workspace_mib, say)
-        files = {engine_file(graph): builder.build(graph, profiles[graph]) for graph in profiles}
+        builder = _Builder(directory, scratch, tensorrt, options.workspace_mib, last, say)
+        built = {engine_file(graph): builder.build(graph, profiles[graph]) for graph in profiles}
         opened.check_unchanged()
         engines = Engines(
             format=FORMAT,
@@ -102,10 +109,27 @@ def build_engines(
             device=None if gpu is None else gpu.name,
             compute_capabilities=capabilities,
             limits=limits,
-            files=files,
+            files={name: entry for name, (entry, _) in built.items()},
+            seconds={name: round(seconds, 1) for name, (_, seconds) in built.items()},
         )
         _publish(directory, scratch, engines)
     return engines
+
+
+def show_commands(
+    directory: Path, options: BuildOptions | None = None, say: Say = print, *, verify: bool = True
+) -> None:
+    """Say for each engine the trtexec command that builds it; nothing is built, and no TensorRT or GPU is needed.
+
+    Raises:
+        BundleMismatch, InvalidRequest: as `build_engines`.
+    """
+    options = BuildOptions() if options is None else options
+    manifest = open_bundle(directory, verify=verify, say=say).manifest
+    _, tensorrt = _engine_target(directory, manifest)
+    limits = _resolve(manifest, options)
+    for line in commands(directory, tensorrt, engine_profiles(manifest, limits), options.workspace_mib):
+        say(line)
 
 
 def _check_plugin(directory: Path, manifest: Manifest, target: Target) -> PluginInfo:
@@ -121,14 +145,14 @@ def _check_plugin(directory: Path, manifest: Manifest, target: Target) -> Plugin
 
 
 def _engine_target(directory: Path, manifest: Manifest) -> tuple[Target, TensorRT]:
-    target = TARGETS.get(manifest.target)
+    target = find_target(manifest.target)
     if target is None:
-        raise BundleMismatch(f"{directory}: target {manifest.target!r}: this fastmmoe has {', '.join(TARGETS)}")
+        raise BundleMismatch(f"{directory}: target {unknown_target(manifest.target)}")
     if target.tensorrt is None:
-        with_engines = " or ".join(t.name for t in TARGETS.values() if t.tensorrt is not None)
+        with_engines = ", ".join(t.name for t in TARGETS.values() if t.tensorrt is not None)
         raise InvalidRequest(
             f"{directory}: exported for {target.name}, which has no engines: run it with fastmmoe run, or export with "
-            f"--target {with_engines}"
+            f"one of the targets {with_engines}"
         )
     return target, target.tensorrt
 
@@ -154,10 +178,21 @@ def _device(target: Target, tensorrt: TensorRT) -> Gpu:
     if gpu is None:
         raise BundleMismatch(f"no CUDA GPU found: engines of {target.name} are built on the device, {wanted} ({names})")
     if gpu.sm not in tensorrt.compute_capabilities:
-        raise BundleMismatch(
-            f"GPU {gpu.name} is SM {gpu.sm}: the plugin for {target.name} has kernels for {wanted} ({names})"
-        )
+        fitting = [t.name for t in TARGETS.values() if t.tensorrt and gpu.sm in t.tensorrt.compute_capabilities]
+        again = f": export with --target {' or '.join(fitting)}" if fitting else ""
+        raise BundleMismatch(f"GPU {gpu.name} is SM {gpu.sm}, target {target.name} is for {wanted} ({names}){again}")
     return gpu
+
+
+def _report_last(directory: Path, say: Say) -> dict[str, float]:
+    """Seconds that the engines which are there took, by file; no other estimate is at hand before a build."""
+    last = None
+    with contextlib.suppress(BundleMismatch):
+        last = read_engines(directory)
+    if last is None:
+        return {}
+    say(f"the last build of this bundle took {sum(last.seconds.values()):.0f} s")
+    return last.seconds
 
 
 def _report_plan(tensorrt: TensorRT, version: str, gpu: Gpu | None, limits: Limits, say: Say) -> None:
@@ -166,7 +201,10 @@ def _report_plan(tensorrt: TensorRT, version: str, gpu: Gpu | None, limits: Limi
     release = next((r for r in tensorrt.releases if f"{version}.".startswith(f"{r.version}.")), None)
     if release is None or not release.is_checked:
         checked = ", ".join(f"{r.version} ({r.source})" for r in tensorrt.releases if r.is_checked)
-        say(f"{tensorrt.module} {version} has not been tried with this version of fastmmoe; {checked} has")
+        say(
+            f"{tensorrt.module} {version} has not been tried with this version of fastmmoe"
+            + (f"; {checked} has" if checked else "")
+        )
     say(
         f"limits: {limits.max_tokens} tokens a prompt, {limits.max_visual} of them visual, {limits.max_cache} cached, "
         f"{limits.max_tiles} tiles, {limits.max_batch} sequences at once"
@@ -186,15 +224,21 @@ def _publish(directory: Path, scratch: Path, engines: Engines) -> None:
 
 @dataclass(frozen=True)
 class _Builder:
-    """Builds one engine after another into the scratch directory."""
+    """Builds one engine after another into the scratch directory.
+
+    Attributes:
+        last: see `_report_last`.
+    """
 
     directory: Path
     scratch: Path
     tensorrt: TensorRT
     workspace_mib: int | None
+    last: dict[str, float]
     say: Say
 
-    def build(self, graph: str, profiles: tuple[Profile, ...]) -> FileEntry:
+    def build(self, graph: str, profiles: tuple[Profile, ...]) -> tuple[FileEntry, float]:
+        """The engine of a graph, and the seconds that it took."""
         is_ahead_of_time = self.tensorrt.is_ahead_of_time
         request = EngineRequest(
             module=self.tensorrt.module,
@@ -204,13 +248,18 @@ class _Builder:
             profiles=profiles,
             compute_capabilities=self.tensorrt.compute_capabilities if is_ahead_of_time else (),
             workspace_mib=self.workspace_mib,
+            # Nothing is measured ahead of time.
+            timing_cache=None if is_ahead_of_time else str(self.directory / TIMING_CACHE),
         )
+        before = self.last.get(engine_file(graph))
+        last = "" if before is None else f", {before:.0f} s the last time"
         start = time.monotonic()
-        reply = self._run(request, lambda: self.say(f"building {graph}: {time.monotonic() - start:.0f} s ..."))
+        reply = self._run(request, lambda: self.say(f"building {graph}: {time.monotonic() - start:.0f} s{last} ..."))
         if reply.engine is None:
             raise EngineBuildFailed(reply.error)
-        self.say(f"built {graph}: {reply.engine.bytes / 1e6:.1f} MB ({time.monotonic() - start:.1f} s)")
-        return reply.engine
+        seconds = time.monotonic() - start
+        self.say(f"built {graph}: {reply.engine.bytes / 1e6:.1f} MB ({seconds:.1f} s)")
+        return reply.engine, seconds
 
     def _run(self, request: EngineRequest, tick: Callable[[], None]) -> EngineReply:
         """Have another process do it, and tick while it does."""

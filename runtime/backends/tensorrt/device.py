@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from fastmmoe.runtime.errors import RunFailed
+from fastmmoe.runtime.machines.gpu import of_properties
 
 Address: TypeAlias = int
 Stream: TypeAlias = Any
@@ -47,8 +48,8 @@ class Device:
     def properties(self) -> Properties:
         """What the driver says of the GPU."""
         (found,) = self._call("cudaGetDeviceProperties", 0)
-        name = found.name.decode(errors="replace") if isinstance(found.name, bytes) else found.name
-        return Properties(name, 10 * found.major + found.minor, bool(found.integrated))
+        gpu = of_properties(found)
+        return Properties(gpu.name, gpu.sm, bool(found.integrated))
 
     def memory(self) -> tuple[int, int]:
         """Free bytes, and all of them."""

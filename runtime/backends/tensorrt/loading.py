@@ -30,9 +30,9 @@ from fastmmoe.runtime.bundle.manifest import (
 )
 from fastmmoe.runtime.bundle.plugin_library import check_bundled_plugin
 from fastmmoe.runtime.errors import BackendMissing, BundleMismatch, RunFailed
-from fastmmoe.runtime.machines.targets import TARGETS
+from fastmmoe.runtime.machines.gpu import BINDINGS
+from fastmmoe.runtime.machines.targets import find_target
 
-CUDA_MODULE = "cuda.bindings.runtime"
 NO_DRIVER = 35
 """cudaErrorInsufficientDriver: what CUDA answers without a driver, too."""
 
@@ -90,7 +90,7 @@ def _again(directory: Path, what: str) -> BundleMismatch:
 
 def _cuda() -> Any:
     try:
-        return importlib.import_module(CUDA_MODULE)
+        return importlib.import_module(BINDINGS)
     except ModuleNotFoundError as error:
         raise BackendMissing(
             f"cuda-bindings is not installed for {sys.executable}: pip install 'fastmmoe[tensorrt]'"
@@ -122,8 +122,9 @@ def _version(answer: tuple[Any, int]) -> str:
 
 
 def _tensorrt(directory: Path, manifest: Manifest, engines: Engines) -> Any:
-    target = TARGETS[manifest.target].tensorrt
-    assert target is not None
+    found = find_target(manifest.target)
+    assert found is not None and found.tensorrt is not None
+    target = found.tensorrt
     if engines.module != target.module:
         raise _again(directory, f"built by {engines.module!r}, expected {target.module} for target {manifest.target}")
     try:

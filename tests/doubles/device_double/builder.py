@@ -28,6 +28,7 @@ from fastmmoe.runtime.backends.native import register_native_ops
 
 WRITE_BYTES = 1 << 20
 ALIASED = "ALIASED_PLUGIN_IO_10_03"
+TIMINGS = "timings of the double "
 
 
 class ITensor:
@@ -169,10 +170,25 @@ class IOptimizationProfile:
         return [Dims(shape) for shape in self._shapes.get(input, ())]
 
 
+class ITimingCache:
+    """What builds have measured: here how many there were, and by which version."""
+
+    def __init__(self, version: str, builds: int = 0) -> None:
+        self._version, self._builds = version, builds
+
+    def serialize(self) -> IHostMemory:
+        """As `create_timing_cache` reads it."""
+        return IHostMemory(f"{TIMINGS}{self._version} {self._builds}".encode())
+
+
 class IBuilderConfig:
     """Settings of a build. `_capabilities`: the GPUs to build for; none: that of the machine."""
 
+    _version = ""
+
     def __init__(self) -> None:
+        self._aux_streams = -1
+        self._timings: ITimingCache | None = None
         self._profiles: list[dict[str, Shapes]] = []
         self._features: set[str] = set()
         self._limits: dict[MemoryPoolType, int] = {}
@@ -182,6 +198,34 @@ class IBuilderConfig:
     def num_optimization_profiles(self) -> int:
         """Profiles that were added."""
         return len(self._profiles)
+
+    @property
+    def max_aux_streams(self) -> int:
+        """Streams beside the one that a context queues in; -1: TensorRT chooses."""
+        return self._aux_streams
+
+    @max_aux_streams.setter
+    def max_aux_streams(self, count: int) -> None:
+        self._aux_streams = count
+
+    def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache:
+        """A cache from saved bytes; an empty one where there are none, or they are damaged."""
+        text = bytes(serialized_timing_cache).decode("latin-1")
+        if not text.startswith(TIMINGS):
+            return ITimingCache(self._version)
+        version, builds = text.removeprefix(TIMINGS).split()
+        return ITimingCache(version, int(builds))
+
+    def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
+        """Take a cache; False for one of another version, unless that is to be ignored."""
+        if cache._version != self._version and not ignore_mismatch:
+            return False
+        self._timings = cache
+        return True
+
+    def get_timing_cache(self) -> ITimingCache | None:
+        """As set, with what was measured since."""
+        return self._timings
 
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
         """Its number; -1 for one without shapes."""
@@ -238,7 +282,9 @@ class Builder:
 
     def create_builder_config(self) -> IBuilderConfig:
         """Default settings."""
-        return self._config()
+        config = self._config()
+        config._version = self._version
+        return config
 
     def create_optimization_profile(self) -> IOptimizationProfile:
         """An empty profile."""
@@ -249,7 +295,11 @@ class Builder:
         errors = list(self._errors(network, config))
         for error in errors:
             self._logger.log(ILogger.ERROR, f"IBuilder::buildSerializedNetwork: Error Code 4: {error}")
-        return None if errors else IHostMemory(self._file(network, config).encode())
+        if errors:
+            return None
+        if config._timings is not None:
+            config._timings._builds += 1
+        return IHostMemory(self._file(network, config).encode())
 
     def build_serialized_network_to_stream(
         self, network: INetworkDefinition, config: IBuilderConfig, writer: IStreamWriter

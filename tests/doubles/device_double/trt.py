@@ -7,6 +7,7 @@ from device_double.builder import (
     INetworkDefinition,
     IOptimizationProfile,
     ITensor,
+    ITimingCache,
     OnnxParser,
     ParserError,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "IStreamReaderV2",
     "IStreamWriter",
     "ITensor",
+    "ITimingCache",
     "Logger",
     "MemoryPoolType",
     "OnnxParser",

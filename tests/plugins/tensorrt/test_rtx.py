@@ -108,6 +108,7 @@ def build(tmp_path: Path) -> Build:
             profiles=tuple(profile(op, inputs, sizes) for sizes in PROFILES[op]),
             compute_capabilities=(86,),
             workspace_mib=None,
+            timing_cache=None,
         )
         request.write_bytes(msgspec.json.encode(asked))
         command = [sys.executable, "-m", "fastmmoe.runtime.backends.tensorrt.api", str(request), str(reply)]

@@ -14,15 +14,16 @@ from fastmmoe.plugins import tensorrt_library_path
 from fastmmoe.runtime.bundle.manifest import PluginInfo
 from fastmmoe.runtime.bundle.plugin_library import find_plugin, read_plugin
 from fastmmoe.runtime.errors import BundleMismatch, InvalidRequest
-from fastmmoe.runtime.machines.targets import JETSON_ORIN, TARGETS
+from fastmmoe.runtime.machines.targets import JETPACK_6, JETPACK_7, TARGETS
 
-JETSON = TARGETS["jetson-orin"]
+JETSON = TARGETS["jetson-agx-orin"]
 
 
 def test_paths_by_architecture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FASTMMOE_TRT_LIBRARY", raising=False)
     assert tensorrt_library_path("x86_64").parts[-3:] == ("plugins", "lib", "libfastmmoe_trt.so")
-    assert tensorrt_library_path("aarch64").parts[-4:] == ("plugins", "lib", "aarch64", "libfastmmoe_trt.so")
+    for build in ("aarch64", "jetpack6"):
+        assert tensorrt_library_path(build).parts[-4:] == ("plugins", "lib", build, "libfastmmoe_trt.so")
 
 
 @pytest.mark.parametrize("architecture", ["x86_64", "aarch64"])
@@ -53,15 +54,22 @@ def test_version_and_architecture(architecture: str, fake_plugin: Callable[..., 
 
 def test_found(fake_plugin: Callable[..., Path]) -> None:
     path = fake_plugin()
-    assert find_plugin(JETSON, JETSON_ORIN) == (path, PluginInfo(version=__version__, architecture="aarch64"))
+    assert find_plugin(JETSON, JETPACK_7) == (path, PluginInfo(version=__version__, architecture="aarch64"))
+
+
+def test_jetpack_6_has_a_plugin_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FASTMMOE_TRT_LIBRARY", raising=False)
+    monkeypatch.setattr(plugins, "_LIBRARIES", tmp_path)
+    words = rf"@jp6\.2: there is no TensorRT plugin {tmp_path}/jetpack6/libfastmmoe_trt\.so; `make jetpack6` brings it$"
+    with pytest.raises(InvalidRequest, match=words):
+        find_plugin(TARGETS["jetson-orin-nx@jp6.2"], JETPACK_6)
 
 
 def test_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTMMOE_TRT_LIBRARY", str(tmp_path / "none.so"))
-    with pytest.raises(
-        InvalidRequest, match=r"target jetson-orin: there is no TensorRT plugin .*none\.so; `make plugins` brings it$"
-    ):
-        find_plugin(JETSON, JETSON_ORIN)
+    words = r"target jetson-agx-orin: there is no TensorRT plugin .*none\.so; `make plugins` brings it$"
+    with pytest.raises(InvalidRequest, match=words):
+        find_plugin(JETSON, JETPACK_7)
 
 
 def test_a_wheel_which_cannot_build_names_the_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,23 +77,23 @@ def test_a_wheel_which_cannot_build_names_the_distribution(tmp_path: Path, monke
     line = f"`pip install fastmmoe-plugins=={__version__}` brings"
     monkeypatch.setenv("FASTMMOE_TRT_LIBRARY", str(tmp_path / "none.so"))
     with pytest.raises(InvalidRequest, match=f"{line} it$"):
-        find_plugin(JETSON, JETSON_ORIN)
+        find_plugin(JETSON, JETPACK_7)
     monkeypatch.setenv("FASTMMOE_TRT_LIBRARY", __file__)
     with pytest.raises(BundleMismatch, match=f"{line} one that fits$"):
-        find_plugin(JETSON, JETSON_ORIN)
+        find_plugin(JETSON, JETPACK_7)
 
 
 @pytest.mark.parametrize(
     ("says", "words"),
     [
         ({"version": "0.0.9"}, f"is of version 0.0.9, fastmmoe is {__version__}; `make plugins` brings one that fits"),
-        ({"architecture": "x86_64"}, "is for x86_64, target jetson-orin needs aarch64; `make plugins` brings"),
+        ({"architecture": "x86_64"}, "is for x86_64, target jetson-agx-orin needs aarch64; `make plugins` brings"),
     ],
 )
 def test_does_not_fit(says: dict[str, str], words: str, fake_plugin: Callable[..., Path]) -> None:
     fake_plugin(**says)
     with pytest.raises(BundleMismatch, match=words):
-        find_plugin(JETSON, JETSON_ORIN)
+        find_plugin(JETSON, JETPACK_7)
 
 
 @pytest.mark.parametrize(

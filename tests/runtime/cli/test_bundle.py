@@ -75,6 +75,7 @@ def write_engines(directory: Path, manifest_sha256: str) -> None:
         compute_capabilities=(87,),
         limits=Limits(max_tokens=1, max_visual=1, max_cache=1, max_tiles=1, max_batch=1),
         files={"vision.engine": file_entry(directory / "vision.engine")},
+        seconds={"vision.engine": 1.0},
     )
     (directory / "engines.json").write_bytes(msgspec.json.encode(engines))
 

@@ -42,7 +42,7 @@ def test_every_command_is_in_the_script(shell: str, capsys: pytest.CaptureFixtur
     [
         (("plan",), {"plan-retention"}),
         (("run", "--max"), {"--max-new-tokens", "--max-tiles"}),
-        (("export", "--target", "j"), {"jetson-orin"}),
+        (("export", "--target", "jetson-t"), {"jetson-thor", "jetson-thor@jp7.2"}),
         (("run", "some"), {"some-bundle"}),
         (("run", "--image", "pic"), {"picture.png"}),
     ],

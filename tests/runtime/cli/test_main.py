@@ -276,7 +276,15 @@ def test_limits_of_a_build_reach_it(monkeypatch: pytest.MonkeyPatch, capsys: pyt
         say("building")
         return SimpleNamespace(files={"vision.engine": None, "embedding.engine": None})
 
+    def shown(directory: Path, options: BuildOptions, *, say: Any, verify: bool) -> None:
+        given.append((directory, options, verify))
+        say("trtexec")
+
     monkeypatch.setattr(build, "build_engines", built)
+    monkeypatch.setattr(build, "show_commands", shown)
     assert main(["build", "out", "--max-tokens", "9", "--max-tiles", "2", "--max-batch", "4", "--workspace", "5"]) == 0
     assert given == [(Path("out"), BuildOptions(max_tokens=9, max_tiles=2, max_batch=4, workspace_mib=5), True)]
     assert capsys.readouterr().out == "building\nwrote vision.engine, embedding.engine in out\n"
+    assert main(["build", "out", "--dry-run", "--max-tokens", "9", "--no-verify"]) == 0
+    assert given[1:] == [(Path("out"), BuildOptions(max_tokens=9), False)]
+    assert capsys.readouterr().out == "trtexec\n"

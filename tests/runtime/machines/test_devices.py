@@ -10,7 +10,8 @@ from fastmmoe.runtime.machines.targets import TARGETS
 
 ORIN = [name for name, device in DEVICES.items() if device.sm == 87]
 # Of a multiprocessor, in KiB, by compute capability: CUDA C++ Programming Guide, technical specifications.
-SHARED_KB = {80: 164, 87: 164, 89: 100, 90: 228, 100: 228, 110: 228}
+SHARED_KB = {80: 164, 86: 100, 87: 164, 89: 100, 90: 228, 100: 228, 110: 228, 120: 100}
+GEFORCE = [name for name in DEVICES if name.startswith("rtx-")]
 
 
 @pytest.mark.parametrize("name", ORIN)
@@ -28,9 +29,13 @@ def test_shared_memory_is_that_of_the_compute_capability(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DEVICES)
-def test_int8_is_twice_as_fast_where_it_is_stated(name: str) -> None:
+def test_int8_and_fp8_are_twice_as_fast_where_they_are_stated(name: str) -> None:
     device = DEVICES[name]
-    assert device.int8_tops is None or device.int8_tops == pytest.approx(2 * device.fp16_tflops, rel=0.06)
+    # GeForce: four times, as float16 is summed in float32 at half the rate.
+    int8 = (4 if name in GEFORCE else 2) * device.fp16_tflops
+    assert device.int8_tops is None or device.int8_tops == pytest.approx(int8, rel=0.06)
+    assert (device.fp8_tflops is None) == (device.sm in (80, 86, 87))
+    assert device.fp8_tflops is None or device.fp8_tflops == pytest.approx(2 * device.fp16_tflops, rel=0.06)
 
 
 def test_jetsons_say_their_power_mode() -> None:

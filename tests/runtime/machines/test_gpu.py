@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The driver is asked in the way it expects: a small library with its functions takes its place."""
+"""The driver and the bindings are asked in the way they expect: a small library and the double take their places."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from fastmmoe.runtime.machines import gpu
+from fastmmoe.runtime.machines.gpu import Gpu, find_gpu
+from tests.support.double import Double
 
 DRIVER = """
 #include <cstring>
@@ -51,3 +55,19 @@ def test_answer_of_the_driver(init: int, answer: str, tmp_path: Path) -> None:
 def test_damaged_driver(tmp_path: Path) -> None:
     (tmp_path / "libcuda.so.1").write_text("no library")
     assert ask(tmp_path) == "None"
+
+
+@pytest.mark.parametrize(("described", "found"), [("sm=87,name=Orin", Gpu("Orin", 87)), ("none", None), ("old", None)])
+def test_answer_of_the_bindings(
+    described: str, found: Gpu | None, double: Double, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What engines are built for is what they will be run on."""
+    double.modules(gpu=described)
+    monkeypatch.setattr(gpu, "DRIVER", "libno_such_driver.so")
+    assert find_gpu() == found
+
+
+def test_bindings_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "BINDINGS", "no_such_bindings")
+    monkeypatch.setattr(gpu, "DRIVER", "libno_such_driver.so")
+    assert find_gpu() is None

@@ -11,7 +11,15 @@ import pytest
 from fastmmoe.exporter.targets import DTYPES, activation_dtype, choose_dtype
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.machines.devices import DEVICES
-from fastmmoe.runtime.machines.targets import CUDA_KERNELS, TARGETS
+from fastmmoe.runtime.machines.targets import (
+    ALIASES,
+    CUDA_KERNELS,
+    JETPACK_6,
+    TARGETS,
+    find_target,
+    target_names,
+    unknown_target,
+)
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 
@@ -24,8 +32,42 @@ def test_devices_have_a_compute_capability_of_the_target(name: str) -> None:
     assert bool(target.devices) == bool(capabilities)
 
 
-def test_jetson_orin_is_every_orin_of_the_table() -> None:
-    assert set(TARGETS["jetson-orin"].devices) == {name for name, device in DEVICES.items() if device.sm == 87}
+def test_each_device_is_of_the_target_of_its_name() -> None:
+    found = {device: {t.name for t in TARGETS.values() if device in t.devices} for device in DEVICES}
+    assert all(found.values())
+    assert found["orin-nx-8gb"] == {"jetson-orin-nx", "jetson-orin-nx@jp6.2"}
+    assert found["thor-t5000"] == {"jetson-thor"} and found["rtx-5090"] == {"rtx"}
+    engines = [target for target in TARGETS.values() if target.tensorrt is not None]
+    # Names of devices that differ in memory alone would hide one another.
+    assert all(len(target.memories) == len(target.devices) for target in engines if target.name != "rtx")
+
+
+def test_names() -> None:
+    assert find_target("jetson-orin") is find_target("jetson-agx-orin@jp7.2") is TARGETS["jetson-agx-orin"]
+    assert find_target("jetson-orin@jp6.2") is TARGETS["jetson-agx-orin@jp6.2"]
+    assert find_target("jetson-thor@jp6.2") is None and find_target("h100@jp7.2") is None
+    assert all(find_target(name) is not None for name in target_names()) and set(ALIASES.values()) <= TARGETS.keys()
+    assert unknown_target("jetson-orin-nanp").endswith(", b200, rtx; did you mean jetson-orin-nano?")
+    assert unknown_target("zzz") == f"'zzz': this fastmmoe has {', '.join(TARGETS)}"
+
+
+def test_what_goes_with_jetpack_6() -> None:
+    for name in ("jetson-orin-nano", "jetson-orin-nx", "jetson-agx-orin"):
+        newest, older = TARGETS[name].tensorrt, TARGETS[f"{name}@jp6.2"].tensorrt
+        assert newest is not None and older == JETPACK_6
+        versions = [(r.version, r.cuda, r.python) for tensorrt in (newest, older) for r in tensorrt.releases]
+        assert versions == [("10.16", "13.2", "3.12"), ("10.3", "12.6", "3.10")]
+        assert (newest.plugin, older.plugin) == ("aarch64", "jetpack6")
+
+
+def test_where_engines_are_built() -> None:
+    for name in ("a100", "l4", "l40s", "h100", "h200", "b200"):
+        target = TARGETS[name]
+        assert target.tensorrt is not None and target.tensorrt.module == "tensorrt"
+        assert (target.tensorrt.plugin, target.tensorrt.is_ahead_of_time) == ("x86_64", False)
+        assert "On the machine with the " + name.upper() + ": fastmmoe build {out}" in target.next_step
+    rtx = TARGETS["rtx"].tensorrt
+    assert rtx is not None and rtx.module == "tensorrt_rtx" and rtx.is_ahead_of_time
 
 
 def test_the_exporter_knows_every_dtype() -> None:
@@ -57,9 +99,9 @@ def test_what_follows_from_engines() -> None:
 
 
 def test_dtypes() -> None:
-    assert [choose_dtype(TARGETS[name], None) for name in ("cpu", "jetson-orin", "rtx")] == ["fp32", "fp16", "fp16"]
+    assert [choose_dtype(TARGETS[name], None) for name in ("cpu", "jetson-agx-orin", "rtx")] == ["fp32", "fp16", "fp16"]
     assert choose_dtype(TARGETS["rtx"], "bf16") == "bf16"
     with pytest.raises(InvalidRequest, match=r"--dtype fp32: target rtx takes fp16, bf16"):
         choose_dtype(TARGETS["rtx"], "fp32")
     assert activation_dtype(TARGETS["cpu"], "bf16") == "float32"
-    assert activation_dtype(TARGETS["jetson-orin"], "bf16") == "bfloat16"
+    assert activation_dtype(TARGETS["jetson-agx-orin"], "bf16") == "bfloat16"

@@ -42,6 +42,24 @@ class Config:
         self.pools: dict[str, int] = {}
         self.features: dict[str, bool] = {}
         self.num_compute_capabilities = 0
+        self.max_aux_streams = -1
+        self.timings: Any = None
+        self.offered: list[bytes] = []
+
+    def create_timing_cache(self, data: bytes) -> Any:
+        """Saved times begin with the version that measured them; None where they are damaged."""
+        self.offered.append(data)
+        return None if data == b"damaged" else SimpleNamespace(data=data, serialize=lambda: b"here: more times")
+
+    def set_timing_cache(self, cache: Any, ignore_mismatch: bool) -> bool:
+        assert not ignore_mismatch
+        if cache.data and not cache.data.startswith(b"here"):
+            return False
+        self.timings = cache
+        return True
+
+    def get_timing_cache(self) -> Any:
+        return self.timings
 
     def add_optimization_profile(self, profile: Any) -> int:
         self.profiles.append(profile.shapes)
@@ -141,6 +159,7 @@ def request(tmp_path: Path, **changes: Any) -> EngineRequest:
         "profiles": (PROFILE, PROFILE),
         "compute_capabilities": (),
         "workspace_mib": None,
+        "timing_cache": None,
     }
     return EngineRequest(**(given | changes))
 
@@ -165,6 +184,41 @@ def test_caches_are_written_where_they_are(trt: FakeTensorRT, tmp_path: Path) ->
     """TensorRT gives a plugin's output the address of an input only where it is asked to."""
     build_engine(trt, request(tmp_path))
     assert trt.config.features == {"aliased": True}
+
+
+def test_contexts_ask_for_no_streams(trt: FakeTensorRT, tmp_path: Path) -> None:
+    """The runtime gives them none."""
+    build_engine(trt, request(tmp_path))
+    assert trt.config.max_aux_streams == 0 and trt.config.offered == []
+
+
+@pytest.mark.parametrize(
+    ("saved", "offered"),
+    [
+        (None, [b""]),
+        (b"here: times", [b"here: times"]),
+        (b"elsewhere: times", [b"elsewhere: times", b""]),
+        (b"damaged", [b"damaged", b""]),
+    ],
+)
+def test_times_are_kept_for_the_next_build(
+    saved: bytes | None, offered: list[bytes], trt: FakeTensorRT, tmp_path: Path
+) -> None:
+    cache = tmp_path / "timing.cache"
+    if saved is not None:
+        cache.write_bytes(saved)
+    build_engine(trt, request(tmp_path, timing_cache=str(cache)))
+    assert trt.config.offered == offered and cache.read_bytes() == b"here: more times"
+    assert {path.name for path in tmp_path.iterdir()} == {"engine", "timing.cache"}
+
+
+def test_a_failed_build_leaves_the_times(trt: FakeTensorRT, tmp_path: Path) -> None:
+    cache = tmp_path / "timing.cache"
+    cache.write_bytes(b"here: times")
+    trt.engine = None
+    with pytest.raises(EngineBuildFailed):
+        build_engine(trt, request(tmp_path, timing_cache=str(cache)))
+    assert cache.read_bytes() == b"here: times"
 
 
 def test_compute_capabilities_and_workspace(tmp_path: Path) -> None:
@@ -226,6 +280,15 @@ def test_package_that_cannot_be_loaded(tmp_path: Path, monkeypatch: pytest.Monke
         load_module("damaged_tensorrt", "")
 
 
+def test_container_of_another_jetpack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "libnvdla_compiler.so: cannot open shared object file: No such file or directory"
+    (tmp_path / "igpu_tensorrt.py").write_text(f"raise ImportError({said!r})")
+    monkeypatch.syspath_prepend(tmp_path)
+    words = f"igpu_tensorrt cannot be loaded: {said}; JetPack 7.2 has no such library any more, .* or build outside"
+    with pytest.raises(EngineBuildFailed, match=words):
+        load_module("igpu_tensorrt", "")
+
+
 def test_long_messages_are_cut() -> None:
     assert one_line(" a\n\tb ") == "a b"
     assert one_line("x" * 1000) == "x" * 400 + " ..."
@@ -251,7 +314,9 @@ EMPTY_FUNCTIONS = (
 )
 USED = {
     "Builder": "create_network create_builder_config create_optimization_profile build_serialized_network",
-    "IBuilderConfig": "set_memory_pool_limit set_preview_feature add_optimization_profile",
+    "IBuilderConfig": "set_memory_pool_limit set_preview_feature add_optimization_profile max_aux_streams "
+    "create_timing_cache set_timing_cache get_timing_cache",
+    "ITimingCache": "serialize",
     "INetworkDefinition": "num_inputs get_input",
     "IOptimizationProfile": "set_shape",
     "IPluginRegistry": "load_library",
@@ -305,8 +370,10 @@ def test_real_bindings(package: str, tmp_path: Path) -> None:
         "capabilities": False,
         "severity": [True, False],
     }
-    given = {"module": "tensorrt_bindings", "graph": "g", "plugin": "p", "output": "o", "profiles": []}
-    (tmp_path / "request.json").write_text(json.dumps(given | {"compute_capabilities": [], "workspace_mib": None}))
+    given: dict[str, Any] = {"module": "tensorrt_bindings", "graph": "g", "plugin": "p", "output": "o", "profiles": []}
+    (tmp_path / "request.json").write_text(
+        json.dumps(given | {"compute_capabilities": [], "workspace_mib": None, "timing_cache": None})
+    )
     build = [sys.executable, "-m", "fastmmoe.runtime.backends.tensorrt.api", "request.json", "reply.json"]
     subprocess.run(build, env=environment, cwd=tmp_path, check=True)
     error = json.loads((tmp_path / "reply.json").read_text())["error"]

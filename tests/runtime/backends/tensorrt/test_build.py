@@ -18,9 +18,9 @@ from typing import Any
 import msgspec
 import pytest
 
-from fastmmoe.runtime.backends.tensorrt import build
+from fastmmoe.runtime.backends.tensorrt import build, builder_memory
 from fastmmoe.runtime.backends.tensorrt.api import EngineBuildFailed, EngineReply, EngineRequest
-from fastmmoe.runtime.backends.tensorrt.build import BuildOptions, build_engines
+from fastmmoe.runtime.backends.tensorrt.build import BuildOptions, build_engines, show_commands
 from fastmmoe.runtime.bundle.manifest import (
     MANIFEST,
     PluginInfo,
@@ -31,7 +31,7 @@ from fastmmoe.runtime.bundle.manifest import (
 )
 from fastmmoe.runtime.errors import BundleMismatch, InvalidRequest
 from fastmmoe.runtime.machines.gpu import Gpu
-from fastmmoe.runtime.machines.targets import JETSON_ORIN, RTX
+from fastmmoe.runtime.machines.targets import JETPACK_7, RTX
 
 ORIN = Gpu("Orin", 87)
 
@@ -75,6 +75,7 @@ def test_engines_are_published_with_what_they_are(built: Any) -> None:
     assert list(engines.files) == ["vision.engine", "embedding.engine", "language_model.engine"]
     assert (built.directory / "vision.engine").read_text() == "vision" and read_engines(built.directory) == engines
     assert not [path for path in built.directory.iterdir() if path.name.startswith(".")]
+    assert list(engines.seconds) == list(engines.files) and all(0 <= s < 5 for s in engines.seconds.values())
     assert lines[0] == "tensorrt 10.16.1, engines for Orin, SM 87" and lines[1].startswith("limits: 40 tokens a prompt")
     assert [re.sub(r"[\d.]+ s", "N s", line) for line in lines[2:4]] == [
         "building vision: N s ...",
@@ -82,6 +83,7 @@ def test_engines_are_published_with_what_they_are(built: Any) -> None:
     ]
     for request in built.requests:
         assert request.compute_capabilities == () and request.workspace_mib == 7
+        assert request.timing_cache == str(built.directory / "timing.cache")
     assert [len(request.profiles) for request in built.requests] == [1, 1, 2]
 
 
@@ -91,6 +93,52 @@ def test_a_version_that_was_never_tried_is_said(built: Any) -> None:
         build_engines(built.directory, None, lines.append)
         words = f"tensorrt {built.version} has not been tried with this version of fastmmoe; 10.16 (JetPack 7.2) has"
         assert (lines[1] == words) is is_said
+
+
+def test_what_the_last_build_took_is_said(built: Any) -> None:
+    engines = build_engines(built.directory, None, lambda _: None)
+    took = dict(zip(engines.files, (10.0, 1.0, 200.0), strict=True))
+    path = built.directory / "engines.json"
+    path.write_bytes(msgspec.json.encode(msgspec.structs.replace(engines, seconds=took)))
+    lines: list[str] = []
+    build_engines(built.directory, None, lines.append)
+    assert lines[2] == "the last build of this bundle took 211 s"
+    assert [line for line in lines if line.startswith("building")] == [
+        "building vision: 0 s, 10 s the last time ...",
+        "building embedding: 0 s, 1 s the last time ...",
+        "building language_model: 0 s, 200 s the last time ...",
+    ]
+    path.write_text("damaged")
+    lines.clear()
+    build_engines(built.directory, None, lines.append)
+    assert "building vision: 0 s ..." in lines
+
+
+def test_without_memory_nothing_is_built(built: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(builder_memory, "largest_constants", lambda _: 10**18)
+    with pytest.raises(EngineBuildFailed, match=r"the weights that the builder takes are 1000000000\.0 GB: end other"):
+        build_engines(built.directory, None, lambda _: None)
+    assert built.requests == []
+
+
+def test_a_version_of_a_target_that_was_never_tried(built: Any) -> None:
+    write_target(built.directory, "jetson-agx-orin@jp6.2")
+    built.version = "10.3.0"
+    lines: list[str] = []
+    build_engines(built.directory, None, lines.append)
+    assert lines[1] == "tensorrt 10.3.0 has not been tried with this version of fastmmoe"
+
+
+def test_commands_are_shown_without_tensorrt(built: Any) -> None:
+    built.version, built.gpu, built.plugin = None, None, "riscv64"
+    before = sorted(built.directory.iterdir())
+    lines: list[str] = []
+    show_commands(built.directory, BuildOptions(max_tokens=40, workspace_mib=7), lines.append)
+    assert sum(line.startswith("trtexec ") for line in lines) == 3
+    assert "--memPoolSize=workspace:7" in lines[-1]
+    assert built.requests == [] and sorted(built.directory.iterdir()) == before
+    with pytest.raises(InvalidRequest, match="--max-tokens 0"):
+        show_commands(built.directory, BuildOptions(max_tokens=0), lines.append)
 
 
 def test_a_failure_leaves_the_engines_that_were_there(built: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,8 +153,13 @@ def test_a_failure_leaves_the_engines_that_were_there(built: Any, monkeypatch: p
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"gpu": None}, "no CUDA GPU found: engines of jetson-orin are built on the device, SM 87 (Orin Nano 8GB, "),
-        ({"gpu": Gpu("L4", 89)}, "GPU L4 is SM 89: the plugin for jetson-orin has kernels for SM 87 (Orin Nano 8GB, "),
+        ({"gpu": None}, "no CUDA GPU found: engines of jetson-agx-orin are built on the device, SM 87 (AGX Orin 32GB"),
+        (
+            {"gpu": Gpu("L4", 89)},
+            "GPU L4 is SM 89, target jetson-agx-orin is for SM 87 (AGX Orin 32GB, AGX Orin 64GB): export with "
+            "--target l4 or l40s or rtx",
+        ),
+        ({"gpu": Gpu("T4", 75)}, "GPU T4 is SM 75, target jetson-agx-orin is for SM 87 (AGX Orin 32GB, AGX Orin 64GB)"),
         ({"plugin": "riscv64"}, f"for riscv64, this machine is {platform.machine()}: build on a machine of the bundle"),
     ],
 )
@@ -118,11 +171,11 @@ def test_other_machines(changes: dict[str, Any], words: str, built: Any) -> None
 
 
 def test_targets_without_engines(toy_bundle: Path) -> None:
-    words = r"exported for cpu, which has no engines: .* --target jetson-orin or rtx$"
+    words = r"exported for cpu, which has no engines: .* one of the targets jetson-orin-nano, .*, b200, rtx$"
     with pytest.raises(InvalidRequest, match=words):
         build_engines(toy_bundle)
     write_target(toy_bundle, "laptop")
-    with pytest.raises(BundleMismatch, match="target 'laptop': this fastmmoe has cpu, jetson-orin, rtx"):
+    with pytest.raises(BundleMismatch, match=r"target 'laptop': this fastmmoe has cpu, jetson-orin-nano, .*, rtx$"):
         build_engines(toy_bundle)
 
 
@@ -140,8 +193,8 @@ def test_limits_are_checked_before_tensorrt_is_loaded(options: BuildOptions, wor
         build_engines(built.directory, options, lambda _: None)
 
 
-def builder(directory: Path, tensorrt: Any = JETSON_ORIN) -> build._Builder:
-    return build._Builder(directory, directory, tensorrt, None, lambda _: None)
+def builder(directory: Path, tensorrt: Any = JETPACK_7) -> build._Builder:
+    return build._Builder(directory, directory, tensorrt, None, {}, lambda _: None)
 
 
 def request_of(tmp_path: Path) -> EngineRequest:
@@ -153,6 +206,7 @@ def request_of(tmp_path: Path) -> EngineRequest:
         profiles=(),
         compute_capabilities=(),
         workspace_mib=None,
+        timing_cache=None,
     )
 
 

@@ -13,9 +13,10 @@ import pytest
 from fastmmoe import __version__
 from fastmmoe.runtime.backends.tensorrt import loading
 from fastmmoe.runtime.backends.tensorrt.backend import TensorRT
-from fastmmoe.runtime.backends.tensorrt.loading import CUDA_MODULE, load_engines
+from fastmmoe.runtime.backends.tensorrt.loading import load_engines
 from fastmmoe.runtime.bundle.manifest import ENGINES, FORMAT, MANIFEST, FileEntry, Manifest, PluginInfo, read_engines
 from fastmmoe.runtime.errors import BackendMissing, BundleMismatch, FastmmoeError, RunFailed
+from fastmmoe.runtime.machines.gpu import BINDINGS
 from tests.support.double import Double, Modules
 from tests.support.toy_engines import write_engine_bundle, write_engines
 
@@ -116,7 +117,7 @@ def test_a_plugin_of_another_version(case: Case) -> None:
 
 
 def test_no_cuda_bindings(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, CUDA_MODULE, None)
+    monkeypatch.setitem(sys.modules, BINDINGS, None)
     install = "pip install 'fastmmoe[tensorrt]'"
     case.refuses(BackendMissing, f"cuda-bindings is not installed for {sys.executable}: {install}")
 
@@ -124,7 +125,7 @@ def test_no_cuda_bindings(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_cuda_bindings_that_cannot_be_loaded(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken_cuda.py").write_text("raise ImportError('libcudart.so.13:\\n cannot open')")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr(loading, "CUDA_MODULE", "broken_cuda")
+    monkeypatch.setattr(loading, "BINDINGS", "broken_cuda")
     case.refuses(BackendMissing, "cuda-bindings cannot be loaded: libcudart.so.13: cannot open")
 
 
