@@ -27,6 +27,7 @@ class TorchBackend:
 
     Attributes:
         cache_dtype: what the caches store.
+        provider: its name in statistics.
     """
 
     graphs: GraphModules
@@ -34,6 +35,7 @@ class TorchBackend:
     info: LanguageModelInfo
     longest: int
     cache_dtype: str = "float32"
+    provider: str = "torch"
 
     @property
     def language_model(self) -> LanguageModel:

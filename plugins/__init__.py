@@ -13,7 +13,7 @@ _NATIVE_BUILD = "x86_64"
 _MAKE = {"jetpack6": "make jetpack6"}
 """Builds that `make plugins` leaves out."""
 _DISTRIBUTION = "fastmmoe_plugins"
-"""The package of the distribution fastmmoe-plugins, which has the TensorRT libraries alone."""
+"""The package of the distribution fastmmoe-plugins, which has the libraries for GPUs alone."""
 
 
 def native_library_path() -> Path:
@@ -28,10 +28,19 @@ def tensorrt_library_path(build: str) -> Path:
     plugins/lib/ holds the one for x86-64, folders in it those cross-built for others. What is not built there is taken
     from the distribution fastmmoe-plugins. $FASTMMOE_TRT_LIBRARY, if that is set, takes the place of all.
     """
-    override = os.environ.get("FASTMMOE_TRT_LIBRARY")
+    folder = "" if build == _NATIVE_BUILD else build
+    return _built_or_installed("FASTMMOE_TRT_LIBRARY", Path(folder) / "libfastmmoe_trt.so")
+
+
+def cuda_library_path() -> Path:
+    """Where the operators for ONNX Runtime's CUDA provider are, built or not; $FASTMMOE_ORT_CUDA_LIBRARY if set."""
+    return _built_or_installed("FASTMMOE_ORT_CUDA_LIBRARY", Path("libfastmmoe_ort_cuda.so"))
+
+
+def _built_or_installed(variable: str, name: Path) -> Path:
+    override = os.environ.get(variable)
     if override:
         return Path(override)
-    name = Path("" if build == _NATIVE_BUILD else build) / "libfastmmoe_trt.so"
     installed = importlib.util.find_spec(_DISTRIBUTION)
     if not (_LIBRARIES / name).is_file() and installed is not None and installed.origin is not None:
         return Path(installed.origin).parent / "lib" / name
@@ -39,7 +48,7 @@ def tensorrt_library_path(build: str) -> Path:
 
 
 def tensorrt_library_command(build: str = _NATIVE_BUILD) -> str:
-    """The command that brings a build of the TensorRT plugin: a checkout makes it, a wheel has no sources."""
+    """The command that brings a build of the libraries for GPUs: a checkout makes it, a wheel has no sources."""
     if not _SOURCES.is_file():
         return f"pip install fastmmoe-plugins=={__version__}"
     return _MAKE.get(build, "make plugins")

@@ -33,6 +33,7 @@ class RequestStats:
         past_tokens: tokens of the conversation so far.
         cache_lengths: cached tokens of every layer after the prompt.
         kept_index: rows of the prompt that survive each stage.
+        provider: what computed, as `Backend.provider` has it.
     """
 
     method: str
@@ -53,6 +54,7 @@ class RequestStats:
     decode_ms: list[float] = field(default_factory=list)
     cache_lengths: list[int] = field(default_factory=list)
     kept_index: list[Array] = field(default_factory=list, repr=False)
+    provider: str = ""
 
     @property
     def pruning_rate(self) -> float:
@@ -177,6 +179,7 @@ class Run:
                 info, manifest.policy, unmodified, T, past=[past] * info.layers
             ).total,
             vision_flops=vision_flops(manifest.vision, info.hidden_size, tiles),
+            provider=self._backend.provider,
         )
 
     def _prefill(self) -> Array:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastmmoe.runtime.backends.load import load_backend
-from fastmmoe.runtime.backends.settings import Settings
+from fastmmoe.runtime.backends.settings import AUTO, PROVIDERS, Settings
 from fastmmoe.runtime.bundle.manifest import TOKENIZER, Manifest
 from fastmmoe.runtime.bundle.verification import open_bundle
 from fastmmoe.runtime.errors import InvalidRequest
@@ -73,17 +73,27 @@ class VLM:
 
     Args:
         bundle: directory that fastmmoe-export wrote.
+        provider: "cpu", "cuda" (ONNX Runtime), "tensorrt", or "auto": the best that bundle and machine have.
         portable: run without the native library, through the operators' ONNX function bodies (slow).
         threads: size of ONNX Runtime's pool; 0 = one for each core that this process may use.
         verify: compare the files' SHA-256 with the manifest's, where that has not been done since they changed; lines
             on stderr say so where it takes longer than a second, or cannot be remembered.
     Raises:
-        BackendMissing: ONNX Runtime is not installed, or twice.
-        InvalidRequest: an argument of another type, threads below 0 or more than four for each core.
+        BackendMissing: what runs the bundle is not installed, or twice, or finds no GPU.
+        InvalidRequest: an argument of another type or value, threads below 0 or more than four for each core, or a
+            provider that cannot run the bundle.
         BundleMismatch: the directory is no bundle of this version, is damaged, or is for another target.
     """
 
-    def __init__(self, bundle: str | Path, *, portable: bool = False, threads: int = 0, verify: bool = True) -> None:
+    def __init__(
+        self,
+        bundle: str | Path,
+        *,
+        provider: str = AUTO,
+        portable: bool = False,
+        threads: int = 0,
+        verify: bool = True,
+    ) -> None:
         if not isinstance(bundle, (str, os.PathLike)) or not isinstance(os.fspath(bundle), str):
             raise InvalidRequest(
                 f"bundle is of type {type(bundle).__name__}: expected a str or Path, the directory that "
@@ -92,11 +102,13 @@ class VLM:
         for name, value in (("portable", portable), ("verify", verify)):
             if not isinstance(value, (bool, np.bool_)):
                 raise InvalidRequest(f"{name} is of type {type(value).__name__}: expected True or False")
+        if provider not in PROVIDERS:
+            raise InvalidRequest(f"provider {provider!r}: expected one of {', '.join(PROVIDERS)}")
         opened = open_bundle(Path(bundle), verify=bool(verify))
         self.manifest: Manifest = opened.manifest
         tokenizer = opened.directory / TOKENIZER if TOKENIZER in self.manifest.files else None
         self.processor = Processor(self.manifest.processor, tokenizer)
-        self.backend = load_backend(opened, Settings(portable=bool(portable), threads=threads))
+        self.backend = load_backend(opened, Settings(provider=provider, portable=bool(portable), threads=threads))
 
     def close(self) -> None:
         """Give back what the model holds of a device; nothing may be asked any more. `with VLM(...) as vlm` does it."""

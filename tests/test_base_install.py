@@ -20,11 +20,13 @@ SOURCES = [path for package in BASE_PACKAGES for path in sorted((REPOSITORY / pa
 
 # Of the first name of an import: the base dependencies and the package itself.
 ALLOWED = {"numpy", "PIL", "tokenizers", "msgspec", "fastmmoe"}
-# What runs the graphs comes with an extra: only these modules name it, and only this one needs it. It takes onnx for
-# what a report looks at inside of a graph.
+# What runs the graphs comes with an extra: only these modules name it, and only the first three need it. The first
+# takes onnx for what a report looks at inside of a graph.
 BACKEND = "fastmmoe.runtime.backends.onnxruntime"
+BACKENDS = (BACKEND, "fastmmoe.runtime.backends.onnxruntime_cuda", "fastmmoe.runtime.backends.device_memory")
 OPTIONAL = {
     BACKEND: {"onnxruntime", "onnx"},
+    "fastmmoe.runtime.backends.device_memory": {"onnxruntime"},
     "fastmmoe.runtime.backends.native": {"onnxruntime"},
     "fastmmoe.runtime.cli.completion": {"shtab"},
 }
@@ -91,7 +93,7 @@ def import_in_base_install(site: Path, names: list[str]) -> subprocess.Completed
 
 
 def test_runtime_imports_with_the_base_dependencies_alone(tmp_path: Path) -> None:
-    names = [name for path in SOURCES if (name := module_name(path)) != BACKEND]
+    names = [name for path in SOURCES if (name := module_name(path)) not in BACKENDS]
     result = import_in_base_install(tmp_path, names)
     assert result.returncode == 0, result.stderr
     loaded = set(result.stdout.split())
@@ -99,8 +101,9 @@ def test_runtime_imports_with_the_base_dependencies_alone(tmp_path: Path) -> Non
     assert not {name for name in loaded if name.split(".")[0] in UNWANTED}
 
 
-def test_backend_without_onnx_runtime_names_the_line_that_installs_it(tmp_path: Path) -> None:
-    result = import_in_base_install(tmp_path, [BACKEND])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_backend_without_onnx_runtime_names_the_line_that_installs_it(backend: str, tmp_path: Path) -> None:
+    result = import_in_base_install(tmp_path, [backend])
     assert result.returncode != 0
     last = result.stderr.splitlines()[-1]
     assert last.startswith("fastmmoe.runtime.errors.BackendMissing: ONNX Runtime is not installed for "), last

@@ -29,7 +29,12 @@ from fastmmoe.runtime.bundle.manifest import PLUGIN
 REPOSITORY = Path(__file__).resolve().parents[1]
 FOLDERS = ("runtime", "exporter", "calibration", "plugins")
 LIBRARY = "fastmmoe/plugins/lib/libfastmmoe_ort.so"
-PLUGINS = ("libfastmmoe_trt.so", "aarch64/libfastmmoe_trt.so", "jetpack6/libfastmmoe_trt.so")
+PLUGINS = (
+    "libfastmmoe_trt.so",
+    "libfastmmoe_ort_cuda.so",
+    "aarch64/libfastmmoe_trt.so",
+    "jetpack6/libfastmmoe_trt.so",
+)
 CROSS_COMPILER = "aarch64-linux-gnu-g++-12"
 
 # One of the build system's two functions, as pip calls it; the name of the file comes last.

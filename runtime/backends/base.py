@@ -35,6 +35,10 @@ class Backend(Protocol):
     """
 
     @property
+    def provider(self) -> str:
+        """What computes, as a request's statistics name it: "cpu", "cuda", "tensorrt"."""
+
+    @property
     def info(self) -> LanguageModelInfo:
         """Sizes of the language model."""
 

@@ -13,7 +13,8 @@ from fastmmoe.runtime.errors import BackendMissing
 from fastmmoe.runtime.machines.gpu import find_gpu
 
 MODULE = "onnxruntime"
-DISTRIBUTIONS = ("onnxruntime", "onnxruntime-gpu")
+GPU_DISTRIBUTION = "onnxruntime-gpu"
+DISTRIBUTIONS = ("onnxruntime", GPU_DISTRIBUTION)
 NO_TELEMETRY = "ORT_DISABLE_TELEMETRY"
 """Environment variable: without it ONNX Runtime 1.32 keeps a device id and events in the user's cache folder."""
 
@@ -43,6 +44,11 @@ def check_onnxruntime() -> None:
         )
 
 
+def has_gpu_distribution() -> bool:
+    """Whether the ONNX Runtime that is installed is the one with CUDA."""
+    return _version(GPU_DISTRIBUTION) is not None
+
+
 def _version(distribution: str) -> str | None:
     try:
         return version(distribution)
@@ -54,4 +60,4 @@ def _install_line() -> str:
     """What installs the ONNX Runtime of this machine; the GPU's has no wheel for aarch64."""
     line = "pip install 'fastmmoe[cpu]'"
     has_choice = platform.machine() == "x86_64" and find_gpu() is not None
-    return f"{line}, or 'fastmmoe[gpu]' where other programs use onnxruntime-gpu" if has_choice else line
+    return f"{line}, or 'fastmmoe[gpu]' for bundles that run on the GPU" if has_choice else line

@@ -1,27 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bundle's graphs in ONNX Runtime, on the CPU. Raises BackendMissing on import where that is not installed."""
+"""A bundle's graphs in ONNX Runtime, on the CPU; onnxruntime_cuda.py has them on a GPU.
+
+Raises BackendMissing on import where ONNX Runtime is not installed.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from fastmmoe.runtime.backends.base import Feeds, Observed, place_features
+from fastmmoe.runtime.backends.base import Features, Feeds, Observed, place_features
+from fastmmoe.runtime.backends.device_memory import ort_value
 from fastmmoe.runtime.backends.distribution import check_onnxruntime
 from fastmmoe.runtime.backends.fit import check_fit, check_operators, check_weight_files
 from fastmmoe.runtime.backends.native import register_native_ops
-from fastmmoe.runtime.backends.settings import DEFAULTS, Settings
+from fastmmoe.runtime.backends.settings import CPU, DEFAULTS, Settings
 from fastmmoe.runtime.bundle import graph_io, signatures
 from fastmmoe.runtime.bundle.manifest import GRAPHS, LanguageModelInfo, Manifest, graph_file, weights_file
 from fastmmoe.runtime.bundle.mapped_files import MappedFiles
-from fastmmoe.runtime.errors import BundleMismatch, RunFailed
+from fastmmoe.runtime.errors import BackendMissing, BundleMismatch, FastmmoeError, RunFailed
 from fastmmoe.runtime.machines.threads import check_threads, usable_cores
-from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
+from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk, Rows
 from fastmmoe.runtime.method.policy import Policy
 from fastmmoe.runtime.types import Array
 
@@ -31,40 +35,55 @@ import onnxruntime as ort  # noqa: E402  (only once it is known to be whole)
 if TYPE_CHECKING:
     import onnx
 
-PROVIDERS = ["CPUExecutionProvider"]
 _LINE = 64
-_ONNX_BFLOAT16 = 16
-"""TensorProto.BFLOAT16."""
 ONNXRUNTIME_VERSION: str = ort.__version__
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
-class BoundCaches:
-    """Key-value caches that a language model's session reads and writes where they are.
+class Bindings:
+    """Inputs and outputs of a session that are the same in every call.
 
     Attributes:
-        arrays: by input; each is bound to the input and to the output that has its address. Of bfloat16 they hold the
-            bits (`_ort_value`).
+        values: key-value caches by input; each is bound to the input and to the output that has its address.
     """
 
-    def __init__(self, session: ort.InferenceSession, arrays: dict[str, Array]) -> None:
-        self.arrays, self._session, self._binding = arrays, session, session.io_binding()
-        self._values = {name: _ort_value(array) for name, array in arrays.items()}
-        for name, value in self._values.items():
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        values: Mapping[str, ort.OrtValue],
+        constants: Mapping[str, ort.OrtValue] | None = None,
+    ) -> None:
+        """constants: inputs that nothing writes to."""
+        self.values, self._session, self._binding = values, session, session.io_binding()
+        for name, value in (constants or {}).items():
+            self._binding.bind_ortvalue_input(name, value)
+        for name, value in values.items():
             self._binding.bind_ortvalue_input(name, value)
             self._binding.bind_ortvalue_output(graph_io.present_name(name), value)
 
-    def run(self, feeds: dict[str, Array], fetched: Sequence[str]) -> dict[str, Array]:
-        """One call: these outputs from the feeds [contiguous]; the caches get its rows."""
-        values = {name: _ort_value(value) for name, value in feeds.items()}
+    def run(self, feeds: Mapping[str, Array | ort.OrtValue], fetched: Sequence[str]) -> dict[str, Array]:
+        """One call: these outputs, in the host's memory, from the feeds [contiguous]; the caches get its rows."""
+        values = {n: value if isinstance(value, ort.OrtValue) else ort_value(value) for n, value in feeds.items()}
         for name, value in values.items():
             self._binding.bind_ortvalue_input(name, value)
         for name in fetched:
             # Anew each time: what was bound before would be written over.
             self._binding.bind_output(name, "cpu")
         self._session.run_with_iobinding(self._binding)
-        outputs = self._binding.get_outputs()[len(self.arrays) :]
+        outputs = self._binding.get_outputs()[len(self.values) :]
         return {name: value.numpy() for name, value in zip(fetched, outputs, strict=True)}
+
+
+class BoundCaches(Bindings):
+    """Key-value caches that a language model's session reads and writes where they are.
+
+    Attributes:
+        arrays: by input; of bfloat16 they hold the bits (`ort_value`).
+    """
+
+    def __init__(self, session: ort.InferenceSession, arrays: dict[str, Array]) -> None:
+        super().__init__(session, {name: ort_value(array) for name, array in arrays.items()})
+        self.arrays = arrays
 
 
 class OnnxRuntime:
@@ -75,9 +94,17 @@ class OnnxRuntime:
         observed: what the language model returns beside its outputs (see `Observable`).
     Raises:
         InvalidRequest: threads below 0 or more than four for each core.
+        BackendMissing: ONNX Runtime starts without the provider.
         BundleMismatch: ONNX Runtime cannot load a graph, it does not fit the manifest, the bundle has no portable
-            variant, or the native library does not fit.
+            variant, or the library of our operators does not fit.
+
+    Attributes:
+        provider: its name in statistics.
+        PROVIDERS: ONNX Runtime's own names and options, the first of which must be there.
     """
+
+    provider: str = CPU
+    PROVIDERS: ClassVar[list[Any]] = ["CPUExecutionProvider"]
 
     def __init__(
         self,
@@ -116,19 +143,18 @@ class OnnxRuntime:
         """Let the sessions go."""
         self._sessions.clear()
 
-    def image_features(self, vision_inputs: dict[str, Array]) -> Array:
+    def image_features(self, vision_inputs: dict[str, Array]) -> Features:
         """Features [V, H] of every visual position."""
         return self._run("vision", graph_io.IMAGE_FEATURES, vision_inputs)
 
-    def embed(self, input_ids: Array, visual_index: Array = NO_VISUAL_TOKENS, features: Array | None = None) -> Array:
+    def embed(self, input_ids: Array, visual_index: Array = NO_VISUAL_TOKENS, features: Features | None = None) -> Rows:
         """Embeddings [T, H] of a prompt; see `Backend.embed`."""
         embeds = self._run("embedding", graph_io.INPUTS_EMBEDS, {graph_io.INPUT_IDS: input_ids.astype(np.int32)})
         return place_features(embeds, visual_index, features)
 
-    def new_caches(self, sequences: int, capacities: Sequence[int], before: BoundCaches | None = None) -> BoundCaches:
+    def new_caches(self, sequences: int, capacities: Sequence[int], before: Any | None = None) -> Bindings:
         """See `Backend.new_caches`."""
-        dtype = self.manifest.cache_dtype
-        shapes = signatures.cache_shapes(self.info, self.policy, dtype, sequences, capacities)
+        shapes = self._cache_shapes(sequences, capacities)
         arrays = {name: _aligned(shape, of_cache) for name, (shape, of_cache) in shapes.items()}
         for name, old in {} if before is None else before.arrays.items():
             arrays[name][tuple(map(slice, old.shape))] = old
@@ -138,33 +164,35 @@ class OnnxRuntime:
         """A call takes any number of prompts."""
         return True
 
-    def extend(self, feeds: Feeds, caches: BoundCaches, wanted: Sequence[str]) -> dict[str, Array]:
+    def extend(self, feeds: Feeds, caches: Bindings, wanted: Sequence[str]) -> dict[str, Array]:
         """One call of the language model; see `Backend.extend`."""
         self._weights.check_unchanged()
-        values = {name: np.ascontiguousarray(value) for name, value in feeds.items()}
-        with _naming_the_graph("language_model"):
+        values = {n: v if isinstance(v, ort.OrtValue) else np.ascontiguousarray(v) for n, v in feeds.items()}
+        with naming_the_graph("language_model"):
             outputs = caches.run(values, list(dict.fromkeys((*wanted, *self._unasked))))
         self._weights.check_unchanged()
         # A value that is observed may be an input of the graph, and the same one for several nodes.
         shown = {label: outputs[name] if name in outputs else feeds[name] for label, name in self._shown.items()}
         return {name: outputs[name] for name in wanted} | shown
 
-    def decode(self, feeds: Feeds, caches: BoundCaches, steps: int) -> None:
+    def decode(self, feeds: Feeds, caches: Bindings, steps: int) -> None:
         """None: each step is a call of its own."""
 
     def observe(self, observed: Observed) -> OnnxRuntime:
         """The same language model with further outputs; see `Observable`. Needs the package onnx, to name them."""
-        return OnnxRuntime(
-            self._directory, self.manifest, self._settings, graphs=("language_model",), observed=observed
-        )
+        return type(self)(self._directory, self.manifest, self._settings, graphs=("language_model",), observed=observed)
 
     def end_profiling(self) -> Path:
         """The language model's node times, where the settings ask for them; no more are written."""
         return Path(self._sessions["language_model"].end_profiling())
 
+    def _cache_shapes(self, sequences: int, capacities: Sequence[int]) -> dict[str, tuple[tuple[int, ...], str]]:
+        dtype = self.manifest.cache_dtype
+        return signatures.cache_shapes(self.info, self.policy, dtype, sequences, capacities)
+
     def _run(self, graph: str, output: str, inputs: dict[str, Array]) -> Array:
         self._weights.check_unchanged()
-        with _naming_the_graph(graph):
+        with naming_the_graph(graph):
             values: Array = self._sessions[graph].run([output], inputs)[0]
         return values
 
@@ -182,10 +210,11 @@ class OnnxRuntime:
             options.add_session_config_entry(_WEIGHTS_FOLDER, str(self._directory))
             model = shown.SerializeToString()
         try:
-            session = ort.InferenceSession(model, options, providers=PROVIDERS)
+            session = ort.InferenceSession(model, options, providers=self.PROVIDERS)
         except Exception as error:
             reason = str(error).splitlines()[0]
             raise BundleMismatch(f"{path}: onnxruntime {ONNXRUNTIME_VERSION} cannot load it: {reason}") from error
+        self._check_provider(session)
         if observed is None:
             check_fit(path, session, signatures.signatures(manifest)[graph])
         if graph == "language_model":
@@ -202,8 +231,22 @@ class OnnxRuntime:
             if settings.profile is not None:
                 options.enable_profiling, options.profile_file_prefix = True, settings.profile
             if not settings.portable:
-                register_native_ops(options, self.manifest.ops)
+                self._register(options)
         return options
+
+    def _register(self, options: ort.SessionOptions) -> None:
+        """Make our operators known to a session."""
+        register_native_ops(options, self.manifest.ops)
+
+    def _check_provider(self, session: ort.InferenceSession) -> None:
+        """ONNX Runtime goes on with the CPU alone where a provider does not start."""
+        wanted = self.PROVIDERS[0] if isinstance(self.PROVIDERS[0], str) else self.PROVIDERS[0][0]
+        found = session.get_providers()
+        if wanted not in found:
+            raise BackendMissing(
+                f"onnxruntime {ONNXRUNTIME_VERSION} has started {', '.join(found)} alone, expected {wanted}: see that "
+                f"driver and CUDA libraries are those that it was built for"
+            )
 
 
 def _show(graph: onnx.GraphProto, observed: Observed) -> dict[str, str]:
@@ -220,20 +263,15 @@ def _show(graph: onnx.GraphProto, observed: Observed) -> dict[str, str]:
 
 
 @contextmanager
-def _naming_the_graph(graph: str) -> Iterator[None]:
+def naming_the_graph(graph: str) -> Iterator[None]:
     """Have an error of ONNX Runtime, whose classes share no base of their own, come with the graph on one line."""
     try:
         yield
+    except FastmmoeError:
+        raise
     except Exception as error:
         reason = " ".join(str(error).split())
         raise RunFailed(f"{graph}: onnxruntime {ONNXRUNTIME_VERSION} cannot run it: {reason}") from error
-
-
-def _ort_value(value: Array) -> ort.OrtValue:
-    """The array itself, not a copy. uint16 are the bits of bfloat16, which NumPy lacks: no graph has uint16."""
-    if value.dtype == np.uint16:
-        return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(value, _ONNX_BFLOAT16)
-    return ort.OrtValue.ortvalue_from_numpy(value)
 
 
 def _aligned(shape: tuple[int, ...], dtype: str) -> Array:

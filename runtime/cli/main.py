@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastmmoe import __version__
+from fastmmoe.runtime.backends.settings import AUTO, PROVIDERS
 from fastmmoe.runtime.cli.bundle import add_bundle_commands
 from fastmmoe.runtime.cli.command import (
     ArgumentParser,
@@ -69,6 +70,12 @@ def _add_run(commands: Any) -> None:
     )
     run.add_argument("--dump", type=Path, metavar="OUT.npz", help="where --inputs writes logits and decode_tokens")
     _add_request_arguments(run)
+    run.add_argument(
+        "--provider",
+        choices=PROVIDERS,
+        default=AUTO,
+        help="what runs it (default: the best that bundle and machine have)",
+    )
     run.add_argument("--portable", action="store_true", help="without the native library (slow)")
     run.add_argument("--threads", type=int, default=0, metavar="N", help="0 = one per core (default)")
     add_no_verify(run)
@@ -160,7 +167,13 @@ def _run(arguments: argparse.Namespace) -> int:
 def _load_and_run(arguments: argparse.Namespace) -> int:
     from fastmmoe.runtime.vlm import VLM
 
-    vlm = VLM(arguments.bundle, portable=arguments.portable, threads=arguments.threads, verify=not arguments.no_verify)
+    vlm = VLM(
+        arguments.bundle,
+        provider=arguments.provider,
+        portable=arguments.portable,
+        threads=arguments.threads,
+        verify=not arguments.no_verify,
+    )
     options = {
         "method": arguments.method,
         "seed": arguments.seed,
@@ -245,7 +258,7 @@ def describe(stats: RequestStats) -> str:
         f"retention {stats.retention:g}, pruning rate {stats.pruning_rate:g}\n"
         f"prefill {stats.prefill_flops / 1e9:.3f} GFLOPs ({stats.flops_reduction:.1%} less), "
         f"first token after {stats.ttft_ms:.0f} ms (vision {stats.vision_ms:.0f}, prefill {stats.prefill_ms:.0f}), "
-        f"decode {decode}"
+        f"decode {decode}, provider {stats.provider}"
     )
 
 

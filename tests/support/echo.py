@@ -43,6 +43,7 @@ class Echo:
         longest: positions of a sequence at most.
         steps_ahead: whether it decodes by itself.
         prompts_together: prompts of one call.
+        provider: its name in statistics.
     """
 
     info: LanguageModelInfo
@@ -54,6 +55,7 @@ class Echo:
     longest: int = 1 << 16
     steps_ahead: bool = False
     prompts_together: int = 1 << 16
+    provider: str = "echo"
 
     def close(self) -> None:
         """There is nothing to give back."""

@@ -11,37 +11,26 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from fastmmoe.runtime.backends.base import Feeds, Steps
+from fastmmoe.runtime.backends.elements import as_dtype, tensor_bytes
+from fastmmoe.runtime.backends.rows import PromptRows, placements
+from fastmmoe.runtime.backends.settings import TENSORRT
 from fastmmoe.runtime.backends.tensorrt.caches import CachePool, DeviceCaches, Storage, copy_caches
 from fastmmoe.runtime.backends.tensorrt.decoding import DecodeSteps, found_for_next
 from fastmmoe.runtime.backends.tensorrt.device import Address, OutOfDeviceMemory
 from fastmmoe.runtime.backends.tensorrt.engine import Context, Shape
 from fastmmoe.runtime.backends.tensorrt.limits import CallLimits, output_shapes
-from fastmmoe.runtime.backends.tensorrt.memory import Layout, as_dtype, tensor_bytes
+from fastmmoe.runtime.backends.tensorrt.memory import Layout
 from fastmmoe.runtime.backends.tensorrt.resources import Resources
 from fastmmoe.runtime.backends.tensorrt.vision import DeviceFeatures
 from fastmmoe.runtime.bundle import graph_io, signatures
 from fastmmoe.runtime.bundle.manifest import LanguageModelInfo, Manifest
-from fastmmoe.runtime.errors import RunFailed
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
 from fastmmoe.runtime.method.policy import Policy
 from fastmmoe.runtime.types import Array
-
-
-@dataclass(frozen=True)
-class PromptRows:
-    """Rows that are embedded when they are used: ids int32 [T], and where the features stand among them."""
-
-    input_ids: Array
-    visual_index: Array
-    features: DeviceFeatures | None
-
-    def __len__(self) -> int:
-        return len(self.input_ids)
 
 
 class TensorRT:
@@ -65,6 +54,11 @@ class TensorRT:
         self._finalizer.atexit = False
 
     @property
+    def provider(self) -> str:
+        """Its name in statistics."""
+        return TENSORRT
+
+    @property
     def info(self) -> LanguageModelInfo:
         """Sizes of the language model."""
         return self.manifest.language_model
@@ -85,7 +79,7 @@ class TensorRT:
 
     def embed(
         self, input_ids: Array, visual_index: Array = NO_VISUAL_TOKENS, features: DeviceFeatures | None = None
-    ) -> PromptRows:
+    ) -> PromptRows[DeviceFeatures]:
         """See `Backend.embed`."""
         return PromptRows(np.asarray(input_ids, np.int32), np.asarray(visual_index), features)
 
@@ -113,7 +107,7 @@ class TensorRT:
     def extend(self, feeds: Feeds, caches: DeviceCaches, wanted: Sequence[str]) -> dict[str, Array]:
         """One call of the language model; see `Backend.extend`."""
         own = self._own
-        rows: list[PromptRows] = feeds[graph_io.INPUTS_EMBEDS]
+        rows: list[PromptRows[DeviceFeatures]] = feeds[graph_io.INPUTS_EMBEDS]
         arrays = self._arrays(feeds)
         self._limits.check_call(arrays)
         is_decode = all(len(one) == 1 for one in rows) and len(rows) <= own.limits.max_batch and not _pictures(rows)
@@ -139,7 +133,7 @@ class TensorRT:
 
     def _arrays(self, feeds: Feeds) -> dict[str, Array]:
         """The inputs that a call uploads, ids first, in their dtypes."""
-        rows: list[PromptRows] = feeds[graph_io.INPUTS_EMBEDS]
+        rows: list[PromptRows[DeviceFeatures]] = feeds[graph_io.INPUTS_EMBEDS]
         ids = np.concatenate([one.input_ids for one in rows])
         dtypes = {tensor.name: tensor.dtype for tensor in self._limits.inputs}
         others = {n: as_dtype(v, dtypes[n]) for n, v in feeds.items() if n != graph_io.INPUTS_EMBEDS}
@@ -152,7 +146,7 @@ class TensorRT:
         inputs: Mapping[str, Address],
         outputs: Mapping[str, Address],
         caches: Storage,
-        rows: Sequence[PromptRows] = (),
+        rows: Sequence[PromptRows[DeviceFeatures]] = (),
     ) -> dict[str, Shape]:
         """Queue the embedding and the language model; the shapes of its outputs.
 
@@ -179,22 +173,17 @@ class TensorRT:
         context.run(changing, made, addresses | dict(outputs), own.stream)
         return made
 
-    def _place_features(self, prompts: Sequence[PromptRows]) -> None:
+    def _place_features(self, prompts: Sequence[PromptRows[DeviceFeatures]]) -> None:
         """Queue copies of features over the embeddings of visual tokens, one for each run of neighbours."""
-        own, first = self._own, 0
+        own = self._own
         row = tensor_bytes((self.info.hidden_size,), self.manifest.activation_dtype)
-        for prompt in prompts:
-            features = prompt.features
-            if features is not None and len(features) != len(prompt.visual_index):
-                raise RunFailed(f"{len(features)} rows of features for {len(prompt.visual_index)} visual tokens")
-            if features is not None and len(features):
-                own.device.wait(own.stream, features.block.done)
-                for place, start, count in _runs(prompt.visual_index):
-                    target = own.embeds + (first + place) * row
-                    own.device.copy(target, features.block.address + start * row, count * row, own.stream)
-                own.device.record(features.block.read, own.stream)
-                features.block.was_read = True
-            first += len(prompt)
+        for features, copies in placements(prompts):
+            own.device.wait(own.stream, features.block.done)
+            for place, start, count in copies:
+                source = features.block.address + start * row
+                own.device.copy(own.embeds + place * row, source, count * row, own.stream)
+            own.device.record(features.block.read, own.stream)
+            features.block.was_read = True
 
     def _no_room(self, shapes: Mapping[str, tuple[Shape, str]], error: OutOfDeviceMemory) -> OutOfDeviceMemory:
         size = sum(tensor_bytes(shape, dtype) for shape, dtype in shapes.values())
@@ -211,12 +200,5 @@ def _give_back(resources: Resources, pool: CachePool) -> None:
     resources.close()
 
 
-def _pictures(rows: Sequence[PromptRows]) -> bool:
+def _pictures(rows: Sequence[PromptRows[DeviceFeatures]]) -> bool:
     return any(len(one.visual_index) for one in rows)
-
-
-def _runs(index: Array) -> list[tuple[int, int, int]]:
-    """(first value, its place, how many) of each run of neighbours in ascending numbers."""
-    ends = np.flatnonzero(np.diff(index) != 1) + 1
-    starts = [0, *ends.tolist()]
-    return [(int(index[a]), a, b - a) for a, b in zip(starts, [*starts[1:], len(index)], strict=True)]

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fastmmoe.runtime.backends.elements import item_size, tensor_bytes
 from fastmmoe.runtime.backends.tensorrt.device import Address, Device, Event, Graph, OutOfDeviceMemory, Stream
-from fastmmoe.runtime.backends.tensorrt.memory import Layout, aligned, host_view, item_size, tensor_bytes
+from fastmmoe.runtime.backends.tensorrt.memory import Layout, aligned, host_view
 from fastmmoe.runtime.types import Array
 
 MOST_IDLE = 4

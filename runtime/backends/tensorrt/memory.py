@@ -1,47 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory of a device: blocks that are laid out in parts, pinned memory that arrays pass through, elements' types."""
+"""Memory of a device: blocks that are laid out in parts, pinned memory that arrays pass through."""
 
 from __future__ import annotations
 
 import ctypes
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from fastmmoe.runtime.backends.elements import BFLOAT16, tensor_bytes
 from fastmmoe.runtime.backends.tensorrt.device import Address, Device, Event, Stream
 from fastmmoe.runtime.errors import RunFailed
 from fastmmoe.runtime.types import Array
 
 ALIGNMENT = 256
 """What TensorRT asks of the address of a tensor."""
-BFLOAT16 = "bfloat16"
-
-
-def item_size(dtype: str) -> int:
-    """Bytes of an element; NumPy has no bfloat16."""
-    return 2 if dtype == BFLOAT16 else np.dtype(dtype).itemsize
-
-
-def tensor_bytes(shape: Sequence[int], dtype: str) -> int:
-    """Bytes of a tensor's elements."""
-    return math.prod(shape) * item_size(dtype)
 
 
 def aligned(size: int) -> int:
     """The least multiple of the alignment that holds so many bytes; a tensor without elements has an address too."""
     return max(1, -(-size // ALIGNMENT)) * ALIGNMENT
-
-
-def as_dtype(array: Array, dtype: str) -> Array:
-    """The array with elements as the device has them, contiguous; bfloat16 as its bits, rounded to nearest even."""
-    if dtype != BFLOAT16:
-        return np.ascontiguousarray(array, dtype)
-    bits = np.ascontiguousarray(array, np.float32).view(np.uint32)
-    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
-    # The sum would carry a NaN's bits into its sign and exponent.
-    return np.where(np.isnan(array), 0x7FC0, rounded).astype(np.uint16)
 
 
 def host_view(address: Address, size: int) -> Array:

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastmmoe.runtime.backends.elements import tensor_bytes
 from fastmmoe.runtime.backends.tensorrt.api import make_logger
 from fastmmoe.runtime.backends.tensorrt.device import Address, Device
 from fastmmoe.runtime.backends.tensorrt.engine import Engine, last_error
 from fastmmoe.runtime.backends.tensorrt.experts import experts_layout, load_experts
 from fastmmoe.runtime.backends.tensorrt.limits import CallLimits
-from fastmmoe.runtime.backends.tensorrt.memory import Layout, Results, Staging, tensor_bytes
+from fastmmoe.runtime.backends.tensorrt.memory import Layout, Results, Staging
 from fastmmoe.runtime.backends.tensorrt.profiles import engine_profiles
 from fastmmoe.runtime.backends.tensorrt.vision import Vision
 from fastmmoe.runtime.bundle import graph_io, signatures

@@ -10,9 +10,10 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from fastmmoe.runtime.backends.elements import as_dtype, tensor_bytes
 from fastmmoe.runtime.backends.tensorrt.device import Address, Device, Event, OutOfDeviceMemory, Stream
 from fastmmoe.runtime.backends.tensorrt.engine import Context, Shape
-from fastmmoe.runtime.backends.tensorrt.memory import Layout, Staging, as_dtype, tensor_bytes
+from fastmmoe.runtime.backends.tensorrt.memory import Layout, Staging
 from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.bundle.signatures import Tensor
 from fastmmoe.runtime.types import Array

@@ -65,7 +65,7 @@ def test_none(site: Site) -> None:
 @pytest.mark.parametrize(
     ("machine", "line"),
     [
-        ("x86_64", "pip install 'fastmmoe[cpu]', or 'fastmmoe[gpu]' where other programs use onnxruntime-gpu"),
+        ("x86_64", "pip install 'fastmmoe[cpu]', or 'fastmmoe[gpu]' for bundles that run on the GPU"),
         ("aarch64", "pip install 'fastmmoe[cpu]'"),
     ],
 )

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from fastmmoe.runtime.backends import onnxruntime
+from fastmmoe.runtime.backends import cuda_provider, onnxruntime, onnxruntime_cuda
 from fastmmoe.runtime.backends.load import load_backend
 from fastmmoe.runtime.backends.settings import Settings
 from fastmmoe.runtime.bundle.verification import Bundle, open_bundle
-from fastmmoe.runtime.errors import BundleMismatch
+from fastmmoe.runtime.errors import BundleMismatch, InvalidRequest
 from fastmmoe.runtime.machines.targets import TARGETS
 from tests.support.files import flip_bit
 from tests.support.manifests import toy_manifest
@@ -39,6 +39,21 @@ def test_the_settings_reach_the_backend(toy_bundle: Path, monkeypatch: pytest.Mo
     opened, settings = open_bundle(toy_bundle), Settings(threads=3)
     load_backend(opened, settings)
     assert given == [(toy_bundle, opened.manifest, settings)]
+
+
+def test_the_cuda_provider_is_checked_before_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[Any] = []
+    monkeypatch.setattr(cuda_provider, "check_cuda_provider", order.append)
+    monkeypatch.setattr(onnxruntime_cuda, "CudaOnnxRuntime", lambda *arguments: order.append(arguments))
+    bundle = Bundle(tmp_path, toy_manifest("deepseek_vl2", target="rtx"), {})
+    settings = Settings(provider="cuda")
+    load_backend(bundle, settings)
+    assert order == [tmp_path, (tmp_path, bundle.manifest, settings)]
+
+
+def test_a_provider_that_the_bundle_is_not_for(toy_bundle: Path) -> None:
+    with pytest.raises(InvalidRequest, match="provider tensorrt on a bundle of target cpu"):
+        load_backend(open_bundle(toy_bundle), Settings(provider="tensorrt"))
 
 
 def test_a_file_that_changes_while_it_is_loaded_is_refused(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

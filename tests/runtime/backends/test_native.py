@@ -14,9 +14,9 @@ import pytest
 
 from fastmmoe import __version__
 from fastmmoe.exporter.ops import OPS
-from fastmmoe.plugins import native_library_path
+from fastmmoe.plugins import cuda_library_path, native_library_path
 from fastmmoe.runtime.backends import native
-from fastmmoe.runtime.backends.native import register_native_ops
+from fastmmoe.runtime.backends.native import register_cuda_ops, register_native_ops
 from fastmmoe.runtime.errors import BundleMismatch
 
 NEEDED = {"FmmSparseMoE": 1, "FmmTokenPrune": 2}
@@ -90,10 +90,23 @@ def test_the_library_that_was_built() -> None:
     path = native_library_path()
     if not path.is_file():
         pytest.skip(f"needs {path} (make native)")
-    assert native._text(path, "FmmVersion") == __version__
-    contract = json.loads(native._text(path, "FmmContract"))
+    built = native._Library("native library", path, "make native", "")
+    assert native._text(built, "FmmVersion") == __version__
+    contract = json.loads(native._text(built, "FmmContract"))
     versions = {spec.name: spec.version for spec in OPS}
     assert {name: one["version"] for name, one in contract.items()} == versions
     register_native_ops(ort.SessionOptions(), versions)
     with pytest.raises(BundleMismatch, match=r"cannot be used: .*undefined symbol: FmmNothing"):
-        native._text(path, "FmmNothing")
+        native._text(built, "FmmNothing")
+
+
+def test_the_operators_for_cuda(options: Any, registered: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The library that was built is looked at without a GPU; one that is missing names what brings it."""
+    path = cuda_library_path()
+    if not path.is_file():
+        pytest.skip(f"needs {path} (make plugins)")
+    register_cuda_ops(options, {spec.name: spec.version for spec in OPS})
+    assert registered == [str(path)]
+    monkeypatch.setenv("FASTMMOE_ORT_CUDA_LIBRARY", "/nowhere/a.so")
+    with pytest.raises(BundleMismatch, match=r"^CUDA library /nowhere/a\.so is missing; build it with `make plugins`$"):
+        register_cuda_ops(options, {})

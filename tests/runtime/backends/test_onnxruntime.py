@@ -79,7 +79,7 @@ def test_caches_are_written_where_they_are(of: int, dtype: Any) -> None:
     caches, fetched = BoundCaches(_adding_session(caches=of), {PAST: array}), ["kept_index.0", "logits"]
     found = [caches.run({"x": np.array([x], np.float32)}, fetched) for x in (1.0, 2.0, 4.0)]
     assert caches.arrays[PAST] is array and (_floats(array) == 7).all()
-    assert caches._values[PAST].data_ptr() == array.ctypes.data
+    assert caches.values[PAST].data_ptr() == array.ctypes.data
     assert [{name: value.tolist() for name, value in outputs.items()} for outputs in found] == [
         {"kept_index.0": [x], "logits": [2 * x]} for x in (1.0, 2.0, 4.0)
     ]

@@ -207,15 +207,17 @@ STATS = RequestStats(
     prefill_ms=100.0,
     decode_ms=[2.0, 3.0],
     kept_index=[np.arange(3)],
+    provider="cuda",
 )
 
 
 def test_a_request_in_two_lines() -> None:
     assert describe(STATS) == (
         "fastmmoe: visual tokens 1,792 -> 1,500 -> 1,344, text tokens 1,200, retention 0.75, pruning rate 0.25\n"
-        "prefill 6.000 GFLOPs (25.0% less), first token after 121 ms (vision 20, prefill 100), decode 2.5 ms/token"
+        "prefill 6.000 GFLOPs (25.0% less), first token after 121 ms (vision 20, prefill 100), decode 2.5 ms/token, "
+        "provider cuda"
     )
-    assert describe(replace(STATS, decode_ms=[])).endswith("decode none")
+    assert describe(replace(STATS, decode_ms=[])).endswith("decode none, provider cuda")
 
 
 def test_a_request_in_json() -> None:
@@ -252,7 +254,7 @@ def test_what_a_run_asks_and_prints(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     output = capsys.readouterr()
     assert (output.out, output.err) == ("h\u00e9\n", describe(STATS) + "\n")
     loaded, (messages, options) = Speaker.asked
-    assert loaded == ((Path("out"),), {"portable": False, "threads": 1, "verify": False})
+    assert loaded == ((Path("out"),), {"provider": "auto", "portable": False, "threads": 1, "verify": False})
     parts = [{"type": "image", "image": "a.png"}, {"type": "image", "image": "b.png"}, {"type": "text", "text": "Why?"}]
     assert messages == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": parts}]
     given = {name: value for name, value in options.items() if value is not None}

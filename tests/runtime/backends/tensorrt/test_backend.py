@@ -13,7 +13,8 @@ import pytest
 
 from fastmmoe.runtime.backends.base import Timed
 from fastmmoe.runtime.backends.batch import Batch
-from fastmmoe.runtime.backends.tensorrt.backend import PromptRows, TensorRT, _runs
+from fastmmoe.runtime.backends.rows import PromptRows
+from fastmmoe.runtime.backends.tensorrt.backend import TensorRT
 from fastmmoe.runtime.backends.tensorrt.device import OutOfDeviceMemory
 from fastmmoe.runtime.backends.tensorrt.memory import host_view
 from fastmmoe.runtime.errors import InvalidRequest, RunFailed
@@ -152,11 +153,6 @@ def test_features_that_do_not_fit_the_prompt(rows: int, case: Case) -> None:
         chunk.inputs_embeds.features._rows = 0
     with pytest.raises(RunFailed, match=rf"^{rows} rows of features for 1 visual tokens$"):
         Batch(case.backend).extend([chunk], alpha=0.3)
-
-
-def test_runs_of_neighbours() -> None:
-    assert _runs(np.array([3])) == [(3, 0, 1)]
-    assert _runs(np.array([1, 2, 3, 7, 9, 10])) == [(1, 0, 3), (7, 3, 1), (9, 4, 2)]
 
 
 def test_what_engines_do_not_take(case: Case) -> None:
