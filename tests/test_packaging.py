@@ -191,7 +191,7 @@ def test_both_wheels_export_for_tensorrt(outside: Outside, wheel: Path, tmp_path
     for target in ("jetson-orin", "rtx"):
         assert line in outside.refusal("export", "demo", target, "--target", target)
     outside.install(str(build("wheel", tmp_path, REPOSITORY / "distributions" / "plugins")))
-    for target, library in zip(("rtx", "jetson-orin"), PLUGINS, strict=False):
+    for target, library in zip(("rtx", "jetson-orin", "jetson-orin@jp6.2"), PLUGINS, strict=True):
         outside.export(target, "--target", target)
         verified = outside.run("verify", target)
         assert verified.returncode == 0, verified.stderr

@@ -358,7 +358,8 @@ def test_real_bindings(package: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--only-binary=:all:"]
     subprocess.run([*command, "--target", str(tmp_path / "site"), package], check=True)
     write_empty_libraries(tmp_path, version.partition(".")[0])
-    paths = {"PYTHONPATH": str(tmp_path / "site"), "LD_LIBRARY_PATH": str(tmp_path)}
+    packages = [str(tmp_path / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = {"PYTHONPATH": os.pathsep.join(packages), "LD_LIBRARY_PATH": str(tmp_path)}
     environment = os.environ | paths
     look = [sys.executable, "-c", LOOK, json.dumps(USED)]
     found = json.loads(subprocess.run(look, env=environment, capture_output=True, text=True, check=True).stdout)
