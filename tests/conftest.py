@@ -27,6 +27,12 @@ from tests.support.golden import (
 from tests.support.rounding import rounding_of
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of this project's tests."""
+    parser.addoption("--engines", action="store_true", help="run the tests that are marked engines on the double's")
+    parser.addoption("--bundles", type=Path, metavar="DIR", help="where exported bundles are kept, and found again")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _stamps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Verified bundles are remembered in a folder of this test run, not in the user's."""

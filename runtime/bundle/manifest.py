@@ -49,7 +49,7 @@ EXPORT_AGAIN = "export again"
 LayerIndices: TypeAlias = Annotated[tuple[LayerIndex, ...], Meta(max_length=1024)]
 Dtype: TypeAlias = Literal["fp32", "fp16", "bf16"]
 ElementType: TypeAlias = Literal["float32", "float16", "bfloat16"]
-ExpertDtype: TypeAlias = Literal["float16", "bfloat16", "int8"]
+ExpertDtype: TypeAlias = Literal["float32", "float16", "bfloat16", "int8"]
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -122,7 +122,7 @@ class ExpertTensor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     @property
     def bytes(self) -> int:
         """Of all values."""
-        return math.prod(self.shape) * (1 if self.dtype == "int8" else 2)
+        return math.prod(self.shape) * {"float32": 4, "int8": 1}.get(self.dtype, 2)
 
 
 class ExpertsInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,8 @@ from fastmmoe.runtime.cli.command import SIGNALS
 from fastmmoe.runtime.cli.main import main as run_main
 from fastmmoe.runtime.types import Array
 from fastmmoe.runtime.vlm import VLM
-from tests.support.double import Double
+from tests.support.double import Double, installed
+from tests.support.engine_bundles import write_engine_bundle
 
 Tensors = dict[str, Array]
 
@@ -36,8 +38,10 @@ SMALL_LAYERS = 3
 SMALL_FLAGS = ("--prune-layers", "1,2")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """One worker runs all of this folder that shares bundles, so that they are exported once."""
+    if config.getoption("engines"):
+        items[:] = [item for item in items if item.get_closest_marker("engines")]
     for item in items:
         if Path(__file__).parent in item.path.parents and item.path.name != "test_engine_matrix.py":
             item.add_marker(pytest.mark.xdist_group("end_to_end"))
@@ -103,12 +107,40 @@ def own_small_dir(small_dir: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def bundle(model_dir: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+def engines_of(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[Path], Path] | None]:
+    """Function bundle -> the same with engines of the double, which is there as long; None without --engines."""
+    if not pytestconfig.getoption("engines"):
+        yield None
+        return
+    root, made = tmp_path_factory.mktemp("engines"), {}
+
+    with installed() as double:
+        double.modules()
+
+        def get(directory: Path) -> Path:
+            if directory not in made:
+                made[directory] = write_engine_bundle(directory, root / directory.name, double)
+            return made[directory]
+
+        yield get
+
+
+@pytest.fixture(scope="session")
+def bundle(
+    model_dir: Callable[[str], Path],
+    engines_of: Callable[[Path], Path] | None,
+    pytestconfig: pytest.Config,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., Path]:
     """Function (checkpoint, *flags) -> bundle, exported by the command at the first call. Do not change it.
 
-    Without flags: the golden prune layers. A checkpoint is one of the golden ones or SMALL.
+    Without flags: the golden prune layers. A checkpoint is one of the golden ones or SMALL. With --bundles it may be
+    there from before, with --engines it has engines of the double.
     """
-    root = tmp_path_factory.mktemp("bundles")
+    root = pytestconfig.getoption("bundles") or tmp_path_factory.mktemp("bundles")
+    root.mkdir(parents=True, exist_ok=True)
     made: dict[tuple[str, ...], Path] = {}
 
     def get(name: str, *flags: str) -> Path:
@@ -117,10 +149,11 @@ def bundle(model_dir: Callable[[str], Path], tmp_path_factory: pytest.TempPathFa
             flags = SMALL_FLAGS if given is None else ("--prune-layers", given)
         key = (name, *flags)
         if key not in made:
-            out = root / f"{name}-{len(made)}"
-            assert export_main([str(model_dir(name)), str(out), *flags]) == 0
+            out = root / re.sub(r"[^\w.-]+", "_", "-".join(key))
+            if not out.is_dir():
+                assert export_main([str(model_dir(name)), str(out), *flags]) == 0
             made[key] = out
-        return made[key]
+        return made[key] if engines_of is None else engines_of(made[key])
 
     return get
 

@@ -80,6 +80,7 @@ def check_stats(stats: RequestStats, model: VLM, tokens: int) -> None:
     assert (stats.vision_flops > 0) == (stats.tiles > 0) == (stats.visual_tokens > 0)
 
 
+@pytest.mark.engines
 @pytest.mark.parametrize("name", [MHA, GPT_OSS])
 def test_sequence_of_one_token(name: str, vlm: Callable[..., VLM], assert_close: Callable[..., None]) -> None:
     model = vlm(name)
@@ -96,6 +97,7 @@ def test_sequence_of_one_token(name: str, vlm: Callable[..., VLM], assert_close:
     assert_close("logits", found["decode_logits"][0], whole, model.manifest.language_model.layers)
 
 
+@pytest.mark.engines
 @pytest.mark.parametrize("name", [MHA, GPT_OSS])
 def test_no_picture(name: str, vlm: Callable[..., VLM]) -> None:
     model = vlm(name)
@@ -116,6 +118,7 @@ def test_nothing_but_visual_tokens(vlm: Callable[..., VLM]) -> None:
     assert len(pruned["kept_index_stage2"]) == int(ONE_TILE * 0.5)
 
 
+@pytest.mark.engines
 def test_one_survivor(vlm: Callable[..., VLM]) -> None:
     model = vlm(MHA)
     answer = model.generate(question("OCR.", picture(300, 260)), retention=1e-9, max_new_tokens=3)
@@ -134,6 +137,7 @@ def test_runs_shorter_than_the_window(vlm: Callable[..., VLM]) -> None:
     assert len(kept) == ONE_TILE + int(ONE_TILE * 0.3)
 
 
+@pytest.mark.engines
 def test_window_longer_than_the_picture(bundle: Callable[..., Path], vlm: Callable[..., VLM]) -> None:
     model = VLM(bundle(SMALL, "--prune-layers", "1", "--window", "64", "--merge-ratio", "1"))
     scattered = np.concatenate([np.arange(10 * i, 10 * i + 7) for i in range(ONE_TILE // 7)] + [np.array([900])])
@@ -142,6 +146,7 @@ def test_window_longer_than_the_picture(bundle: Callable[..., Path], vlm: Callab
     assert np.isfinite(found["logits"]).all()
 
 
+@pytest.mark.engines
 @pytest.mark.parametrize(("count", "tiles", "visual"), [(2, 12, 2452), (3, 6, 3 * ONE_TILE)])
 def test_several_deepseek_pictures(count: int, tiles: int, visual: int, vlm: Callable[..., VLM]) -> None:
     # Two pictures are tiled (2x2 and 2x3), three are not.
@@ -153,6 +158,7 @@ def test_several_deepseek_pictures(count: int, tiles: int, visual: int, vlm: Cal
     assert answer.stats.kept_visual_tokens[-1] == int(visual * 0.25)
 
 
+@pytest.mark.engines
 def test_several_internvl_pictures(vlm: Callable[..., VLM]) -> None:
     model = vlm(GPT_OSS)
     pictures = [picture(300, 260, seed) for seed in range(3)]
@@ -162,6 +168,7 @@ def test_several_internvl_pictures(vlm: Callable[..., VLM]) -> None:
         assert (answer.stats.tiles, answer.stats.visual_tokens) == (n, 256 * n)
 
 
+@pytest.mark.engines
 def test_nine_tiles_in_a_row(vlm: Callable[..., VLM]) -> None:
     model = vlm(MHA)
     answer = model.generate(question("Read.", picture(3456, 384)), retention=0.2, max_new_tokens=2)
@@ -169,6 +176,7 @@ def test_nine_tiles_in_a_row(vlm: Callable[..., VLM]) -> None:
     assert (answer.stats.tiles, answer.stats.visual_tokens) == (10, 1989)
 
 
+@pytest.mark.engines
 @pytest.mark.parametrize(("name", "tiles"), [(MHA, (2, 3, 5)), (GPT_OSS, (1, 3, 4))])
 def test_max_tiles(name: str, tiles: tuple[int, ...], vlm: Callable[..., VLM]) -> None:
     # DeepSeek-VL2 adds a global tile to every grid, InternVL to those of more than one tile.
@@ -182,6 +190,7 @@ def test_max_tiles(name: str, tiles: tuple[int, ...], vlm: Callable[..., VLM]) -
         model.generate(messages, max_tiles=0)
 
 
+@pytest.mark.engines
 def test_path_pil_and_array_are_one_picture(vlm: Callable[..., VLM], tmp_path: Path) -> None:
     array = picture(300, 260)
     path = tmp_path / "picture.png"
@@ -194,6 +203,7 @@ def test_path_pil_and_array_are_one_picture(vlm: Callable[..., VLM], tmp_path: P
     assert not np.array_equal(other.stats.kept_index[1], answers[0].stats.kept_index[1])
 
 
+@pytest.mark.engines
 @pytest.mark.parametrize("name", [MHA, GPT_OSS])
 def test_left_padding_of_a_single_row(
     name: str, vlm: Callable[..., VLM], case_tensors: Callable[[str, str], Tensors]
@@ -207,6 +217,7 @@ def test_left_padding_of_a_single_row(
         np.testing.assert_array_equal(found[key], array, err_msg=key)
 
 
+@pytest.mark.engines
 def test_prompt_longer_than_the_model(vlm: Callable[..., VLM]) -> None:
     with pytest.raises(InvalidRequest, match=r"the sequence has \d+ tokens, 0 of them visual: .* at most 4096"):
         vlm(SMALL).generate_stream(question("a b c d " * 2000))
@@ -215,6 +226,7 @@ def test_prompt_longer_than_the_model(vlm: Callable[..., VLM]) -> None:
         vlm(SMALL).generate(question("a", tall, tall))
 
 
+@pytest.mark.engines
 @pytest.mark.parametrize("name", [MHA, GPT_OSS])
 def test_stream_is_the_answer_in_pieces(name: str, vlm: Callable[..., VLM]) -> None:
     model, messages = vlm(name), question("What is this?", picture(300, 260))
@@ -250,6 +262,7 @@ def test_stop_token_ends_the_answer(own_bundle: Path) -> None:
     assert model.run_tensors(tensors, max_new_tokens=12)["decode_tokens"].shape == (12,)
 
 
+@pytest.mark.engines
 def test_max_new_tokens(vlm: Callable[..., VLM]) -> None:
     model = vlm(SMALL)
     for count in (1, 2, 7):
@@ -267,6 +280,7 @@ def test_answer_ends_where_the_positions_end(own_bundle: Path) -> None:
     assert len(answer.token_ids) == 3 and answer.finish_reason == "length"
 
 
+@pytest.mark.engines
 @pytest.mark.parametrize("name", [MHA, "dsvl2-mla", GPT_OSS])
 @pytest.mark.parametrize("retention", [1.0, 0.5, 0.1])
 def test_stats_are_consistent(name: str, retention: float, vlm: Callable[..., VLM]) -> None:

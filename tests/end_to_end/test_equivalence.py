@@ -63,6 +63,7 @@ def file_bytes(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
+@pytest.mark.engines
 @pytest.mark.parametrize("name", ["dsvl2-mla", "internvl-gptoss"])
 def test_full_retention_is_bit_identical_to_no_method(
     name: str,
@@ -126,6 +127,7 @@ def test_thread_count_changes_nothing(
         assert_near(vlm(name, threads=threads).run_tensors(tensors, retention=0.5, max_new_tokens=3), expected)
 
 
+@pytest.mark.engines
 @pytest.mark.parametrize("name", ["dsvl2-mha", "internvl-gptoss"])
 def test_two_threads_answer_at_once(
     name: str, vlm: Callable[..., VLM], case_tensors: Callable[[str, str], Tensors]

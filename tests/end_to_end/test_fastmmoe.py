@@ -14,6 +14,8 @@ import pytest
 from fastmmoe.runtime.types import Array
 from tests.support.rounding import rounding_of
 
+pytestmark = pytest.mark.engines
+
 Tensors = dict[str, Array]
 
 CHECKPOINTS = ("dsvl2-mha", "dsvl2-mla", "internvl-qwen3moe", "internvl-gptoss")

@@ -15,6 +15,8 @@ from fastmmoe.runtime.vlm import VLM
 from tests.support.golden import CHECKPOINTS
 from tests.support.messages import question
 
+pytestmark = pytest.mark.engines
+
 Tensors = dict[str, Array]
 
 UNMODIFIED = ("--retention", "1.0")

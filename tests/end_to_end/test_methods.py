@@ -54,6 +54,7 @@ def comparison(comparison_bundle: Callable[[str], Path]) -> Callable[..., VLM]:
     return get
 
 
+@pytest.mark.engines
 def test_fastv_of_a_comparison_bundle_is_the_recorded_one(
     comparison: Callable[..., VLM],
     case_tensors: Callable[[str, str], Tensors],
@@ -75,6 +76,7 @@ def test_fastv_of_a_comparison_bundle_is_the_recorded_one(
     assert_close("logits", found["decode_logits"], decode_logits, layers)
 
 
+@pytest.mark.engines
 @EVERY_MODEL
 def test_methods_swap_and_leave_the_unmodified_model_alone(
     name: str,
@@ -114,6 +116,7 @@ def test_the_portable_graph_agrees_by_every_method(name: str, comparison: Callab
         assert native.stats.kept_visual_tokens[-1] < native.stats.visual_tokens / 2
 
 
+@pytest.mark.engines
 @EVERY_MODEL
 def test_a_batch_answers_as_its_rows_alone(name: str, comparison: Callable[..., VLM]) -> None:
     """Different lengths, two pictures and none; answers that end at different tokens."""
@@ -135,6 +138,7 @@ def test_a_batch_answers_as_its_rows_alone(name: str, comparison: Callable[..., 
             assert all(np.array_equal(a, b) for a, b in kept)
 
 
+@pytest.mark.engines
 @EVERY_MODEL
 def test_packed_logits_are_those_of_single_runs(
     name: str, comparison: Callable[..., VLM], assert_close: Callable[..., None]
@@ -157,6 +161,7 @@ def steps(model: VLM, inputs: list[ModelInputs], options: RequestOptions) -> Arr
     )
 
 
+@pytest.mark.engines
 @pytest.mark.parametrize("method", ["none", "random"])
 @EVERY_MODEL
 def test_a_second_question_equals_a_fresh_run(name: str, method: str, comparison: Callable[..., VLM]) -> None:
@@ -187,6 +192,7 @@ def test_a_second_question_equals_a_fresh_run(name: str, method: str, comparison
     assert second.stats.past_tokens + second.stats.text_tokens == len(ids)
 
 
+@pytest.mark.engines
 def test_a_conversation_goes_on_by_every_method(comparison: Callable[..., VLM]) -> None:
     """A new picture in the second question is pruned; the first one's tokens stay as they are."""
     model = comparison("dsvl2-mla")
@@ -202,6 +208,7 @@ def test_a_conversation_goes_on_by_every_method(comparison: Callable[..., VLM]) 
         assert grown == 1 + second.stats.text_tokens + second.stats.kept_visual_tokens[-1]
 
 
+@pytest.mark.engines
 def test_a_stream_left_early_is_an_answer_that_ended_there(comparison: Callable[..., VLM]) -> None:
     model = comparison("dsvl2-mla")
     conversation = Conversation(model, method="none", max_new_tokens=5)
@@ -215,6 +222,7 @@ def test_a_stream_left_early_is_an_answer_that_ended_there(comparison: Callable[
     assert short.ask("Go on.").token_ids == second.token_ids[:2]
 
 
+@pytest.mark.engines
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -239,11 +247,13 @@ def test_bad_options_are_refused(options: dict[str, Any], words: str, comparison
             call(messages, **options)
 
 
+@pytest.mark.engines
 def test_an_empty_batch_is_refused(comparison: Callable[..., VLM]) -> None:
     with pytest.raises(InvalidRequest, match="no conversations: expected at least one"):
         comparison("dsvl2-mla").generate_batch([])
 
 
+@pytest.mark.engines
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
@@ -282,6 +292,7 @@ def small_chunk(model: VLM, rows: list[int]) -> tuple[Batch, Chunk]:
     return Batch(model.backend), Chunk(0, embeds, np.array(rows, np.int32), run.schedules[0])
 
 
+@pytest.mark.engines
 def test_sparsevlm_needs_text_to_rate_by(comparison: Callable[..., VLM]) -> None:
     model = comparison("dsvl2-mla")
     inputs = ModelInputs(np.full(30, 7, np.int32), np.arange(4, 30, dtype=np.int32), {})
@@ -290,6 +301,7 @@ def test_sparsevlm_needs_text_to_rate_by(comparison: Callable[..., VLM]) -> None
         next(run.tokens())
 
 
+@pytest.mark.engines
 def test_the_command_takes_methods(
     bundle: Callable[..., Path],
     comparison_bundle: Callable[[str], Path],
