@@ -42,6 +42,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """One worker runs all of this folder that shares bundles, so that they are exported once."""
     if config.getoption("engines"):
         items[:] = [item for item in items if item.get_closest_marker("engines")]
+        return
     for item in items:
         if Path(__file__).parent in item.path.parents and item.path.name != "test_engine_matrix.py":
             item.add_marker(pytest.mark.xdist_group("end_to_end"))

@@ -27,6 +27,10 @@ from tests.support.rounding import check_over_bfloat16_caches
 Tensors = dict[str, Array]
 BF16 = ("--kv-cache-dtype", "bf16")
 CASES = ("single", "text", "batch2")
+# Each export takes half a minute: one model always, the others with the slow tests.
+QUICK = "dsvl2-mla"
+EVERY_MODEL = [name if name == QUICK else pytest.param(name, marks=pytest.mark.slow) for name in PRUNE_LAYERS]
+TWO_MODELS = [QUICK, pytest.param("internvl-gptoss", marks=pytest.mark.slow)]
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +40,7 @@ def bf16_bundle(bundle: Callable[..., Path]) -> Callable[[str], Path]:
 
 
 @pytest.mark.parametrize("portable", [False, True], ids=["native", "portable"])
-@pytest.mark.parametrize("name", PRUNE_LAYERS)
+@pytest.mark.parametrize("name", EVERY_MODEL)
 def test_the_recorded_outputs(
     name: str,
     portable: bool,
@@ -60,6 +64,7 @@ def test_the_recorded_outputs(
             check_over_bfloat16_caches("logits", found["decode_logits"][:count], steps[:count], layers)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["dsvl2-mla", "internvl-gptoss"])
 def test_full_retention_is_bit_identical_to_no_method(
     name: str,
@@ -74,7 +79,7 @@ def test_full_retention_is_bit_identical_to_no_method(
         np.testing.assert_array_equal(found[output], plain[output], err_msg=output)
 
 
-@pytest.mark.parametrize("name", ["dsvl2-mla", "internvl-gptoss"])
+@pytest.mark.parametrize("name", TWO_MODELS)
 def test_a_batch_answers_as_its_rows_alone(name: str, bf16_bundle: Callable[[str], Path]) -> None:
     model = VLM(bf16_bundle(name))
     texts = ("What is this?", "Say a word, please.")
@@ -83,7 +88,7 @@ def test_a_batch_answers_as_its_rows_alone(name: str, bf16_bundle: Callable[[str
         assert answer.token_ids == model.generate(question(text), max_new_tokens=4).token_ids
 
 
-@pytest.mark.parametrize("name", ["dsvl2-mla", "internvl-gptoss"])
+@pytest.mark.parametrize("name", TWO_MODELS)
 def test_rows_move_to_greater_caches_as_they_are(name: str, bf16_bundle: Callable[[str], Path]) -> None:
     """Capacity is not seen: a conversation that outgrows its caches goes on as one that had room from the start."""
     backend = VLM(bf16_bundle(name)).backend

@@ -258,7 +258,7 @@ def test_memory_that_runs_out(double: Double, demo_bundles: tuple[Path, Path], p
         assert_same(vlm.generate(question(SQUARE, pictures[0]), max_new_tokens=4), expected)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", [*range(8), *(pytest.param(s, marks=pytest.mark.slow) for s in range(8, 30))])
 def test_any_legal_order_gives_the_same_bits(
     seed: int, double: Double, demo_bundles: tuple[Path, Path], pictures: list[str]
 ) -> None:

@@ -156,9 +156,8 @@ def test_packed_logits_are_those_of_single_runs(
 
 def steps(model: VLM, inputs: list[ModelInputs], options: RequestOptions) -> Array:
     """Logits [steps, rows, vocab]."""
-    return np.stack(
-        [[token.logits for token in tokens] for tokens in Run(model.manifest, model.backend, inputs, options).tokens()]
-    )
+    run = Run(model.manifest, model.backend, inputs, options, has_logits=True)
+    return np.stack([[np.asarray(token.logits) for token in tokens] for tokens in run.tokens()])
 
 
 @pytest.mark.engines
