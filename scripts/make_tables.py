@@ -18,7 +18,7 @@ from markers import replace_part, table, write_or_check
 from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.bundle.graph_io import Entry
 from fastmmoe.runtime.machines.devices import DEVICES, Device
-from fastmmoe.runtime.machines.targets import TARGETS, Target
+from fastmmoe.runtime.machines.targets import TARGETS, KernelLimits, Target
 from fastmmoe.runtime.method.policy import SETTINGS, Setting
 from fastmmoe.runtime.ranges import limits
 
@@ -56,9 +56,21 @@ def setting_row(setting: Setting) -> tuple[str, ...]:
 
 
 def targets_table() -> str:
-    """Every target, and what is known of it."""
+    """Every target, what is known of it, and the sizes that the kernels of engine targets take."""
     head = ("target", "machines", "SM", "TensorRT, CUDA, Python", "plugin", "dtypes", "experts", "engines are built")
-    return table(head, map(target_row, TARGETS.values()))
+    lines = dict.fromkeys(limits_line(target.kernels) for target in TARGETS.values() if target.kernels is not None)
+    return "\n\n".join((table(head, map(target_row, TARGETS.values())), *lines))
+
+
+def limits_line(limits: KernelLimits) -> str:
+    """What kernels take, in words."""
+    multiples = ", ".join(f"{multiple} ({weights})" for weights, multiple in limits.columns_multiple.items())
+    latent, values = limits.most_latent
+    return (
+        f"Kernels of engine targets take at most {limits.most_experts} experts a layer, hidden sizes that are "
+        f"multiples of {multiples}, heads of multiples of {limits.head_multiple} up to {limits.most_head_width}, and "
+        f"latents up to {latent} with {values} values."
+    )
 
 
 def target_row(target: Target) -> tuple[str, ...]:
