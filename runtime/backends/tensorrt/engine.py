@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -43,13 +44,12 @@ class Engine:
         self, trt: Any, logger: Any, runtime: Any, path: Path, signature: Signature, aliases: Mapping[str, str]
     ) -> None:
         self._trt, self.logger, self.path, self.signature = trt, logger, path, signature
-        # The kernel takes the pages of a mapped file back where memory is short, which a copy's it could not.
-        with (
-            path.open("rb") as file,
-            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
-            memoryview(data) as view,
-        ):
-            self._engine = runtime.deserialize_cuda_engine(view)
+        with path.open("rb") as file:
+            # The kernel takes the pages of a mapped file back where memory is short, which a copy's it could not.
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
+                self._engine = runtime.deserialize_cuda_engine(view)
+            # On Jetson the page cache and the device's memory are the same: what was read would be there twice.
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         if self._engine is None:
             raise BundleMismatch(
                 f"{path}: {trt.__name__} {trt.__version__} cannot read it: {last_error(logger)}; build the engines "
