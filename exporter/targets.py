@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from fastmmoe.exporter.config import ExportConfig
-from fastmmoe.runtime.bundle.consistency import cache_dtypes
 from fastmmoe.runtime.errors import InvalidRequest, UnsupportedModel
 from fastmmoe.runtime.files import size_text
 from fastmmoe.runtime.machines.devices import DEVICES, Device
@@ -84,6 +83,9 @@ def choose_cache_dtype(target: Target, dtype: str, cache_dtype: str | None) -> s
     Raises:
         InvalidRequest: no kernel of the target takes it beside these activations.
     """
+    # It brings NumPy, which the command's help does not wait for.
+    from fastmmoe.runtime.bundle.consistency import cache_dtypes
+
     activations = activation_dtype(target, dtype)
     legal = cache_dtypes(activations)
     if cache_dtype is not None and DTYPES[cache_dtype] not in legal:

@@ -135,7 +135,8 @@ def test_what_a_bundle_says_and_its_graphs_have(bundle: Callable[..., Path]) -> 
         (("--kv-cache-dtype", "fp16"), "--kv-cache-dtype fp16: target cpu with dtype fp32 takes fp32, bf16"),
         (
             ("--target", "jetson-orin", "--kv-cache-dtype", "bf16"),
-            "--kv-cache-dtype bf16: target jetson-agx-orin with dtype fp16 takes fp16 alone, the type of its",
+            "--kv-cache-dtype bf16: target jetson-agx-orin with dtype fp16 takes fp16 alone, the type of its "
+            "activations",
         ),
     ],
 )
