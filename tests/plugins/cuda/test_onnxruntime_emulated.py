@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from fastmmoe.exporter.ops.quantise import quantise
 from fastmmoe.runtime.types import Array
 from tests.support.attention_cases import OTHER_WIDTHS, SMALL, make_inputs
 from tests.support.attention_checks import check_outputs
+from tests.support.emulated_ort import build_emulated_ort, fetch_ort_headers
 from tests.support.native_node import NativeNode, to_array, to_ort_value
 from tests.support.operators import moe_attributes, moe_inputs, prune_inputs
 
@@ -28,21 +27,6 @@ from tests.support.operators import moe_attributes, moe_inputs, prune_inputs
 pytestmark = pytest.mark.xdist_group("onnxruntime_emulated")
 
 
-REPOSITORY = Path(__file__).resolve().parents[3]
-PLUGINS = REPOSITORY / "plugins"
-SOURCES = (
-    "contract/contract.cpp",
-    "contract/tables.cpp",
-    "attention/node.cpp",
-    "sparse_moe/node.cpp",
-    "token_prune/node.cpp",
-    "onnxruntime/glue.cpp",
-    "onnxruntime/infer.cpp",
-    "onnxruntime/register.cpp",
-    "onnxruntime/cuda/attention_op.cpp",
-    "onnxruntime/cuda/sparse_moe_op.cpp",
-    "onnxruntime/cuda/token_prune_op.cpp",
-)
 SPECS = {spec.name: spec for spec in OPS}
 ONNX_TYPES = {
     np.dtype(np.float32): onnx.TensorProto.FLOAT,
@@ -58,34 +42,13 @@ TOLERANCES = {np.dtype(np.float32): 1e-5, np.dtype(np.float16): 2e-3, np.dtype(m
 @pytest.fixture(scope="session")
 def ort_headers() -> Path:
     """Folder of ONNX Runtime's headers."""
-    folder = REPOSITORY / ".build" / "ort_headers"
-    command = [str(REPOSITORY / "scripts" / "fetch_ort_headers.sh"), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return folder / "include" / "onnxruntime"
+    return fetch_ort_headers()
 
 
 @pytest.fixture(scope="session")
 def library(ort_headers: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The library of the operators with the emulator; each source is given its definitions by a file of one line."""
-    folder = tmp_path_factory.mktemp("ort_cuda")
-    definitions = '#define ORT_API_MANUAL_INIT\n#define FASTMMOE_VERSION "emulated"\n'
-    wrappers = []
-    for source in SOURCES:
-        wrapper = folder / source.replace("/", "_")
-        wrapper.write_text(f'{definitions}#include "{PLUGINS / source}"\n', encoding="utf-8")
-        wrappers.append(str(wrapper))
-    kernels = sorted(str(path) for path in PLUGINS.glob("*/cuda/*.cu"))
-    output = folder / "libfastmmoe_ort_cuda.so"
-    done = subprocess.run(
-        [str(REPOSITORY / "scripts" / "build_emulator.sh"), str(output), *kernels, *wrappers],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "CPLUS_INCLUDE_PATH": str(ort_headers)},
-    )
-    assert done.returncode == 0, done.stderr
-    return output
+    """The library of the operators with the emulator."""
+    return build_emulated_ort(tmp_path_factory.mktemp("ort_cuda"), ort_headers)
 
 
 def one_node_model(spec: OpSpec, inputs: dict[str, Array], attributes: dict[str, Any]) -> bytes:
