@@ -82,16 +82,16 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--experts",
-        choices=("float", "int8", "int4"),
+        choices=("float", "int8", "int4", "fp8"),
         default=config.experts,
-        help="weights of the routed experts: float as --dtype says, or rounded to integers (TensorRT targets only)",
+        help="weights of the routed experts: float as --dtype says, or rounded to 8 or 4 bits (engine targets only)",
     )
     parser.add_argument(
         "--group-size",
         type=int,
         choices=(32, 64, 128),
         default=config.group_size,
-        help="columns of integer experts that share a scale (default %(default)s)",
+        help="columns of packed experts that share a scale (default %(default)s)",
     )
     parser.add_argument(
         "--zero-points", action="store_true", help="give each group of integer experts a zero of its own, too"

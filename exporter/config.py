@@ -30,9 +30,9 @@ class ExportConfig:
         kv_cache_dtype: of the key-value caches, the same; None = that of the activations.
         atol: greatest difference from torch; None = that of the check.
         overwrite: replace an existing bundle.
-        experts: weight format of the routed experts: "float" (as dtype says), "int8" or "int4".
+        experts: weight format of the routed experts: "float" (as dtype says), "int8", "int4" or "fp8".
         chat_template: the built-in one of the model's family, or the one that the checkpoint ships.
-        group_size, zero_points: how integer experts are packed, as in FmmSparseMoE's contract.
+        group_size, zero_points: how packed experts are stored, as in FmmSparseMoE's contract.
         memory: of the target's device, "64GB"; None = the greatest there is.
     """
 
@@ -43,7 +43,7 @@ class ExportConfig:
     kv_cache_dtype: str | None = None
     atol: float | None = None
     overwrite: bool = False
-    experts: Literal["float", "int8", "int4"] = "float"
+    experts: Literal["float", "int8", "int4", "fp8"] = "float"
     group_size: int = 128
     zero_points: bool = False
     chat_template: Literal["builtin", "checkpoint"] = "builtin"

@@ -108,9 +108,9 @@ def choose_packing(target: Target, config: ExportConfig) -> Packing | None:
     Raises:
         InvalidRequest: the target does not run such experts, or zero_points without integers.
     """
+    if config.zero_points and config.experts not in ("int8", "int4"):
+        raise InvalidRequest("--zero-points: needs --experts int8 or int4")
     if config.experts == "float":
-        if config.zero_points:
-            raise InvalidRequest("--zero-points: needs --experts int8 or int4")
         return None
     if config.experts not in target.expert_formats:
         raise InvalidRequest(

@@ -19,7 +19,7 @@ class SparseMoeKernel {
   explicit SparseMoeKernel(const OrtKernelInfo* info)
       : node_(read_node(contract(), info)), attributes_(read_attributes(node_)) {
     CHECK(attributes_.weight_format == WeightFormat::kFloat,
-          "FmmSparseMoE: integer weights have no CPU kernel, expected weight_format float");
+          "FmmSparseMoE: packed weights have no CPU kernel, expected weight_format float");
   }
 
   void compute(OrtKernelContext* context) const {

@@ -12,7 +12,7 @@ enum class ScoringFunc { kSoftmax, kSigmoid, kTopkSoftmax };
 enum class TopkMethod { kGreedy, kGroupLimitedGreedy, kNoauxTc };
 enum class ReductionWeights { kPreserveSum, kNone };
 enum class Activation { kSwiglu, kSwigluOai };
-enum class WeightFormat { kFloat, kInt8, kInt4 };
+enum class WeightFormat { kFloat, kInt8, kInt4, kFp8 };
 
 /// The greatest legal sizes and numbers.
 constexpr int64_t kMostT = 16777216, kMostV = 16777216, kMostH = 262144, kMostI = 262144, kMostE = 4096, kMostTopK = 16, kMostNGroup = 64, kMostTopkGroup = 64;

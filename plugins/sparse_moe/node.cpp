@@ -24,9 +24,10 @@ SparseMoeAttributes read_attributes(const NodeAttributes& node) {
         result.topk_group, ", expected at most n_group = ", result.n_group);
   const bool is_float = result.weight_format == WeightFormat::kFloat;
   CHECK(is_float == (result.group_size == 0), "FmmSparseMoE: attribute group_size is ", result.group_size,
-        " with weight_format ", is_float ? "float, expected 0" : "int8 or int4, expected 32, 64 or 128");
-  CHECK(!is_float || !result.zero_points,
-        "FmmSparseMoE: attribute zero_points is 1 with weight_format float, expected 0");
+        " with weight_format ", is_float ? "float, expected 0" : "int8, int4 or fp8, expected 32, 64 or 128");
+  const bool has_zeros = !is_float && result.weight_format != WeightFormat::kFp8;
+  CHECK(has_zeros || !result.zero_points, "FmmSparseMoE: attribute zero_points is 1 with weight_format ",
+        node.text(kWeightFormat), ", expected 0");
   return result;
 }
 

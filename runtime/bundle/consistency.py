@@ -159,10 +159,11 @@ def _of_expert_inputs(manifest: Manifest) -> Iterator[str]:
 
 def _of_experts(experts: ExpertsInfo) -> Iterator[str]:
     is_float = experts.weight_format == "float"
-    if is_float != (experts.group_size == 0) or (is_float and experts.zero_points):
+    has_zeros = experts.weight_format in ("int8", "int4")
+    if is_float != (experts.group_size == 0) or (experts.zero_points and not has_zeros):
         yield (
             f"experts are {experts.weight_format} with group_size {experts.group_size} and zero_points "
-            f"{experts.zero_points}: expected a group_size with int8 and int4, and neither with float"
+            f"{experts.zero_points}: expected a group_size with all but float, and zero points with int8 and int4 alone"
         )
 
 

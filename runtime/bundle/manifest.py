@@ -132,7 +132,7 @@ class ExpertsInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         inputs: for engines the weights are inputs of the language model, by name; else they are in its graph.
     """
 
-    weight_format: Literal["float", "int8", "int4"]
+    weight_format: Literal["float", "int8", "int4", "fp8"]
     group_size: OptionalWidth
     zero_points: bool
     inputs: dict[str, ExpertTensor] = {}

@@ -154,7 +154,7 @@ RTX = TensorRT(
 
 CUDA_KERNELS = KernelLimits(
     most_experts=256,
-    columns_multiple={"float": 16, "int8": 16, "int4": 32},
+    columns_multiple={"float": 16, "int8": 16, "int4": 32, "fp8": 16},
     head_multiple=8,
     most_head_width=128,
     most_latent=(576, 512),
@@ -165,7 +165,7 @@ _with_engines = functools.partial(
     Target,
     dtypes=("fp16", "bf16"),
     activation_dtypes=("float16", "bfloat16"),
-    expert_formats=("float", "int8", "int4"),
+    expert_formats=("float", "int8", "int4", "fp8"),
     kernels=CUDA_KERNELS,
     # The parser of TensorRT 10.3 (JetPack 6.2) reads none after 20: norms and the tower's attention are spelled out.
     # There is no Conv of bfloat16 before 22.

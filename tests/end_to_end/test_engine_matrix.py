@@ -47,6 +47,7 @@ MODELS = [
     ("internvl-gptoss", torch.float16, None),
     ("internvl-gptoss", torch.bfloat16, Packing("int8", 64, False)),
     ("internvl-qwen3moe", torch.float16, Packing("int8", 32, True)),
+    ("internvl-qwen3moe", torch.bfloat16, Packing("fp8", 32, False)),
     ("internvl-qwen3moe", torch.bfloat16, None),
     ("internvl-qwen3moe", torch.bfloat16, Packing("int4", 32, True)),
 ]

@@ -121,11 +121,11 @@ MOE_ATTRIBUTES: list[tuple[dict[str, Any], str]] = [
     ({"swiglu_limit": "7"}, "attribute swiglu_limit is missing or no float; every attribute must be given"),
     (
         {"weight_format": "int8", "group_size": 32},
-        "integer weights have no CPU kernel, expected weight_format float",
+        "packed weights have no CPU kernel, expected weight_format float",
     ),
     (
         {"weight_format": "int4"},
-        "attribute group_size is 0 with weight_format int8 or int4, expected 32, 64 or 128",
+        "attribute group_size is 0 with weight_format int8, int4 or fp8, expected 32, 64 or 128",
     ),
     ({"group_size": 32}, "attribute group_size is 32 with weight_format float, expected 0"),
     ({"group_size": 48}, "attribute group_size is 48, supported are 0, 32, 64, 128"),

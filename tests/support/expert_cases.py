@@ -29,6 +29,7 @@ class Packing(NamedTuple):
 PACKINGS = [
     Packing("float", 0, 0),
     *itertools.starmap(Packing, itertools.product(("int8", "int4"), (32, 64, 128), (0, 1))),
+    *itertools.starmap(Packing, itertools.product(("fp8",), (32, 64, 128), (0,))),
 ]
 
 # H and I, first where they are multiples of 16 only, then for int4. Wide: two blocks of columns in each product, more

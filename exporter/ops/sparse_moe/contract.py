@@ -11,7 +11,7 @@ import numpy as np
 from fastmmoe.exporter.ops.contract import Attribute, Attributes, Binding, Constant, OpSpec, Size, Tensor, check_rows
 from fastmmoe.runtime.method.policy import REDUCTIONS
 
-INTEGER_WEIGHTS = ("weight_format", ("int8", "int4"))
+PACKED_WEIGHTS = ("weight_format", ("int8", "int4", "fp8"))
 GROUPED_METHODS = ("group_limited_greedy", "noaux_tc")
 
 
@@ -23,8 +23,8 @@ def _rule(attributes: Attributes) -> str | None:
         return f"attribute topk_group is {topk_group}, expected at most n_group = {n_group}"
     if (weight_format == "float") != (group_size == 0):
         return f"attribute group_size is {group_size} with weight_format {weight_format}, expected 0 with float only"
-    if weight_format == "float" and attributes["zero_points"]:
-        return "attribute zero_points is 1 with weight_format float, expected 0"
+    if weight_format in ("float", "fp8") and attributes["zero_points"]:
+        return f"attribute zero_points is 1 with weight_format {weight_format}, expected 0"
     return None
 
 
@@ -59,8 +59,9 @@ SPARSE_MOE = OpSpec(
     doc=(
         "Routed experts of one MoE layer. Text tokens use top_k experts; the tokens named by visual_index use "
         "visual_top_k of them (FastMMoE, arXiv 2511.17885, expert activation reduction). Shared experts are not part "
-        "of it. Weights are floating-point, or integers q that stand for scale (q - zero): p of them in an element "
-        "(2 with int4, else 1), each scale and zero shared by g = group_size columns of a row."
+        "of it. Weights are floating-point, or integers q that stand for scale (q - zero), or floats q of 8 bits that "
+        "stand for scale q: p of them in an element (2 with int4, else 1), each scale and zero shared by "
+        "g = group_size columns of a row."
     ),
     type_variables={
         "F": ("float", "float16", "bfloat16"),
@@ -81,8 +82,8 @@ SPARSE_MOE = OpSpec(
         Tensor("down", ("E", "H", "I/p"), ("W",), "Down projection of every expert."),
         Tensor("gate_up_bias", ("E", "2I"), ("F",), "Bias of gate_up.", only_if=("expert_bias", (1,))),
         Tensor("down_bias", ("E", "H"), ("F",), "Bias of down.", only_if=("expert_bias", (1,))),
-        Tensor("gate_up_scale", ("E", "2I", "H/g"), ("float16",), "Scales of gate_up.", only_if=INTEGER_WEIGHTS),
-        Tensor("down_scale", ("E", "H", "I/g"), ("float16",), "Scales of down.", only_if=INTEGER_WEIGHTS),
+        Tensor("gate_up_scale", ("E", "2I", "H/g"), ("float16",), "Scales of gate_up.", only_if=PACKED_WEIGHTS),
+        Tensor("down_scale", ("E", "H", "I/g"), ("float16",), "Scales of down.", only_if=PACKED_WEIGHTS),
         Tensor("gate_up_zero", ("E", "2I", "H/g"), ("int8",), "Zeros of gate_up.", only_if=("zero_points", (1,))),
         Tensor("down_zero", ("E", "H", "I/g"), ("int8",), "Zeros of down.", only_if=("zero_points", (1,))),
     ),
@@ -127,8 +128,9 @@ SPARSE_MOE = OpSpec(
         Attribute(
             "weight_format",
             "string",
-            "Type of the weights: float, int8 (q -128 to 127), or int4 (q 0 to 15, two to a byte).",
-            choices=("float", "int8", "int4"),
+            "Type of the weights: float, int8 (q -128 to 127), int4 (q 0 to 15, two to a byte), or fp8 (bits of q as "
+            "float8 e4m3fn in int8; no NaN, and scales below 256).",
+            choices=("float", "int8", "int4", "fp8"),
         ),
         Attribute("group_size", "int", "Columns that share a scale; 0 with float.", choices=(0, 32, 64, 128)),
         Attribute(

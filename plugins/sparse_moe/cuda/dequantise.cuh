@@ -6,6 +6,9 @@
 // from there on is worth 1: the bits 0x6400 | q are 1024 + q, for q below 1024. Subtracting 1024 + zero is
 // exact and leaves q - zero, so only the product with the scale rounds. bfloat16 and float have such numbers
 // too: the constants k...Magic below. How int4 is packed is said in exporter/ops/quantise.py.
+//
+// Nor does fp8, which only processors from compute capability 8.9 on convert: the exponent and mantissa of an
+// e4m3, moved to where half has them, are its value over 256, numbers below the normal ones included.
 #pragma once
 
 #include <cstdint>
@@ -97,6 +100,20 @@ struct Int4Weights {
   __device__ static void unpack(Columns columns, const Scale& scale, Pairs& pairs);
 };
 
+/// Bits of e4m3, without NaN.
+template <typename T>
+struct Fp8Weights {
+  using Type = T;
+  using Columns = uint2;
+  using Group = ScaleAndZero;
+  using Scale = sparse_moe::Scale<T>;
+  static constexpr int kBits = 8;
+  static constexpr int kZero = 0;
+
+  __device__ static Scale scale_of(const Group& group);
+  __device__ static void unpack(const Columns& columns, const Scale& scale, Pairs& pairs);
+};
+
 // A byte with its sign bit turned is q + 128.
 constexpr uint32_t kSignBits = 0x80808080u;
 constexpr int kSignValue = 128;
@@ -179,7 +196,47 @@ __device__ inline void Int4Weights<__nv_bfloat16>::unpack(uint32_t columns, cons
   }
 }
 
-/// Whether weights are integers with scales.
+// Scales are below 256, so that half holds their product.
+constexpr float kFp8Factor = 256.0f;
+
+/// Over kFp8Factor, columns 2 i and 2 i + 1 of the four in a word.
+__device__ inline uint32_t fp8_as_half(uint32_t word, int i) {
+  const uint32_t x = select_bytes(word, 0, i == 0 ? 0x1404 : 0x3424);
+  return mask_and_set(x, 0x80008000u, (x & 0x7f007f00u) >> 1);
+}
+
+template <>
+__device__ inline Scale<__half> Fp8Weights<__half>::scale_of(const ScaleAndZero& group) {
+  return {__float2half_rn(__half2float(group.scale) * kFp8Factor), __float2half_rn(0.0f)};
+}
+
+template <>
+__device__ inline void Fp8Weights<__half>::unpack(const uint2& columns, const Scale& scale, Pairs& pairs) {
+  const uint32_t words[2] = {columns.x, columns.y};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const __half2 x = bits_of<__half2>(fp8_as_half(words[i / 2], i % 2));
+    pairs[i] = bits_of<uint32_t>(__hmul2(x, __half2half2(scale.scale)));
+  }
+}
+
+template <>
+__device__ inline Scale<__nv_bfloat16> Fp8Weights<__nv_bfloat16>::scale_of(const ScaleAndZero& group) {
+  return {__half2float(group.scale) * kFp8Factor, 0.0f};
+}
+
+template <>
+__device__ inline void Fp8Weights<__nv_bfloat16>::unpack(const uint2& columns, const Scale& scale,
+                                                         Pairs& pairs) {
+  const uint32_t words[2] = {columns.x, columns.y};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 x = __half22float2(bits_of<__half2>(fp8_as_half(words[i / 2], i % 2)));
+    pairs[i] = bits_of<uint32_t>(__floats2bfloat162_rn(x.x * scale.scale, x.y * scale.scale));
+  }
+}
+
+/// Whether weights are integers or fp8 with scales.
 template <typename Format>
 constexpr bool kIsPacked = !std::is_empty_v<typename Format::Group>;
 

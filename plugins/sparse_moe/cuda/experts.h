@@ -17,5 +17,6 @@ constexpr int kSmallTileRows = 16, kMediumTileRows = 64, kLargeTileRows = 128;
 void launch_float_experts(const SparseMoeKernelParams& params, const Workspace& work, cudaStream_t stream);
 void launch_int8_experts(const SparseMoeKernelParams& params, const Workspace& work, cudaStream_t stream);
 void launch_int4_experts(const SparseMoeKernelParams& params, const Workspace& work, cudaStream_t stream);
+void launch_fp8_experts(const SparseMoeKernelParams& params, const Workspace& work, cudaStream_t stream);
 
 }  // namespace fastmmoe::sparse_moe

@@ -86,6 +86,8 @@ void launch_experts(const SparseMoeKernelParams& params, const Workspace& work, 
       return launch_int8_experts(params, work, stream);
     case WeightFormat::kInt4:
       return launch_int4_experts(params, work, stream);
+    case WeightFormat::kFp8:
+      return launch_fp8_experts(params, work, stream);
   }
 }
 

@@ -33,7 +33,7 @@ struct SparseMoeKernelParams {
   const int32_t* visual_index;   // [V]
   const int32_t* visual_top_k;   // [1], 1 to top_k
   const float* correction_bias;  // [E], read with kNoauxTc only
-  const void* gate_up;           // [E, 2I, H] F or int8, or [E, 2I, H / 2] int4: gate rows, then up rows
+  const void* gate_up;           // [E, 2I, H] F, int8 or fp8, or [E, 2I, H / 2] int4: gate, then up rows
   const void* down;              // [E, H, I] or [E, H, I / 2], likewise
   const void* gate_up_bias;      // [E, 2I] F, or null
   const void* down_bias;         // [E, H] F, or null
@@ -53,7 +53,7 @@ size_t sparse_moe_workspace_bytes(const SparseMoeKernelParams& params);
 /// bit on every run; the last bits of a row may depend on the other tokens. workspace: device memory aligned
 /// to 16 bytes, needs no initialisation.
 ///
-/// Sums are float. Integer weights are rounded to F once, as scale (q - zero). Between the two projections,
+/// Sums are float. Integer weights are rounded to F once, as scale (q - zero), fp8 likewise, as scale q. Between the two projections,
 /// and where a token's experts wait for their sum, values are rounded to F, so with kFloat16 the activation
 /// must stay below 65504. Choices and ties: as route_token (cpu/route.h). Throws CheckError for sizes or
 /// types it cannot take; a failed launch throws what launch.h says.

@@ -1,20 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Integer weights: packing, rounding, and the reference on them."""
+"""Integer and fp8 weights: packing, rounding, and the reference on them."""
 
 from __future__ import annotations
 
 import itertools
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 from fastmmoe.exporter.ops import SPARSE_MOE, sparse_moe_reference
-from fastmmoe.exporter.ops.quantise import QuantisedWeights, dequantise, pack_int4, quantise, unpack_int4
+from fastmmoe.exporter.ops.quantise import (
+    Packing,
+    QuantisedWeights,
+    dequantise,
+    from_fp8,
+    pack_int4,
+    quantise,
+    to_fp8,
+    unpack_int4,
+)
 from tests.support.operators import (
     moe_attributes,
 )
 
-FORMATS = list(itertools.product(("int8", "int4"), (32, 64, 128), (False, True)))
+INTEGERS = list(itertools.product(("int8", "int4"), (32, 64, 128), (False, True)))
+FORMATS = [*INTEGERS, *itertools.product(("fp8",), (32, 64, 128), (False,))]
 
 
 def test_one_shift_of_a_word_gives_two_neighbours() -> None:
@@ -36,7 +47,7 @@ def test_rows_that_are_no_whole_words_are_refused() -> None:
         pack_int4(np.zeros((2, 12), np.int64))
 
 
-@pytest.mark.parametrize(("weight_format", "group_size", "zero_points"), FORMATS)
+@pytest.mark.parametrize(("weight_format", "group_size", "zero_points"), INTEGERS)
 def test_error_is_half_a_level(weight_format: str, group_size: int, zero_points: bool) -> None:
     weights = np.random.default_rng(0).standard_normal((4, 6, 160)).astype(np.float32) + 0.3
     weights[1, 2] = 0
@@ -50,6 +61,45 @@ def test_error_is_half_a_level(weight_format: str, group_size: int, zero_points:
     tolerance = level * (0.5 + (16 if weight_format == "int4" else 256) / 2**11)
     assert (np.abs(values - weights) <= tolerance).all()
     assert (values[1, 2] == 0).all()
+
+
+def test_fp8_rounds_to_nearest_even() -> None:
+    """Every float16 up to 448, each side of it and the points between two of e4m3, as ml_dtypes rounds them."""
+    halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    halves = halves[np.abs(halves) <= 448]
+    values = np.concatenate([halves, np.nextafter(halves, np.float32(0)), halves * np.float32(1e-3)])
+    expected = values.astype(ml_dtypes.float8_e4m3fn)
+    assert np.array_equal(to_fp8(values).view(np.uint8), expected.view(np.uint8))
+
+
+def test_bits_of_fp8() -> None:
+    codes = np.arange(256, dtype=np.uint8)
+    expected = codes.view(ml_dtypes.float8_e4m3fn).astype(np.float32)
+    is_nan = np.isnan(expected)
+    assert np.array_equal(from_fp8(codes.view(np.int8))[~is_nan], expected[~is_nan])
+    assert from_fp8(codes.view(np.int8))[is_nan].tolist() == [480, -480]
+
+
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+def test_error_of_fp8_is_half_a_step_of_the_weight(group_size: int) -> None:
+    """Of 3 bits of mantissa; of weights below the least normal number, half of its last bit."""
+    weights = np.random.default_rng(0).standard_normal((4, 6, 160)).astype(np.float32)
+    weights[1, 2] = 0
+    packed = quantise(weights, "fp8", group_size, zero_points=False)
+    assert packed.values.dtype == np.int8 and packed.values.shape == weights.shape and packed.zero is None
+    values = dequantise(packed, "fp8", group_size)
+    scale = np.repeat(packed.scale.astype(np.float32), group_size, axis=-1)[..., :160]
+    # The greatest weight of a group may lie beyond 448 scales by the rounding of the scale.
+    tolerance = np.maximum(np.abs(weights) * (2.0**-4 + 2.0**-11), scale * 2.0**-10)
+    assert (np.abs(values - weights) <= tolerance).all()
+    assert (values[1, 2] == 0).all()
+
+
+def test_what_fp8_does_not_take() -> None:
+    with pytest.raises(ValueError, match=r"^fp8 weights have no zero points$"):
+        quantise(np.ones((1, 32)), "fp8", 32, zero_points=True)
+    packing = Packing("fp8", 32, False)
+    assert packing.fits(-448 * 255.0, 0) and not packing.fits(0, 448 * 256.0)
 
 
 def test_zeros_of_their_own_make_the_levels_finer() -> None:

@@ -128,6 +128,7 @@ KERNEL_COUNTS = {
     "kernel_float": 2 * 2 * 4,  # for each type two products: of few tokens, and with three tiles
     "kernel_int8": 2 * 2 * 3,  # no large tiles
     "kernel_int4": 2 * 2 * 3,
+    "kernel_fp8": 2 * 2 * 3,
 }
 
 

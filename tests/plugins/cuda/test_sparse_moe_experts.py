@@ -40,6 +40,10 @@ def test_weights_that_are_not_finite_concern_the_tokens_that_use_them(
     assert spoiled[~uses_first].tobytes() == output[~uses_first].tobytes()
 
 
+ONE = {"int8": np.uint8(1), "fp8": np.uint8(0x38)}
+"""The byte that stands for 1."""
+
+
 def identity_inputs(weight_format: str, group_size: int, columns: Array, I: int) -> dict[str, Array]:  # noqa: E741
     """Inputs with one expert of weight 1, whose activation for token t is 1 in column columns[t] and 0 in others."""
     T, H = len(columns), 256
@@ -53,34 +57,42 @@ def identity_inputs(weight_format: str, group_size: int, columns: Array, I: int)
         "visual_index": np.zeros(0, np.int32),
         "visual_top_k": np.ones(1, np.int32),
         "correction_bias": np.zeros(1, np.float32),
-        "gate_up": pack_int4(q) if weight_format == "int4" else q.view(np.int8),
+        "gate_up": pack_int4(q) if weight_format == "int4" else (q * ONE[weight_format]).view(np.int8),
         "gate_up_scale": np.broadcast_to(factor[:, None], groups),
-        "gate_up_zero": np.zeros(groups, np.int8),
-    }
+    } | ({} if weight_format == "fp8" else {"gate_up_zero": np.zeros(groups, np.int8)})
 
 
 @pytest.mark.parametrize("T", [8, 11, 32])
 @pytest.mark.parametrize("group_size", [32, 64])
-@pytest.mark.parametrize("weight_format", ["int8", "int4"])
-def test_integers_are_rounded_once(
+@pytest.mark.parametrize("weight_format", ["int8", "int4", "fp8"])
+def test_packed_weights_are_rounded_once(
     moe_kernels: Any, moe_dtype: Any, weight_format: str, group_size: int, T: int
 ) -> None:
-    """The output is the weights of down, every column, bit for bit: scale (q - zero) rounded to the type."""
+    """The output is the weights of down, every column, bit for bit: scale (q - zero) rounded to the type.
+
+    fp8 has no zero, and its scales are such that float16 holds the weights.
+    """
     I, random = 96, np.random.default_rng(T)  # noqa: E741
     shape = (1, 256, -(-I // group_size))
     q = random.integers(0, 256, (1, 256, I)).astype(np.uint8)
     if weight_format == "int4":
         q &= 15
+    has_zeros = weight_format != "fp8"
     packed = {
         "down": pack_int4(q) if weight_format == "int4" else q.view(np.int8),
-        "down_scale": (2.0 ** random.uniform(-24, 8, shape)).astype(np.float16),
-        "down_zero": random.integers(-128, 128, shape).astype(np.int8),
+        "down_scale": (2.0 ** random.uniform(-24, 8 if has_zeros else 7, shape)).astype(np.float16),
     }
+    if has_zeros:
+        packed["down_zero"] = random.integers(-128, 128, shape).astype(np.int8)
     weights = dequantise(
-        QuantisedWeights(packed["down"], packed["down_scale"], packed["down_zero"]), weight_format, group_size
+        QuantisedWeights(packed["down"], packed["down_scale"], packed.get("down_zero")), weight_format, group_size
     )
     attributes = moe_attributes(
-        top_k=1, scoring_func="topk_softmax", weight_format=weight_format, group_size=group_size, zero_points=1
+        top_k=1,
+        scoring_func="topk_softmax",
+        weight_format=weight_format,
+        group_size=group_size,
+        zero_points=int(has_zeros),
     )
     for first in range(0, I, T):
         columns = np.arange(first, first + T) % I

@@ -97,11 +97,13 @@ def test_every_attribute_survives_the_engine(life_cycle: LifeCycle) -> None:
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
-@pytest.mark.parametrize("zero_points", [0, 1])
-@pytest.mark.parametrize(("weight_format", "group_size"), [("int8", 32), ("int4", 64)])
+@pytest.mark.parametrize(
+    ("weight_format", "group_size", "zero_points"),
+    [("int8", 32, 0), ("int8", 32, 1), ("int4", 64, 0), ("int4", 64, 1), ("fp8", 32, 0)],
+)
 @pytest.mark.parametrize("T", [3, 17])
-def test_integer_weights(
-    life_cycle: LifeCycle, dtype: Any, zero_points: int, weight_format: str, group_size: int, T: int
+def test_packed_weights(
+    life_cycle: LifeCycle, dtype: Any, weight_format: str, group_size: int, zero_points: int, T: int
 ) -> None:
     inputs = moe_inputs(T=T, H=64, I=96)
     for name in ("gate_up", "down"):

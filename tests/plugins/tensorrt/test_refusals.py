@@ -55,7 +55,7 @@ WRONG_ATTRIBUTES: list[tuple[dict[str, Any], str]] = [
     ({"group_size": 32}, "attribute group_size is 32 with weight_format float, expected 0"),
     (
         {"weight_format": "int4"},
-        "attribute group_size is 0 with weight_format int8 or int4, expected 32, 64 or 128",
+        "attribute group_size is 0 with weight_format int8, int4 or fp8, expected 32, 64 or 128",
     ),
 ]
 

@@ -128,7 +128,7 @@ def with_dtype(inputs: dict[str, Array], dtype: Any) -> dict[str, Array]:
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
-@pytest.mark.parametrize("weight_format", ["float", "int8", "int4"])
+@pytest.mark.parametrize("weight_format", ["float", "int8", "int4", "fp8"])
 def test_sparse_moe(build: Build, weight_format: str, dtype: Any) -> None:
     inputs = moe_inputs(H=64, I=96, expert_bias=True)
     attributes = moe_attributes(expert_bias=1)

@@ -64,7 +64,12 @@ CONTRADICTIONS: dict[str, tuple[str, Any, str]] = {
     "integers without groups": (
         "experts",
         {"weight_format": "int8", "group_size": 0, "zero_points": False},
-        "experts are int8 with group_size 0 and zero_points False: expected a group_size with int8 and int4",
+        "experts are int8 with group_size 0 and zero_points False: expected a group_size with",
+    ),
+    "zeros of fp8": (
+        "experts",
+        {"weight_format": "fp8", "group_size": 32, "zero_points": True},
+        "experts are fp8 with group_size 32 and zero_points True: expected a group_size with",
     ),
     "expert inputs without a plugin": (
         "experts.inputs",

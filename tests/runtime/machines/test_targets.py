@@ -82,7 +82,7 @@ def test_the_limits_are_those_of_the_kernels() -> None:
     constants = {name: int(value) for name, value in re.findall(r"constexpr int64_t (kSparseMoe\w+) = (\d+);", header)}
     assert CUDA_KERNELS.most_experts == constants["kSparseMoeMaxExperts"]
     depth, int4_depth = constants["kSparseMoeDepth"], constants["kSparseMoeInt4Depth"]
-    assert CUDA_KERNELS.columns_multiple == {"float": depth, "int8": depth, "int4": int4_depth}
+    assert CUDA_KERNELS.columns_multiple == {"float": depth, "int8": depth, "int4": int4_depth, "fp8": depth}
     header = (REPOSITORY / "plugins" / "attention" / "cuda" / "kernel.h").read_text()
     constants = {name: int(value) for name, value in re.findall(r"constexpr int64_t (kAttention\w+) = (\d+);", header)}
     assert CUDA_KERNELS.head_multiple == constants["kAttentionMultiple"]
