@@ -155,7 +155,7 @@ def test_logits_that_are_no_numbers(own_bundle: Path, refusal: Refusal) -> None:
     path.write_bytes(b"\xff" * path.stat().st_size)
     seal(own_bundle)
     line = refusal(main, ["run", str(own_bundle), "--prompt", "a"])
-    assert "values NaN or infinite: its inputs are finite, so the language model computed them" in line
+    assert "the logits hold NaN or infinity: its inputs are finite, so the language model computed them" in line
     with pytest.raises(NotFinite):
         VLM(own_bundle).run_tensors({"input_ids": np.array([[3, 4]])}, max_new_tokens=1)
 
