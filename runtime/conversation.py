@@ -65,11 +65,12 @@ class Conversation:
         self._run, self._pictures = run, self._pictures + pictures
         self._written, self._has_stopped = [], False
         for _, piece in self._vlm.pieces(run):
-            if self._run is not run:
-                raise InvalidRequest("another question has been asked since: this answer has ended")
             self._has_stopped = piece.finish_reason == "stop"
             self._written += [] if self._has_stopped else [piece.token_id]
             yield piece
+            # Before the next step, which would write to the caches that the other question has extended.
+            if piece.finish_reason is None and self._run is not run:
+                raise InvalidRequest("another question has been asked since: this answer has ended")
 
     def ask(self, content: Any) -> Answer:
         """As `ask_stream`, the whole answer at once."""

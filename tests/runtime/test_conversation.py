@@ -80,9 +80,13 @@ def test_an_answer_ends_where_another_question_is_asked(gpt_oss: GptOss, monkeyp
     conversation = scripted_conversation(gpt_oss, monkeypatch)
     first = conversation.ask_stream("First?")
     next(first)
+    overtaken: Any = conversation._run
     assert conversation.ask("Second?").text == "a b"
+    fed = list(overtaken.fed[0])
     with pytest.raises(InvalidRequest, match=r"^another question has been asked since: this answer has ended$"):
         next(first)
+    # Another step would have written to the caches that both share.
+    assert overtaken.fed[0] == fed
 
 
 def test_a_question_that_was_overtaken_is_not_asked(gpt_oss: GptOss, monkeypatch: pytest.MonkeyPatch) -> None:

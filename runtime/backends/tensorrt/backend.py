@@ -47,7 +47,7 @@ class TensorRT:
         self._lock = threading.Lock()
         groups = len(signatures.layer_groups(self.info.layers, self.policy.sites))
         sizes = {name: tensor_bytes(*tensor) for name, tensor in self._limits.decode_inputs().items()}
-        self._steps = DecodeSteps(resources, sizes, found_for_next(groups), self._call, self._lock)
+        self._steps = DecodeSteps(resources, sizes, found_for_next(groups), self._lock)
         self._pool = CachePool(resources.device, resources.stream, self._steps.state, self._steps.first_bytes)
         self._finalizer = weakref.finalize(self, _give_back, resources, self._pool)
         # The process's end gives everything back by itself.
@@ -89,13 +89,13 @@ class TensorRT:
         dtype = self.manifest.cache_dtype
         shapes = signatures.cache_shapes(self.info, self.policy, dtype, sequences, capacities)
         with self._lock:
+            self._own.device.check_open()
             try:
                 storage = self._pool.take(sequences, shapes)
             except OutOfDeviceMemory as error:
                 raise self._no_room(shapes, error) from error
             if before is not None:
                 copy_caches(self._own.device, storage, before.storage, self._own.stream)
-                before.replace()
         return DeviceCaches(self._pool, storage)
 
     def has_room_for(self, chunks: Sequence[Chunk]) -> bool:
@@ -112,6 +112,7 @@ class TensorRT:
         self._limits.check_call(arrays)
         is_decode = all(len(one) == 1 for one in rows) and len(rows) <= own.limits.max_batch and not _pictures(rows)
         with self._lock:
+            own.device.check_open()
             layout = Layout.of({name: array.nbytes for name, array in arrays.items()})
             own.staging.upload(arrays, layout, own.inputs, own.stream)
             shapes = {name: array.shape for name, array in arrays.items()}
@@ -124,7 +125,7 @@ class TensorRT:
         """Steps of a captured graph; see `Backend.decode`."""
         arrays = self._arrays(feeds)
         self._limits.check_call(arrays)
-        return self._steps.run(arrays, caches, steps)
+        return self._steps.run(self._call, arrays, caches, steps)
 
     def close(self) -> None:
         """See `Backend.close`."""
@@ -179,11 +180,11 @@ class TensorRT:
         row = tensor_bytes((self.info.hidden_size,), self.manifest.activation_dtype)
         for features, copies in placements(prompts):
             own.device.wait(own.stream, features.block.done)
-            for place, start, count in copies:
-                source = features.block.address + start * row
-                own.device.copy(own.embeds + place * row, source, count * row, own.stream)
-            own.device.record(features.block.read, own.stream)
             features.block.was_read = True
+            with own.device.marked(features.block.read, own.stream):
+                for place, start, count in copies:
+                    source = features.block.address + start * row
+                    own.device.copy(own.embeds + place * row, source, count * row, own.stream)
 
     def _no_room(self, shapes: Mapping[str, tuple[Shape, str]], error: OutOfDeviceMemory) -> OutOfDeviceMemory:
         size = sum(tensor_bytes(shape, dtype) for shape, dtype in shapes.values())
@@ -195,9 +196,12 @@ class TensorRT:
 
 
 def _give_back(resources: Resources, pool: CachePool) -> None:
-    resources.device.synchronize(resources.stream)
-    pool.close()
-    resources.close()
+    resources.device.retire()
+    try:
+        resources.device.synchronize(resources.stream)
+        pool.close()
+    finally:
+        resources.close()
 
 
 def _pictures(rows: Sequence[PromptRows[DeviceFeatures]]) -> bool:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import math
+import threading
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ SLOTS = 2
 """Steps whose tokens the host has not read yet."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Storage:
     """Caches of some sequences, and the state of their decode steps: what a captured graph has the addresses of.
 
@@ -34,6 +35,7 @@ class Storage:
         ring: pinned memory for the tokens of `SLOTS` steps, `ring_bytes` each.
         tokens: the same as arrays, int32 [B] each.
         graphs: captured decode steps, by how many sequences they extend.
+        reading: held while the host waits for tokens and reads them; nothing is freed meanwhile.
     """
 
     key: tuple[int, tuple[int, ...]]
@@ -47,6 +49,7 @@ class Storage:
     tokens: list[Array]
     read: list[Event]
     graphs: dict[int, Graph] = field(default_factory=dict)
+    reading: threading.Lock = field(default_factory=threading.Lock)
 
     def addresses(self) -> dict[str, Address]:
         """Of the caches, by input."""
@@ -62,13 +65,8 @@ class DeviceCaches:
 
     def __init__(self, pool: CachePool, storage: Storage) -> None:
         self.storage = storage
-        self._finalizer = weakref.finalize(self, pool.give, storage)
         # At the end of the process there is nobody to serve.
-        self._finalizer.atexit = False
-
-    def replace(self) -> None:
-        """Give the memory back now."""
-        self._finalizer()
+        weakref.finalize(self, pool.give, storage).atexit = False
 
 
 class CachePool:
@@ -154,14 +152,15 @@ class CachePool:
         return self._made[block]
 
     def _free(self, storage: Storage) -> None:
-        del self._made[storage.block]
         self._device.synchronize(self._stream)
-        for graph in storage.graphs.values():
-            self._device.destroy_graph(graph)
-        for event in storage.read:
-            self._device.destroy_event(event)
-        self._device.free_pinned(storage.ring)
-        self._device.free(storage.block)
+        with storage.reading:
+            del self._made[storage.block]
+            for graph in storage.graphs.values():
+                self._device.destroy_graph(graph)
+            for event in storage.read:
+                self._device.destroy_event(event)
+            self._device.free_pinned(storage.ring)
+            self._device.free(storage.block)
 
 
 def copy_caches(device: Device, target: Storage, source: Storage, stream: Stream) -> None:

@@ -38,8 +38,6 @@ class DecodeSteps:
     Args:
         sizes: bytes of each input of a step of the most sequences.
         following: `found_for_next`.
-        queue: queues embedding and language model: context, shapes of inputs, addresses of inputs and of outputs,
-            caches.
 
     Attributes:
         state: layout of a step's inputs; those that it finds for the next come first.
@@ -51,52 +49,58 @@ class DecodeSteps:
         resources: Resources,
         sizes: Mapping[str, int],
         following: Mapping[str, str],
-        queue: Queue,
         lock: threading.Lock,
     ) -> None:
-        self._own, self._following, self._queue, self._lock = resources, following, queue, lock
+        self._own, self._following, self._lock = resources, following, lock
         first = {name: sizes[name] for name in following}
         self.state = Layout.of(first | {name: size for name, size in sizes.items() if name not in following})
         self.first_bytes = Layout.of(first).size
 
-    def run(self, arrays: Mapping[str, Array], caches: DeviceCaches, steps: int) -> Steps:
+    def run(self, queue: Queue, arrays: Mapping[str, Array], caches: DeviceCaches, steps: int) -> Steps:
         """Tokens int32 [A] of one step after the other.
 
         Args:
+            queue: queues embedding and language model: context, shapes of inputs, addresses of inputs and of outputs,
+                caches.
             arrays: inputs of the first.
         """
         own, storage = self._own, caches.storage
         count = len(arrays[graph_io.INPUT_IDS])
         with self._lock:
+            own.device.check_open()
             own.staging.upload(arrays, self.state, storage.state, own.stream)
             graph = storage.graphs.get(count)
             if graph is None:
-                graph = self._capture(storage, {name: array.shape for name, array in arrays.items()})
+                graph = self._capture(queue, storage, {name: array.shape for name, array in arrays.items()})
                 storage.graphs[count] = graph
         self._launch(graph, storage, 0, count)
         for step in range(steps):
             if step + 1 < steps:
                 self._launch(graph, storage, (step + 1) % SLOTS, count)
-            own.device.wait_on_host(storage.read[step % SLOTS])
-            yield storage.tokens[step % SLOTS][:count].copy()
+            with storage.reading:
+                own.device.check_open()
+                own.device.wait_on_host(storage.read[step % SLOTS])
+                found = storage.tokens[step % SLOTS][:count].copy()
+            yield found
 
     def _launch(self, graph: Graph, storage: Storage, slot: int, count: int) -> None:
         own = self._own
         with self._lock:
+            own.device.check_open()
             own.device.launch(graph, own.stream)
             tokens = storage.state + self.state.offsets[graph_io.INPUT_IDS]
             own.device.copy(storage.ring + slot * storage.ring_bytes, tokens, 4 * count, own.stream)
             own.device.record(storage.read[slot], own.stream)
 
-    def _capture(self, storage: Storage, shapes: Mapping[str, Shape]) -> Graph:
+    def _capture(self, queue: Queue, storage: Storage, shapes: Mapping[str, Shape]) -> Graph:
         own = self._own
         inputs = self.state.at(storage.state)
         found = {out: storage.following + self.state.offsets[name] for name, out in self._following.items()}
         arguments = (own.decode, shapes, inputs, dict(own.outputs) | found, storage)
         # TensorRT wants to have run once with these shapes. It leaves what the first step will write over.
-        self._queue(*arguments)
+        queue(*arguments)
         own.device.synchronize(own.stream)
         with own.device.capturing(own.stream) as graphs:
-            self._queue(*arguments)
+            queue(*arguments)
             own.device.copy(storage.state, storage.following, self.first_bytes, own.stream)
         return graphs[0]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from fastmmoe.runtime.errors import RunFailed
+from fastmmoe.runtime.errors import InvalidRequest, RunFailed
 from fastmmoe.runtime.machines.gpu import of_properties
 
 Address: TypeAlias = int
@@ -44,6 +44,16 @@ class Device:
         self._any_direction = cudart.cudaMemcpyKind.cudaMemcpyDefault
         self._own_thread = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._blocking = cudart.cudaEventBlockingSync
+        self._is_open = True
+
+    def retire(self) -> None:
+        """Have nobody begin anything more: what is on the device goes back."""
+        self._is_open = False
+
+    def check_open(self) -> None:
+        """Raise InvalidRequest once it has been retired. Asked under the lock that guards what is used next."""
+        if not self._is_open:
+            raise InvalidRequest("the model has been closed: load the bundle again")
 
     def properties(self) -> Properties:
         """What the driver says of the GPU."""
@@ -120,6 +130,18 @@ class Device:
         """Mark this place of the stream."""
         self._call("cudaEventRecord", event, stream)
 
+    @contextlib.contextmanager
+    def marked(self, event: Event, stream: Stream) -> Iterator[None]:
+        """What is queued inside has run once the event has passed; where it is interrupted, it has run at the end."""
+        try:
+            yield
+            self.record(event, stream)
+        except BaseException:
+            # Nobody will know of an event that was not recorded, Ctrl-C included.
+            with contextlib.suppress(RunFailed):
+                self.synchronize(stream)
+            raise
+
     def wait(self, stream: Stream, event: Event) -> None:
         """Have the stream go on only after the event."""
         self._call("cudaStreamWaitEvent", stream, event, 0)
@@ -136,8 +158,8 @@ class Device:
     def capturing(self, stream: Stream) -> Iterator[list[Graph]]:
         """What is queued inside becomes a graph, the one element of the list afterwards; nothing of it runs."""
         found: list[Graph] = []
-        self._call("cudaStreamBeginCapture", stream, self._own_thread)
         try:
+            self._call("cudaStreamBeginCapture", stream, self._own_thread)
             yield found
         except BaseException:
             # A capture that fails must be ended too; what it gives is no graph.

@@ -76,8 +76,8 @@ class Staging:
         for name, array in arrays.items():
             if array.size:
                 host_view(start + layout.offsets[name], array.nbytes)[:] = array.reshape(-1).view(np.uint8)
-        self._device.copy(target, start, layout.size, stream)
-        self._device.record(self._events[self._half], stream)
+        with self._device.marked(self._events[self._half], stream):
+            self._device.copy(target, start, layout.size, stream)
         self._is_pending[self._half] = True
 
     def close(self) -> None:

@@ -80,7 +80,7 @@ class Resources:
 
     def _drop_contexts(self) -> None:
         """Contexts, then engines, go before the memory that they use."""
-        del self.prefill, self.decode, self.embedding, self.vision
+        del self.prefill, self.decode, self.embedding
 
     def _read_engines(self, trt: Any, manifest: Manifest) -> dict[str, Engine]:
         logger = make_logger(trt)
@@ -146,4 +146,3 @@ class Resources:
         row = tensor_bytes((manifest.language_model.hidden_size,), manifest.activation_dtype)
         self.vision = Vision(self.device, context, inputs, block, staging, stream, row)
         self._stack.callback(self.vision.close)
-        self._stack.callback(self.device.synchronize, stream)

@@ -8,7 +8,7 @@ import contextlib
 import threading
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fastmmoe.runtime.backends.elements import as_dtype, tensor_bytes
 from fastmmoe.runtime.backends.tensorrt.device import Address, Device, Event, OutOfDeviceMemory, Stream
@@ -22,9 +22,13 @@ MOST_IDLE = 2
 """Blocks for features that are kept for pictures to come."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Block:
-    """Device memory for features, and events of when they are begun, done and read."""
+    """Device memory for features, and events of when they are begun, done and read.
+
+    Attributes:
+        timing: held while the host reads the events; nothing is freed meanwhile.
+    """
 
     address: Address
     bytes: int
@@ -32,6 +36,7 @@ class Block:
     done: Event
     read: Event
     was_read: bool = False
+    timing: threading.Lock = field(default_factory=threading.Lock)
 
 
 class DeviceFeatures:
@@ -50,8 +55,10 @@ class DeviceFeatures:
 
     def elapsed_ms(self) -> float:
         """Milliseconds that the vision graph took; waits for it."""
-        self._device.wait_on_host(self.block.done)
-        return self._device.milliseconds(self.block.begun, self.block.done)
+        with self.block.timing:
+            self._device.check_open()
+            self._device.wait_on_host(self.block.done)
+            return self._device.milliseconds(self.block.begun, self.block.done)
 
 
 class Vision:
@@ -88,6 +95,7 @@ class Vision:
         sizes = {name: tensor_bytes(shape, dtypes[name]) for name, shape in shapes.items()}
         width = self._row_bytes // tensor_bytes((1,), dtypes[graph_io.PIXEL_VALUES])
         with self._lock:
+            self.device.check_open()
             block = self._take(rows * self._row_bytes)
             # Whatever happens from here on, the block comes back.
             features = DeviceFeatures(self, block, rows)
@@ -95,14 +103,14 @@ class Vision:
                 self.device.wait(self._stream, block.read)
             layout = Layout.of(sizes)
             self._staging.upload(arrays, layout, self._block, self._stream)
-            self.device.record(block.begun, self._stream)
-            self._context.run(
-                shapes,
-                {graph_io.IMAGE_FEATURES: (rows, width)},
-                layout.at(self._block) | {graph_io.IMAGE_FEATURES: block.address},
-                self._stream,
-            )
-            self.device.record(block.done, self._stream)
+            with self.device.marked(block.done, self._stream):
+                self.device.record(block.begun, self._stream)
+                self._context.run(
+                    shapes,
+                    {graph_io.IMAGE_FEATURES: (rows, width)},
+                    layout.at(self._block) | {graph_io.IMAGE_FEATURES: block.address},
+                    self._stream,
+                )
             return features
 
     def give(self, block: Block) -> None:
@@ -111,9 +119,13 @@ class Vision:
 
     def close(self) -> None:
         """Free everything, features that somebody has too: nobody may use them any more."""
-        self._idle.clear()
-        for block in list(self._made.values()):
-            self._free(block)
+        with self._lock:
+            self.device.synchronize(self._stream)
+            # It goes before the memory that it uses.
+            del self._context
+            self._idle.clear()
+            for block in list(self._made.values()):
+                self._free(block)
 
     def _take(self, size: int) -> Block:
         for block in list(self._idle):
@@ -142,11 +154,12 @@ class Vision:
         return self._made[address]
 
     def _free(self, block: Block) -> None:
-        del self._made[block.address]
         # Its last reader is queued in the other stream, its last writer in this one.
         self.device.wait_on_host(block.done)
         if block.was_read:
             self.device.wait_on_host(block.read)
-        for event in (block.begun, block.done, block.read):
-            self.device.destroy_event(event)
-        self.device.free(block.address)
+        with block.timing:
+            del self._made[block.address]
+            for event in (block.begun, block.done, block.read):
+                self.device.destroy_event(event)
+            self.device.free(block.address)

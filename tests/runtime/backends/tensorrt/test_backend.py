@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -179,8 +180,74 @@ def test_decode_checks_its_inputs_at_once(case: Case) -> None:
         case.backend.decode(feeds, case.backend.new_caches(2, [256] * 3), 3)
 
 
+def test_a_closed_model_refuses_everything(case: Case) -> None:
+    """In one line each, where memory that is gone would end the process; features and caches may outlive it."""
+    backend, features, batch = case.backend, case.features(3, 2), Batch(case.backend)
+    batch.extend([case.chunk(0, [1, 2])], alpha=0.3)
+    steps = batch.decode([case.chunk(0, [3])], alpha=0.3, steps=4)
+    assert steps is not None and len(next(steps)) == 1
+    backend.close()
+    backend.close()
+    for use in (
+        lambda: next(steps),
+        features.elapsed_ms,
+        lambda: case.features(1, 2),
+        lambda: batch.extend([case.chunk(0, [1])], alpha=0.3),
+        lambda: next(batch.decode([case.chunk(0, [1])], alpha=0.3, steps=2) or iter(())),
+        lambda: Batch(backend).extend([case.chunk(0, [1])], alpha=0.3),
+    ):
+        with pytest.raises(InvalidRequest, match=r"^the model has been closed: load the bundle again$"):
+            use()
+    assert case.live_bytes() == (0, 0)
+
+
+def test_closing_waits_for_a_token_that_is_being_read(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, batch = case.backend, Batch(case.backend)
+    batch.extend([case.chunk(0, [1, 2])], alpha=0.3)
+    closing = threading.Thread(target=backend.close)
+    wait, is_freed = backend._own.device.wait_on_host, []
+
+    def close_meanwhile(event: Any) -> None:
+        if not closing.ident:
+            closing.start()
+            closing.join(0.2)
+            is_freed.append(case.live_bytes() == (0, 0))
+        wait(event)
+
+    steps = batch.decode([case.chunk(0, [3])], alpha=0.3, steps=4)
+    assert steps is not None
+    next(steps)
+    monkeypatch.setattr(backend._own.device, "wait_on_host", close_meanwhile)
+    assert len(next(steps)) == 1 and is_freed == [False]
+    closing.join()
+    with pytest.raises(InvalidRequest, match="has been closed"):
+        next(steps)
+    assert case.live_bytes() == (0, 0)
+
+
+def test_a_model_that_nobody_has_is_given_back_at_once(case: Case) -> None:
+    """Not when Python next looks for cycles: another model may need the memory. Steps keep theirs."""
+    gc.collect()
+    gc.disable()
+    try:
+        batch = Batch(case.backend)
+        batch.extend([case.chunk(0, [1, 2])], alpha=0.3)
+        steps = batch.decode([case.chunk(0, [3])], alpha=0.3, steps=4)
+        assert steps is not None
+        next(steps)
+        del case.backend, batch
+        assert len(next(steps)) == 1
+        del steps
+        assert case.live_bytes() == (0, 0)
+    finally:
+        gc.enable()
+
+
 def test_greater_caches_begin_with_the_rows_of_those_before(case: Case) -> None:
-    """Whose memory serves others at once. The engines of this bundle take one capacity, the copy takes any."""
+    """Whose memory serves others once nobody has them.
+
+    The engines of this bundle take one capacity, the copy takes any.
+    """
     backend, own = case.backend, case.backend._own
     backend._limits.check_caches = lambda *_: None  # type: ignore[method-assign]
     before = backend.new_caches(2, [256, 256, 256])
@@ -191,6 +258,10 @@ def test_greater_caches_begin_with_the_rows_of_those_before(case: Case) -> None:
     host_view(pinned, values.nbytes)[:] = values.reshape(-1).view(np.uint8)
     own.device.copy(address, pinned, values.nbytes, own.stream)
     after = backend.new_caches(2, [256, 256, 512], before)
+    # Ctrl-C may come before the batch has the new ones.
+    others = backend.new_caches(2, [256, 256, 256])
+    assert others.storage is not storage
+    del before
     assert backend.new_caches(2, [256, 256, 256]).storage is storage
     shape, dtype, address = after.storage.tensors["past_key_values.3.value"]
     assert shape == (2, 2, 512, 6)

@@ -30,7 +30,9 @@ class Told:
 
     def __getattr__(self, name: str) -> Any:
         def call(*arguments: Any) -> Any:
-            self.calls.append(name)
+            # Which asks CUDA nothing.
+            if name != "check_open":
+                self.calls.append(name)
             return getattr(self.device, name)(*arguments)
 
         return call
@@ -166,7 +168,7 @@ def test_a_graph_is_captured_once_for_each_number_of_sequences(case: Case) -> No
 def test_caches_that_are_used_again_keep_their_graphs(case: Case) -> None:
     caches = case.caches()
     list(case.backend.decode(case.feeds(4), caches, 2))
-    caches.replace()
+    del caches
     found = [ids.tolist() for ids in case.backend.decode(case.feeds(1), case.caches(), 2)]
     assert found == [[4], [7]] and case.modules.control.counters().captures == 1
 

@@ -24,6 +24,46 @@ def test_the_gpu_says_what_it_is(double: Double) -> None:
     assert gpu.device.memory() == ((1 << 20) - 1024, 1 << 20)
 
 
+def test_an_interrupt_leaves_no_work_behind(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the event was not recorded, nobody could wait for what is queued."""
+    cuda, device = gpu.modules.cudart, gpu.device
+    event, target, pinned = device.make_event(), device.allocate(256), device.allocate_pinned(256)
+    waited = []
+    wait = device.synchronize
+    monkeypatch.setattr(device, "synchronize", lambda stream: (waited.append(stream), wait(stream)))
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    for name in ("cudaMemcpyAsync", "cudaEventRecord"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(cuda, name, interrupt)
+            with device.marked(event, gpu.stream):
+                device.copy(target, pinned, 256, gpu.stream)
+    assert waited == [gpu.stream] * 2
+    with device.marked(event, gpu.stream):
+        device.copy(target, pinned, 256, gpu.stream)
+    device.wait_on_host(event)
+    assert len(waited) == 2
+
+
+def test_an_interrupt_as_a_capture_begins_ends_the_capture(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    begin = gpu.modules.cudart.cudaStreamBeginCapture
+
+    def interrupt(*arguments: Any) -> None:
+        begin(*arguments)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(gpu.modules.cudart, "cudaStreamBeginCapture", interrupt)
+        with gpu.device.capturing(gpu.stream):
+            pass
+    gpu.device.synchronize(gpu.stream)
+    with gpu.device.capturing(gpu.stream) as graphs:
+        gpu.device.record(gpu.device.make_event(), gpu.stream)
+    assert len(graphs) == 1
+
+
 def test_names_that_are_text_already(gpu: Gpu, monkeypatch: pytest.MonkeyPatch) -> None:
     """Versions of cuda-bindings differ in it."""
     cuda = gpu.modules.cudart
