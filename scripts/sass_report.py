@@ -58,7 +58,12 @@ ATTENTION_CAPTION = (
 )
 
 # Small cases that together launch every kernel: few tokens, then little, some and many for each of the experts.
-KINDS = [("float", 0, 0)] + [(f, group, zero) for f in ("int8", "int4") for group in (32, 64, 128) for zero in (0, 1)]
+KINDS = [("float", 0, 0)] + [
+    (f, group, zero)
+    for f, zeros in (("int8", (0, 1)), ("int4", (0, 1)), ("fp8", (0,)))
+    for group in (32, 64, 128)
+    for zero in zeros
+]
 SIZES = ((5, 16, 6), (16, 16, 6), (64, 16, 6), (256, 2, 2))
 EVERY_KERNEL: list[Case] = [
     MoeCase(T, 128, 128, E, top_k, weight_format, group_size, zero_points, dtype)

@@ -111,7 +111,7 @@ def moe_case(
     return {name: inputs[name] for name in order}, attributes
 
 
-MOE_VARIANTS = [("float", False), *itertools.product(("int8", "int4"), (False, True))]
+MOE_VARIANTS = [("float", False), *itertools.product(("int8", "int4"), (False, True)), ("fp8", False)]
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
