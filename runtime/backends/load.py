@@ -42,5 +42,9 @@ def load_backend(bundle: Bundle, settings: Settings = DEFAULTS) -> Backend:
         from fastmmoe.runtime.backends.tensorrt.loading import load_engines
 
         backend = load_engines(directory, manifest, portable=settings.portable)
-    bundle.check_unchanged()
+    try:
+        bundle.check_unchanged()
+    except BundleMismatch:
+        backend.close()
+        raise
     return backend

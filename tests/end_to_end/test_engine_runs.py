@@ -21,8 +21,9 @@ import numpy as np
 import pytest
 
 from fastmmoe.runtime.backends.tensorrt.caches import DeviceCaches
+from fastmmoe.runtime.bundle.verification import Bundle
 from fastmmoe.runtime.conversation import Conversation
-from fastmmoe.runtime.errors import InvalidRequest, RunFailed
+from fastmmoe.runtime.errors import BundleMismatch, InvalidRequest, RunFailed
 from fastmmoe.runtime.generation import Run
 from fastmmoe.runtime.request.options import RequestOptions
 from fastmmoe.runtime.vlm import VLM, Answer
@@ -241,6 +242,20 @@ def test_a_model_that_nobody_has_gives_its_memory_back(
     del vlm
     gc.collect()
     assert [live.allocations for live in device.live()] == [0, 0]
+
+
+def test_weights_that_change_while_they_are_read(
+    device: Any, demo_bundles: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing stays on the device, even while somebody looks at the error."""
+
+    def refuse(bundle: Bundle) -> None:
+        raise BundleMismatch(f"{bundle.directory}: has changed")
+
+    monkeypatch.setattr(Bundle, "check_unchanged", refuse)
+    with pytest.raises(BundleMismatch, match="has changed"):
+        VLM(demo_bundles[1], verify=False)
+    assert device.counters().allocations > 0 and [live.allocations for live in device.live()] == [0, 0]
 
 
 def test_memory_that_runs_out(double: Double, demo_bundles: tuple[Path, Path], pictures: list[str]) -> None:

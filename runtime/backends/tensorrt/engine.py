@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from fastmmoe.runtime.backends.tensorrt.api import one_line
 from fastmmoe.runtime.backends.tensorrt.device import Address, Stream
+from fastmmoe.runtime.backends.tensorrt.profiles import Profile
+from fastmmoe.runtime.bundle.manifest import ENGINES
 from fastmmoe.runtime.bundle.signatures import Signature
 from fastmmoe.runtime.errors import BundleMismatch, RunFailed
 
@@ -44,6 +46,8 @@ class Engine:
         self, trt: Any, logger: Any, runtime: Any, path: Path, signature: Signature, aliases: Mapping[str, str]
     ) -> None:
         self._trt, self.logger, self.path, self.signature = trt, logger, path, signature
+        if not path.stat().st_size:
+            raise self._misfit("is empty")
         with path.open("rb") as file:
             # The kernel takes the pages of a mapped file back where memory is short, which a copy's it could not.
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
@@ -61,6 +65,19 @@ class Engine:
     def profiles(self) -> int:
         """How many optimisation profiles it has."""
         return int(self._engine.num_optimization_profiles)
+
+    def check_profiles(self, expected: Sequence[Profile]) -> None:
+        """Raise BundleMismatch unless it takes the shapes that follow from the limits."""
+        if self.profiles != len(expected):
+            raise self._misfit(f"{self.profiles} profiles, expected {len(expected)}")
+        for index, profile in enumerate(expected):
+            for name, (least, _, most) in profile.items():
+                shapes = [tuple(shape) for shape in self._engine.get_tensor_profile_shape(name, index)]
+                if (shapes[0], shapes[-1]) != (least, most):
+                    raise self._misfit(
+                        f"takes {name} of {list(shapes[0])} to {list(shapes[-1])}, expected {list(least)} to "
+                        f"{list(most)} by the limits in {ENGINES}"
+                    )
 
     def scratch_bytes(self) -> int:
         """Device memory that a context needs, whatever its profile."""

@@ -12,10 +12,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from fastmmoe import __version__
 from fastmmoe.runtime.backends.tensorrt.api import EngineBuildFailed, load_module
 from fastmmoe.runtime.backends.tensorrt.backend import TensorRT
-from fastmmoe.runtime.backends.tensorrt.device import Device, Properties
+from fastmmoe.runtime.backends.tensorrt.device import Device, OutOfDeviceMemory, Properties
+from fastmmoe.runtime.backends.tensorrt.profiles import resolve_limits
 from fastmmoe.runtime.backends.tensorrt.resources import Resources
 from fastmmoe.runtime.bundle.manifest import (
     ENGINES,
@@ -29,7 +32,7 @@ from fastmmoe.runtime.bundle.manifest import (
     read_engines,
 )
 from fastmmoe.runtime.bundle.plugin_library import check_bundled_plugin
-from fastmmoe.runtime.errors import BackendMissing, BundleMismatch, RunFailed
+from fastmmoe.runtime.errors import BackendMissing, BundleMismatch, InvalidRequest, RunFailed
 from fastmmoe.runtime.machines.gpu import BINDINGS
 from fastmmoe.runtime.machines.targets import find_target
 
@@ -62,17 +65,29 @@ def load_engines(directory: Path, manifest: Manifest, *, portable: bool = False)
         raise _again(directory, f"built for {where}, this GPU is {gpu.name}, SM {gpu.sm}")
     trt = _tensorrt(directory, manifest, engines)
     _check_memory(directory, manifest, engines, device, gpu)
-    return TensorRT(manifest, Resources(trt, device, directory, manifest, engines))
+    try:
+        return TensorRT(manifest, Resources(trt, device, directory, manifest, engines))
+    except OutOfDeviceMemory as error:
+        raise OutOfDeviceMemory(
+            f"{directory}: its engines, with room for the greatest call, do not fit on {gpu.name}: end other programs, "
+            f"or build them for less, see fastmmoe build --help ({error})"
+        ) from error
 
 
 def _check_engines(directory: Path, manifest: Manifest) -> Engines:
     engines = read_engines(directory)
     if engines is None:
         raise BundleMismatch(f"{directory}: has no engines yet: fastmmoe build {directory}")
-    if (engines.format, engines.fastmmoe_version) != (FORMAT, __version__):
+    if engines.format != FORMAT:
+        raise _again(directory, f"format {engines.format}, fastmmoe {__version__} reads format {FORMAT}")
+    if engines.fastmmoe_version != __version__:
         raise _again(directory, f"built by fastmmoe {engines.fastmmoe_version}, this is {__version__}")
     if engines.bundle_sha256 != file_entry(directory / MANIFEST).sha256:
         raise _again(directory, "built from another export of the bundle")
+    try:
+        resolve_limits(manifest, **msgspec.structs.asdict(engines.limits))
+    except InvalidRequest as error:
+        raise _again(directory, f"has limits that no build takes, {error}") from error
     for name in map(engine_file, GRAPHS):
         path, entry = directory / name, engines.files.get(name)
         if entry is None:

@@ -60,6 +60,8 @@ class Resources:
         stack.callback(device.destroy_stream, low)
         stack.callback(device.destroy_stream, self.stream)
         read = self._read_engines(trt, manifest)
+        for graph, profiles in engine_profiles(manifest, engines.limits).items():
+            read[graph].check_profiles(profiles)
         language_model = read["language_model"]
         scratch = [
             self._scratch(size)

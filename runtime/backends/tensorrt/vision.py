@@ -139,7 +139,13 @@ class Vision:
         except OutOfDeviceMemory:
             while self._idle:
                 self._free(self._idle.popleft())
+        try:
             return self._make(size)
+        except OutOfDeviceMemory as error:
+            raise OutOfDeviceMemory(
+                f"features of pictures, {size / 1e6:.1f} MB, do not fit on the device: give fewer pictures or tiles "
+                f"(--max-tiles), or end other programs ({error})"
+            ) from error
 
     def _make(self, size: int) -> Block:
         with contextlib.ExitStack() as stack:

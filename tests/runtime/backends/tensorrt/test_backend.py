@@ -180,6 +180,15 @@ def test_decode_checks_its_inputs_at_once(case: Case) -> None:
         case.backend.decode(feeds, case.backend.new_caches(2, [256] * 3), 3)
 
 
+def test_features_that_do_not_fit(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = case.modules.cudart
+    with monkeypatch.context() as patch:
+        patch.setattr(cuda, "cudaMalloc", lambda *_: (cuda.cudaError_t.cudaErrorMemoryAllocation, None))
+        with pytest.raises(OutOfDeviceMemory, match=r"^features of pictures, 0\.0 MB, do not fit on .*--max-tiles"):
+            case.features(1, 2)
+    assert len(case.features(1, 2)) == 2
+
+
 def test_a_closed_model_refuses_everything(case: Case) -> None:
     """In one line each, where memory that is gone would end the process; features and caches may outlive it."""
     backend, features, batch = case.backend, case.features(3, 2), Batch(case.backend)

@@ -18,7 +18,7 @@ from fastmmoe.runtime.bundle.manifest import ENGINES, FORMAT, MANIFEST, FileEntr
 from fastmmoe.runtime.errors import BackendMissing, BundleMismatch, FastmmoeError, RunFailed
 from fastmmoe.runtime.machines.gpu import BINDINGS
 from tests.support.double import Double, Modules
-from tests.support.toy_engines import write_engine_bundle, write_engines
+from tests.support.toy_engines import LIMITS, write_engine_bundle, write_engines
 
 
 class Case:
@@ -72,10 +72,47 @@ def test_no_engines_yet(case: Case) -> None:
 
 
 def test_engines_of_another_version(case: Case) -> None:
-    for changes in ({"fastmmoe_version": "0.0"}, {"format": FORMAT + 1}):
+    reads = f"format {FORMAT + 1}, fastmmoe {__version__} reads format {FORMAT}"
+    for changes, words in (
+        ({"fastmmoe_version": "0.0"}, f"built by fastmmoe 0.0, this is {__version__}"),
+        ({"format": FORMAT + 1}, reads),
+    ):
         write_engines(case.directory, case.modules.trt, **changes)
-        built = changes.get("fastmmoe_version", __version__)
-        case.refuses(BundleMismatch, case.again(f"built by fastmmoe {built}, this is {__version__}"))
+        case.refuses(BundleMismatch, case.again(words))
+
+
+def test_limits_that_no_build_takes(case: Case) -> None:
+    """Greater ones would have memory and time taken for calls that the engines refuse."""
+    limits = msgspec.structs.replace(LIMITS, max_cache=1 << 24)
+    write_engines(case.directory, case.modules.trt, limits=limits)
+    longest = case.manifest.processor.max_position_embeddings
+    case.refuses(
+        BundleMismatch,
+        case.again(
+            f"has limits that no build takes, --max-cache {1 << 24}: expected at most {longest}, the model's longest "
+            f"sequence"
+        ),
+    )
+
+
+@pytest.mark.parametrize(("limit", "engine"), [("max_tokens", "embedding"), ("max_tiles", "vision")])
+def test_limits_of_other_engines(limit: str, engine: str, case: Case) -> None:
+    limits = msgspec.structs.replace(LIMITS, **{limit: getattr(LIMITS, limit) + 1})
+    write_engines(case.directory, case.modules.trt, limits=limits)
+    words = (
+        rf"{engine}\.engine: takes \w+ of \[[\d, ]+\] to \[[\d, ]+\], expected .* by the limits in engines\.json; build"
+    )
+    with pytest.raises(BundleMismatch, match=words):
+        load_engines(case.directory, case.manifest)
+    assert [live.allocations for live in case.modules.control.live()] == [0, 0]
+
+
+def test_an_engine_of_no_bytes(case: Case) -> None:
+    path = case.directory / "vision.engine"
+    path.write_bytes(b"")
+    write_engines(case.directory, case.modules.trt)
+    with pytest.raises(BundleMismatch, match=r"vision\.engine: is empty; build the engines again: fastmmoe build "):
+        load_engines(case.directory, case.manifest)
 
 
 def test_engines_of_another_bundle(case: Case) -> None:
@@ -213,7 +250,11 @@ def test_memory_that_others_use(case: Case) -> None:
         case.start(gpu=gpu, memory=weights + 10_000_000)
         case.modules.cudart.cudaMalloc(10_000_000)
         case.modules.control.reset_counters()
-        words = r"^CUDA: cudaMalloc of " if fits else r"free: end other programs, or export with --experts int4$"
+        words = (
+            r"do not fit on Simulated GPU: end other .* \(CUDA: cudaMalloc of [^\n]*$"
+            if fits
+            else r"free: end other programs, or export with --experts int4$"
+        )
         with pytest.raises(RunFailed, match=words):
             load_engines(case.directory, case.manifest)
         assert case.modules.control.live()[0].allocations == 1
