@@ -26,6 +26,10 @@ Feeds: TypeAlias = dict[str, Any]
 """Inputs of the language model by name: arrays, and as inputs_embeds what `Backend.embed` returned."""
 
 
+CLOSED = "the model has been closed: load the bundle again"
+"""What is said of a use after `Backend.close`."""
+
+
 class Backend(Protocol):
     """A model's three graphs. One object may serve several threads, each with caches of its own.
 
@@ -51,7 +55,7 @@ class Backend(Protocol):
         """The most positions of a sequence."""
 
     def close(self) -> None:
-        """Give back what it holds of a device; nothing may be used any more."""
+        """Give back what it holds of a device; what is asked after it raises InvalidRequest."""
 
     def image_features(self, vision_inputs: dict[str, Array]) -> Features:
         """Features [V, H] of every visual position. They may be used once."""

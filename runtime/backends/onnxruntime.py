@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from fastmmoe.runtime.backends.base import Features, Feeds, Observed, place_features
+from fastmmoe.runtime.backends.base import CLOSED, Features, Feeds, Observed, place_features
 from fastmmoe.runtime.backends.device_memory import ort_value
 from fastmmoe.runtime.backends.distribution import check_onnxruntime
 from fastmmoe.runtime.backends.fit import check_fit, check_operators, check_weight_files
@@ -23,7 +23,7 @@ from fastmmoe.runtime.backends.settings import CPU, DEFAULTS, Settings
 from fastmmoe.runtime.bundle import graph_io, signatures
 from fastmmoe.runtime.bundle.manifest import GRAPHS, LanguageModelInfo, Manifest, graph_file, weights_file
 from fastmmoe.runtime.bundle.mapped_files import MappedFiles
-from fastmmoe.runtime.errors import BackendMissing, BundleMismatch, FastmmoeError, RunFailed
+from fastmmoe.runtime.errors import BackendMissing, BundleMismatch, FastmmoeError, InvalidRequest, RunFailed
 from fastmmoe.runtime.machines.threads import check_threads, usable_cores
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk, Rows
 from fastmmoe.runtime.method.policy import Policy
@@ -158,7 +158,7 @@ class OnnxRuntime:
         arrays = {name: _aligned(shape, of_cache) for name, (shape, of_cache) in shapes.items()}
         for name, old in {} if before is None else before.arrays.items():
             arrays[name][tuple(map(slice, old.shape))] = old
-        return BoundCaches(self._sessions["language_model"], arrays)
+        return BoundCaches(self._session("language_model"), arrays)
 
     def has_room_for(self, chunks: Sequence[Chunk]) -> bool:
         """A call takes any number of prompts."""
@@ -166,6 +166,7 @@ class OnnxRuntime:
 
     def extend(self, feeds: Feeds, caches: Bindings, wanted: Sequence[str]) -> dict[str, Array]:
         """One call of the language model; see `Backend.extend`."""
+        self._session("language_model")
         self._weights.check_unchanged()
         values = {n: v if isinstance(v, ort.OrtValue) else np.ascontiguousarray(v) for n, v in feeds.items()}
         with naming_the_graph("language_model"):
@@ -186,6 +187,12 @@ class OnnxRuntime:
         """The language model's node times, where the settings ask for them; no more are written."""
         return Path(self._sessions["language_model"].end_profiling())
 
+    def _session(self, graph: str) -> ort.InferenceSession:
+        """Raises InvalidRequest once the model is closed."""
+        if not self._sessions:
+            raise InvalidRequest(CLOSED)
+        return self._sessions[graph]
+
     def _cache_shapes(self, sequences: int, capacities: Sequence[int]) -> dict[str, tuple[tuple[int, ...], str]]:
         dtype = self.manifest.cache_dtype
         return signatures.cache_shapes(self.info, self.policy, dtype, sequences, capacities)
@@ -193,7 +200,7 @@ class OnnxRuntime:
     def _run(self, graph: str, output: str, inputs: dict[str, Array]) -> Array:
         self._weights.check_unchanged()
         with naming_the_graph(graph):
-            values: Array = self._sessions[graph].run([output], inputs)[0]
+            values: Array = self._session(graph).run([output], inputs)[0]
         return values
 
     def _load(self, graph: str, observed: Observed | None) -> ort.InferenceSession:

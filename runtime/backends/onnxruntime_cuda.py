@@ -100,7 +100,7 @@ class CudaOnnxRuntime(OnnxRuntime):
                 f"key-value caches of {size / 1e6:.1f} MB do not fit: ask for fewer new tokens, a lower retention or "
                 f"fewer sequences at once, or end other programs ({reason})"
             ) from error
-        return Bindings(self._sessions["language_model"], values, self._experts)
+        return Bindings(self._session("language_model"), values, self._experts)
 
     def extend(self, feeds: Feeds, caches: Bindings, wanted: Sequence[str]) -> dict[str, Array]:
         """One call of the language model; see `Backend.extend`."""
@@ -123,7 +123,7 @@ class CudaOnnxRuntime(OnnxRuntime):
     def _compute(self, graph: str, inputs: Mapping[str, ort.OrtValue], output: str) -> ort.OrtValue:
         """An output of a graph, left in the device's memory."""
         self._weights.check_unchanged()
-        session = self._sessions[graph]
+        session = self._session(graph)
         with naming_the_graph(graph):
             binding = session.io_binding()
             for name, value in inputs.items():

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from fastmmoe.runtime.backends.base import CLOSED
 from fastmmoe.runtime.errors import InvalidRequest, RunFailed
 from fastmmoe.runtime.machines.gpu import of_properties
 
@@ -53,7 +54,7 @@ class Device:
     def check_open(self) -> None:
         """Raise InvalidRequest once it has been retired. Asked under the lock that guards what is used next."""
         if not self._is_open:
-            raise InvalidRequest("the model has been closed: load the bundle again")
+            raise InvalidRequest(CLOSED)
 
     def properties(self) -> Properties:
         """What the driver says of the GPU."""

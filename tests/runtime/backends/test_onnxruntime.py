@@ -17,7 +17,7 @@ from fastmmoe.runtime.backends.base import Observed
 from fastmmoe.runtime.backends.onnxruntime import BoundCaches, OnnxRuntime, _show
 from fastmmoe.runtime.bundle.manifest import GRAPHS, load_manifest
 from fastmmoe.runtime.bundle.mapped_files import MappedFiles
-from fastmmoe.runtime.errors import BundleMismatch, FastmmoeError, RunFailed
+from fastmmoe.runtime.errors import BundleMismatch, FastmmoeError, InvalidRequest, RunFailed
 from fastmmoe.runtime.types import Array
 from tests.support.manifests import toy_manifest
 
@@ -101,13 +101,13 @@ def test_greater_caches_begin_with_the_rows_there_were(of: int, cache_dtype: str
     names = [f"past_key_values.{i}.{part}" for i in range(4) for part in ("key", "value")]
     backend = OnnxRuntime.__new__(OnnxRuntime)
     backend.manifest, backend._sessions = manifest, {"language_model": _adding_session(*names[1:], caches=of)}
-    before = backend.new_caches(2, (3, 2, 1))
+    before: Any = backend.new_caches(2, (3, 2, 1))
     assert [before.arrays[name].shape for name in names[::2]] == [(2, 2, rows, 6) for rows in (3, 3, 2, 1)]
     for i, array in enumerate(before.arrays.values()):
         # 0 to 127: bfloat16 has whole numbers up to 256.
         values = ((np.arange(array.size) + i) % 128).astype(np.float32).reshape(array.shape)
         array[:] = values if of == TensorProto.FLOAT else values.view(np.uint32) >> 16
-    after = backend.new_caches(2, (6, 2, 4), before)
+    after: Any = backend.new_caches(2, (6, 2, 4), before)
     assert {array.ctypes.data % 64 for array in after.arrays.values()} == {0}, "rows begin in the middle of a line"
     assert list(after.arrays) == list(before.arrays) == names
     assert [after.arrays[name].shape[2] for name in names[::2]] == [6, 6, 2, 4]
@@ -123,7 +123,7 @@ def test_a_call_gives_what_is_asked_for_and_what_is_shown() -> None:
     """A value that is shown may be an input of the graph; the other outputs are not fetched."""
     backend = OnnxRuntime.__new__(OnnxRuntime)
     backend._weights, backend._shown = MappedFiles(()), {"Add.left.1": "x", "Identity.result.0": "kept_index.0"}
-    backend._unasked = ["kept_index.0"]
+    backend._unasked, backend._sessions = ["kept_index.0"], dict.fromkeys(GRAPHS)
     array = np.zeros((1, 2, 4, 6), np.float32)
     caches = BoundCaches(_adding_session(), {PAST: array})
     x = np.array([1, 9, 2], np.float32)[::2]
@@ -156,6 +156,22 @@ def test_an_operator_that_refuses_its_inputs() -> None:
     for pixels in (np.ones((1, 3), np.float32), np.ones((1, 4), np.int64)):
         with pytest.raises(FastmmoeError, match=r"^vision: onnxruntime [^\n]+$"):
             backend.image_features({"pixel_values": pixels})
+
+
+@pytest.mark.parametrize("call", ["embed", "image_features", "extend", "new_caches"])
+def test_what_is_asked_of_a_closed_model_is_refused(call: str) -> None:
+    backend = _backend(embedding=_session("Gather", "input_ids", TensorProto.INT32, "inputs_embeds"))
+    backend.manifest = toy_manifest("deepseek_vl2")
+    backend.close()
+    no_caches: Any = None
+    calls: dict[str, Callable[[], object]] = {
+        "embed": lambda: backend.embed(np.zeros(1)),
+        "image_features": lambda: backend.image_features({}),
+        "extend": lambda: backend.extend({}, no_caches, []),
+        "new_caches": lambda: backend.new_caches(1, (1, 1, 1)),
+    }
+    with pytest.raises(InvalidRequest, match=r"^the model has been closed: load the bundle again$"):
+        calls[call]()
 
 
 @pytest.mark.parametrize("call", ["embed", "image_features", "extend"])
