@@ -53,10 +53,10 @@ size_t sparse_moe_workspace_bytes(const SparseMoeKernelParams& params);
 /// bit on every run; the last bits of a row may depend on the other tokens. workspace: device memory aligned
 /// to 16 bytes, needs no initialisation.
 ///
-/// Sums are float. Integer weights are rounded to F once, as scale (q - zero), fp8 likewise, as scale q. Between the two projections,
-/// and where a token's experts wait for their sum, values are rounded to F, so with kFloat16 the activation
-/// must stay below 65504. Choices and ties: as route_token (cpu/route.h). Throws CheckError for sizes or
-/// types it cannot take; a failed launch throws what launch.h says.
+/// Sums are float. Integer weights are rounded to F once, as scale (q - zero), fp8 likewise, as scale q.
+/// Between the two projections, and where a token's experts wait for their sum, values are rounded to F, so
+/// with kFloat16 the activation must stay below 65504. Choices and ties: as route_token (cpu/route.h). Throws
+/// CheckError for sizes or types it cannot take; a failed launch throws what launch.h says.
 void launch_sparse_moe(const SparseMoeKernelParams& params, void* workspace, cudaStream_t stream);
 
 }  // namespace fastmmoe
