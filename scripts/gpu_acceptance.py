@@ -21,6 +21,8 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 # The machine has no installed fastmmoe; `tests.support` has the tables of cases.
 sys.path[:0] = [str(REPOSITORY)]
+# Packages that a folder brought, for those that the machine lacks.
+sys.path.append(str(REPOSITORY / ".build" / "gpu_acceptance" / "site"))
 
 from gpu_acceptance_tools import pack, runner  # noqa: E402
 from gpu_acceptance_tools.plan import SECTIONS  # noqa: E402
@@ -40,6 +42,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pack", type=int, choices=(1, 2), metavar="RUN", help="make FOLDER, and say how large it is")
     parser.add_argument("--list-files", type=int, choices=(1, 2), metavar="RUN", help="print what --pack would copy")
     parser.add_argument("--ort-provider", type=Path, metavar="FILE", help="for --pack 2: ORT's CUDA provider library")
+    parser.add_argument("--python", metavar="3.X", help="for --pack: the machine's, if it lacks msgspec")
     parser.add_argument("folder", type=Path, nargs="?", metavar="FOLDER")
     # How a section's own process is started.
     parser.add_argument("--section", help=argparse.SUPPRESS)
@@ -60,7 +63,7 @@ def main(arguments: argparse.Namespace) -> int:
         print("\n".join(map(str, pack.files_of(arguments.list_files))))
         return 0
     if arguments.pack is not None:
-        return pack.make(arguments.pack, arguments.folder, arguments.ort_provider)
+        return pack.make(arguments.pack, arguments.folder, arguments.ort_provider, arguments.python)
     out = arguments.out.resolve()
     if arguments.section is not None:
         work = Work(arguments.rehearse, arguments.scratch, out)

@@ -91,12 +91,12 @@ def write_checkpoint(directory: Path, layers: int) -> int:
     if directory.exists() and any(directory.iterdir()):
         raise BenchmarkError(f"{directory} is not empty; give a new directory")
     directory.mkdir(parents=True, exist_ok=True)
-    config = _config(layers)
+    config = config_of(layers)
     (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     generator = torch.Generator().manual_seed(SEED)
     files: dict[str, str] = {}
     size = 0
-    for file, shapes in _files(config, layers):
+    for file, shapes in shapes_by_file(config, layers):
         size += _write_file(directory / file, shapes, generator)
         files |= dict.fromkeys(shapes, file)
     index = {"metadata": {"total_size": size}, "weight_map": files}
@@ -104,7 +104,8 @@ def write_checkpoint(directory: Path, layers: int) -> int:
     return size
 
 
-def _config(layers: int) -> dict[str, Any]:
+def config_of(layers: int, text: dict[str, Any] | None = None) -> dict[str, Any]:
+    """config.json of such a checkpoint; text: sizes of the language model that are others."""
     return {
         "architectures": ["InternVLForConditionalGeneration"],
         "model_type": "internvl",
@@ -116,12 +117,12 @@ def _config(layers: int) -> dict[str, Any]:
         "tie_word_embeddings": False,
         "vision_feature_layer": -1,
         "vision_feature_select_strategy": "default",
-        "text_config": _TEXT | {"num_hidden_layers": layers},
+        "text_config": _TEXT | {"num_hidden_layers": layers} | (text or {}),
         "vision_config": _VISION,
     }
 
 
-def _files(config: dict[str, Any], layers: int) -> Iterator[tuple[str, dict[str, tuple[int, ...]]]]:
+def shapes_by_file(config: dict[str, Any], layers: int) -> Iterator[tuple[str, dict[str, tuple[int, ...]]]]:
     """(file, shapes of its tensors): one of every decoder layer, then one of all the rest."""
     rules = weight_map(read_config(ConfigReader(config))).values()
     shapes = {name: shape for rule in rules for name, shape in rule.sources}
@@ -134,17 +135,18 @@ def _files(config: dict[str, Any], layers: int) -> Iterator[tuple[str, dict[str,
 
 def _write_file(path: Path, shapes: dict[str, tuple[int, ...]], generator: torch.Generator) -> int:
     """Bytes of the tensors, which are gone from memory when this returns."""
-    tensors = {name: _random_tensor(name, shape, generator) for name, shape in shapes.items()}
+    tensors = {name: random_tensor(name, shape, generator) for name, shape in shapes.items()}
     save_file(tensors, path, metadata={"format": "pt"})
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
-def _random_tensor(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    mean, std = _distribution(name, shape)
+def random_tensor(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """bfloat16 values of a tensor of the checkpoint."""
+    mean, std = distribution(name, shape)
     return torch.empty(shape).normal_(mean, std, generator=generator).to(torch.bfloat16)
 
 
-def _distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
+def distribution(name: str, shape: tuple[int, ...]) -> tuple[float, float]:
     """Mean and standard deviation of a tensor's values."""
     if name.endswith(("q_norm.weight", "k_norm.weight")):
         return _QUERY_KEY_GAIN, 0.1

@@ -17,6 +17,10 @@ HALF = "demo-fp16"
 """The bundle's folder."""
 REFERENCE = "reference.npz"
 """The question, and what float32 says."""
+LARGE = "large"
+"""Folder of the large graph."""
+WEIGHTS = "weights.json"
+"""What its large weights are."""
 
 
 def answer(

@@ -22,7 +22,8 @@ from fastmmoe.exporter.processor import read_processor_config
 from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.runtime.bundle.manifest import TOKENIZER, write_manifest
 from fastmmoe.runtime.types import Array
-from gpu_acceptance_tools.answers import HALF, REFERENCE, RETENTIONS, answer
+from gpu_acceptance_tools.answers import HALF, LARGE, REFERENCE, RETENTIONS, answer
+from gpu_acceptance_tools.large import write_large
 
 STEPS, TINY_STEPS = 64, 2
 WHOLE = "demo-fp32"
@@ -34,6 +35,7 @@ def make_bundles(folder: Path, *, is_rehearsal: bool) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     _write_demo(folder / HALF, HALF, Precision(torch.float16, torch.float16, kv_caches=torch.float16))
+    write_large(folder / LARGE, is_rehearsal=is_rehearsal)
     with tempfile.TemporaryDirectory() as scratch:
         whole = Path(scratch) / WHOLE
         _write_demo(whole, WHOLE, Precision(torch.float32, torch.float32, kv_caches=torch.float32))

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from sass_tools.roofline import LAYERS, Layer, Weights
+from sass_tools.roofline import LAYERS, WEIGHTS, Layer, Weights
 
 from fastmmoe.exporter.ops.quantise import NIBBLE_COLUMNS
 from gpu_acceptance_tools.kernels import Kernels
@@ -20,6 +20,7 @@ from tests.support.moe_params import moe_params
 from tests.support.operators import moe_attributes
 
 TINY = (Layer("tiny", H=64, I=32, E=8, top_k=2, layers=1),)
+FORMATS = (*WEIGHTS, Weights("fp8", "fp8", 8, 128))
 RENORMALISES = "InternVL"
 GAIN = 2.5
 """Of the router's logits: random routing would touch every expert for a handful of tokens."""
@@ -75,9 +76,16 @@ class RandomLayer:
                 made[e] = torch.randn(rows, columns, device=device).mul_(std).half()
             self.tensors[name] = made
             return
-        width = columns // 2 if weights.weight_format == "int4" else columns
-        low, spread = (-128, 4.6) if weights.weight_format == "int4" else (-127, 73.6)
-        self.tensors[name] = torch.randint(low, 128, (E, rows, width), dtype=torch.int8, device=device)
+        if weights.weight_format == "fp8":
+            spread = 1.0
+            made = torch.empty(shape, dtype=torch.int8, device=device)
+            for e in range(E):
+                made[e] = torch.randn(rows, columns, device=device).to(torch.float8_e4m3fn).view(torch.int8)
+        else:
+            width = columns // 2 if weights.weight_format == "int4" else columns
+            low, spread = (-128, 4.6) if weights.weight_format == "int4" else (-127, 73.6)
+            made = torch.randint(low, 128, (E, rows, width), dtype=torch.int8, device=device)
+        self.tensors[name] = made
         groups = -(-columns // weights.group_size)
         scale = (std / spread) * (0.5 + torch.rand(E, rows, groups, device=device))
         self.tensors[f"{name}_scale"] = scale.half()
@@ -133,7 +141,10 @@ class RandomLayer:
         found = self.tensors[name][e]
         if self.weights.weight_format == "float":
             return found.float()
-        q = unpack_int4(found).float() - 8 if self.weights.weight_format == "int4" else found.float()
+        if self.weights.weight_format == "int4":
+            q = unpack_int4(found).float() - 8
+        else:
+            q = (found.view(torch.float8_e4m3fn) if self.weights.weight_format == "fp8" else found).float()
         scale = self.tensors[f"{name}_scale"][e].float().repeat_interleave(self.weights.group_size, 1)
         return q * scale[:, : q.shape[1]]
 

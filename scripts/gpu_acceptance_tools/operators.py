@@ -67,7 +67,7 @@ def subjects(*, is_rehearsal: bool) -> Iterator[Subject]:
 
 def smallest() -> list[Subject]:
     """Few small cases that together launch every kernel: what a sanitizer is run on."""
-    few, tiles = ("1 token", "17 tokens, biases"), {"float", "int4-32-zeros", "int8-32"}
+    few, tiles = ("1 token", "17 tokens, biases"), {"float", "int4-32-zeros", "int8-32", "fp8-32"}
     dtype, attention = DTYPES[0], {case.name: case for case in SMALL}
     names = ("prefill", "decode", "latent", "window, decode")
     found = [Subject("FmmAttention", name, _attention(attention[name], dtype)) for name in names]

@@ -7,7 +7,7 @@ Each is timed with its routing, as ours is. What cannot run is written down with
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -29,25 +29,31 @@ Peer = Callable[[RandomLayer, Tokens], torch.Tensor]
 
 
 def run(work: Work, record: Recorder) -> None:
-    """Layers of both models in float16 beside all peers, in integers beside ONNX Runtime's; then attention."""
-    kernels, first = Kernels(work.library, work.device), WEIGHTS[0]
+    """Attention; layers of both models in float16 beside torch and Triton; all formats beside ONNX Runtime, which comes
+    last, as a fault in it would end the section.
+    """
+    from gpu_acceptance_tools.onnx_moe import make_peer
+
+    kernels = Kernels(work.library, work.device)
     for case in work.pick(ATTENTION_CASES, TINY_ATTENTION):
         compare_attention(record, kernels, case)
+    for layer in layers(is_rehearsal=work.is_rehearsal):
+        made = RandomLayer(layer, WEIGHTS[0], work.device)
+        peers: dict[str, Callable[[], Peer]] = {"torch._grouped_mm": functools.partial(grouped_product, made)}
+        peers["triton"] = functools.partial(triton_peer, work, made)
+        compare_moe(work, record, kernels, made, peers)
     for layer in layers(is_rehearsal=work.is_rehearsal):
         for weights in WEIGHTS:
             group = min(weights.group_size, GROUP) if work.is_rehearsal else weights.group_size
             made = RandomLayer(layer, Weights(weights.name, weights.weight_format, weights.bits, group), work.device)
-            compare_moe(work, record, kernels, made, is_float=weights is first)
-            del made
+            peer: Callable[[], Peer] = functools.partial(make_peer, work, made)
+            compare_moe(work, record, kernels, made, {"onnxruntime": peer})
 
 
-def compare_moe(work: Work, record: Recorder, kernels: Kernels, made: RandomLayer, *, is_float: bool) -> None:
+def compare_moe(
+    work: Work, record: Recorder, kernels: Kernels, made: RandomLayer, peers: Mapping[str, Callable[[], Peer]]
+) -> None:
     """One layer, by tokens."""
-    from gpu_acceptance_tools.onnx_moe import make_peer
-
-    peers: dict[str, Callable[[], Peer]] = {"onnxruntime": lambda: make_peer(work, made)}
-    if is_float:
-        peers |= {"torch._grouped_mm": lambda: grouped_product(made), "triton": lambda: triton_peer(work, made)}
     ready = {name: peer for name, make in peers.items() if (peer := _try(record, f"{name} {made.weights.name}", make))}
     for T in work.pick(TOKENS, TINY_TOKENS):
         conditions = {"model": made.layer.model, "weights": made.weights.name, "T": T}
@@ -58,8 +64,9 @@ def compare_moe(work: Work, record: Recorder, kernels: Kernels, made: RandomLaye
         queue()
         error = relative_error(output, expected)
         record.measure("fastmmoe", us, "us", **conditions)
-        record.check(f"fastmmoe {made.layer.model} {made.weights.name} T {T}", error <= OURS, error, OURS)
-        if not is_float:
+        name = f"fastmmoe {made.layer.model} {made.weights.name} T {T} beside {', '.join(peers)}"
+        record.check(name, error <= OURS, error, OURS)
+        if made.weights.weight_format != "float":
             # QMoE does, though its attribute says that it does not.
             expected = made.expected(tokens, renormalises=True)
         for name, peer in ready.items():

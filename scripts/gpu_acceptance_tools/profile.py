@@ -9,7 +9,7 @@ import sys
 from collections import defaultdict
 
 from gpu_acceptance_tools.report import Recorder
-from gpu_acceptance_tools.work import REPOSITORY, Work, call, tail
+from gpu_acceptance_tools.work import MODULES, REPOSITORY, Work, call, tail
 
 KERNELS = ("gate_up_few", "gate_up_tiles", "choose_survivors")
 METRICS = (
@@ -24,7 +24,7 @@ def run(work: Work, record: Recorder) -> None:
     program = [sys.executable, "-m", "gpu_acceptance_tools.profile", str(work.library), work.device.type]
     options = ["--set", "full", "--clock-control", "none", "--kernel-name", f"regex:{'|'.join(KERNELS)}"]
     options += ["--launch-count", str(len(KERNELS)), "--force-overwrite", "--export", str(report), "--"]
-    environment = {"PYTHONPATH": f"{REPOSITORY / 'scripts'}:{REPOSITORY}"}
+    environment = {"PYTHONPATH": MODULES}
     done = call([*ncu, *options, *program], environment=environment)
     if not record.check("ncu runs", done.returncode == 0, tail(done.stdout + done.stderr)[:300], "exit code 0"):
         return

@@ -9,7 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 from gpu_acceptance_tools.report import Recorder
-from gpu_acceptance_tools.work import REPOSITORY, Work, call, tail
+from gpu_acceptance_tools.work import MODULES, Work, call, tail
 
 TOOLS = ("memcheck", "racecheck", "synccheck", "initcheck")
 SUMMARY = re.compile(r"(?:ERROR|RACECHECK) SUMMARY: (\d+) (?:error|hazard)")
@@ -21,7 +21,7 @@ def run(work: Work, record: Recorder) -> None:
     sanitizer, device = work.tool("compute-sanitizer"), work.device.type
     program = [sys.executable, "-m", "gpu_acceptance_tools.correctness", str(work.library), device]
     # Without PyTorch's cache each block of memory is an allocation of its own, whose ends the tools know.
-    environment = {"PYTHONPATH": f"{REPOSITORY / 'scripts'}:{REPOSITORY}", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    environment = {"PYTHONPATH": MODULES, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
 
     def ask(tool: str) -> subprocess.CompletedProcess[str]:
         return call([*sanitizer, "--tool", tool, "--", *program], environment=environment)

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from sass_tools.roofline import WEIGHTS, Weights
+from sass_tools.roofline import Weights
 
 from fastmmoe.exporter.ops import ATTENTION
 from fastmmoe.runtime.types import Array
 from gpu_acceptance_tools.kernels import Kernels
-from gpu_acceptance_tools.layer import RandomLayer, Tokens, layers, relative_error
+from gpu_acceptance_tools.layer import FORMATS, RandomLayer, Tokens, layers, relative_error
 from gpu_acceptance_tools.report import Recorder
 from gpu_acceptance_tools.timing import Ceilings, measure_ceilings, median_us
 from gpu_acceptance_tools.work import Work
@@ -52,9 +52,9 @@ def run(work: Work, record: Recorder) -> None:
     kernels = Kernels(work.library, device)
     ceilings = record_ceilings(work, record)
     # Experts of the tiny layer are narrower than a group of the real ones.
-    formats = [Weights(w.name, w.weight_format, w.bits, min(w.group_size, GROUP)) for w in WEIGHTS]
+    formats = [Weights(w.name, w.weight_format, w.bits, min(w.group_size, GROUP)) for w in FORMATS]
     for layer in layers(is_rehearsal=rehearsal):
-        for weights in formats if rehearsal else WEIGHTS:
+        for weights in formats if rehearsal else FORMATS:
             made = RandomLayer(layer, weights, device)
             time_moe(work, record, kernels, ceilings, made)
             del made

@@ -5,17 +5,28 @@ the size of InternVL3.5-30B-A3B with 4 layers, timed.
 
 from __future__ import annotations
 
+import functools
+import json
+import math
+import shutil
+import statistics
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from fastmmoe.runtime.backends.base import place_features
+from fastmmoe.runtime.backends.batch import Batch
+from fastmmoe.runtime.bundle.manifest import weights_file
+from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
+from fastmmoe.runtime.method.policy import UNMODIFIED
+from fastmmoe.runtime.method.schedule import plan_request
 from fastmmoe.runtime.types import Array
-from gpu_acceptance_tools.answers import HALF, REFERENCE, RETENTIONS, answer
+from gpu_acceptance_tools.answers import HALF, LARGE, REFERENCE, RETENTIONS, WEIGHTS, answer
 from gpu_acceptance_tools.ort_cuda import onnxruntime
-from gpu_acceptance_tools.ort_graphs import OrtGraphs
+from gpu_acceptance_tools.ort_graphs import DTYPES, OrtGraphs
 from gpu_acceptance_tools.report import Recorder, Unavailable
 from gpu_acceptance_tools.work import REPOSITORY, Work
 
@@ -25,6 +36,7 @@ LOGITS = 3e-2
 FEATURES = 1e-2
 KEPT = 0.97
 """Least share of survivors that float16 has to choose as float32 does: scores that are close may change places."""
+ROUTER_GAIN = 2.5
 GAP = 0.2
 """A token counts where the reference's greatest logit is above the next by more."""
 
@@ -41,6 +53,7 @@ def run(work: Work, record: Recorder) -> None:
     ort = onnxruntime(work)
     record.fact(onnxruntime=ort.__version__, onnxruntime_from=str(Path(ort.__file__).parent))
     check_demo(work, record, ort, library)
+    time_large(work, record, ort, library)
 
 
 def _library(work: Work) -> Path:
@@ -92,3 +105,56 @@ def _compare(record: Recorder, retention: float, found: dict[str, Array], expect
     clear = ranked[:, -1] - ranked[:, -2] > GAP
     wrong = int((found["tokens"] != expected["tokens"])[clear].sum())
     record.check(f"tokens at retention {retention}", wrong == 0, f"{wrong} of {clear.sum()} clear ones", "0 wrong")
+
+
+def fill_large(work: Work) -> tuple[Path, dict[str, torch.Tensor]]:
+    """The large graph's folder, whose file of weights is made here, and the experts' weights on the device."""
+    directory = work.scratch / LARGE
+    shutil.rmtree(directory, ignore_errors=True)
+    shutil.copytree(work.bundles / LARGE, directory)
+    weights = json.loads((directory / WEIGHTS).read_text(encoding="utf-8"))
+    with (directory / weights_file("language_model")).open("wb") as file:
+        for name, tensor in weights["dense"].items():
+            file.seek(tensor["offset"])
+            file.write(_random(work, name, tensor).cpu().numpy().tobytes())
+    return directory, {name: _random(work, name, tensor) for name, tensor in weights["experts"].items()}
+
+
+def _random(work: Work, name: str, tensor: dict[str, Any]) -> torch.Tensor:
+    """Random values; sums of products keep their size, and routers are as decisive as a trained model's."""
+    *_, rows, columns = shape = tensor["shape"]
+    # Weights of linear layers may lie as [inputs, outputs]: the smaller side errs to larger sums, which norms take up.
+    std = (ROUTER_GAIN if "router" in name else 1.0) / math.sqrt(columns if len(shape) == 3 else max(rows, columns))
+    made = torch.empty(shape, dtype=DTYPES[tensor["dtype"]], device=work.device)
+    for part in made if len(shape) == 3 else [made]:
+        part.copy_(torch.randn(part.shape, device=work.device).mul_(std))
+    return made
+
+
+def time_large(work: Work, record: Recorder, ort: Any, library: Path) -> None:
+    """Prefill of a picture and its text at each retention, and decode steps after it; logits are finite."""
+    directory, experts = fill_large(work)
+    backend = OrtGraphs(work, ort, directory, library, graphs=("language_model",), experts=experts)
+    info, policy, random = backend.info, backend.policy, np.random.default_rng(0)
+    visual, text = work.pick((1792, 64), (24, 4))
+    record.fact(large_layers=info.layers, large_hidden=info.hidden_size, large_experts=info.num_experts)
+    embeds = random.standard_normal((visual + text, info.hidden_size)).astype(np.float16)
+    visual_index = np.arange(text // 4, text // 4 + visual, dtype=np.int32)
+    steps = work.pick(32, 1)
+    for retention in RETENTIONS:
+        plan = functools.partial(plan_request, policy, moe_layers=info.moe_layers, top_k=info.top_k)
+        schedule, decoding = plan(visual_tokens=visual, retention=retention), plan(visual_tokens=0, method=UNMODIFIED)
+        prefills, decodes = [], []
+        for _ in range(work.pick(4, 1)):
+            batch, start = Batch(backend), time.perf_counter()
+            logits = batch.extend([Chunk(0, embeds, visual_index, schedule)], alpha=policy.alpha, new_tokens=[steps])
+            prefills.append(1e3 * (time.perf_counter() - start))
+            for _ in range(steps):
+                row, start = random.standard_normal((1, info.hidden_size)).astype(np.float16), time.perf_counter()
+                logits = batch.extend([Chunk(0, row, NO_VISUAL_TOKENS, decoding)], alpha=policy.alpha)
+                decodes.append(1e3 * (time.perf_counter() - start))
+        is_finite = bool(np.isfinite(logits).all())
+        record.check(f"large at retention {retention}", is_finite, "finite" if is_finite else "not", "finite logits")
+        # The first warms up.
+        record.measure("large prefill", statistics.median(prefills[1:] or prefills), "ms", retention=retention)
+        record.measure("large decode step", statistics.median(decodes), "ms", retention=retention)

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     import torch
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+SITE = REPOSITORY / ".build" / "gpu_acceptance" / "site"
+"""Python packages that travel with a folder."""
+MODULES = os.pathsep.join(map(str, (REPOSITORY / "scripts", REPOSITORY, SITE)))
+"""PYTHONPATH of programs that sections start."""
 STAND_IN = Path(__file__).with_name("stand_in.py")
 TOOLS = {
     "ncu": ("/usr/local/cuda/bin/ncu", "/opt/nvidia/nsight-compute/2025.3.1/ncu"),

@@ -109,7 +109,7 @@ def test_settings_that_are_compared() -> None:
 
 
 def test_every_tensor_is_in_one_file() -> None:
-    files = dict(checkpoint._files(checkpoint._config(2), 2))
+    files = dict(checkpoint.shapes_by_file(checkpoint.config_of(2), 2))
     assert list(files) == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
     names = [name for shapes in files.values() for name in shapes]
     assert len(set(names)) == len(names)
@@ -133,7 +133,7 @@ def test_every_tensor_is_in_one_file() -> None:
 def test_weights_as_decisive_as_trained_ones(
     name: str, shape: tuple[int, ...], distribution: tuple[float, float]
 ) -> None:
-    assert checkpoint._distribution(name, shape) == pytest.approx(distribution)
+    assert checkpoint.distribution(name, shape) == pytest.approx(distribution)
 
 
 def test_a_directory_that_holds_something_is_left_alone(tmp_path: Path) -> None:

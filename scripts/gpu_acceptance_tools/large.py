@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The graph of a model as large as InternVL3.5-30B-A3B, 4 layers of it, without its large weights.
+
+Those are random anyway, and are made on the machine. What travels is the graph, with the small weights in it, and a
+list of the others. It is traced from a checkpoint whose file has holes where the large tensors would be.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from benchmark_tools.checkpoint import SEED, config_of, random_tensor, shapes_by_file
+
+from fastmmoe.exporter.checkpoint.reader import Checkpoint
+from fastmmoe.exporter.export import graph_inputs
+from fastmmoe.exporter.graph.tracing import trace
+from fastmmoe.exporter.manifest import build_manifest
+from fastmmoe.exporter.model import Model, Precision
+from fastmmoe.exporter.ops import SPARSE_MOE
+from fastmmoe.exporter.processor import read_processor_config
+from fastmmoe.exporter.pruning.settings import PolicyOptions
+from fastmmoe.runtime.bundle.manifest import graph_file, weights_file, write_manifest
+from gpu_acceptance_tools.answers import WEIGHTS
+
+LAYERS, OPSET = 4, 20
+SMALL = 64 << 10
+"""Bytes up to which a tensor travels."""
+TINY: dict[str, Any] = {
+    "hidden_size": 512,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 128,
+}
+TYPES = {"bfloat16": "BF16"}
+
+
+def write_large(directory: Path, *, is_rehearsal: bool) -> None:
+    """Write graph, manifest and list; in a rehearsal of layers that are small, yet have large weights."""
+    directory.mkdir()
+    with tempfile.TemporaryDirectory() as scratch:
+        checkpoint = Checkpoint(_with_holes(Path(scratch), TINY if is_rehearsal else {}))
+        model = Model(checkpoint, PolicyOptions(), Precision(torch.float16, torch.float16, kv_caches=torch.float16))
+        processor = read_processor_config(
+            checkpoint.path,
+            model.config_reader,
+            vocab_size=model.config.vocab_size,
+            chat_template="builtin",
+            say=lambda line: None,
+        )
+        name = "language_model"
+        traced = trace(
+            dict(model.graphs.items())[name],
+            graph_inputs(model, name),
+            lambda parameter: model.load(f"{name}.{parameter}"),
+            name=name,
+            opset=OPSET,
+        )
+        weights = _take_out(traced)
+        ir.save(traced, directory / graph_file(name))
+        manifest = build_manifest(directory, "large", model, processor, target="rtx", dtype="fp16", portable=False)
+    write_manifest(directory, manifest)
+    (directory / WEIGHTS).write_text(json.dumps(weights), encoding="utf-8")
+
+
+def _with_holes(directory: Path, text: dict[str, Any]) -> Path:
+    """A checkpoint's folder, whose file of weights has values of the small tensors only."""
+    config = config_of(LAYERS, text)
+    (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    shapes: dict[str, tuple[int, ...]] = {}
+    for _, of_file in shapes_by_file(config, LAYERS):
+        shapes |= of_file
+    header: dict[str, Any] = {}
+    end = 0
+    for name, shape in shapes.items():
+        size = 2 * math.prod(shape)
+        header[name] = {"dtype": TYPES["bfloat16"], "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
+    text_header = json.dumps(header).encode()
+    text_header += b" " * (-len(text_header) % 8)
+    generator = torch.Generator().manual_seed(SEED)
+    with (directory / "model.safetensors").open("wb") as file:
+        file.write(len(text_header).to_bytes(8, "little") + text_header)
+        start = file.tell()
+        for name, shape in shapes.items():
+            first, after = header[name]["data_offsets"]
+            if after - first <= SMALL:
+                file.seek(start + first)
+                values = random_tensor(name, shape, generator)
+                file.write(values.view(torch.uint8).numpy().tobytes() if values.ndim else b"")
+        file.truncate(start + end)
+    return directory
+
+
+def _take_out(model: ir.Model) -> dict[str, Any]:
+    """Make the experts' weights inputs of the graph, and leave the other large weights to a file; lists of both.
+
+    Returns:
+        "experts": name -> type and shape; "dense": name -> type, shape and place in the file.
+    """
+    experts, dense, end = {}, {}, 0
+    graph = model.graph
+    of_experts = {
+        value.name
+        for node in graph
+        if node.op_type == SPARSE_MOE.name
+        for value in node.inputs
+        if value is not None and len(value.shape or ()) == 3
+    }
+    for name, value in list(graph.initializers.items()):
+        tensor = value.const_value
+        if not isinstance(tensor, ir.LazyTensor) or tensor.nbytes <= SMALL:
+            continue
+        shape, dtype = tuple(tensor.shape.numpy()), tensor.dtype.numpy().name
+        if name in of_experts:
+            experts[name] = {"dtype": dtype, "shape": shape}
+            del graph.initializers[name]
+            value.const_value = None
+            graph.inputs.append(value)
+            continue
+        dense[name] = {"dtype": dtype, "shape": shape, "offset": end}
+        value.const_value = ir.ExternalTensor(
+            weights_file("language_model"), end, tensor.nbytes, tensor.dtype, shape=tensor.shape, name=name
+        )
+        end += -(-tensor.nbytes // 64) * 64
+    return {"experts": experts, "dense": dense}
