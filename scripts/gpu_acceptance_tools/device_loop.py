@@ -119,7 +119,7 @@ def _opened(work: Work, device: Device, stream: Stream, tokens: Array) -> Iterat
         stack.callback(staging.close)
         script, spare = (_block(stack, device, tokens.nbytes) for _ in range(2))
         loop = Loop(device, stream, staging, script, spare, tokens.nbytes)
-        steps = DecodeSteps(loop, sizes, following, loop.queue, threading.Lock())  # type: ignore[arg-type]
+        steps = DecodeSteps(loop, sizes, following, threading.Lock())  # type: ignore[arg-type]
         pool = CachePool(device, stream, steps.state, steps.first_bytes)
         stack.callback(pool.close)
         stack.callback(device.synchronize, stream)
@@ -143,11 +143,11 @@ def check_loop(work: Work, record: Recorder, device: Device, stream: Stream) -> 
     """Tokens come one after the other, none lost or twice, over two requests on the same caches."""
     count = work.pick(2000, 24)
     tokens = np.random.default_rng(0).integers(0, 1 << 30, (count, SEQUENCES)).astype(np.int32)
-    with _opened(work, device, stream, tokens) as (_, steps, storage):
+    with _opened(work, device, stream, tokens) as (loop, steps, storage):
         start = time.perf_counter()
-        first = list(steps.run(_feeds(tokens[0]), Caches(storage), count // 2))
+        first = list(steps.run(loop.queue, _feeds(tokens[0]), Caches(storage), count // 2))
         ms = 1e3 * (time.perf_counter() - start) / len(first)
-        second = list(steps.run(_feeds(tokens[0]), Caches(storage), 10))
+        second = list(steps.run(loop.queue, _feeds(tokens[0]), Caches(storage), 10))
         record.check("graphs captured", len(storage.graphs) == 1, len(storage.graphs), 1)
     # Before it is captured a step runs once, and takes the first of the list.
     expected = np.roll(tokens, -1, axis=0)[: count // 2 + 10]
@@ -180,7 +180,7 @@ def check_loop_with_kernel(work: Work, record: Recorder, device: Device, stream:
     with _opened(work, device, stream, tokens) as (loop, steps, storage):
         loop.extra = lambda _: launch()
         start = time.perf_counter()
-        found = list(steps.run(_feeds(tokens[0]), Caches(storage), count - 1))
+        found = list(steps.run(loop.queue, _feeds(tokens[0]), Caches(storage), count - 1))
         ms = 1e3 * (time.perf_counter() - start) / len(found)
     same = torch.equal(alone, ours)
     record.check("FmmSparseMoE in captured steps", same, "the same bits" if same else "others", "the same bits")
