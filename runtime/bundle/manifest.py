@@ -249,9 +249,8 @@ def read_engines(directory: Path) -> Engines | None:
         parse_strictly(path.read_bytes())
         return msgspec.json.decode(path.read_bytes(), type=Engines)
     except (ValueError, msgspec.DecodeError) as error:
-        raise BundleMismatch(
-            f"{path}: damaged, or written by another version: {error}; build the engines again"
-        ) from error
+        what = f"damaged, or written by another version: {error}"
+        raise BundleMismatch(f"{path}: {what}; build the engines again: fastmmoe build {directory}") from error
 
 
 def file_entry(path: Path) -> FileEntry:

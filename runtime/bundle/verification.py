@@ -133,12 +133,12 @@ def _verify_engines(directory: Path, engines: Engines, say: Say) -> str:
     if engines.bundle_sha256 != manifest:
         raise BundleMismatch(
             f"{directory / ENGINES}: built from a manifest of SHA-256 {engines.bundle_sha256[:12]}..., the bundle's is "
-            f"{manifest[:12]}...; build the engines again"
+            f"{manifest[:12]}...; build the engines again: fastmmoe build {directory}"
         )
     missing = [name for name in engines.files if not is_bare_name(name) or not (directory / name).is_file()]
     wrong = [f"{directory / name}: missing" for name in missing] or damaged_contents(directory, engines.files, say)
     if wrong:
-        raise BundleMismatch(f"{'; '.join(wrong)}; build the engines again")
+        raise BundleMismatch(f"{'; '.join(wrong)}; build the engines again: fastmmoe build {directory}")
     return f"[✓] engines of {engines.module} {engines.tensorrt_version}: SHA-256 as built, of this manifest"
 
 

@@ -77,7 +77,10 @@ def load_engines(directory: Path, manifest: Manifest, *, portable: bool = False)
 def _check_engines(directory: Path, manifest: Manifest) -> Engines:
     engines = read_engines(directory)
     if engines is None:
-        raise BundleMismatch(f"{directory}: has no engines yet: fastmmoe build {directory}")
+        target = find_target(manifest.target)
+        is_bound = target is not None and target.tensorrt is not None and not target.tensorrt.is_ahead_of_time
+        where = f" on a machine of its target, {manifest.target}" if is_bound else ""
+        raise BundleMismatch(f"{directory}: has no engines yet: fastmmoe build {directory}{where}")
     if engines.format != FORMAT:
         raise _again(directory, f"format {engines.format}, fastmmoe {__version__} reads format {FORMAT}")
     if engines.fastmmoe_version != __version__:

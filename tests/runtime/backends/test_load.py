@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,12 +26,14 @@ def test_a_target_that_nobody_knows_is_refused(tmp_path: Path) -> None:
     assert str(refusal.value) == f"{tmp_path}: exported for 'laptop': this fastmmoe has {', '.join(TARGETS)}"
 
 
-@pytest.mark.parametrize("target", ["jetson-orin", "rtx"])
-def test_engines_are_built_before_they_run(target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "target, where", [("jetson-agx-orin", " on a machine of its target, jetson-agx-orin"), ("rtx", "")]
+)
+def test_engines_are_built_before_they_run(target: str, where: str, tmp_path: Path) -> None:
     bundle = Bundle(tmp_path, toy_manifest("deepseek_vl2", target=target), {})
     with pytest.raises(BundleMismatch) as refusal:
         load_backend(bundle)
-    assert str(refusal.value) == f"{tmp_path}: has no engines yet: fastmmoe build {tmp_path}"
+    assert str(refusal.value) == f"{tmp_path}: has no engines yet: fastmmoe build {tmp_path}{where}"
 
 
 def test_the_settings_reach_the_backend(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,6 +60,14 @@ def test_a_provider_that_the_bundle_is_not_for(toy_bundle: Path) -> None:
 
 
 def test_a_file_that_changes_while_it_is_loaded_is_refused(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(onnxruntime, "OnnxRuntime", lambda *_: flip_bit(toy_bundle / "vision.onnx"))
+    """What was loaded is closed."""
+    closed: list[bool] = []
+
+    def load(*_: object) -> SimpleNamespace:
+        flip_bit(toy_bundle / "vision.onnx")
+        return SimpleNamespace(close=lambda: closed.append(True))
+
+    monkeypatch.setattr(onnxruntime, "OnnxRuntime", load)
     with pytest.raises(BundleMismatch, match=r"vision\.onnx: has changed while it was in use; try again"):
         load_backend(open_bundle(toy_bundle))
+    assert closed == [True]

@@ -92,7 +92,9 @@ def test_engines_are_verified(toy_bundle: Path, capsys: pytest.CaptureFixture[st
     assert "engines.json: built from a manifest of SHA-256 000000000000" in capsys.readouterr().err
     (toy_bundle / "engines.json").write_text("{")
     assert main(["verify", str(toy_bundle)]) == 2
-    assert "engines.json: damaged, or written by another version" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "engines.json: damaged, or written by another version" in error
+    assert error.endswith(f"; build the engines again: fastmmoe build {toy_bundle}\n")
 
 
 def test_verify_reads_no_file_outside_and_waits_for_no_pipe(
