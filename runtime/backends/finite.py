@@ -29,7 +29,7 @@ def check_finite(found: Array, chunks: Sequence[Chunk]) -> None:
     of_row = f"logits of row {row}" if len(chunks) > 1 else "logits"
     raise NotFinite(
         f"the {of_row} hold NaN or infinity: {_first_part(chunks[row])}; check the bundle with fastmmoe verify; if it "
-        f"is intact, its 16-bit weights or activations overflow: export with --dtype fp32"
+        f"is intact, its 16-bit weights or activations overflow: export with --dtype fp32, or bf16 for engines"
     )
 
 

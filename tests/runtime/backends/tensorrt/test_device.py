@@ -28,9 +28,14 @@ def test_an_interrupt_leaves_no_work_behind(gpu: Gpu, monkeypatch: pytest.Monkey
     """Where the event was not recorded, nobody could wait for what is queued."""
     cuda, device = gpu.modules.cudart, gpu.device
     event, target, pinned = device.make_event(), device.allocate(256), device.allocate_pinned(256)
-    waited = []
+    waited: list[Any] = []
     wait = device.synchronize
-    monkeypatch.setattr(device, "synchronize", lambda stream: (waited.append(stream), wait(stream)))
+
+    def synchronize(stream: Any) -> None:
+        waited.append(stream)
+        wait(stream)
+
+    monkeypatch.setattr(device, "synchronize", synchronize)
 
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
