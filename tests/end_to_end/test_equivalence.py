@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import pytest
 
+from fastmmoe.runtime.bundle.manifest import read_manifest
 from fastmmoe.runtime.cli.main import main as run_main
 from fastmmoe.runtime.types import Array
 from fastmmoe.runtime.vlm import VLM
@@ -86,7 +87,8 @@ def test_portable_is_native(
     name: str, vlm: Callable[..., VLM], case_tensors: Callable[[str, str], Tensors], assert_near: Callable[..., None]
 ) -> None:
     tensors = case_tensors(name, "batch2")
-    for retention in (1.0, 0.4):
+    # At 0.4 noise of 2e-6 in the pixels changes an expert of internvl-qwen3moe in either of them.
+    for retention in (1.0, 0.45):
         native, portable = (
             vlm(name, portable=is_portable).run_tensors(tensors, retention=retention, max_new_tokens=2)
             for is_portable in (False, True)
@@ -198,9 +200,11 @@ def test_jetson_bundle(
         floats = {v.type.tensor_type.elem_type for v in model.graph.input} & set(ONNX_TYPE.values())
         assert floats <= {ONNX_TYPE[dtype], ONNX_TYPE["fp32"]}
     model = language_model(out)
-    assert {t.data_type for t in expert_weights(model)} == {ONNX_TYPE[dtype]}
     types = {v.name: v.type.tensor_type.elem_type for v in [*model.graph.input, *model.graph.output]}
     assert types["inputs_embeds"] == types["past_key_values.0.key"] == types["present.2.value"] == ONNX_TYPE[dtype]
     assert types["logits"] == types["alpha"] == ONNX_TYPE["fp32"]
+    # Their weights are inputs, whose values are in the file that the graph's other weights are in.
+    experts = read_manifest(out).experts.inputs
+    assert experts and {types[name] for name in experts} == {ONNX_TYPE[dtype]} and not expert_weights(model)
     line = refusal(run_main, ["run", str(out), "--prompt", "a"])
-    assert "exported for jetson-orin" in line and "--target cpu" in line
+    assert "has no engines yet: fastmmoe build" in line and "on a machine of its target, jetson-agx-orin" in line
