@@ -140,7 +140,8 @@ def bundle(
     Without flags: the golden prune layers. A checkpoint is one of the golden ones or SMALL. With --bundles it may be
     there from before, with --engines it has engines of the double.
     """
-    root = pytestconfig.getoption("bundles") or tmp_path_factory.mktemp("bundles")
+    kept = pytestconfig.getoption("bundles")
+    root = tmp_path_factory.mktemp("bundles") if kept is None else pytestconfig.rootpath / kept
     root.mkdir(parents=True, exist_ok=True)
     made: dict[tuple[str, ...], Path] = {}
 
