@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import math
 import threading
@@ -14,8 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fastmmoe.runtime.backends.elements import item_size, tensor_bytes
-from fastmmoe.runtime.backends.tensorrt.device import Address, Device, Event, Graph, OutOfDeviceMemory, Stream
+from fastmmoe.runtime.backends.tensorrt.device import Address, Device, Event, Graph, Stream
 from fastmmoe.runtime.backends.tensorrt.memory import Layout, aligned, host_view
+from fastmmoe.runtime.backends.tensorrt.pool import Pool
 from fastmmoe.runtime.types import Array
 
 MOST_IDLE = 4
@@ -81,8 +81,7 @@ class CachePool:
 
     def __init__(self, device: Device, stream: Stream, state: Layout, following: int) -> None:
         self._device, self._stream, self._state, self._following = device, stream, state, following
-        self._idle: collections.deque[Storage] = collections.deque()
-        self._made: dict[Address, Storage] = {}
+        self._pool = Pool[Storage](MOST_IDLE, self._free)
 
     def take(self, sequences: int, shapes: Mapping[str, tuple[tuple[int, ...], str]]) -> Storage:
         """Memory for caches of these shapes and dtypes.
@@ -91,34 +90,15 @@ class CachePool:
             OutOfDeviceMemory: there is not enough, even without what is kept.
         """
         key = (sequences, tuple(shape[-2] if len(shape) > 2 else shape[-1] for shape, _ in shapes.values()))
-        for storage in list(self._idle):
-            if storage.key == key:
-                self._idle.remove(storage)
-                return storage
-        while len(self._idle) >= MOST_IDLE:
-            self._free(self._idle.popleft())
-        try:
-            return self._make(key, sequences, shapes)
-        except OutOfDeviceMemory:
-            if not self._idle:
-                raise
-            self.free_idle()
-            return self._make(key, sequences, shapes)
+        return self._pool.take(lambda storage: storage.key == key, lambda: self._make(key, sequences, shapes))
 
     def give(self, storage: Storage) -> None:
-        """Keep caches for another. Called by whatever thread lets them go, so it waits for nothing."""
-        self._idle.append(storage)
-
-    def free_idle(self) -> None:
-        """Free what is kept."""
-        while self._idle:
-            self._free(self._idle.popleft())
+        """Keep caches for another; see `Pool.give`."""
+        self._pool.give(storage)
 
     def close(self) -> None:
-        """Free everything, what is in use too: nobody may use it any more."""
-        self._idle.clear()
-        for storage in list(self._made.values()):
-            self._free(storage)
+        """Free everything; see `Pool.close`."""
+        self._pool.close()
 
     def _make(
         self, key: tuple[int, tuple[int, ...]], sequences: int, shapes: Mapping[str, tuple[tuple[int, ...], str]]
@@ -137,7 +117,7 @@ class CachePool:
                 stack.callback(device.destroy_event, read[-1])
             stack.pop_all()
         places = layout.at(block)
-        self._made[block] = Storage(
+        return Storage(
             key,
             {name: (shape, dtype, places[name]) for name, (shape, dtype) in shapes.items()},
             block,
@@ -149,12 +129,10 @@ class CachePool:
             tokens=[host_view(ring + slot * ring_bytes, 4 * sequences).view(np.int32) for slot in range(SLOTS)],
             read=read,
         )
-        return self._made[block]
 
     def _free(self, storage: Storage) -> None:
         self._device.synchronize(self._stream)
         with storage.reading:
-            del self._made[storage.block]
             for graph in storage.graphs.values():
                 self._device.destroy_graph(graph)
             for event in storage.read:

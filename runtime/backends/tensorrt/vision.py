@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import threading
 import weakref
@@ -14,6 +13,7 @@ from fastmmoe.runtime.backends.elements import as_dtype, tensor_bytes
 from fastmmoe.runtime.backends.tensorrt.device import Address, Device, Event, OutOfDeviceMemory, Stream
 from fastmmoe.runtime.backends.tensorrt.engine import Context, Shape
 from fastmmoe.runtime.backends.tensorrt.memory import Layout, Staging
+from fastmmoe.runtime.backends.tensorrt.pool import Pool
 from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.bundle.signatures import Tensor
 from fastmmoe.runtime.types import Array
@@ -67,7 +67,6 @@ class Vision:
     Args:
         inputs: of the graph.
         block: device memory for its inputs.
-        most_rows: V at most.
         row_bytes: of one position's features.
     """
 
@@ -83,8 +82,7 @@ class Vision:
     ) -> None:
         self.device, self._context, self._inputs, self._block = device, context, inputs, block
         self._staging, self._stream, self._row_bytes = staging, stream, row_bytes
-        self._idle: collections.deque[Block] = collections.deque()
-        self._made: dict[Address, Block] = {}
+        self._pool = Pool[Block](MOST_IDLE, self._free)
         self._lock = threading.Lock()
 
     def run(self, vision_inputs: Mapping[str, Array], rows: int) -> DeviceFeatures:
@@ -114,8 +112,8 @@ class Vision:
             return features
 
     def give(self, block: Block) -> None:
-        """Keep a block for other features. Called by whatever thread lets it go, so it waits for nothing."""
-        self._idle.append(block)
+        """Keep a block for other features; see `Pool.give`."""
+        self._pool.give(block)
 
     def close(self) -> None:
         """Free everything, features that somebody has too: nobody may use them any more."""
@@ -123,24 +121,11 @@ class Vision:
             self.device.synchronize(self._stream)
             # It goes before the memory that it uses.
             del self._context
-            self._idle.clear()
-            for block in list(self._made.values()):
-                self._free(block)
+            self._pool.close()
 
     def _take(self, size: int) -> Block:
-        for block in list(self._idle):
-            if block.bytes >= size:
-                self._idle.remove(block)
-                return block
-        while len(self._idle) >= MOST_IDLE:
-            self._free(self._idle.popleft())
         try:
-            return self._make(size)
-        except OutOfDeviceMemory:
-            while self._idle:
-                self._free(self._idle.popleft())
-        try:
-            return self._make(size)
+            return self._pool.take(lambda block: block.bytes >= size, lambda: self._make(size))
         except OutOfDeviceMemory as error:
             raise OutOfDeviceMemory(
                 f"features of pictures, {size / 1e6:.1f} MB, do not fit on the device: give fewer pictures or tiles "
@@ -156,8 +141,7 @@ class Vision:
                 events.append(self.device.make_event(is_timed=is_timed))
                 stack.callback(self.device.destroy_event, events[-1])
             stack.pop_all()
-        self._made[address] = Block(address, size, *events)
-        return self._made[address]
+        return Block(address, size, *events)
 
     def _free(self, block: Block) -> None:
         # Its last reader is queued in the other stream, its last writer in this one.
@@ -165,7 +149,6 @@ class Vision:
         if block.was_read:
             self.device.wait_on_host(block.read)
         with block.timing:
-            del self._made[block.address]
             for event in (block.begun, block.done, block.read):
                 self.device.destroy_event(event)
             self.device.free(block.address)

@@ -137,9 +137,9 @@ def test_a_block_is_written_again_only_once_it_was_read(tower: Tower) -> None:
     again = tower.start(2, 2)
     assert again.block.address == address
     del again
-    tower.vision._idle[0].was_read = False
+    tower.vision._pool.idle[0].was_read = False
     tower.place(tower.start(3, 3), target)
-    tower.vision._idle[0].was_read = False
+    tower.vision._pool.idle[0].was_read = False
     with pytest.raises(tower.gpu.modules.control.Misuse, match="race"):
         tower.start(4, 3)
 
