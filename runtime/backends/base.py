@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
-from fastmmoe.runtime.bundle.manifest import LanguageModelInfo
+from fastmmoe.runtime.bundle.manifest import LanguageModelInfo, Manifest
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk, Rows
 from fastmmoe.runtime.method.policy import Policy
@@ -95,6 +95,27 @@ class Backend(Protocol):
             it is left early, the caches may hold one row more of each sequence than was read. None: this backend
             computes steps by `extend` alone.
         """
+
+
+class OfManifest:
+    """What a backend knows from its bundle's manifest."""
+
+    manifest: Manifest
+
+    @property
+    def info(self) -> LanguageModelInfo:
+        """Sizes of the language model."""
+        return self.manifest.language_model
+
+    @property
+    def policy(self) -> Policy:
+        """The prune sites in its graph."""
+        return self.manifest.policy
+
+    @property
+    def longest(self) -> int:
+        """The most positions of a sequence."""
+        return self.manifest.processor.max_position_embeddings
 
 
 @runtime_checkable

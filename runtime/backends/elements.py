@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -21,6 +21,16 @@ def item_size(dtype: str) -> int:
 def tensor_bytes(shape: Sequence[int], dtype: str) -> int:
     """Bytes of a tensor's elements."""
     return math.prod(shape) * item_size(dtype)
+
+
+def no_room(shapes: Mapping[str, tuple[Sequence[int], str]], reason: str, free: int | None = None) -> str:
+    """Why caches of these shapes and dtypes cannot be made, and what to do. free: bytes of the device, if known."""
+    found = "" if free is None else f", {free / 1e6:.1f} MB are free on the device"
+    size = sum(tensor_bytes(shape, dtype) for shape, dtype in shapes.values())
+    return (
+        f"key-value caches of {size / 1e6:.1f} MB do not fit{found}: ask for fewer new tokens, a lower retention or "
+        f"fewer sequences at once, or end other programs ({reason})"
+    )
 
 
 def as_dtype(array: Array, dtype: str) -> Array:

@@ -14,19 +14,18 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from fastmmoe.runtime.backends.base import CLOSED, Features, Feeds, Observed, place_features
+from fastmmoe.runtime.backends.base import CLOSED, Features, Feeds, Observed, OfManifest, place_features
 from fastmmoe.runtime.backends.device_memory import ort_value
 from fastmmoe.runtime.backends.distribution import check_onnxruntime
 from fastmmoe.runtime.backends.fit import check_fit, check_operators, check_weight_files
 from fastmmoe.runtime.backends.native import register_native_ops
 from fastmmoe.runtime.backends.settings import CPU, DEFAULTS, Settings
 from fastmmoe.runtime.bundle import graph_io, signatures
-from fastmmoe.runtime.bundle.manifest import GRAPHS, LanguageModelInfo, Manifest, graph_file, weights_file
+from fastmmoe.runtime.bundle.manifest import GRAPHS, Manifest, graph_file, weights_file
 from fastmmoe.runtime.bundle.mapped_files import MappedFiles
 from fastmmoe.runtime.errors import BackendMissing, BundleMismatch, FastmmoeError, InvalidRequest, RunFailed
 from fastmmoe.runtime.machines.threads import check_threads, usable_cores
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk, Rows
-from fastmmoe.runtime.method.policy import Policy
 from fastmmoe.runtime.types import Array
 
 check_onnxruntime()
@@ -86,7 +85,7 @@ class BoundCaches(Bindings):
         self.arrays = arrays
 
 
-class OnnxRuntime:
+class OnnxRuntime(OfManifest):
     """The graphs of a bundle as sessions of ONNX Runtime (see `Backend`).
 
     Args:
@@ -123,21 +122,6 @@ class OnnxRuntime:
         self._weights = MappedFiles(directory / name for name in map(weights_file, graphs) if name in manifest.files)
         given = {tensor.name for tensor in signatures.signatures(manifest)["language_model"].inputs}
         self._unasked = [name for name in self._shown.values() if name not in given]
-
-    @property
-    def info(self) -> LanguageModelInfo:
-        """Sizes of the language model."""
-        return self.manifest.language_model
-
-    @property
-    def policy(self) -> Policy:
-        """The prune sites in its graph."""
-        return self.manifest.policy
-
-    @property
-    def longest(self) -> int:
-        """The most positions of a sequence."""
-        return self.manifest.processor.max_position_embeddings
 
     def close(self) -> None:
         """Let the sessions go."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from fastmmoe.runtime.backends.base import Feeds, Observed
 from fastmmoe.runtime.backends.device_memory import DeviceMemory, ort_value
-from fastmmoe.runtime.backends.elements import as_dtype, tensor_bytes
+from fastmmoe.runtime.backends.elements import as_dtype, no_room, tensor_bytes
 from fastmmoe.runtime.backends.native import register_cuda_ops
 from fastmmoe.runtime.backends.onnxruntime import Bindings, OnnxRuntime, naming_the_graph, ort
 from fastmmoe.runtime.backends.rows import PromptRows, placements
@@ -94,12 +94,7 @@ class CudaOnnxRuntime(OnnxRuntime):
         try:
             values = self._cache_values(shapes, {} if before is None else before.values)
         except Exception as error:
-            size = sum(tensor_bytes(shape, dtype) for shape, dtype in shapes.values())
-            reason = " ".join(str(error).split())
-            raise RunFailed(
-                f"key-value caches of {size / 1e6:.1f} MB do not fit: ask for fewer new tokens, a lower retention or "
-                f"fewer sequences at once, or end other programs ({reason})"
-            ) from error
+            raise RunFailed(no_room(shapes, " ".join(str(error).split()))) from error
         return Bindings(self._session("language_model"), values, self._experts)
 
     def extend(self, feeds: Feeds, caches: Bindings, wanted: Sequence[str]) -> dict[str, Array]:

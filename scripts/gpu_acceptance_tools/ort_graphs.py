@@ -11,17 +11,15 @@ import msgspec
 import numpy as np
 import torch
 
-from fastmmoe.runtime.backends.base import Feeds, place_features
+from fastmmoe.runtime.backends.base import Feeds, OfManifest, place_features
 from fastmmoe.runtime.bundle import graph_io, signatures
 from fastmmoe.runtime.bundle.manifest import (
     MANIFEST,
-    LanguageModelInfo,
     Manifest,
     graph_file,
     weights_file,
 )
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
-from fastmmoe.runtime.method.policy import Policy
 from fastmmoe.runtime.types import Array
 from gpu_acceptance_tools.ort_cuda import session
 from gpu_acceptance_tools.work import Work
@@ -31,7 +29,7 @@ DTYPES = {"float16": torch.float16, "float32": torch.float32, "int32": torch.int
 Tensors = dict[str, torch.Tensor]
 
 
-class OrtGraphs:
+class OrtGraphs(OfManifest):
     """See `Backend`. Caches and experts are torch's tensors, bound by address.
 
     Args:
@@ -64,21 +62,6 @@ class OrtGraphs:
             values = np.fromfile(file, tensor.dtype, int(np.prod(tensor.shape)), offset=tensor.offset)
             found[name] = torch.from_numpy(values.reshape(tensor.shape)).to(self._device)
         return found
-
-    @property
-    def info(self) -> LanguageModelInfo:
-        """Sizes of the language model."""
-        return self.manifest.language_model
-
-    @property
-    def policy(self) -> Policy:
-        """The prune sites in its graph."""
-        return self.manifest.policy
-
-    @property
-    def longest(self) -> int:
-        """The most positions of a sequence."""
-        return self.manifest.processor.max_position_embeddings
 
     def close(self) -> None:
         """Let the sessions go."""

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fastmmoe.runtime.backends.base import Feeds, Steps
-from fastmmoe.runtime.backends.elements import as_dtype, tensor_bytes
+from fastmmoe.runtime.backends.base import Feeds, OfManifest, Steps
+from fastmmoe.runtime.backends.elements import as_dtype, no_room, tensor_bytes
 from fastmmoe.runtime.backends.rows import PromptRows, placements
 from fastmmoe.runtime.backends.settings import TENSORRT
 from fastmmoe.runtime.backends.tensorrt.caches import CachePool, DeviceCaches, Storage, copy_caches
@@ -27,13 +27,12 @@ from fastmmoe.runtime.backends.tensorrt.memory import Layout
 from fastmmoe.runtime.backends.tensorrt.resources import Resources
 from fastmmoe.runtime.backends.tensorrt.vision import DeviceFeatures
 from fastmmoe.runtime.bundle import graph_io, signatures
-from fastmmoe.runtime.bundle.manifest import LanguageModelInfo, Manifest
+from fastmmoe.runtime.bundle.manifest import Manifest
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
-from fastmmoe.runtime.method.policy import Policy
 from fastmmoe.runtime.types import Array
 
 
-class TensorRT:
+class TensorRT(OfManifest):
     """The engines of a bundle (see `Backend`).
 
     Args:
@@ -44,6 +43,7 @@ class TensorRT:
         self.manifest, self._own = manifest, resources
         self._limits = CallLimits(manifest, resources.limits, resources.directory)
         self._outputs = {tensor.name: tensor for tensor in signatures.signatures(manifest)["language_model"].outputs}
+        self._dtypes = {tensor.name: tensor.dtype for tensor in self._limits.inputs}
         self._lock = threading.Lock()
         groups = len(signatures.layer_groups(self.info.layers, self.policy.sites))
         sizes = {name: tensor_bytes(*tensor) for name, tensor in self._limits.decode_inputs().items()}
@@ -59,19 +59,9 @@ class TensorRT:
         return TENSORRT
 
     @property
-    def info(self) -> LanguageModelInfo:
-        """Sizes of the language model."""
-        return self.manifest.language_model
-
-    @property
-    def policy(self) -> Policy:
-        """The prune sites in its graph."""
-        return self.manifest.policy
-
-    @property
     def longest(self) -> int:
         """The most positions of a sequence: those that the engines' caches have room for."""
-        return min(self.manifest.processor.max_position_embeddings, self._own.limits.max_cache)
+        return min(super().longest, self._own.limits.max_cache)
 
     def image_features(self, vision_inputs: dict[str, Array]) -> DeviceFeatures:
         """Features [V, H] of every visual position; they are computed while the host goes on."""
@@ -93,10 +83,13 @@ class TensorRT:
             try:
                 storage = self._pool.take(sequences, shapes)
             except OutOfDeviceMemory as error:
-                raise self._no_room(shapes, error) from error
+                free, _ = self._own.device.memory()
+                raise OutOfDeviceMemory(no_room(shapes, str(error), free)) from error
+            # Whatever happens from here on, the memory comes back.
+            caches = DeviceCaches(self._pool, storage)
             if before is not None:
                 copy_caches(self._own.device, storage, before.storage, self._own.stream)
-        return DeviceCaches(self._pool, storage)
+        return caches
 
     def has_room_for(self, chunks: Sequence[Chunk]) -> bool:
         """Whether the prefill's profile takes them."""
@@ -136,8 +129,7 @@ class TensorRT:
         """The inputs that a call uploads, ids first, in their dtypes."""
         rows: list[PromptRows[DeviceFeatures]] = feeds[graph_io.INPUTS_EMBEDS]
         ids = np.concatenate([one.input_ids for one in rows])
-        dtypes = {tensor.name: tensor.dtype for tensor in self._limits.inputs}
-        others = {n: as_dtype(v, dtypes[n]) for n, v in feeds.items() if n != graph_io.INPUTS_EMBEDS}
+        others = {n: as_dtype(v, self._dtypes[n]) for n, v in feeds.items() if n != graph_io.INPUTS_EMBEDS}
         return {graph_io.INPUT_IDS: ids} | others
 
     def _call(
@@ -168,8 +160,9 @@ class TensorRT:
         of_caches = {name: shape for name, (shape, _, _) in caches.tensors.items()}
         made = output_shapes(self.manifest, shapes, of_caches)
         addresses = {name: address for name, address in inputs.items() if name != graph_io.INPUT_IDS}
-        addresses |= {graph_io.INPUTS_EMBEDS: own.embeds} | dict(own.experts) | caches.addresses()
-        addresses |= {graph_io.present_name(name): address for name, address in caches.addresses().items()}
+        addresses |= {graph_io.INPUTS_EMBEDS: own.embeds} | dict(own.experts)
+        places = caches.addresses()
+        addresses |= places | {graph_io.present_name(name): address for name, address in places.items()}
         changing = {name: shape for name, shape in (taken | of_caches).items() if name in self._limits.changing}
         context.run(changing, made, addresses | dict(outputs), own.stream)
         return made
@@ -185,14 +178,6 @@ class TensorRT:
                 for place, start, count in copies:
                     source = features.block.address + start * row
                     own.device.copy(own.embeds + place * row, source, count * row, own.stream)
-
-    def _no_room(self, shapes: Mapping[str, tuple[Shape, str]], error: OutOfDeviceMemory) -> OutOfDeviceMemory:
-        size = sum(tensor_bytes(shape, dtype) for shape, dtype in shapes.values())
-        free, _ = self._own.device.memory()
-        return OutOfDeviceMemory(
-            f"key-value caches of {size / 1e6:.1f} MB do not fit, {free / 1e6:.1f} MB are free on the device: ask for "
-            f"fewer new tokens, a lower retention or fewer sequences at once, or end other programs ({error})"
-        )
 
 
 def _give_back(resources: Resources, pool: CachePool) -> None:
