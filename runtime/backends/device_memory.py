@@ -17,8 +17,8 @@ import numpy as np
 
 from fastmmoe.runtime.backends.distribution import check_onnxruntime
 from fastmmoe.runtime.backends.elements import BFLOAT16
+from fastmmoe.runtime.backends.expert_file import read_experts, window_size
 from fastmmoe.runtime.bundle.manifest import ExpertTensor
-from fastmmoe.runtime.errors import BundleMismatch
 from fastmmoe.runtime.types import Array
 
 check_onnxruntime()
@@ -26,8 +26,6 @@ import onnxruntime as ort  # noqa: E402  (only once it is known to be whole)
 
 ONNX_BFLOAT16 = 16
 """TensorProto.BFLOAT16, which NumPy lacks."""
-WINDOW = 64 << 20
-"""Bytes of a file that are in the host's memory at once."""
 _UINT8, _INT_ATTRIBUTE = 2, 2
 _IR_VERSION, _OPSET = 8, 13
 
@@ -84,24 +82,14 @@ class DeviceMemory:
         """The tensors of a file of weights, read a window at a time.
 
         Raises:
-            BundleMismatch: the file is gone, or has become shorter.
+            BundleMismatch: see `read_experts`.
         """
         if not tensors:
             return {}
-        found = {}
-        window = np.empty(min(WINDOW, max(tensor.bytes for tensor in tensors.values())), np.uint8)
-        try:
-            with path.open("rb", buffering=0) as file:
-                for name, tensor in sorted(tensors.items(), key=lambda item: item[1].offset):
-                    found[name] = value = self.empty(tensor.shape, tensor.dtype)
-                    file.seek(tensor.offset)
-                    for start in range(0, tensor.bytes, WINDOW):
-                        part = window[: tensor.bytes - start]
-                        if not _fill(file, part):
-                            raise BundleMismatch(f"{path}: ends before {name} does; copy the bundle or export again")
-                        self.write(value.data_ptr() + start, part)
-        except OSError as error:
-            raise BundleMismatch(f"{path}: {error.strerror}; copy the bundle or export again") from error
+        found = {name: self.empty(tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+        window = np.empty(window_size(tensors), np.uint8)
+        for name, start, part in read_experts(path, tensors, lambda: window):
+            self.write(found[name].data_ptr() + start, part)
         return found
 
     def _bind_input(self, binding: ort.IOBinding, name: str, address: int, shape: tuple[int, int]) -> None:
@@ -116,17 +104,6 @@ def ort_value(value: Array) -> ort.OrtValue:
     if value.dtype == np.uint16:
         return ort.OrtValue.ortvalue_from_numpy_with_onnx_type(value, ONNX_BFLOAT16)
     return ort.OrtValue.ortvalue_from_numpy(value)
-
-
-def _fill(file: Any, part: Array) -> bool:
-    """Read as many bytes as the part has; False where the file ends before."""
-    view, done = memoryview(part.data), 0
-    while done < len(part):
-        count = file.readinto(view[done:])
-        if not count:
-            return False
-        done += count
-    return True
 
 
 def _session(model: bytes, providers: Sequence[Any]) -> ort.InferenceSession:

@@ -4,17 +4,14 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from fastmmoe.runtime.backends.expert_file import read_experts, window_size
 from fastmmoe.runtime.backends.tensorrt.device import Address, Device, Event, Stream
 from fastmmoe.runtime.backends.tensorrt.memory import Layout, host_view
 from fastmmoe.runtime.bundle.manifest import ExpertTensor
-from fastmmoe.runtime.errors import BundleMismatch
-
-WINDOW = 64 << 20
-"""Bytes that are read while those before are copied."""
+from fastmmoe.runtime.types import Array
 
 
 def experts_layout(inputs: Mapping[str, ExpertTensor]) -> Layout:
@@ -32,24 +29,14 @@ def load_experts(
     Returns:
         The address of each tensor, all of whose values are there.
     Raises:
-        BundleMismatch: the file is gone, or has become shorter.
+        BundleMismatch: see `read_experts`.
     """
     places = experts_layout(inputs).at(address)
-    try:
-        file = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise BundleMismatch(f"{path}: {error.strerror}; copy the bundle or export again") from error
     with contextlib.ExitStack() as stack:
-        stack.callback(os.close, file)
-        # On Jetson the page cache and the device's memory are the same: what was read would be there twice.
-        stack.callback(os.posix_fadvise, file, 0, 0, os.POSIX_FADV_DONTNEED)
-        windows = _Windows(device, min(WINDOW, max(tensor.bytes for tensor in inputs.values())))
-        stack.callback(windows.close, stream)
-        for name, tensor in sorted(inputs.items(), key=lambda item: item[1].offset):
-            for start in range(0, tensor.bytes, windows.size):
-                size = min(windows.size, tensor.bytes - start)
-                if not windows.copy(file, tensor.offset + start, size, places[name] + start, stream):
-                    raise BundleMismatch(f"{path}: ends before {name} does; copy the bundle or export again")
+        windows = _Windows(device, window_size(inputs), stream)
+        stack.callback(windows.close)
+        for name, start, part in stack.enter_context(contextlib.closing(read_experts(path, inputs, windows.next))):
+            windows.copy(places[name] + start, len(part))
         device.synchronize(stream)
     return places
 
@@ -57,32 +44,27 @@ def load_experts(
 class _Windows:
     """Two windows of pinned memory, used in turn."""
 
-    def __init__(self, device: Device, size: int) -> None:
-        self.size, self._device, self._turn = size, device, 0
+    def __init__(self, device: Device, size: int, stream: Stream) -> None:
+        self._size, self._device, self._stream, self._turn = size, device, stream, 0
         self._address = device.allocate_pinned(2 * size)
         self._copied: list[Event] = []
 
-    def copy(self, file: int, offset: int, size: int, target: Address, stream: Stream) -> bool:
-        """Read bytes of the file and queue their copy to the device; False where the file has fewer."""
-        turn = self._turn % 2
-        if len(self._copied) > turn:
-            self._device.wait_on_host(self._copied[turn])
+    def next(self) -> Array:
+        """The window whose turn it is, once what was in it has been copied."""
+        if len(self._copied) > self._turn:
+            self._device.wait_on_host(self._copied[self._turn])
         else:
             self._copied.append(self._device.make_event())
-        window = self._address + turn * self.size
-        done, view = 0, memoryview(host_view(window, size).data)
-        while done < size:
-            count = os.preadv(file, [view[done:]], offset + done)
-            if count == 0:
-                return False
-            done += count
-        self._device.copy(target, window, size, stream)
-        self._device.record(self._copied[turn], stream)
-        self._turn += 1
-        return True
+        return host_view(self._address + self._turn * self._size, self._size)
 
-    def close(self, stream: Stream) -> None:
-        self._device.synchronize(stream)
+    def copy(self, target: Address, size: int) -> None:
+        """Queue a copy of its first bytes to the device; the other window is next."""
+        self._device.copy(target, self._address + self._turn * self._size, size, self._stream)
+        self._device.record(self._copied[self._turn], self._stream)
+        self._turn = 1 - self._turn
+
+    def close(self) -> None:
+        self._device.synchronize(self._stream)
         for event in self._copied:
             self._device.destroy_event(event)
         self._device.free_pinned(self._address)

@@ -12,7 +12,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from fastmmoe.runtime.backends import device_memory
+from fastmmoe.runtime.backends import device_memory, expert_file
 from fastmmoe.runtime.backends.device_memory import DeviceMemory, ort_value
 from fastmmoe.runtime.bundle.manifest import ExpertTensor
 from fastmmoe.runtime.errors import BundleMismatch
@@ -82,7 +82,7 @@ def test_weights_are_read_a_window_at_a_time(
     memory: DeviceMemory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Windows that no tensor is a multiple of; bytes before and between are left out."""
-    monkeypatch.setattr(device_memory, "WINDOW", 7)
+    monkeypatch.setattr(expert_file, "WINDOW", 7)
     path, data = tmp_path / "weights", np.random.default_rng(1).integers(0, 256, 100, np.uint8)
     path.write_bytes(data.tobytes())
     tensors = {

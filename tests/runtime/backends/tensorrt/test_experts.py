@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastmmoe.runtime.backends.tensorrt import experts
+from fastmmoe.runtime.backends import expert_file
 from fastmmoe.runtime.backends.tensorrt.device import OutOfDeviceMemory
 from fastmmoe.runtime.backends.tensorrt.experts import experts_layout, load_experts
 from fastmmoe.runtime.backends.tensorrt.memory import Layout
@@ -45,7 +45,7 @@ def test_each_has_its_place() -> None:
 @pytest.mark.parametrize("window", [64 << 20, 300, 299, 100, 7])
 def test_all_values_arrive(window: int, double: Double, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows greater than every tensor, as great as one, and smaller, in schedules of all kinds."""
-    monkeypatch.setattr(experts, "WINDOW", window)
+    monkeypatch.setattr(expert_file, "WINDOW", window)
     whole = weights.read_bytes()
     for seed in range(5):
         gpu = gpu_of(double.modules(seed=seed))
@@ -83,7 +83,7 @@ def test_a_read_that_gives_less_is_repeated(gpu: Gpu, weights: Path, monkeypatch
 def test_a_file_that_ends_early(
     size: int, name: str, window: int, gpu: Gpu, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(experts, "WINDOW", window)
+    monkeypatch.setattr(expert_file, "WINDOW", window)
     os.truncate(weights, size)
     address = block(gpu)
     with pytest.raises(BundleMismatch) as refusal:
