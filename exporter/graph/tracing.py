@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import onnxscript
 import onnxscript.optimizer
@@ -20,6 +19,7 @@ import torch
 from torch.export import Dim
 
 from fastmmoe import __version__
+from fastmmoe.exporter.graph.weights import ParameterTensor, parameter_tensor
 from fastmmoe.exporter.ops import ATTENTION, DOMAIN, OPS, SPARSE_MOE, TOKEN_PRUNE
 from fastmmoe.exporter.ops.attention import torch_op as _attention  # noqa: F401  (registers the operator)
 from fastmmoe.exporter.ops.schema import register_schemas
@@ -183,17 +183,11 @@ def _quiet() -> Iterator[None]:
 
 def _attach_weights(model: ir.Model, module: torch.nn.Module, load: Callable[[str], torch.Tensor]) -> None:
     """Give every initializer that stands for a parameter a tensor that is read when it is written."""
-
-    def lazily(name: str, value: ir.Value) -> ir.LazyTensor:
-        assert value.dtype is not None and value.shape is not None
-        return ir.LazyTensor(
-            lambda: as_ir_tensor(name, load(name)), dtype=value.dtype, shape=ir.Shape(value.shape), name=name
-        )
-
     parameters = dict(module.named_parameters())
     for name, value in model.graph.initializers.items():
         if name in parameters:
-            value.const_value = lazily(name, value)
+            assert value.dtype is not None
+            value.const_value = parameter_tensor(name, value.dtype, parameters[name].shape, load)
 
 
 def _transpose_when_written(node: ir.Node) -> bool | None:
@@ -203,33 +197,19 @@ def _transpose_when_written(node: ir.Node) -> bool | None:
     parameter's transposition is left out of the graph here, as folding would, but computed when it is written.
     """
     (value, *others), (output,) = node.inputs, node.outputs
-    if node.op_type != "Transpose" or value is None or not isinstance(value.const_value, ir.LazyTensor):
+    if node.op_type != "Transpose" or value is None or not isinstance(value.const_value, ParameterTensor):
         return None
-    if len(value.consumers()) > 1 or value.shape is None:
+    if len(value.consumers()) > 1:
         return None
-    assert not others and node.graph is not None and value.dtype is not None
-    parameter, name, order = value.const_value, output.name, node.attributes["perm"].as_ints()
-
-    def transposed() -> ir.Tensor:
-        return ir.Tensor(np.ascontiguousarray(parameter.numpy().transpose(order)), name=name)
-
-    shape = ir.Shape([value.shape[axis] for axis in order])
-    tensor = ir.LazyTensor(transposed, dtype=value.dtype, shape=shape, name=name)
+    assert not others and node.graph is not None and output.name is not None
+    name = output.name
+    tensor = value.const_value.permuted(node.attributes["perm"].as_ints(), name)
     # The node is dead from here on and is removed with what else is; its output must not keep the name.
     output.name = f"{name}.unused"
-    initializer = ir.Value(name=name, type=ir.TensorType(value.dtype), shape=shape, const_value=tensor)
+    initializer = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
     node.graph.register_initializer(initializer)
     output.replace_all_uses_with(initializer)
     return False
-
-
-def as_ir_tensor(name: str, tensor: torch.Tensor) -> ir.Tensor:
-    """A CPU tensor for ONNX, sharing its memory; bfloat16 included, which NumPy itself lacks."""
-    if tensor.dtype == torch.bfloat16:
-        import ml_dtypes
-
-        return ir.Tensor(tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16), name=name)
-    return ir.Tensor(tensor.numpy(), name=name)
 
 
 def _rename(model: ir.Model, input_names: list[str], output_names: list[str]) -> None:
