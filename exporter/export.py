@@ -41,6 +41,7 @@ from fastmmoe.runtime.bundle.manifest import (
     write_manifest,
 )
 from fastmmoe.runtime.bundle.verification import leave_stamp
+from fastmmoe.runtime.cli.command import abandoning
 from fastmmoe.runtime.files import size_text, writing
 from fastmmoe.runtime.method.policy import UNMODIFIED
 from fastmmoe.runtime.request.config import ProcessorConfig
@@ -94,8 +95,9 @@ def run_export(plan: ExportPlan, say: Say) -> Path:
             say(check_memory(target, plan.device, sum(weights_bytes(model).values())))
         check_weights(model, say)
         staged = output.scratch / STAGED
-        manifest, hashed_at = _write(staged, plan, model, processor, say)
-        _check(staged, output.scratch / TWIN, manifest, model, plan, say)
+        with abandoning(output.abandon):
+            manifest, hashed_at = _write(staged, plan, model, processor, say)
+            _check(staged, output.scratch / TWIN, manifest, model, plan, say)
         if target.tensorrt is not None and target.tensorrt.is_ahead_of_time:
             build_engines(staged, say=say, verify=False)
         output.publish(staged)

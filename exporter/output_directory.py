@@ -22,7 +22,14 @@ import msgspec
 from fastmmoe.runtime.bundle.manifest import ENGINES, GRAPHS, MANIFEST, TIMING_CACHE, FileEntry, engine_file
 from fastmmoe.runtime.cli.command import uninterrupted
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.files import real_path, remove_left_scratch, scratch_directory, sync, writing
+from fastmmoe.runtime.files import (
+    real_path,
+    remove_left_scratch,
+    remove_own_scratch,
+    scratch_directory,
+    sync,
+    writing,
+)
 from fastmmoe.runtime.types import Say
 
 _MOUNTS = Path("/proc/self/mountinfo")
@@ -65,6 +72,11 @@ class Output:
     scratch: Path
     replaced: _Bundle | None
     is_published: bool = False
+
+    def abandon(self) -> str:
+        """Remove what is unfinished as the process ends at once, for `abandoning`."""
+        remove_own_scratch(self.scratch)
+        return ""
 
     def publish(self, staged: Path) -> None:
         """Move the finished bundle to its place, once it is on the disk.

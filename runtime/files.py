@@ -270,11 +270,18 @@ def _empty(path: Path) -> bool:
 
 
 def _remove(path: Path, lock: int) -> None:
-    """Remove a scratch directory, its lock last, so that what an interrupt leaves is found again."""
     try:
-        with suppress(FileNotFoundError):
-            _empty(path)
-            (path / LOCK).unlink()
-            path.rmdir()
+        remove_own_scratch(path)
     finally:
         os.close(lock)
+
+
+def remove_own_scratch(path: Path) -> None:
+    """Remove a scratch directory that this process has locked, its lock last: what an interrupt leaves is found again.
+
+    With the process the lock ends, so that one that ends at once calls this before.
+    """
+    with suppress(FileNotFoundError):
+        _empty(path)
+        (path / LOCK).unlink()
+        path.rmdir()

@@ -15,12 +15,13 @@ import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
 from fastmmoe.runtime.backends.distribution import MODULE as ONNXRUNTIME
 from fastmmoe.runtime.backends.distribution import check_onnxruntime
-from fastmmoe.runtime.cli.start import INTERRUPTED, SIGNALS, ending, open_missing_streams
+from fastmmoe.runtime.cli.start import INTERRUPTED, NOTHING, SIGNALS, ending, open_missing_streams
 from fastmmoe.runtime.errors import FastmmoeError, InvalidRequest, without_breaks
 
 USER_ERROR = 2
@@ -107,7 +108,7 @@ def run_command(name: str, command: Callable[[], int]) -> int:
         # What a terminal cannot show, a path that is no text included, is no reason to end.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    came = _take_signals()
+    interrupts = _take_signals(name)
     sys.unraisablehook = _interrupt_again
     # What Pillow warns of is either an error here or changes nothing; its lines would stand among the command's own.
     warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -121,7 +122,7 @@ def run_command(name: str, command: Callable[[], int]) -> int:
         return _interrupted(name, str(interrupt))
     except Exception as error:
         # An interrupt that lands in compiled code, as in torch's import, may come out as any error.
-        if came:
+        if interrupts.came:
             return _interrupted(name, "")
         if not isinstance(error, FastmmoeError | OSError):
             raise
@@ -156,7 +157,7 @@ def _one_line(error: FastmmoeError | OSError) -> str:
 def _interrupted(name: str, left: str) -> int:
     # A terminal that was closed takes no line.
     with suppress(OSError):
-        print(f"{name}: interrupted; {left or 'nothing was written'}", file=sys.stderr)
+        print(f"{name}: interrupted; {left or NOTHING}", file=sys.stderr)
     return INTERRUPTED
 
 
@@ -239,6 +240,34 @@ def preparing(name: str) -> Iterator[None]:
 
 
 @contextmanager
+def abandoning(leave: Callable[[], str]) -> Iterator[None]:
+    """Have an interrupt end a command's process at once, while compiled code calls Python, as torch's tracing does.
+
+    See `preparing` for why. Outside of `run_command` interrupts stay what they are.
+
+    Args:
+        leave: removes what is not to be left behind, and says what is there; "" = nothing was written.
+    """
+    taken = next((h for h in map(signal.getsignal, SIGNALS) if isinstance(h, _Interrupts)), None)
+    if taken is None:
+        yield
+        return
+    name = taken.name
+
+    def end(*_: object) -> NoReturn:
+        # Removing takes a while, and a second interrupt would leave the rest.
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+        left = ""
+        with suppress(OSError):
+            left = leave()
+        ending(name, left)()
+
+    with _handling_signals(end):
+        yield
+
+
+@contextmanager
 def _handling_signals(handler: Callable[[int, object], object]) -> Iterator[None]:
     # Handlers run in the main thread only; a mask would not help, as the system may take another thread for the signal.
     numbers = SIGNALS if threading.current_thread() is threading.main_thread() else ()
@@ -253,19 +282,30 @@ def _handling_signals(handler: Callable[[int, object], object]) -> Iterator[None
             signal.signal(number, old)
 
 
-def _take_signals() -> list[int]:
-    """Have interrupts and terminations unwind, so that scratch directories are removed; those that came, as they do."""
-    came: list[int] = []
+@dataclass
+class _Interrupts:
+    """The handler of a command's signals: they unwind, so that scratch directories are removed.
 
-    def interrupt(number: int, _: object) -> NoReturn:
-        came.append(number)
+    Attributes:
+        name: of the command.
+        came: those that came, as they do.
+    """
+
+    name: str
+    came: list[int] = field(default_factory=list)
+
+    def __call__(self, number: int, _: object) -> NoReturn:
+        self.came.append(number)
         raise KeyboardInterrupt
 
+
+def _take_signals(name: str) -> _Interrupts:
+    interrupts = _Interrupts(name)
     for number in SIGNALS:
         # What a shell starts in the background ignores interrupts, what nohup starts the end of its terminal.
         if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, interrupt)
-    return came
+            signal.signal(number, interrupts)
+    return interrupts
 
 
 def _interrupt_again(lost: sys.UnraisableHookArgs) -> None:

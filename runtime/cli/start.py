@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import NoReturn
 
 INTERRUPTED = 130
+NOTHING = "nothing was written"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """What interrupts a command; the last is that of a terminal that was closed."""
 
@@ -31,13 +32,13 @@ def end_at_interrupts(name: str) -> None:
             signal.signal(number, ending(name))
 
 
-def ending(name: str) -> Callable[[int, object], NoReturn]:
-    """A signal handler that ends the process at once, where nothing has been written."""
+def ending(name: str, left: str = "") -> Callable[..., NoReturn]:
+    """A signal handler that ends the process at once; left: what there is, "" = nothing was written."""
 
     def end(*_: object) -> NoReturn:
         # A terminal that was closed takes no line.
         with suppress(OSError):
-            os.write(2, f"{name}: interrupted; nothing was written\n".encode())
+            os.write(2, f"{name}: interrupted; {left or NOTHING}\n".encode())
         os._exit(INTERRUPTED)
 
     return end

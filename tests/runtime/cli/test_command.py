@@ -13,7 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from fastmmoe.runtime.cli.command import SIGNALS, ArgumentParser, OutOfMemory, saying_what_memory_lacks, uninterrupted
+from fastmmoe.runtime.cli.command import (
+    SIGNALS,
+    ArgumentParser,
+    OutOfMemory,
+    abandoning,
+    saying_what_memory_lacks,
+    uninterrupted,
+)
 
 SECONDS = 30
 BUFFERED = {"PYTHONUNBUFFERED": ""}
@@ -281,6 +288,34 @@ print('not reached')"""
     result = run(body.strip())
     assert (result.returncode, result.stdout) == (130, b"")
     assert result.stderr == b"name: interrupted; nothing was written\n"
+
+
+def test_an_interrupt_of_compiled_code_removes_what_is_unfinished_and_ends_the_process(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.touch()
+    body = f"""
+from pathlib import Path
+def leave():
+    os.kill(os.getpid(), signal.SIGINT)
+    Path({str(scratch)!r}).unlink()
+    return 'a half was kept'
+with abandoning(leave):
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+    except BaseException:
+        pass
+print('not reached')"""
+    result = run(body.strip())
+    assert (result.returncode, result.stdout) == (130, b"")
+    assert result.stderr == b"name: interrupted; a half was kept\n"
+    assert not scratch.exists()
+
+
+def test_interrupts_outside_of_commands_unwind() -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt), abandoning(lambda: pytest.fail("the process would end")):
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
