@@ -5,8 +5,9 @@
     fastmmoe-export DIR OUT --method all --dtype bf16
     python scripts/benchmark_methods.py run OUT [--repeats N] [--threads N] [--json FILE] [--write FILE]
 
-`checkpoint` writes random weights with the layers of InternVL3.5-30B-A3B's language model. `run` prints tables; --write
-puts them into FILE between `<!-- benchmark -->` and `<!-- end of benchmark -->`, --json writes a line for each setting.
+`checkpoint` writes random weights with the layers of InternVL3.5-30B-A3B's language model (make_random_checkpoint.py
+those of whole models). `run` prints tables; --write puts them into FILE between `<!-- benchmark -->` and
+`<!-- end of benchmark -->`, --json writes a line for each setting.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from benchmark_tools.checkpoint import write_checkpoint
+from benchmark_tools.checkpoint import write_layers
 from benchmark_tools.errors import BenchmarkError
 from benchmark_tools.machine import Machine, measure_machine
 from benchmark_tools.prefill import UNMODIFIED, all_settings, make_prompt, measure_prefills, plan
@@ -126,7 +127,7 @@ def _parse() -> argparse.Namespace:
 def _main() -> int:
     arguments = _parse()
     if arguments.command == "checkpoint":
-        size = write_checkpoint(arguments.directory, arguments.layers)
+        size = write_layers(arguments.directory, arguments.layers)
         print(f"wrote {arguments.directory}: {size / 1e9:.2f} GB of random weights")
         return 0
     if min(arguments.repeats, arguments.threads) < 1:

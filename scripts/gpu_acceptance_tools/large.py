@@ -15,7 +15,8 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
-from benchmark_tools.checkpoint import SEED, config_of, random_tensor, shapes_by_file
+from benchmark_tools.checkpoint import write_layers
+from checkpoint_tools.writer import BYTES
 
 from fastmmoe.exporter.checkpoint.reader import Checkpoint
 from fastmmoe.exporter.export import graph_inputs
@@ -40,14 +41,14 @@ TINY: dict[str, Any] = {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 128,
 }
-TYPES = {"bfloat16": "BF16"}
 
 
 def write_large(directory: Path, *, is_rehearsal: bool) -> None:
     """Write graph, manifest and list; in a rehearsal of layers that are small, yet have large weights."""
     directory.mkdir()
     with tempfile.TemporaryDirectory() as scratch:
-        checkpoint = Checkpoint(_with_holes(Path(scratch), TINY if is_rehearsal else {}))
+        write_layers(Path(scratch), LAYERS, text=TINY if is_rehearsal else {}, wanted=_is_small)
+        checkpoint = Checkpoint(Path(scratch))
         model = Model(checkpoint, PolicyOptions(), Precision(torch.float16, torch.float16, kv_caches=torch.float16))
         processor = read_processor_config(
             checkpoint.path,
@@ -71,33 +72,8 @@ def write_large(directory: Path, *, is_rehearsal: bool) -> None:
     (directory / WEIGHTS).write_text(json.dumps(weights), encoding="utf-8")
 
 
-def _with_holes(directory: Path, text: dict[str, Any]) -> Path:
-    """A checkpoint's folder, whose file of weights has values of the small tensors only."""
-    config = config_of(LAYERS, text)
-    (directory / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    shapes: dict[str, tuple[int, ...]] = {}
-    for _, of_file in shapes_by_file(config, LAYERS):
-        shapes |= of_file
-    header: dict[str, Any] = {}
-    end = 0
-    for name, shape in shapes.items():
-        size = 2 * math.prod(shape)
-        header[name] = {"dtype": TYPES["bfloat16"], "shape": list(shape), "data_offsets": [end, end + size]}
-        end += size
-    text_header = json.dumps(header).encode()
-    text_header += b" " * (-len(text_header) % 8)
-    generator = torch.Generator().manual_seed(SEED)
-    with (directory / "model.safetensors").open("wb") as file:
-        file.write(len(text_header).to_bytes(8, "little") + text_header)
-        start = file.tell()
-        for name, shape in shapes.items():
-            first, after = header[name]["data_offsets"]
-            if after - first <= SMALL:
-                file.seek(start + first)
-                values = random_tensor(name, shape, generator)
-                file.write(values.view(torch.uint8).numpy().tobytes() if values.ndim else b"")
-        file.truncate(start + end)
-    return directory
+def _is_small(name: str, shape: tuple[int, ...]) -> bool:
+    return BYTES * math.prod(shape) <= SMALL
 
 
 def _take_out(model: ir.Model) -> dict[str, Any]:

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmark's tools: the least time of a prefill, the rows of its tables, and the checkpoint that it times."""
+"""The benchmark's tools: the least time of a prefill, and the rows of its tables."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,9 +14,8 @@ from fastmmoe.runtime.method.schedule import plan_request
 from tests.support.manifests import toy_manifest
 from tests.support.scripts import script
 
-checkpoint, errors, machine, prefill, probe, roofline, tables = (
-    script(f"benchmark_tools.{name}")
-    for name in ("checkpoint", "errors", "machine", "prefill", "probe", "roofline", "tables")
+machine, prefill, probe, roofline, tables = (
+    script(f"benchmark_tools.{name}") for name in ("machine", "prefill", "probe", "roofline", "tables")
 )
 MANIFEST = toy_manifest("internvl3_5")
 INFO = MANIFEST.language_model
@@ -106,39 +104,3 @@ def test_settings_that_are_compared() -> None:
     assert settings[0] == prefill.UNMODIFIED
     assert len(settings) == len({setting.name for setting in settings}) == 2 + 5 * len(prefill.RETENTIONS)
     assert settings[1].visual_top_k == MANIFEST.policy.visual_top_k
-
-
-def test_every_tensor_is_in_one_file() -> None:
-    files = dict(checkpoint.shapes_by_file(checkpoint.config_of(2), 2))
-    assert list(files) == [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
-    names = [name for shapes in files.values() for name in shapes]
-    assert len(set(names)) == len(names)
-    assert [sum(".layers.0." in name for name in shapes) > 100 for shapes in files.values()] == [True, False, False]
-    assert files["model-00003-of-00003.safetensors"]["language_model.lm_head.weight"] == (2048, 2048)
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "distribution"),
-    [
-        ("a.self_attn.q_norm.weight", (128,), (1.6, 0.1)),
-        ("a.input_layernorm.weight", (2048,), (1.0, 0.1)),
-        ("a.bias", (7,), (0.0, 0.1)),
-        ("a.embed_tokens.weight", (9, 4), (0.0, 1.0)),
-        ("a.mlp.gate.weight", (128, 100), (0.0, 0.25)),
-        ("a.lm_head.weight", (9, 900), (0.0, 0.1)),
-        ("a.q_proj.weight", (9, 400), (0.0, 0.05)),
-        ("a.patch_embeddings.projection.weight", (9, 3, 10, 10), (0.0, 300**-0.5)),
-    ],
-)
-def test_weights_as_decisive_as_trained_ones(
-    name: str, shape: tuple[int, ...], distribution: tuple[float, float]
-) -> None:
-    assert checkpoint.distribution(name, shape) == pytest.approx(distribution)
-
-
-def test_a_directory_that_holds_something_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "mine").write_text("")
-    for layers, message in ((0, "--layers 0: expected at least 1"), (1, f"{tmp_path} is not empty; give a new")):
-        with pytest.raises(errors.BenchmarkError, match=f"^{message}"):
-            checkpoint.write_checkpoint(tmp_path, layers)
-    assert [file.name for file in tmp_path.iterdir()] == ["mine"]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """config.json of the published models, in every form they have.
 
-tests/checkpoints holds the files; the 20B and 241B forms and those of other transformers versions follow from them.
+scripts/checkpoint_tools/published.py has the published ones; those of other transformers versions follow from them.
 """
 
 from __future__ import annotations
@@ -9,82 +9,21 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
 from fastmmoe.runtime.errors import UnsupportedModel
+from tests.support.scripts import script
 
 Json = dict[str, Any]
 
 
-CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
-
-
-LANGUAGE_SECTION = {"deepseek_vl_v2": "language_config", "internvl": "text_config", "internvl_chat": "llm_config"}
-
-
-QWEN3_235B = {
-    "hidden_size": 4096,
-    "intermediate_size": 12288,
-    "num_hidden_layers": 94,
-    "num_attention_heads": 64,
-    "moe_intermediate_size": 1536,
-    "max_window_layers": 94,
-}
-
-
-GPT_OSS_20B = {
-    "architectures": ["GptOssForCausalLM"],
-    "attention_bias": True,
-    "attention_dropout": 0.0,
-    "eos_token_id": 200002,
-    "experts_per_token": 4,
-    "head_dim": 64,
-    "hidden_act": "silu",
-    "hidden_size": 2880,
-    "initial_context_length": 4096,
-    "initializer_range": 0.02,
-    "intermediate_size": 2880,
-    "layer_types": ["sliding_attention", "full_attention"] * 12,
-    "max_position_embeddings": 131072,
-    "model_type": "gpt_oss",
-    "num_attention_heads": 64,
-    "num_experts_per_tok": 4,
-    "num_hidden_layers": 24,
-    "num_key_value_heads": 8,
-    "num_local_experts": 32,
-    "output_router_logits": False,
-    "pad_token_id": 199999,
-    "rms_norm_eps": 1e-05,
-    "rope_scaling": {
-        "beta_fast": 32.0,
-        "beta_slow": 1.0,
-        "factor": 32.0,
-        "original_max_position_embeddings": 4096,
-        "rope_type": "yarn",
-        "truncate": False,
-    },
-    "rope_theta": 150000,
-    "router_aux_loss_coef": 0.9,
-    "sliding_window": 128,
-    "swiglu_limit": 7.0,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "use_cache": True,
-    "vocab_size": 201088,
-}
-
-
-VIT_6B = {
-    "hidden_size": 3200,
-    "num_hidden_layers": 45,
-    "num_attention_heads": 25,
-    "intermediate_size": 12800,
-    "norm_type": "rms_norm",
-}
+_published = script("checkpoint_tools.published")
+LANGUAGE_SECTION, HF, ORIGINAL = _published.LANGUAGE_SECTION, _published.HF, _published.ORIGINAL
+load_published, language_of = _published.load_published, _published.language_of
+as_20b, as_241b, as_saved_by_4 = _published.as_20b, _published.as_241b, _published.as_saved_by_4
 
 
 # What PretrainedConfig.to_dict() of transformers 4 adds to a section that is written whole.
@@ -103,39 +42,6 @@ WHOLE_DICT = json.loads("""{
     "begin_suppress_tokens": null, "tf_legacy_loss": false, "use_bfloat16": false, "output_attentions": false,
     "_attn_implementation_autoset": true
 }""")
-
-
-def load_published(path: str) -> Json:
-    config: Json = json.loads((CHECKPOINTS / path).read_text())
-    return config
-
-
-def language_of(config: Json) -> Json:
-    section: Json = config[LANGUAGE_SECTION[config["model_type"]]]
-    return section
-
-
-def as_20b(config: Json) -> Json:
-    """The GPT-OSS-20B form of a Qwen3 file."""
-    config[LANGUAGE_SECTION[config["model_type"]]] = copy.deepcopy(GPT_OSS_20B)
-    config |= {key: 2880 for key in ("hidden_size",) if key in config}
-    config |= {key: "internvl3_5_gpt_oss" for key in ("template",) if key in config}
-    return config
-
-
-def as_241b(config: Json) -> Json:
-    """The 241B form: Qwen3-235B and the 6B tower."""
-    language_of(config).update(QWEN3_235B)
-    bias, norm = ("qkv_bias", "qk_normalization") if "llm_config" in config else ("attention_bias", "use_qk_norm")
-    config["vision_config"] |= VIT_6B | {bias: False, norm: True}
-    config |= {key: 4096 for key in ("hidden_size",) if key in config}
-    return config
-
-
-def as_saved_by_4(config: Json) -> Json:
-    """A -HF file after save_pretrained of transformers 4.52 to 4.56: tie_word_embeddings is written nowhere."""
-    language_of(config).pop("tie_word_embeddings", None)
-    return config
 
 
 def as_saved_by_5(config: Json) -> Json:
@@ -160,10 +66,7 @@ def as_whole_dict(config: Json) -> Json:
     return config
 
 
-HF, CONVERTER = "InternVL3_5-30B-A3B-HF/config.json", "InternVL3_5-30B-A3B-HF/config.converter.json"
-
-
-ORIGINAL = "InternVL3_5-30B-A3B/config.json"
+CONVERTER = "InternVL3_5-30B-A3B-HF/config.converter.json"
 
 
 FORMS: dict[str, Callable[[], Json]] = {
