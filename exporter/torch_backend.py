@@ -86,8 +86,8 @@ class TorchBackend:
     @torch.no_grad()
     def logits_of_rows(self, feeds: dict[str, Array], caches: Tensors) -> Array:
         """Logits [T', vocab] float32 of every row that is left after the last layer; the caches stay as they are."""
-        x, _, _ = self.language_model.run_layers(_tensors(feeds) | caches)
-        logits: Array = self.language_model.logits(x).numpy()
+        program = self.language_model.program(every_row=True)
+        logits: Array = program.run(_tensors(feeds) | caches)[graph_io.LOGITS].numpy()
         return logits
 
 

@@ -68,15 +68,14 @@ def attend(
     others = [] if v is None else [v, past[1]]
     others += [] if sinks is None else [sinks]
     if window:
-        assert tokens.past_position_ids is not None
+        assert tokens.position_ids is not None and tokens.past_position_ids is not None
         others += [tokens.position_ids, tokens.past_position_ids]
-    rows = tokens.rows
-    ids = (tokens.past_lengths, rows.sequence_ids, rows.sequence_offsets)
+    ids = (tokens.past_lengths, tokens.sequence_ids, tokens.sequence_offsets)
     output, *found = torch.ops.fastmmoe.attention(q, k, past[0], *ids, others, ATTENTION.encode(attributes))
     present, found = found[: len(past)], found[len(past) :]
     watched = [
         # Keys are rated as they are stored.
-        watched_attention(q, k.to(past[0].dtype), found[-1], scale, watch, rows.sequence_ids)
+        watched_attention(q, k.to(past[0].dtype), found[-1], scale, watch, tokens.sequence_ids)
         for watch in watches
     ]
     return Attended(output, present, found[0] if writes_position_ids else None, watched)
@@ -131,6 +130,7 @@ class GroupedAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.scale, self.window = heads, kv_heads, head_dim**-0.5, window
+        self.cache_shape = (kv_heads, head_dim)
         self.q_proj = nn.Linear(hidden_size, heads * head_dim, bias=bias)
         self.k_proj = nn.Linear(hidden_size, kv_heads * head_dim, bias=bias)
         self.v_proj = nn.Linear(hidden_size, kv_heads * head_dim, bias=bias)

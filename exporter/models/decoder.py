@@ -9,17 +9,54 @@ one length.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from fastmmoe.exporter.models.decoder_steps import (
+    COS,
+    PAST_LENGTHS,
+    PAST_POSITION_IDS,
+    PRESENT_LENGTHS,
+    PRESENT_POSITION_IDS,
+    PROMPT_OFFSETS,
+    PROMPT_POSITIONS,
+    RATER_WEIGHTS,
+    ROTARY_POSITIONS,
+    SIN,
+    AttentionStep,
+    EveryRow,
+    FeedForward,
+    GroupTokens,
+    NextTokens,
+    RandomScores,
+    RaterWeights,
+    past,
+    present,
+)
 from fastmmoe.exporter.models.layers import SparseMoe
-from fastmmoe.exporter.pruning.sites import Sites
-from fastmmoe.exporter.pruning.tokens import Rows, Tokens
+from fastmmoe.exporter.models.steps import Part, Program, Step, Take, Tensors
+from fastmmoe.exporter.pruning.sites import (
+    HIDDEN_STATES,
+    KEEP_OFFSETS,
+    KEEP_SLOTS,
+    KEPT_INDEX,
+    LAST,
+    MERGE_OFFSETS,
+    MERGE_SLOTS,
+    RANDOM_SCORES,
+    RATERS,
+    RECYCLE_SLOTS,
+    RESIDUAL,
+    PruneSite,
+    own_inputs,
+    watch_names,
+    watched,
+)
 from fastmmoe.runtime.bundle import graph_io, signatures
-from fastmmoe.runtime.method.policy import RANDOM, SPARSEVLM, UNMODIFIED, Policy
+from fastmmoe.runtime.method.policy import ALL, FASTMMOE, RANDOM, SPARSEVLM, UNMODIFIED, Policy
 
 
 class DecoderLayer(nn.Module):
@@ -76,111 +113,169 @@ class LanguageModel(nn.Module):
         self.groups = signatures.layer_groups(len(layers), policy.sites)
         self.moe_layers = tuple(i for i, layer in enumerate(layers) if isinstance(layer.mlp, MoeBlock))
 
-    def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def forward(self, inputs: Tensors) -> Tensors:
         """One prefill or one decode step; names and shapes of inputs and outputs: runtime/bundle/graph_io.py."""
-        x, rows, outputs = self.run_layers(inputs)
-        last = inputs[graph_io.SEQUENCE_OFFSETS][1:] - 1
-        logits = self.logits(x.index_select(0, rows.last))
-        found = {
-            graph_io.LOGITS: logits,
-            graph_io.NEXT_IDS: _greatest(logits),
-            # Of the call's own last rows: those that are left may be others.
-            graph_io.NEXT_POSITION_IDS: inputs[graph_io.POSITION_IDS].index_select(0, last) + 1,
-        }
-        return found | outputs
+        return self.program().run(inputs)
 
-    def logits(self, x: torch.Tensor) -> torch.Tensor:
-        """Final norm and head: [n, H] -> [n, vocab] float32."""
-        return self.lm_head(self.norm(x)).float()
+    def program(self, cache_dtype: torch.dtype | None = None, *, every_row: bool = False) -> Program:
+        """The model as steps, with its parameters as they are now.
 
-    def run_layers(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, Rows, dict[str, torch.Tensor]]:
-        """The rows [T', H] after the last layer, which they are, and the outputs that come of the layers."""
-        x = inputs[graph_io.INPUTS_EMBEDS]
-        outputs: dict[str, torch.Tensor] = {}
-        sites, rows, group = Sites(self.policy, inputs), self._first_rows(inputs), 0
-        tokens = self._tokens(inputs, sites, group, rows, outputs)
-        for i, layer in enumerate(self.layers):
-            watches = sites.watches(i, rows)
-            names = graph_io.past_names(i, layer.self_attn.cache_parts)
-            past = [inputs[name] for name in names]
-            y = layer.self_attn(layer.input_layernorm(x), tokens, past, list(watches.values()))
-            outputs |= dict(zip(map(graph_io.present_name, names), y.present, strict=True))
-            if y.present_position_ids is not None:
-                outputs[graph_io.present_name(graph_io.past_position_ids(group))] = y.present_position_ids
-                tokens = replace(tokens, past_position_ids=y.present_position_ids, has_new_positions=True)
-            attention = dict(zip(watches, y.watched, strict=True))
-            x = x + y.output
-            h = layer.post_attention_layernorm(x)
-            for s, site in sites.at(i, "moe"):
-                pruned = sites.prune_moe(s, site, layer.mlp.experts.routing_probs, h, x, attention, rows)
-                h, x, rows = pruned.hidden_states, pruned.residual, pruned.rows
-                outputs[graph_io.kept_index(s)] = pruned.kept_index
-                attention = {name: a.index_select(0, pruned.kept_index) for name, a in attention.items()}
-            x = x + self._feed_forward(layer, i, h, rows.visual_index, inputs)
-            for s, site in sites.at(i, "output"):
-                pruned = sites.prune_output(s, site, x, attention, rows)
-                x, rows = pruned.residual, pruned.rows
-                outputs[graph_io.kept_index(s)] = pruned.kept_index
-                attention = {name: a.index_select(0, pruned.kept_index) for name, a in attention.items()}
-            if i == self.groups[group][-1] and i + 1 < len(self.layers):
-                group += 1
-                tokens = self._tokens(inputs, sites, group, rows, outputs)
-        return x, rows, outputs
-
-    def _first_rows(self, inputs: dict[str, torch.Tensor]) -> Rows:
-        x, visual_index, random_scores = inputs[graph_io.INPUTS_EMBEDS], inputs[graph_io.VISUAL_INDEX], None
-        if RANDOM in self.policy.methods:
-            random_scores = torch.zeros(x.shape[0]).scatter(0, visual_index.long(), inputs[graph_io.RANDOM_SCORES])
-        return Rows(
-            inputs[graph_io.POSITION_IDS],
-            inputs[graph_io.SEQUENCE_IDS],
-            inputs[graph_io.SEQUENCE_OFFSETS],
-            visual_index,
-            inputs.get(graph_io.VISUAL_OFFSETS),
-            random_scores,
-        )
-
-    def _feed_forward(
-        self, layer: DecoderLayer, i: int, h: torch.Tensor, visual_index: torch.Tensor, inputs: dict[str, torch.Tensor]
-    ) -> torch.Tensor:
-        if i not in self.moe_layers:
-            return layer.mlp(h)
-        j = self.moe_layers.index(i)
-        if self.policy.method == UNMODIFIED:
-            visual_top_k = torch.full((1,), layer.mlp.experts.config.top_k, dtype=torch.int32)
-        else:
-            visual_top_k = inputs[graph_io.VISUAL_TOP_K][j : j + 1]
-        return layer.mlp(h, visual_index, visual_top_k)
-
-    def _tokens(
-        self, inputs: dict[str, torch.Tensor], sites: Sites, group: int, rows: Rows, outputs: dict[str, torch.Tensor]
-    ) -> Tokens:
-        """What the group's layers share; its present lengths go to `outputs`."""
-        past_lengths = inputs[graph_io.past_lengths(group)]
-        sequences = torch.arange(past_lengths.shape[0], dtype=torch.int32)
-        new = (sequences[:, None] == rows.sequence_ids[None, :]).sum(1)
-        outputs[graph_io.present_name(graph_io.past_lengths(group))] = past_lengths + new.to(torch.int32)
-        dtype = inputs[graph_io.INPUTS_EMBEDS].dtype
-        position_ids = rows.position_ids if group == 0 else self._positions(sites, rows, past_lengths)
-        angles = position_ids.float()[:, None, None] * self.inv_freq
-        cos, sin = (angles.cos() * self.rope_scale).to(dtype), (angles.sin() * self.rope_scale).to(dtype)
-        slides = any(self.layers[i].self_attn.window for i in self.groups[group])
-        past_position_ids = inputs[graph_io.past_position_ids(group)] if slides else None
-        return Tokens(rows, position_ids, cos, sin, past_lengths, past_position_ids)
-
-    def _positions(self, sites: Sites, rows: Rows, past_lengths: torch.Tensor) -> torch.Tensor:
-        """[T] int32: the numbers of the original sequence or, by SparseVLM v1.5, of what is left of it."""
-        if SPARSEVLM not in self.policy.methods or self.policy.sparsevlm_positions == "original":
-            return rows.position_ids
-        row = torch.arange(rows.position_ids.shape[0], dtype=torch.int32)
-        a = (row[:, None] >= rows.sequence_offsets[None, 1:]).sum(1)  # the sequence of the call that each belongs to
-        first = rows.sequence_offsets.index_select(0, a)
-        compact = past_lengths.index_select(0, rows.sequence_ids) + row - first
-        is_active = sites.is_active(SPARSEVLM)
-        return compact if is_active is True else torch.where(torch.as_tensor(is_active), compact, rows.position_ids)
+        Args:
+            cache_dtype: what the caches store; None = the activations' type.
+            every_row: the only result is LOGITS of every row that is left after the last layer, [T', vocab].
+        """
+        return _Builder(self, cache_dtype).build(every_row=every_row)
 
 
-def _greatest(logits: torch.Tensor) -> torch.Tensor:
-    """[A, vocab] -> int32 [A]: where the greatest is, -1 where one is NaN or infinite."""
-    is_finite = logits.abs().sum(-1) < float("inf")
-    return torch.where(is_finite, logits.argmax(-1).to(torch.int32), -1)
+class _Builder:
+    """Lines up the steps of a decoder. `_now` has, for each local name, the program's name of its value by now."""
+
+    def __init__(self, model: LanguageModel, cache_dtype: torch.dtype | None) -> None:
+        self._model, self._policy = model, model.policy
+        self._steps: list[Step] = []
+        self._outputs: dict[str, str] = {}
+        self._takes = _takes(model, cache_dtype)
+        self._now = {RESIDUAL: graph_io.INPUTS_EMBEDS}
+
+    def build(self, *, every_row: bool) -> Program:
+        norm, lm_head = self._model.norm, self._model.lm_head
+        self._start()
+        for g, layers in enumerate(self._model.groups):
+            self._group(g, layers)
+        if every_row:
+            outputs = {graph_io.LOGITS: graph_io.LOGITS}
+            self._add("", EveryRow(norm, lm_head), [RESIDUAL], [], outputs)
+            return Program(self._steps, outputs)
+        given = {PROMPT_POSITIONS: graph_io.POSITION_IDS, PROMPT_OFFSETS: graph_io.SEQUENCE_OFFSETS}
+        outputs = {name: name for name in (graph_io.LOGITS, graph_io.NEXT_IDS, graph_io.NEXT_POSITION_IDS)}
+        taken = [RESIDUAL, graph_io.SEQUENCE_OFFSETS]
+        self._add("", NextTokens(norm, lm_head), taken, [], outputs, given)
+        return Program(self._steps, outputs | self._outputs)
+
+    def _add(
+        self,
+        name: str,
+        module: nn.Module,
+        takes: Iterable[str],
+        writes: Iterable[str],
+        results: dict[str, str] | None = None,
+        given: Mapping[str, str | Part] | None = None,
+    ) -> None:
+        """Add a step.
+
+        Args:
+            takes: what it reads as it is by now.
+            writes: what it changes for the steps after it.
+            results: what it gives to the outside, local name -> the graph's.
+            given: what it reads by another name, local name -> the program's.
+        """
+        reads = {local: self._now.get(local, local) for local in takes} | dict(given or {})
+        changed = {local: f"{local}@{len(self._steps)}" for local in writes}
+        shapes = {local: self._takes[local] for local in reads}
+        self._steps.append(Step(name, module, shapes, reads, changed | (results or {})))
+        self._now |= changed
+        self._outputs |= {} if results is None else {output: output for output in results.values()}
+
+    def _start(self) -> None:
+        """What is known before the first layer."""
+        if RANDOM in self._policy.methods:
+            given = [graph_io.RANDOM_SCORES, graph_io.VISUAL_INDEX, graph_io.POSITION_IDS]
+            self._add("", RandomScores(), given, [RANDOM_SCORES])
+        if SPARSEVLM in self._policy.methods:
+            given = [graph_io.INPUTS_EMBEDS, graph_io.VISUAL_INDEX, graph_io.RATER_SLOTS]
+            self._add("", RaterWeights(), given, [RATER_WEIGHTS])
+
+    def _group(self, g: int, layers: tuple[int, ...]) -> None:
+        m, policy, slides = self._model, self._policy, [i for i in layers if self._model.layers[i].self_attn.window]
+        self._now |= {PAST_LENGTHS: graph_io.past_lengths(g), PAST_POSITION_IDS: graph_io.past_position_ids(g)}
+        self._now |= {ROTARY_POSITIONS: self._now.get(graph_io.POSITION_IDS, graph_io.POSITION_IDS)}
+        renumbers = g > 0 and SPARSEVLM in policy.methods and policy.sparsevlm_positions != "original"
+        module = GroupTokens(m.inv_freq, m.lm_head.weight.dtype, m.rope_scale, policy.method, renumbers=renumbers)
+        takes = [graph_io.POSITION_IDS, graph_io.SEQUENCE_IDS, PAST_LENGTHS]
+        takes += [graph_io.SEQUENCE_OFFSETS] * renumbers + [graph_io.METHOD] * (renumbers and policy.method == ALL)
+        lengths = {PRESENT_LENGTHS: graph_io.present_name(graph_io.past_lengths(g))}
+        self._add("", module, takes, [COS, SIN, *[ROTARY_POSITIONS] * renumbers], lengths)
+        for i in layers:
+            self._attention(i, g, is_first_sliding=slides[:1] == [i])
+            self._prune(i, "moe")
+            self._feed_forward(i)
+            self._prune(i, "output")
+
+    def _attention(self, i: int, g: int, *, is_first_sliding: bool) -> None:
+        layer, watches = self._model.layers[i], watch_names(self._policy, i)
+        attention = layer.self_attn
+        module = AttentionStep(layer, watches, writes_positions=is_first_sliding)
+        takes = [RESIDUAL, COS, SIN, PAST_LENGTHS, graph_io.SEQUENCE_IDS, graph_io.SEQUENCE_OFFSETS]
+        takes += [ROTARY_POSITIONS, PAST_POSITION_IDS] if attention.window else []
+        takes += [graph_io.RATER_SLOTS, RATER_WEIGHTS] if RATERS in watches else []
+        names = dict(zip(attention.cache_parts, graph_io.past_names(i, attention.cache_parts), strict=True))
+        given = {past(part): name for part, name in names.items()}
+        results = {present(part): graph_io.present_name(name) for part, name in names.items()}
+        if is_first_sliding:
+            results[PRESENT_POSITION_IDS] = graph_io.present_name(graph_io.past_position_ids(g))
+        writes = [RESIDUAL, HIDDEN_STATES, *map(watched, watches)]
+        self._add(f"layers.{i}", module, takes, writes, results, given)
+        if is_first_sliding:
+            self._now[PAST_POSITION_IDS] = results[PRESENT_POSITION_IDS]
+
+    def _feed_forward(self, i: int) -> None:
+        is_moe, prunes = i in self._model.moe_layers, self._policy.method != UNMODIFIED
+        module = FeedForward(self._model.layers[i].mlp, is_moe=is_moe, prunes=prunes)
+        takes = [RESIDUAL, HIDDEN_STATES, *[graph_io.VISUAL_INDEX] * is_moe]
+        given = {graph_io.VISUAL_TOP_K: Part(graph_io.VISUAL_TOP_K, self._model.moe_layers.index(i))} if is_moe else {}
+        self._add(f"layers.{i}", module, takes, [RESIDUAL], given=given if prunes else {})
+
+    def _prune(self, i: int, point: str) -> None:
+        """The layer's sites at this point."""
+        policy, mlp, watches = self._policy, self._model.layers[i].mlp, watch_names(self._policy, i)
+        for s, site in enumerate(policy.sites):
+            if (site.layer, site.point) != (i, point):
+                continue
+            states = [RESIDUAL, *[HIDDEN_STATES] * (point == "moe")]
+            scores = [*map(watched, watches), *[RANDOM_SCORES] * (RANDOM in policy.methods)]
+            rows = [graph_io.POSITION_IDS, graph_io.SEQUENCE_IDS, graph_io.SEQUENCE_OFFSETS, graph_io.VISUAL_INDEX]
+            others = [graph_io.VISUAL_OFFSETS, *[graph_io.METHOD] * (policy.method == ALL)]
+            own = own_inputs(site, s)
+            module = PruneSite(policy, site, watches, mlp.experts if FASTMMOE in site.methods else None)
+            self._add(
+                f"layers.{i}",
+                module,
+                [*states, *scores, *rows, *others],
+                [*states, *scores, *rows],
+                {KEPT_INDEX: graph_io.kept_index(s)},
+                own | {graph_io.ALPHA: Part(graph_io.ALPHA, s)},
+            )
+            self._now[graph_io.VISUAL_OFFSETS] = own[KEEP_OFFSETS]
+
+
+def _takes(model: LanguageModel, cache_dtype: torch.dtype | None) -> dict[str, Take]:
+    """Shape and dtype of everything that a step of the decoder reads, by local name.
+
+    T rows, of them V visual tokens, of O - 1 sequences; caches of B sequences with room for C rows.
+    """
+    dtype, H, angles = model.lm_head.weight.dtype, model.lm_head.in_features, model.inv_freq.shape[0]
+    attention, int32, int8, float32 = model.layers[0].self_attn, torch.int32, torch.int8, torch.float32
+    heads, width = attention.cache_shape
+    alike: list[tuple[Take, tuple[str, ...]]] = [
+        ((("T", H), dtype), (graph_io.INPUTS_EMBEDS, RESIDUAL, HIDDEN_STATES)),
+        ((("T", 1, angles), dtype), (COS, SIN)),
+        ((("T",), int32), (graph_io.POSITION_IDS, graph_io.SEQUENCE_IDS, ROTARY_POSITIONS)),
+        ((("T",), float32), (RANDOM_SCORES, watched(LAST), watched(RATERS))),
+        ((("V",), int32), (graph_io.VISUAL_INDEX,)),
+        ((("V",), float32), (graph_io.RANDOM_SCORES,)),
+        ((("O",), int32), (graph_io.SEQUENCE_OFFSETS, graph_io.VISUAL_OFFSETS, PROMPT_OFFSETS)),
+        ((("O",), int32), (KEEP_OFFSETS, MERGE_OFFSETS)),
+        ((("K",), int8), (KEEP_SLOTS,)),
+        ((("M",), int8), (MERGE_SLOTS,)),
+        ((("N",), int8), (RECYCLE_SLOTS,)),
+        ((("Q",), int8), (graph_io.RATER_SLOTS,)),
+        ((("Q",), float32), (RATER_WEIGHTS,)),
+        (((1,), int32), (graph_io.METHOD, graph_io.VISUAL_TOP_K)),
+        (((1,), float32), (graph_io.ALPHA,)),
+        # Of the call, before any row was pruned.
+        ((("P",), int32), (PROMPT_POSITIONS,)),
+        ((("B",), int32), (PAST_LENGTHS,)),
+        ((("B", "C"), int32), (PAST_POSITION_IDS,)),
+        ((("B", heads, "C", width), cache_dtype or dtype), tuple(map(past, attention.cache_parts))),
+    ]
+    return {name: take for take, names in alike for name in names}

@@ -20,6 +20,7 @@ from fastmmoe.exporter.models.deepseek_vl2_config import read_config as read_con
 from fastmmoe.exporter.models.deepseek_vl2_processor import read_processor as read_processor
 from fastmmoe.exporter.models.graphs import Embedding, GraphModules
 from fastmmoe.exporter.models.layers import (
+    PATCHES,
     Mlp,
     RMSNorm,
     SparseMoe,
@@ -28,7 +29,9 @@ from fastmmoe.exporter.models.layers import (
     VisionMlp,
     rotary_frequencies,
     rotate,
+    vision_program,
 )
+from fastmmoe.exporter.models.steps import Program, Take
 from fastmmoe.exporter.models.weight_rules import BUFFERS, expert_weights, linear, norm, same
 from fastmmoe.exporter.pruning.tokens import Tokens, Watch
 from fastmmoe.runtime.bundle import graph_io
@@ -72,16 +75,51 @@ class Vision(nn.Module):
         self.image_newline = nn.Parameter(torch.empty(hidden_size))
         self.view_seperator = nn.Parameter(torch.empty(hidden_size))
 
-    def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """[tiles, 3, S, S] -> [tiles, grid^2, width], after the final norm."""
-        x = self.patch_embed(pixel_values).flatten(2).transpose(1, 2) + self.pos_embed
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+    def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return self.program().run(inputs)
+
+    def program(self) -> Program:
+        """The tower as steps: patches, each block, projector with the layout."""
+        c, dtype = self.config, self.pos_embed.dtype
+        pixels: Take = (("tiles", 3, c.image_size, c.image_size), dtype)
+        return vision_program(
+            Patches(self),
+            self.blocks,
+            Projector(self),
+            {graph_io.PIXEL_VALUES: pixels, graph_io.LAYOUT_INDEX: (("V",), torch.int32)},
+            block_take=(("tiles", c.grid**2, c.width), dtype),
+            layout=(graph_io.LAYOUT_INDEX,),
+        )
+
+
+class Patches(nn.Module):
+    """[tiles, 3, S, S] -> [tiles, grid^2, width]."""
+
+    def __init__(self, vision: Vision) -> None:
+        super().__init__()
+        self.patch_embed, self.pos_embed = vision.patch_embed, vision.pos_embed
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        x = self.patch_embed(inputs[graph_io.PIXEL_VALUES]).flatten(2).transpose(1, 2)
+        return {PATCHES: x + self.pos_embed}
+
+
+class Projector(nn.Module):
+    """[tiles, grid^2, width] -> [V, H]: final norm, projector, layout.
+
+    The projector makes side^2 features of a tile; its channel order is that of F.unfold: c, then dy, then dx.
+    """
+
+    def __init__(self, vision: Vision) -> None:
+        super().__init__()
+        c = vision.config
+        self.downsample_ratio, self.grid, self.width = c.downsample_ratio, c.grid, c.width
+        self.norm, self.projector_in, self.projector_out = vision.norm, vision.projector_in, vision.projector_out
+        self.image_newline, self.view_seperator = vision.image_newline, vision.view_seperator
 
     def project(self, x: torch.Tensor) -> torch.Tensor:
-        """[tiles, grid^2, width] -> [tiles, side^2, H]; the channel order is that of F.unfold: c, then dy, then dx."""
-        d, grid, width = self.config.downsample_ratio, self.config.grid, self.config.width
+        """[tiles, grid^2, width] -> [tiles, side^2, H]."""
+        d, grid, width = self.downsample_ratio, self.grid, self.width
         pad = -grid % d
         side = (grid + pad) // d
         x = F.pad(x.view(-1, grid, grid, width), (0, 0, 0, pad, 0, pad))
@@ -89,7 +127,7 @@ class Vision(nn.Module):
         return self.projector_out(F.gelu(self.projector_in(x)))
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        tiles = self.project(self.features(inputs[graph_io.PIXEL_VALUES]))
+        tiles = self.project(self.norm(inputs[PATCHES]))
         rows = torch.cat((tiles.flatten(0, 1), self.image_newline[None], self.view_seperator[None]))
         return {graph_io.IMAGE_FEATURES: rows.index_select(0, inputs[graph_io.LAYOUT_INDEX])}
 
@@ -107,6 +145,7 @@ class LatentAttention(nn.Module):
     def __init__(self, c: Config, mla: MlaConfig) -> None:
         super().__init__()
         self.heads, self.mla = c.num_attention_heads, mla
+        self.cache_shape = (1, mla.kv_lora_rank + mla.qk_rope_head_dim)
         self.scale = (mla.qk_nope_head_dim + mla.qk_rope_head_dim) ** -0.5
         self.q_proj = nn.Linear(c.hidden_size, self.heads * (mla.qk_nope_head_dim + mla.qk_rope_head_dim), bias=False)
         self.kv_a_proj_with_mqa = nn.Linear(c.hidden_size, mla.kv_lora_rank + mla.qk_rope_head_dim, bias=False)

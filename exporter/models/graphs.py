@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastmmoe.exporter.models.decoder import LanguageModel
+from fastmmoe.exporter.models.steps import Program
 from fastmmoe.runtime.bundle import graph_io
 
 
@@ -22,6 +23,10 @@ class Embedding(nn.Module):
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         return {graph_io.INPUTS_EMBEDS: F.embedding(inputs[graph_io.INPUT_IDS], self.weight)}
+
+    def program(self) -> Program:
+        """The module as a step."""
+        return Program.of(self, {graph_io.INPUT_IDS: (("T",), torch.int32)}, (graph_io.INPUTS_EMBEDS,))
 
 
 @dataclass(frozen=True)

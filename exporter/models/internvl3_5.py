@@ -19,13 +19,16 @@ from fastmmoe.exporter.models.internvl3_5_config import Config, VisionConfig
 from fastmmoe.exporter.models.internvl3_5_config import read_config as read_config
 from fastmmoe.exporter.models.internvl3_5_processor import read_processor as read_processor
 from fastmmoe.exporter.models.layers import (
+    PATCHES,
     RMSNorm,
     SparseMoe,
     VisionAttention,
     VisionBlock,
     VisionMlp,
     rotary_frequencies,
+    vision_program,
 )
+from fastmmoe.exporter.models.steps import Program, Take
 from fastmmoe.exporter.models.weight_rules import BUFFERS, expert_weights, linear, norm, same
 from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.method.policy import Policy
@@ -70,23 +73,50 @@ class Vision(nn.Module):
         self.projector_in = nn.Linear(c.projector_inputs, hidden_size)
         self.projector_out = nn.Linear(hidden_size, hidden_size)
 
-    def features(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """[tiles, 3, S, S] -> [tiles, 1 + grid^2, width], class token first."""
-        x = self.patch_embed(pixel_values).flatten(2).transpose(1, 2)
-        x = torch.cat((self.class_embedding.expand(x.shape[0], -1, -1), x), dim=1) + self.position_embedding
-        for block in self.blocks:
-            x = block(x)
-        return x
+    def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return self.program().run(inputs)
 
-    def project(self, x: torch.Tensor) -> torch.Tensor:
-        """[tiles, 1 + grid^2, width] -> [tiles, side^2, H]; pixel shuffle v2: channel (dy * 2 + dx) * width + c."""
-        side, width = self.config.grid // 2, self.config.width
-        x = x[:, 1:].reshape(-1, side, 2, side, 2, width).permute(0, 1, 3, 2, 4, 5)
-        x = self.projector_norm(x.reshape(-1, side * side, 4 * width))
-        return self.projector_out(F.gelu(self.projector_in(x)))
+    def program(self) -> Program:
+        """The tower as steps: patches, each block, projector."""
+        c, dtype = self.config, self.class_embedding.dtype
+        pixels: Take = (("tiles", 3, c.image_size, c.image_size), dtype)
+        return vision_program(
+            Patches(self),
+            self.blocks,
+            Projector(self),
+            {graph_io.PIXEL_VALUES: pixels},
+            block_take=(("tiles", c.grid**2 + 1, c.width), dtype),
+        )
+
+
+class Patches(nn.Module):
+    """[tiles, 3, S, S] -> [tiles, 1 + grid^2, width], class token first."""
+
+    def __init__(self, vision: Vision) -> None:
+        super().__init__()
+        self.patch_embed = vision.patch_embed
+        self.class_embedding, self.position_embedding = vision.class_embedding, vision.position_embedding
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {graph_io.IMAGE_FEATURES: self.project(self.features(inputs[graph_io.PIXEL_VALUES])).flatten(0, 1)}
+        x = self.patch_embed(inputs[graph_io.PIXEL_VALUES]).flatten(2).transpose(1, 2)
+        x = torch.cat((self.class_embedding.expand(x.shape[0], -1, -1), x), dim=1)
+        return {PATCHES: x + self.position_embedding}
+
+
+class Projector(nn.Module):
+    """[tiles, 1 + grid^2, width] -> [tiles * side^2, H]; pixel shuffle v2: channel (dy * 2 + dx) * width + c."""
+
+    def __init__(self, vision: Vision) -> None:
+        super().__init__()
+        self.side, self.width = vision.config.grid // 2, vision.config.width
+        self.projector_norm, self.projector_in = vision.projector_norm, vision.projector_in
+        self.projector_out = vision.projector_out
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        side, width = self.side, self.width
+        x = inputs[PATCHES][:, 1:].reshape(-1, side, 2, side, 2, width).permute(0, 1, 3, 2, 4, 5)
+        x = self.projector_norm(x.reshape(-1, side * side, 4 * width))
+        return {graph_io.IMAGE_FEATURES: self.projector_out(F.gelu(self.projector_in(x))).flatten(0, 1)}
 
 
 def build_attention(c: Config, layer: int) -> GroupedAttention:

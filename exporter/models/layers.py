@@ -10,8 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fastmmoe.exporter.models.steps import Program, Step, Take
 from fastmmoe.exporter.ops import SPARSE_MOE
 from fastmmoe.exporter.ops.sparse_moe import torch_op as _moe  # noqa: F401  (registers the operator)
+from fastmmoe.runtime.bundle import graph_io
+
+PATCHES = "patches"
+"""Name of the hidden states of a vision tower in its steps."""
 
 
 class RMSNorm(nn.Module):
@@ -164,6 +169,43 @@ class VisionBlock(nn.Module):
         x = x + (self.ls1 * y if self.scale else y)
         y = self.mlp(self.norm2(x))
         return x + (self.ls2 * y if self.scale else y)
+
+
+class VisionBlockStep(nn.Module):
+    """A `VisionBlock` as a step: PATCHES [tiles, patches, width] in and out."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {PATCHES: self.block(inputs[PATCHES])}
+
+
+def vision_program(
+    patches: nn.Module,
+    blocks: nn.ModuleList,
+    projector: nn.Module,
+    takes: dict[str, Take],
+    *,
+    block_take: Take,
+    layout: tuple[str, ...] = (),
+) -> Program:
+    """A vision tower as steps: pixels to PATCHES, each block, PATCHES to IMAGE_FEATURES.
+
+    Args:
+        takes: of the tower's inputs; those in `layout` go to the projector.
+        block_take: of PATCHES.
+    """
+    before = {name: take for name, take in takes.items() if name not in layout}
+    after = {name: takes[name] for name in layout}
+    steps = [Step("", patches, before, {name: name for name in before}, {PATCHES: f"{PATCHES}.0"})]
+    for i, block in enumerate(blocks):
+        reads, writes = {PATCHES: f"{PATCHES}.{i}"}, {PATCHES: f"{PATCHES}.{i + 1}"}
+        steps.append(Step(f"blocks.{i}", VisionBlockStep(block), {PATCHES: block_take}, reads, writes))
+    reads = {PATCHES: f"{PATCHES}.{len(blocks)}"} | {name: name for name in after}
+    results = {graph_io.IMAGE_FEATURES: graph_io.IMAGE_FEATURES}
+    return Program([*steps, Step("", projector, {PATCHES: block_take} | after, reads, results)], results)
 
 
 class VisionAttention(nn.Module):

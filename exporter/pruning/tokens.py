@@ -51,8 +51,8 @@ class Tokens:
     """What the attention blocks of one group of layers share.
 
     Attributes:
-        rows: those that the group's layers see.
-        position_ids: [T] int32 of rotary embeddings and windows.
+        sequence_ids, sequence_offsets: of the rows that the group's layers see (`Rows`).
+        position_ids: [T] int32 of rotary embeddings and windows; None where nothing slides.
         cos: [T, 1, rotary / 2].
         sin: [T, 1, rotary / 2].
         past_lengths: [B] int32, rows of each cache in use.
@@ -60,8 +60,9 @@ class Tokens:
         has_new_positions: whether past_position_ids holds those of this call, too.
     """
 
-    rows: Rows
-    position_ids: torch.Tensor
+    sequence_ids: torch.Tensor
+    sequence_offsets: torch.Tensor
+    position_ids: torch.Tensor | None
     cos: torch.Tensor
     sin: torch.Tensor
     past_lengths: torch.Tensor

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fastmmoe.exporter.models.steps import Program, Take
 from fastmmoe.exporter.torch_backend import TorchBackend
 from fastmmoe.runtime.bundle import graph_io
 from tests.support.manifests import toy_manifest
@@ -101,11 +102,14 @@ def test_a_call_leaves_its_rows_in_the_caches() -> None:
 class Layers(nn.Module):
     """A decoder of which every row [T, 1] is left, and whose logits are twice it and its negative."""
 
-    def run_layers(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, None, dict[str, torch.Tensor]]:
-        return inputs[graph_io.INPUTS_EMBEDS] + inputs[PAST], None, {"present.0.key": torch.ones(2)}
+    def program(self, *, every_row: bool) -> Program:
+        assert every_row
+        takes: dict[str, Take] = dict.fromkeys((graph_io.INPUTS_EMBEDS, PAST), ((), torch.float32))
+        return Program.of(self, takes, (graph_io.LOGITS,))
 
-    def logits(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat((2 * x, -x), dim=1)
+    def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        x = inputs[graph_io.INPUTS_EMBEDS] + inputs[PAST]
+        return {graph_io.LOGITS: torch.cat((2 * x, -x), dim=1)}
 
 
 def test_logits_of_every_row() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
 from fastmmoe.exporter.models import internvl3_5
 from fastmmoe.exporter.models.attention import GroupedAttention, attend, watched_attention
-from fastmmoe.exporter.pruning.tokens import Rows, Tokens, Watch
+from fastmmoe.exporter.pruning.tokens import Tokens, Watch
 
 FLOAT32_TOLERANCE = 1e-4
 TOLERANCE = 1e-5
@@ -44,10 +45,10 @@ def empty(heads: int, capacity: int, width: int) -> list[torch.Tensor]:
 def tokens_of(T: int, past: int = 0, *, capacity: int = 5, has_positions: bool = False) -> Tokens:
     """Rows of one sequence behind `past` of its own, at angles of position and half of it and a third."""
     position_ids = torch.arange(past, past + T, dtype=torch.int32)
-    rows = Rows(position_ids, torch.zeros(T, dtype=torch.int32), ints(0, T), ints(), None, None)
     angles = position_ids.float()[:, None, None] / torch.tensor([1.0, 2.0, 3.0])
     cached = torch.arange(capacity, dtype=torch.int32)[None] if has_positions else None
-    return Tokens(rows, position_ids, angles.cos(), angles.sin(), ints(past), cached)
+    sequence_ids = torch.zeros(T, dtype=torch.int32)
+    return Tokens(sequence_ids, ints(0, T), position_ids, angles.cos(), angles.sin(), ints(past), cached)
 
 
 def test_attention_sinks_of_gpt_oss(golden: Path) -> None:
@@ -169,18 +170,16 @@ def seen(tokens: Tokens, cached: list[list[int]], new: list[int], width: int, wi
 
 def test_a_sequence_sees_its_own_earlier_keys_alone() -> None:
     """Three cached rows, two of sequence 0 and one of 2; then two rows of 0 and one of 2, and none of 1."""
-    rows = Rows(ints(2, 3, 1), ints(0, 0, 2), ints(0, 2, 3), ints(), None, None)
     turn = torch.zeros(3, 1, 3)
-    tokens = Tokens(rows, rows.position_ids, turn, turn, ints(2, 0, 1), None)
+    tokens = Tokens(ints(0, 0, 2), ints(0, 2, 3), None, turn, turn, ints(2, 0, 1), None)
     found = seen(tokens, [[0, 1], [], [2]], [3, 4, 5], 6)
     assert found == [[1, 1, 0, 1, 0, 0], [1, 1, 0, 1, 1, 0], [0, 0, 1, 0, 0, 1]]
 
 
 def test_a_window_counts_positions() -> None:
     """A window of 3: distances 0, 1 and 2, whatever lies between; what is not in use counts for nothing."""
-    rows = Rows(ints(6, 7), ints(0, 0), ints(0, 2), ints(), None, None)
     turn = torch.zeros(2, 1, 3)
-    tokens = Tokens(rows, rows.position_ids, turn, turn, ints(3), ints(0, 4, 5, 6, 6)[None])
+    tokens = Tokens(ints(0, 0), ints(0, 2), ints(6, 7), turn, turn, ints(3), ints(0, 4, 5, 6, 6)[None])
     assert seen(tokens, [[0, 1, 2]], [3, 4], 5, window=3) == [[0, 1, 1, 1, 0], [0, 0, 1, 1, 1]]
     assert seen(tokens, [[0, 1, 2]], [3, 4], 5) == [[1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
 
@@ -191,15 +190,7 @@ def test_the_first_layer_with_a_window_writes_positions_for_the_others() -> None
     tokens.past_position_ids[:] = ints(0, 1, 2, 9, 9)  # type: ignore[index]
     first = module(x, tokens, past, [])
     assert first.present_position_ids.tolist() == [[0, 1, 2, 3, 4]]
-    others = Tokens(
-        tokens.rows,
-        tokens.position_ids,
-        tokens.cos,
-        tokens.sin,
-        tokens.past_lengths,
-        first.present_position_ids,
-        has_new_positions=True,
-    )
+    others = replace(tokens, past_position_ids=first.present_position_ids, has_new_positions=True)
     second = module(x, others, past, [])
     assert second.present_position_ids is None
     torch.testing.assert_close(second.output, first.output, rtol=0, atol=0)

@@ -237,14 +237,9 @@ def test_sparsevlm_numbers_tokens_anew_or_not(checkpoint: Any) -> None:
         model: Any = TorchModel(checkpoint("dsvl2-mha"), options)
         embeds, visual = random_prompt(model, 9)
         schedule, seen = model.schedule(V, 0.4), list[torch.Tensor]()
-        rotary = model.language_model._tokens
-
-        def spy(*args: Any, rotary: Any = rotary, seen: list[Any] = seen) -> Any:
-            tokens = rotary(*args)
-            seen.append(tokens.cos)
-            return tokens
-
-        model.language_model._tokens = spy
+        for layers in model.language_model.groups:
+            attention = model.language_model.layers[layers[0]].self_attn
+            attention.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[1].cos))
         outputs = model.prefill(embeds, visual, schedule)
         found[positions] = seen, outputs[graph_io.LOGITS]
         angle = model.language_model.inv_freq

@@ -15,8 +15,6 @@ from fastmmoe.exporter.models.attention import GroupedAttention
 from fastmmoe.exporter.models.decoder import DecoderLayer, LanguageModel, MoeBlock
 from fastmmoe.exporter.models.layers import Mlp, MoeConfig, RMSNorm, SparseMoe, rotary_frequencies
 from fastmmoe.exporter.pruning.settings import Layers, PolicyOptions, resolve_policy
-from fastmmoe.exporter.pruning.sites import Sites
-from fastmmoe.exporter.pruning.tokens import Rows, Tokens
 from fastmmoe.runtime.bundle import graph_io
 
 H, HEADS, VOCAB, DEPTH = 8, 2, 11, 4
@@ -74,60 +72,6 @@ def inputs_of(model: LanguageModel, embeds: torch.Tensor, sequences: int = 1) ->
 
 def embeds_of(T: int) -> torch.Tensor:
     return torch.randn(T, H, generator=torch.Generator().manual_seed(1))
-
-
-def tokens_of(model: LanguageModel, rows: Rows, outputs: dict[str, torch.Tensor], *past_lengths: int) -> Tokens:
-    """What the layers of the first group share."""
-    given = {graph_io.INPUTS_EMBEDS: torch.zeros(1, H), graph_io.past_lengths(0): ints(*past_lengths)}
-    return model._tokens(given, Sites(model.policy, given), 0, rows, outputs)
-
-
-def rows_of(positions: torch.Tensor, sequences: torch.Tensor, offsets: torch.Tensor | None = None) -> Rows:
-    return Rows(positions, sequences, ints(0, len(positions)) if offsets is None else offsets, ints(), None, None)
-
-
-def test_lengths_grow_by_the_rows_of_each_sequence() -> None:
-    """Three sequences of 2, 4 and no cached rows; two rows of the first and one of the last."""
-    outputs: dict[str, torch.Tensor] = {}
-    rows = rows_of(ints(2, 3, 0), ints(0, 0, 2), ints(0, 2, 3))
-    tokens = tokens_of(decoder(method="none"), rows, outputs, 2, 4, 0)
-    assert (tokens.past_lengths.tolist(), tokens.past_position_ids) == ([2, 4, 0], None)
-    (present,) = outputs.items()
-    assert (present[0], present[1].tolist(), present[1].dtype) == ("present_lengths.0", [4, 4, 1], torch.int32)
-
-
-def test_angles_are_position_times_frequency() -> None:
-    model = decoder(method="none")
-    model.rope_scale = 2.0
-    tokens = tokens_of(model, rows_of(ints(0, 5), ints(0, 0)), {}, 0)
-    angles = torch.tensor([0.0, 5.0])[:, None, None] * torch.tensor([1.0, 0.1])
-    torch.testing.assert_close(tokens.cos, 2 * angles.cos())
-    torch.testing.assert_close(tokens.sin, 2 * angles.sin())
-
-
-@pytest.mark.parametrize(
-    ("method", "positions", "active", "expected"),
-    [
-        ("sparsevlm", "compact", 4, [2, 3, 5]),
-        ("sparsevlm", "original", 4, [6, 9, 8]),
-        ("fastmmoe", "compact", 1, [6, 9, 8]),
-        ("all", "compact", 4, [2, 3, 5]),
-        ("all", "compact", 1, [6, 9, 8]),
-    ],
-)
-def test_positions_after_a_site(method: str, positions: str, active: int, expected: list[int]) -> None:
-    """Two rows behind two cached ones of sequence 2, one behind five of sequence 0: numbered anew by SparseVLM 1.5
-    alone; `active` is the request's method."""
-    model = decoder(method=method, prune_layers=(1,), sparsevlm_positions=positions)
-    given = {
-        graph_io.INPUTS_EMBEDS: torch.zeros(2, H),
-        graph_io.RATER_SLOTS: torch.zeros(0, dtype=torch.int8),
-        graph_io.VISUAL_INDEX: ints(),
-        graph_io.METHOD: ints(active),
-    }
-    rows = rows_of(ints(6, 9, 8), ints(2, 2, 0), ints(0, 2, 3))
-    found = model._positions(Sites(model.policy, given), rows, ints(5, 7, 2))
-    assert (found.tolist(), found.dtype) == (expected, torch.int32)
 
 
 def written(model: LanguageModel) -> list[str]:

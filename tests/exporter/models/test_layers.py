@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fastmmoe.exporter.models.layers import (
+    PATCHES,
     Mlp,
     MoeConfig,
     RMSNorm,
@@ -21,8 +22,11 @@ from fastmmoe.exporter.models.layers import (
     VisionMlp,
     rotary_frequencies,
     rotate,
+    vision_program,
 )
+from fastmmoe.exporter.models.steps import Take
 from fastmmoe.exporter.ops import SPARSE_MOE
+from fastmmoe.runtime.bundle import graph_io
 
 TOLERANCE = 1e-5
 
@@ -166,3 +170,27 @@ def test_mlp_of_the_tower(approximate: str) -> None:
     inner = y + 0.044715 * y**3 if approximate == "tanh" else y
     gate = torch.tanh(math.sqrt(2 / math.pi) * inner) if approximate == "tanh" else torch.erf(y / math.sqrt(2))
     close(mlp(x), (0.5 * y * (1 + gate)) @ mlp.fc2.weight.double().T + mlp.fc2.bias.double())
+
+
+def test_a_tower_is_a_chain_of_blocks() -> None:
+    """What the blocks are given is what was given before; the layout goes to the projector alone."""
+    block: Take = (("tiles", 3), torch.float32)
+    takes: dict[str, Take] = {"pixels": block, "layout": (("V",), torch.int32)}
+    first, last = Chained("pixels", PATCHES), Chained(PATCHES, graph_io.IMAGE_FEATURES)
+    blocks = nn.ModuleList(nn.Hardtanh(i, 9) for i in (1, 2))
+    program = vision_program(first, blocks, last, takes, block_take=block, layout=("layout",))
+    assert [step.name for step in program.steps] == ["", "blocks.0", "blocks.1", ""]
+    assert [list(step.takes) for step in program.steps] == [["pixels"], [PATCHES], [PATCHES], [PATCHES, "layout"]]
+    found = program.run({"pixels": torch.tensor([[0.0, 3.0]]), "layout": torch.zeros(0)})
+    assert found[graph_io.IMAGE_FEATURES].tolist() == [[4, 12]]
+
+
+class Chained(nn.Module):
+    """Twice what it is given, under another name."""
+
+    def __init__(self, given: str, result: str) -> None:
+        super().__init__()
+        self.given, self.result = given, result
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        return {self.result: 2 * inputs[self.given]}
