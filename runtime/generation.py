@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One call of the model's user: plan, prefill and greedy decoding of one sequence or of several packed into one."""
+"""One call of the model's user: plan, prefill and decoding of one sequence or of several packed into one."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from fastmmoe.runtime.backends.batch import Batch
 from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.bundle.manifest import Manifest
 from fastmmoe.runtime.cost.flops import count_prefill, vision_flops
+from fastmmoe.runtime.ending import NEVER, Ending
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
 from fastmmoe.runtime.method.policy import UNMODIFIED
 from fastmmoe.runtime.method.schedule import Schedule, plan_request
 from fastmmoe.runtime.request.inputs import ModelInputs
 from fastmmoe.runtime.request.options import RequestOptions
+from fastmmoe.runtime.sampling import TokenLogprobs, choose, logprobs_of
 from fastmmoe.runtime.types import Array
 
 
@@ -74,11 +76,15 @@ class RequestStats:
 
 @dataclass(frozen=True)
 class Token:
-    """A token of one sequence of a run, and the logits [vocab] it was chosen from where the run has them."""
+    """A token of one sequence of a run; the logits [vocab] it was chosen from, where the run has them.
+
+    Attributes: logprobs: where the options ask for them.
+    """
 
     sequence: int
     id: int
     logits: Array | None = None
+    logprobs: TokenLogprobs | None = None
 
 
 class Run:
@@ -88,13 +94,16 @@ class Run:
         manifest: the manifest of the bundle that the backend runs.
         inputs: what each sequence is extended by.
         batch: sequences that go on, one for each; None = new ones.
-        has_logits: whether its tokens come with logits, which then leave the device at every step.
+        has_logits: whether its tokens come with logits, which then leave the device at every step; they do where the
+            options cannot do without.
+        ending: is asked before every graph call.
     Raises:
         InvalidRequest: options outside what the model or the method allows.
 
     Attributes:
         schedules, stats, max_new_tokens: one for every sequence.
-        unfed: token of each that was chosen and is not in its cache, or None.
+        unfed: tokens of each that were chosen and are not in its cache.
+        ended: why it ended before its answers did, or None.
     """
 
     def __init__(
@@ -106,38 +115,69 @@ class Run:
         batch: Batch | None = None,
         *,
         has_logits: bool = False,
+        ending: Ending = NEVER,
     ) -> None:
-        self._manifest, self._backend, self._inputs = manifest, backend, inputs
-        self._result = graph_io.LOGITS if has_logits else graph_io.NEXT_IDS
+        self._manifest, self._backend, self._inputs, self._options = manifest, backend, inputs, options
+        self._result = graph_io.LOGITS if has_logits or options.needs_logits else graph_io.NEXT_IDS
         self._ahead: _Ahead | None = None
         self.batch = Batch(backend, len(inputs)) if batch is None else batch
+        self._prompt_start = self._prompt_end = self.batch.mark()
         self._alpha = manifest.policy.alpha if options.alpha is None else options.alpha
-        self._seed = options.seed
+        self._ending = ending
+        self.ended: str | None = None
         self.schedules = [self._plan(options, one) for one in inputs]
         self.stats = [self._stats(sequence) for sequence in range(len(inputs))]
         longest = backend.longest
         # The last token of an answer is never fed back, so it needs no position: hence one more token than positions.
         room = [longest - n - len(i.input_ids) + 1 for n, i in zip(self.batch.lengths, inputs, strict=True)]
         self.max_new_tokens = [min(options.max_new_tokens, one) for one in room]
-        self.unfed: list[int | None] = [None] * len(inputs)
+        self.unfed: list[list[int]] = [[] for _ in inputs]
         self._is_finished = [False] * len(inputs)
 
     def tokens(self) -> Iterator[list[Token]]:
-        """The next token of every sequence that is not finished. Ties: the smaller token id."""
+        """The next token of every sequence that is not finished. Ties: the smaller token id.
+
+        There are no more once the run has `ended`; where that was between two calls for several prompts, none of the
+        sequences whose prompt was not computed.
+        """
         found, open_ones, count = self._prefill(), list(range(len(self._inputs))), 0
         try:
-            while True:
+            while len(found):
                 count += 1
-                tokens = [_token(i, values) for i, values in zip(open_ones, found, strict=True)]
+                tokens = [self._token(i, values) for i, values in zip(open_ones, found, strict=self.ended is None)]
                 for token in tokens:
-                    self.unfed[token.sequence] = token.id
+                    self.unfed[token.sequence] = [token.id]
                 yield tokens
                 open_ones = [i for i in open_ones if not self._is_finished[i] and count < self.max_new_tokens[i]]
-                if not open_ones:
+                if not open_ones or self._is_over():
                     return
                 found = self._decode(open_ones, min(self.max_new_tokens[i] for i in open_ones) - count)
         finally:
             self._leave_steps()
+
+    def logits_after(self, tokens: Sequence[int]) -> Array | None:
+        """Logits [sequences, vocab] after every prompt with these tokens behind it; None once the run has `ended`.
+
+        Those after no token come first. All but the last of the tokens are those of an earlier call, and no call since
+        has gone another way from where they lead: a walk through a tree, parents before children, child by child.
+        """
+        count, found = len(self._inputs), np.empty(0)
+        if not tokens:
+            found = self._prefill()
+            self._prompt_end = self.batch.mark()
+        elif not self._is_over():
+            self.batch.rewind(self._prompt_end, len(tokens) - 1)
+            self.unfed = [[tokens[-1]] for _ in range(count)]
+            found = self._decode(list(range(count)), 1)
+        if len(found) == count:
+            return found
+        self.batch.rewind(self._prompt_start)
+        return None
+
+    def answer_with(self, answers: Sequence[Sequence[int]]) -> None:
+        """Have every sequence end with these tokens, after `logits_after`."""
+        self.batch.rewind(self._prompt_end)
+        self.unfed = [list(tokens) for tokens in answers]
 
     def finish(self, sequence: int) -> None:
         """No more tokens of this sequence."""
@@ -182,28 +222,39 @@ class Run:
             provider=self._backend.provider,
         )
 
+    def _is_over(self) -> bool:
+        """Whether no graph may be called any more."""
+        self.ended = self.ended or self._ending.reason()
+        return self.ended is not None
+
     def _prefill(self) -> Array:
+        """Logits or tokens after the prompts, as far as these were computed before the run was ended."""
         features = []
         for inputs, stats in zip(self._inputs, self.stats, strict=True):
+            if self._is_over():
+                return np.empty(0)
             start = time.perf_counter()
             features.append(self._backend.image_features(inputs.vision_inputs) if inputs.vision_inputs else None)
             stats.vision_ms = since(start)
         start = time.perf_counter()
         chunks = []
         for i, (inputs, of_picture, plan) in enumerate(zip(self._inputs, features, self.schedules, strict=True)):
+            if self._is_over():
+                return np.empty(0)
             embeds = self._backend.embed(inputs.input_ids, inputs.visual_index, of_picture)
             chunks.append(Chunk(i, embeds, inputs.visual_index, plan))
         found = self._append(chunks)
+        done = len(found)
         # Features that were computed while the host went on have taken their time since.
-        late = [one.elapsed_ms() if isinstance(one, Timed) else 0.0 for one in features]
-        for i, stats in enumerate(self.stats):
+        late = [one.elapsed_ms() if isinstance(one, Timed) else 0.0 for one in features[:done]]
+        for i, stats in enumerate(self.stats[:done]):
             stats.vision_ms += late[i]
             stats.prefill_ms = max(since(start) - sum(late), 0.0)
             stats.cache_lengths = self.batch.cache_lengths[i].tolist()
         return found
 
     def _append(self, chunks: list[Chunk]) -> Array:
-        """Logits or tokens after the prompts, in as few calls as the backend takes."""
+        """Logits or tokens after the prompts, in as few calls as the backend takes, until the run is ended."""
         # The last token of an answer is never fed back.
         coming = [count - 1 for count in self.max_new_tokens]
         calls: list[list[Chunk]] = []
@@ -213,14 +264,19 @@ class Run:
             else:
                 calls.append([chunk])
         self.batch.reserve(chunks, coming)
-        found = []
+        found = [np.empty(0, np.int32)]
         for call in calls:
-            found.append(self.batch.extend(call, alpha=self._alpha, seed=self._seed, result=self._result))
+            if self._is_over():
+                break
+            found.append(self._extend(call))
             starts = np.cumsum([0, *(len(chunk.inputs_embeds) for chunk in call)])
             for chunk, first, end in zip(call, starts[:-1], starts[1:], strict=True):
                 i = chunk.sequence_id
                 self.stats[i].kept_index = self._kept_index(self.schedules[i].sites, first, end, starts[-1])
-        return np.concatenate(found)
+        return np.concatenate(found[1:] or found)
+
+    def _extend(self, chunks: list[Chunk]) -> Array:
+        return self.batch.extend(chunks, alpha=self._alpha, seed=self._options.seed, result=self._result)
 
     def _kept_index(self, stages: Sequence[int], first: int, end: int, rows_of_call: int) -> list[Array]:
         """Rows of one prompt, which are rows `first` to `end` of a call, that survive each stage of the method."""
@@ -236,17 +292,25 @@ class Run:
         start = time.perf_counter()
         found = self._next_ahead(sequences, most) if self._result == graph_io.NEXT_IDS else None
         if found is None:
-            found = self.batch.extend(self._chunks(sequences), alpha=self._alpha, seed=self._seed, result=self._result)
+            found = self._extend(self._chunks(sequences))
         for i in sequences:
-            self.unfed[i] = None
+            self.unfed[i] = []
             self.stats[i].decode_ms.append(since(start))
         return found
 
     def _chunks(self, sequences: list[int]) -> list[Chunk]:
         return [
-            Chunk(i, self._backend.embed(np.array([self.unfed[i]])), NO_VISUAL_TOKENS, self.schedules[i].for_text())
+            Chunk(i, self._backend.embed(np.array(self.unfed[i])), NO_VISUAL_TOKENS, self.schedules[i].for_text())
             for i in sequences
         ]
+
+    def _token(self, sequence: int, found: Array) -> Token:
+        """found: its logits [vocab], or the id itself."""
+        if not found.ndim:
+            return Token(sequence, int(found))
+        token = choose(found, self._options, self.batch.lengths[sequence])
+        count = self._options.logprobs
+        return Token(sequence, token, found, None if count is None else logprobs_of(found, token, count))
 
     def _next_ahead(self, sequences: list[int], most: int) -> Array | None:
         """The tokens of a step that the backend does by itself; None where it does none."""
@@ -271,11 +335,6 @@ class _Ahead:
 
     sequences: list[int]
     steps: Steps
-
-
-def _token(sequence: int, found: Array) -> Token:
-    """found: its logits [vocab], or the id itself."""
-    return Token(sequence, int(np.argmax(found)), found) if found.ndim else Token(sequence, int(found))
 
 
 def since(start: float) -> float:

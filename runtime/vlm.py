@@ -6,66 +6,33 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
+from fastmmoe.runtime.answer import Answer, Piece, pieces_of
+from fastmmoe.runtime.backends.batch import Batch
 from fastmmoe.runtime.backends.load import load_backend
 from fastmmoe.runtime.backends.settings import AUTO, PROVIDERS, Settings
 from fastmmoe.runtime.bundle.manifest import TOKENIZER, Manifest
 from fastmmoe.runtime.bundle.verification import open_bundle
+from fastmmoe.runtime.choices import Choices
+from fastmmoe.runtime.ending import NEVER, Ending
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.generation import RequestStats, Run, Token, since
 from fastmmoe.runtime.method.policy import SPARSEVLM
-from fastmmoe.runtime.request.answers import FINAL
 from fastmmoe.runtime.request.inputs import ModelInputs
 from fastmmoe.runtime.request.options import RequestOptions
 from fastmmoe.runtime.request.processor import Processor
 from fastmmoe.runtime.types import Array
 
-
-@dataclass(frozen=True)
-class Piece:
-    """One decoded token.
-
-    Attributes:
-        text: the part of the answer that this token completes.
-        finish_reason: why generation ended ("stop", "length") or None.
-        channel: the one that the token belongs to: "final" in the answer, and always with templates without channels.
-        aside: text that it completes in another channel, such as "analysis".
-    """
-
-    text: str
-    token_id: int
-    finish_reason: str | None
-    stats: RequestStats
-    channel: str = FINAL
-    aside: str = ""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A whole answer: its text, and by channel what else the model wrote (analysis, tool calls)."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: str
-    stats: RequestStats
-    channels: Mapping[str, str] = field(default_factory=dict)
-
-    @staticmethod
-    def of(pieces: Sequence[Piece]) -> Answer:
-        """The answer whose pieces these are, to the last."""
-        reason = pieces[-1].finish_reason
-        assert reason is not None
-        channels: dict[str, str] = {}
-        for piece in pieces:
-            if piece.aside:
-                channels[piece.channel] = channels.get(piece.channel, "") + piece.aside
-        text, ids = "".join(p.text for p in pieces), tuple(p.token_id for p in pieces)
-        return Answer(text, ids, reason, pieces[-1].stats, channels)
+DEFAULT_OPTIONS = RequestOptions()
+_NOT_OF_TENSORS = ("stop", "logprobs", "choices", "deadline_ms", "deadline")
+WARM_UP_TOKENS = 3
+"""A prefill and two steps."""
 
 
 class VLM:
@@ -120,37 +87,40 @@ class VLM:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def generate_stream(self, messages: Any, **options: Any) -> Iterator[Piece]:
-        """Answer a conversation token by token, greedily.
+    def generate_stream(self, messages: Any, *, cancel: Any = None, **options: Any) -> Iterator[Piece]:
+        """Answer a conversation token by token.
 
         Args:
             messages: Hugging Face schema; pictures are paths, PIL images or uint8 arrays [height, width, 3].
+            cancel: a threading.Event; once it is set, by any thread, the answer ends before the next graph call.
             options: fields of `RequestOptions`.
         Raises:
             InvalidRequest: messages or options outside what the model or the method allows; before any token.
         """
         request = RequestOptions.of(options)
+        ending = Ending.of(request, cancel)
         start = time.perf_counter()
         inputs = self.processor(messages, max_tiles=request.max_tiles)
         preprocess_ms = since(start)
-        run = Run(self.manifest, self.backend, [inputs], request)
+        run = self.start([inputs], request, ending)
         run.stats[0].preprocess_ms = preprocess_ms
-        return (piece for _, piece in self.pieces(run))
+        return (piece for _, piece in self.pieces(run, request))
 
-    def generate(self, messages: Any, **options: Any) -> Answer:
+    def generate(self, messages: Any, *, cancel: Any = None, **options: Any) -> Answer:
         """As `generate_stream`, the whole answer at once."""
-        return Answer.of(list(self.generate_stream(messages, **options)))
+        return Answer.of(list(self.generate_stream(messages, cancel=cancel, **options)))
 
-    def generate_batch(self, conversations: Sequence[Any], **options: Any) -> list[Answer]:
+    def generate_batch(self, conversations: Sequence[Any], *, cancel: Any = None, **options: Any) -> list[Answer]:
         """Answer several conversations at once, packed without padding; sparsevlm takes one after the other.
 
         Args:
             conversations: messages of each, as in `generate_stream`.
-            options: fields of `RequestOptions`, for all.
+            cancel, options: of `generate_stream`, for all; a deadline is that of all of them together.
         Raises:
             InvalidRequest: as `generate_stream`, or no conversations.
         """
         request = RequestOptions.of(options)
+        ending = Ending.of(request, cancel)
         is_other = isinstance(conversations, (str, bytes, Mapping, np.ndarray))
         if is_other or not isinstance(conversations, Iterable):
             raise InvalidRequest(
@@ -161,33 +131,64 @@ class VLM:
             raise InvalidRequest("no conversations: expected at least one")
         inputs = [self.processor(messages, max_tiles=request.max_tiles) for messages in conversations]
         answers = []
-        for run in self._runs(inputs, request):
+        for run in [self.start(group, request, ending) for group in self._groups(inputs, request)]:
             pieces: list[list[Piece]] = [[] for _ in run.stats]
-            for sequence, piece in self.pieces(run):
+            for sequence, piece in self.pieces(run, request):
                 pieces[sequence].append(piece)
             answers += [Answer.of(of_row) for of_row in pieces]
         return answers
 
-    def pieces(self, run: Run) -> Iterator[tuple[int, Piece]]:
+    def warm_up(self, messages: Any = None, **options: Any) -> None:
+        """Answer once for nothing, so that no request pays for what only the first one does.
+
+        That is weights read from disk, memory, threads, and on devices the capture of decode steps.
+
+        Args:
+            messages: like those to come; None = one gray tile and two words.
+            options: likewise; max_new_tokens and deadlines have no effect.
+        Raises:
+            InvalidRequest: as `generate_stream`.
+        """
+        if messages is None:
+            side = self.processor.config.tile_size
+            picture = {"type": "image", "image": np.full((side, side, 3), 127, np.uint8)}
+            messages = [{"role": "user", "content": [picture, {"type": "text", "text": "Warm up"}]}]
+        others = {name: value for name, value in options.items() if name not in ("deadline", "deadline_ms")}
+        self.generate(messages, **others | {"max_new_tokens": WARM_UP_TOKENS})
+
+    def start(
+        self,
+        inputs: Sequence[ModelInputs],
+        request: RequestOptions,
+        ending: Ending = NEVER,
+        batch: Batch | None = None,
+    ) -> Run:
+        """A run of these inputs, for `pieces`; the arguments are those of `Run`.
+
+        Raises:
+            InvalidRequest: options outside what the model or the method allows, or no room for a choice.
+        """
+        if request.choices is None:
+            return Run(self.manifest, self.backend, inputs, request, batch, ending=ending)
+        choices = Choices.of(request.choices, self.processor)
+        request = msgspec.structs.replace(request, max_new_tokens=choices.longest)
+        header = np.array(choices.header, np.int32)
+        inputs = [replace(one, input_ids=np.concatenate([one.input_ids, header])) for one in inputs]
+        run = Run(self.manifest, self.backend, inputs, request, batch, ending=ending)
+        choices.check_room(run)
+        return run
+
+    def pieces(self, run: Run, request: RequestOptions = DEFAULT_OPTIONS) -> Iterator[tuple[int, Piece]]:
         """(number, piece) of every sequence of a run until each has ended."""
-        streams = [self.processor.new_stream() for _ in run.stats]
-        for count, tokens in enumerate(run.tokens(), start=1):
-            for token in tokens:
-                i, stream = token.sequence, streams[token.sequence]
-                text = stream.push(token.id)
-                reason = "stop" if stream.has_ended else "length" if count == run.max_new_tokens[i] else None
-                if reason == "stop":
-                    run.finish(i)
-                elif reason == "length":
-                    text += stream.rest()
-                yield i, Piece(text, token.id, reason, run.stats[i], stream.channel, stream.aside)
+        return pieces_of(run, self.processor, request)
 
     def run_tensors(self, tensors: Mapping[str, Array], **options: Any) -> dict[str, Array]:
         """Run ready-made tensors and decode exactly max_new_tokens tokens, stop tokens or not.
 
         Args:
             tensors: names and shapes of the official processors, one or more rows, left padding allowed.
-            options: fields of `RequestOptions` (max_tiles has no effect).
+            options: fields of `RequestOptions` but those of text and time: stop, logprobs, choices, deadlines
+                (max_tiles has no effect).
         Returns:
             logits [B, vocab] float32 of each prompt's last row; decode_tokens [B, N] and decode_logits [N - 1, B,
             vocab], the logits of the cached steps; cache_lengths [B, layers] after the prompt; kept_index_stage{s}
@@ -198,10 +199,16 @@ class VLM:
         """
         steps: list[list[Token]] = []
         stats: list[RequestStats] = []
+        request = RequestOptions.of(options)
+        if without_effect := [name for name in _NOT_OF_TENSORS if options.get(name) is not None]:
+            raise InvalidRequest(
+                f"tensors are answered by exactly max_new_tokens tokens, without text: leave out {without_effect[0]}"
+            )
         rows = self.processor.from_tensors(tensors)
         if not rows:
             raise InvalidRequest("input_ids has no rows: expected at least one")
-        for run in self._runs(rows, RequestOptions.of(options), has_logits=True):
+        groups = self._groups(rows, request)
+        for run in [Run(self.manifest, self.backend, group, request, has_logits=True) for group in groups]:
             of_rows: list[list[Token]] = [[] for _ in run.stats]
             for tokens in run.tokens():
                 for token in tokens:
@@ -225,8 +232,7 @@ class VLM:
                 result[f"kept_index_stage{stage}" if single else f"row{row}_kept_index_stage{stage}"] = kept
         return result
 
-    def _runs(self, inputs: Sequence[ModelInputs], request: RequestOptions, *, has_logits: bool = False) -> list[Run]:
-        """The rows in one packed run, or in one each where the method cannot prune several at once."""
+    def _groups(self, inputs: Sequence[ModelInputs], request: RequestOptions) -> list[list[ModelInputs]]:
+        """The rows of each packed run: all, or one each where the method cannot prune several at once."""
         method = request.method or self.manifest.policy.default_method
-        groups = [[one] for one in inputs] if method == SPARSEVLM else [list(inputs)]
-        return [Run(self.manifest, self.backend, group, request, has_logits=has_logits) for group in groups]
+        return [[one] for one in inputs] if method == SPARSEVLM else [list(inputs)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,6 +23,14 @@ CAPACITY_STEP = 256
 def round_up(rows: int) -> int:
     """The least capacity for so many rows."""
     return -(-rows // CAPACITY_STEP) * CAPACITY_STEP
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Lengths of a batch's sequences, and of their caches [sequences, layers]."""
+
+    lengths: tuple[int, ...]
+    cache_lengths: Array
 
 
 class Batch:
@@ -112,6 +121,15 @@ class Batch:
                 self.cache_lengths[sequences] += 1
                 check_finite(next_ids, chunks)
                 yield next_ids
+
+    def mark(self) -> Mark:
+        """How long the sequences are now, for `rewind`."""
+        return Mark(tuple(self.lengths), self.cache_lengths.copy())
+
+    def rewind(self, mark: Mark, ahead: int = 0) -> None:
+        """Forget what was appended since, but for so many tokens of each sequence behind it; it is written over."""
+        self.lengths = [length + ahead for length in mark.lengths]
+        self.cache_lengths = mark.cache_lengths + ahead
 
     def reserve(self, chunks: Sequence[Chunk], new_tokens: Sequence[int]) -> None:
         """Make room for rows that several calls will append, and for so many tokens after them."""

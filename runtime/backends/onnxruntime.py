@@ -58,19 +58,29 @@ class Bindings:
             self._binding.bind_ortvalue_input(name, value)
         for name, value in values.items():
             self._binding.bind_ortvalue_input(name, value)
-            self._binding.bind_ortvalue_output(graph_io.present_name(name), value)
+        self._fetched: list[str] = []
+        self._bind_caches()
 
     def run(self, feeds: Mapping[str, Array | ort.OrtValue], fetched: Sequence[str]) -> dict[str, Array]:
         """One call: these outputs, in the host's memory, from the feeds [contiguous]; the caches get its rows."""
         values = {n: value if isinstance(value, ort.OrtValue) else ort_value(value) for n, value in feeds.items()}
         for name, value in values.items():
             self._binding.bind_ortvalue_input(name, value)
+        if self._fetched != [*fetched]:
+            # What an earlier call fetched would be among the outputs.
+            self._binding.clear_binding_outputs()
+            self._bind_caches()
+            self._fetched = [*fetched]
         for name in fetched:
             # Anew each time: what was bound before would be written over.
             self._binding.bind_output(name, "cpu")
         self._session.run_with_iobinding(self._binding)
         outputs = self._binding.get_outputs()[len(self.values) :]
         return {name: value.numpy() for name, value in zip(fetched, outputs, strict=True)}
+
+    def _bind_caches(self) -> None:
+        for name, value in self.values.items():
+            self._binding.bind_ortvalue_output(graph_io.present_name(name), value)
 
 
 class BoundCaches(Bindings):

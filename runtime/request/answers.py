@@ -71,6 +71,36 @@ class AnswerStream:
         return DecodeStream(skip_special_tokens=True)
 
 
+class StopTexts:
+    """Holds back what may be the start of one of some texts, and cuts an answer in front of the first that ends in it.
+
+    Of texts that end at the same letter the longest counts. What is shown does not depend on the borders of tokens.
+
+    Attributes:
+        found: the text that the answer was cut at, or None.
+    """
+
+    def __init__(self, stops: Iterable[str] = ()) -> None:
+        self._stops, self._held = tuple(stops), ""
+        self.found: str | None = None
+
+    def push(self, text: str) -> str:
+        """What may be shown once this text follows."""
+        text, self._held = self._held + text, ""
+        ends = [(place + len(stop), place, stop) for stop in self._stops if (place := text.find(stop)) >= 0]
+        if ends:
+            _, place, self.found = min(ends)
+            return text[:place]
+        most = max((n for stop in self._stops for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+        self._held = text[len(text) - most :]
+        return text[: len(text) - most]
+
+    def rest(self) -> str:
+        """What was held back, once nothing follows."""
+        held, self._held = self._held, ""
+        return held
+
+
 class _Messages:
     """The messages of one turn of gpt-oss: which tokens are text, of which channel, and where the turn ends.
 

@@ -22,6 +22,7 @@ from fastmmoe.runtime.request.prompts import (
     Messages,
     Prompt,
     Special,
+    answer_header,
     render_follow_up,
     render_prompt,
     template_tokens,
@@ -114,6 +115,16 @@ class Processor:
     def encode(self, pieces: Iterable[str | Special]) -> list[int]:
         """Token ids of text and of the template's tokens between it. Raises InvalidRequest if there is no tokenizer."""
         return self._require_encoder().pieces(pieces)
+
+    def answer_header(self) -> list[int]:
+        """Token ids between a question and an answer's text. Raises InvalidRequest if there is no tokenizer."""
+        return self._require_encoder().pieces(answer_header(self.config.template))
+
+    def token_text(self, token_id: int) -> str:
+        """How one token is written, special ones by their names; a part of a character is U+FFFD."""
+        self._require_encoder()
+        assert self._tokenizer is not None
+        return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
 
     def new_stream(self) -> AnswerStream:
         """A decoder for one answer. Raises InvalidRequest if there is no tokenizer."""

@@ -141,6 +141,12 @@ def render_follow_up(content: Any, template: str) -> Prompt:
     return Prompt(style.join([style.answer_end, style.question(turn.content)]), turn.images, is_complete=True)
 
 
+def answer_header(template: str) -> tuple[str | Special, ...]:
+    """What the template writes between a question and the text of an answer; models write it themselves."""
+    written = _find_template(template).answer(["a"])
+    return tuple(piece for piece in written[: written.index("a")] if not isinstance(piece, Marker))
+
+
 def template_tokens(template: str) -> set[str]:
     """Names of all tokens that the template writes."""
     style = _find_template(template)

@@ -241,21 +241,27 @@ def refusal(capfd: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def demo_bundles(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in model for the CPU. Do not change it."""
+    cpu = tmp_path_factory.mktemp("demo-cpu") / "cpu"
+    assert export_main(["demo", str(cpu)]) == 0
+    return cpu
+
+
+@pytest.fixture(scope="session")
+def demo_bundles(demo_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The built-in model for the CPU, and with engines of the double for up to three sequences. Do not change them."""
     library = tensorrt_library_path("x86_64")
     if not library.is_file():
         pytest.skip(f"needs {library}: make plugins")
-    root = tmp_path_factory.mktemp("demo")
-    cpu, rtx = root / "cpu", root / "rtx"
-    assert export_main(["demo", str(cpu)]) == 0
+    rtx = tmp_path_factory.mktemp("demo") / "rtx"
     environment = Double().environment()
     for command in (
         ["fastmmoe.exporter.cli", "demo", str(rtx), "--target", "rtx"],
         ["fastmmoe.runtime.cli.main", "build", str(rtx), "--max-batch", "3", "--max-tokens", "900"],
     ):
         subprocess.run([sys.executable, "-m", *command], env=environment, check=True, capture_output=True, timeout=900)
-    return cpu, rtx
+    return demo_bundle, rtx
 
 
 @pytest.fixture(scope="session")

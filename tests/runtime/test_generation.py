@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from msgspec.structs import replace
 
 from fastmmoe.runtime.backends.batch import Batch
 from fastmmoe.runtime.bundle import graph_io
+from fastmmoe.runtime.ending import Ending
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.generation import Run, Token
 from fastmmoe.runtime.request.inputs import ModelInputs
@@ -69,7 +71,7 @@ def test_each_token_is_fed_to_the_next_call(echo: Echo) -> None:
     assert prompt[graph_io.SEQUENCE_OFFSETS].tolist() == [0, 6, 10]
     assert [call[graph_io.POSITION_IDS].tolist() for call in (first, second)] == [[6, 4], [7, 5]]
     assert [call[graph_io.INPUTS_EMBEDS][:, 0].tolist() for call in (first, second)] == [[3, 3], [4, 4]]
-    assert run.batch.lengths == [8, 6] and run.unfed == [5, 5]
+    assert run.batch.lengths == [8, 6] and run.unfed == [[5], [5]]
 
 
 def test_the_smaller_token_wins_a_tie() -> None:
@@ -97,7 +99,7 @@ def test_steps_that_the_backend_does_by_itself(echo: Echo) -> None:
         [(1, 7)],
         [(1, 8)],
     ]
-    assert run.batch.lengths == [7, 9, 8] and run.unfed == [4, 8, 6]
+    assert run.batch.lengths == [7, 9, 8] and run.unfed == [[4], [8], [6]]
     assert [len(call[graph_io.SEQUENCE_IDS]) for call in echo.calls] == [15, 3, 2, 2, 1, 1]
 
 
@@ -108,7 +110,7 @@ def test_steps_that_nobody_reads_are_left(echo: Echo) -> None:
     for _ in range(3):
         next(tokens)
     tokens.close()  # type: ignore[attr-defined]
-    assert run.batch.lengths == [8] and run.unfed == [5]
+    assert run.batch.lengths == [8] and run.unfed == [[5]]
 
 
 def test_a_sequence_that_is_finished_says_no_more(echo: Echo) -> None:
@@ -120,7 +122,7 @@ def test_a_sequence_that_is_finished_says_no_more(echo: Echo) -> None:
             run.finish(0)
     assert said(steps)[1:] == [[(0, 4), (1, 4)], [(1, 5)], [(1, 6)]]
     assert echo.calls[2][graph_io.SEQUENCE_IDS].tolist() == [1]
-    assert run.unfed == [4, 6] and run.batch.lengths == [4, 6]
+    assert run.unfed == [[4], [6]] and run.batch.lengths == [4, 6]
 
 
 @pytest.mark.parametrize(("tokens", "most"), [(LONGEST, 1), (LONGEST - 1, 2), (LONGEST - 9, 10), (3, 10)])
@@ -213,3 +215,145 @@ def test_options_that_the_method_does_not_allow() -> None:
         run_of(inputs_of(3), method="random")
     with pytest.raises(InvalidRequest, match="visual_top_k 5: expected 1 to 4"):
         run_of(inputs_of(9, visual=4), visual_top_k=5)
+
+
+def drawn(echo: Echo, *prompts: int, **options: Any) -> list[list[int]]:
+    """Tokens of each prompt of so many tokens."""
+    found: list[list[int]] = [[] for _ in prompts]
+    for step in run_of(*map(inputs_of, prompts), echo=echo, **options).tokens():
+        for token in step:
+            found[token.sequence].append(token.id)
+    return found
+
+
+SAMPLED = {"temperature": 0.8, "max_new_tokens": 12}
+
+
+def uneven(feeds: dict[str, Array]) -> Array:
+    """The same logits for all."""
+    return np.linspace(0, 2, VOCAB, dtype=np.float32)[None].repeat(len(feeds[graph_io.SEQUENCE_OFFSETS]) - 1, 0)
+
+
+def test_what_is_drawn_follows_from_the_seed_and_from_no_neighbour(echo: Echo) -> None:
+    echo.logits, echo.steps_ahead = uneven, True
+    alone = [drawn(echo, n, seed=3, **SAMPLED)[0] for n in (6, 4)]
+    assert drawn(echo, 6, 4, seed=3, **SAMPLED) == alone
+    assert drawn(echo, 6, 4, seed=4, **SAMPLED) != alone
+    assert alone[0] != alone[1] and len(set(alone[0])) > 3
+
+
+def test_drawn_tokens_follow_the_distribution(echo: Echo) -> None:
+    """Of 4000 seeds, through a whole run."""
+    echo.logits = uneven
+    weights = np.exp(np.linspace(0, 2, VOCAB) / 0.8)
+    inputs = inputs_of(3)
+    counts = np.zeros(VOCAB)
+    for seed in range(4000):
+        ((token,),) = run_of(inputs, echo=echo, temperature=0.8, max_new_tokens=1, seed=seed).tokens()
+        counts[token.id] += 1
+    expected = 4000 * weights / weights.sum()
+    assert ((counts - expected) ** 2 / expected).sum() < CHI_SQUARE
+
+
+CHI_SQUARE = 27.88
+"""At 0.1 %, of 9 degrees of freedom."""
+
+
+@pytest.mark.parametrize(
+    ("options", "result"), [({}, "next_ids"), ({"temperature": 1}, "logits"), ({"logprobs": 0}, "logits")]
+)
+def test_greedy_runs_alone_decode_ahead(
+    options: dict[str, Any], result: str, echo: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The device chooses their tokens; what needs logits steps call by call."""
+    echo.logits, echo.steps_ahead = uneven, True
+    extend, wanted, ahead = echo.extend, set(), []
+
+    def watch(feeds: Any, caches: Any, names: Any) -> Any:
+        wanted.add(names[0])
+        return extend(feeds, caches, names)
+
+    monkeypatch.setattr(echo, "extend", watch)
+    monkeypatch.setattr(echo, "decode", lambda *_: ahead.append(1))
+    drawn(echo, 3, max_new_tokens=3, **options)
+    assert wanted == {result} and len(ahead) == (2 if result == "next_ids" else 0)
+
+
+def test_log_probabilities_of_tokens(echo: Echo) -> None:
+    echo.logits = uneven
+    ((token,),) = run_of(inputs_of(3), echo=echo, max_new_tokens=1, logprobs=2, temperature=1, seed=1).tokens()
+    values = np.linspace(0, 2, VOCAB) - np.log(np.exp(np.linspace(0, 2, VOCAB)).sum())
+    assert token.logprobs is not None and token.logprobs.chosen == pytest.approx(values[token.id])
+    assert [i for i, _ in token.logprobs.top] == [VOCAB - 1, VOCAB - 2]
+
+
+class Clock:
+    """Counts the calls of graphs, and is what cancels at one of them."""
+
+    def __init__(self, echo: Echo, most: int, patch: pytest.MonkeyPatch) -> None:
+        self.calls: list[str] = []
+        self._most = most
+        for name in ("image_features", "extend"):
+            patch.setattr(echo, name, self._counted(name, getattr(echo, name)))
+        patch.setattr("fastmmoe.runtime.ending.now", lambda: float(len(self.calls)))
+
+    def _counted(self, name: str, call: Any) -> Any:
+        def counted(*arguments: Any) -> Any:
+            self.calls.append(name)
+            return call(*arguments)
+
+        return counted
+
+    def is_set(self) -> bool:
+        """As an event."""
+        return len(self.calls) >= self._most
+
+
+@pytest.mark.parametrize("way", ["deadline", "cancelled"])
+@pytest.mark.parametrize("is_ahead", [False, True])
+@pytest.mark.parametrize("most", range(8))
+def test_no_graph_is_called_after_the_end(
+    most: int, is_ahead: bool, way: str, echo: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two pictures, then two prompts that do not fit into one call, then steps of both."""
+    echo.logits, echo.prompts_together = 0.5, 1
+    clock = Clock(echo, most, monkeypatch)
+    ending = Ending(float(most)) if way == "deadline" else Ending(cancel=clock)
+    echo.steps_ahead = is_ahead
+    inputs = [inputs_of(9, visual=4), inputs_of(7, visual=4)]
+    run = Run(MANIFEST, echo, inputs, RequestOptions(max_new_tokens=20, method="none"), ending=ending)
+    found = said(list(run.tokens()))
+    assert clock.calls == ["image_features", "image_features", *["extend"] * 6][:most] and run.ended == way
+    # The first prompt's token is there after 3 calls, the second's after 4, then one of each after every call.
+    assert [len(step) for step in found] == {0: [], 1: [], 2: [], 3: [1]}.get(most, [2] * (most - 3))
+    assert run.batch.lengths == [9 + max(most - 4, 0) if most > 2 else 0, 7 + max(most - 4, 0) if most > 3 else 0]
+
+
+def test_an_answer_that_ends_by_itself_was_not_ended(echo: Echo) -> None:
+    """Though its deadline passes with its last token."""
+    run = Run(MANIFEST, echo, [inputs_of(3)], RequestOptions(max_new_tokens=2), ending=Ending(cancel=Later(echo, 2)))
+    assert len(list(run.tokens())) == 2 and run.ended is None
+
+
+class Later:
+    """Set once there were so many calls."""
+
+    def __init__(self, echo: Echo, calls: int) -> None:
+        self._echo, self._calls = echo, calls
+
+    def is_set(self) -> bool:
+        """As an event."""
+        return len(self._echo.calls) >= self._calls
+
+
+def test_another_thread_cancels(echo: Echo) -> None:
+    echo.logits, cancel = 0.5, threading.Event()
+    run = Run(MANIFEST, echo, [inputs_of(3)], RequestOptions(max_new_tokens=50), ending=Ending(cancel=cancel))
+    count = 0
+    for _ in run.tokens():
+        count += 1
+        if count == 5:
+            thread = threading.Thread(target=cancel.set)
+            thread.start()
+            thread.join()
+    assert (count, len(echo.calls), run.ended) == (5, 5, "cancelled")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from msgspec.structs import replace
 from fastmmoe.runtime.errors import BundleMismatch, InvalidRequest
 from fastmmoe.runtime.request.options import RequestOptions
 from fastmmoe.runtime.request.processor import Processor
-from fastmmoe.runtime.vlm import VLM, Answer, Piece
+from fastmmoe.runtime.vlm import VLM
 from tests.support.echo import Echo
 from tests.support.manifests import toy_manifest
 from tests.support.processors import MakeProcessor
@@ -61,24 +62,6 @@ def echo_vlm(processor: Processor | None = None) -> tuple[VLM, Echo]:
     return vlm, echo
 
 
-def piece(text: str, number: int, reason: str | None = None, channel: str = "final", aside: str = "") -> Piece:
-    stats: Any = f"stats {number}"
-    return Piece(text, number, reason, stats, channel, aside)
-
-
-def test_an_answer_of_pieces() -> None:
-    pieces = [
-        piece("", 1, channel="analysis", aside="Hm"),
-        piece("", 2, channel="analysis", aside="."),
-        piece("", 3, channel="commentary", aside="{}"),
-        piece("Y", 4),
-        piece("es", 5, "stop"),
-    ]
-    answer = Answer.of(pieces)
-    assert (answer.text, answer.token_ids, answer.finish_reason) == ("Yes", (1, 2, 3, 4, 5), "stop")
-    assert answer.stats == "stats 5" and answer.channels == {"analysis": "Hm.", "commentary": "{}"}
-
-
 def test_outputs_of_one_row_of_tensors() -> None:
     vlm, echo = echo_vlm()
     found = vlm.run_tensors({"input_ids": np.array([[4, 5, 6]])}, max_new_tokens=3)
@@ -122,7 +105,7 @@ def test_rows_share_calls_but_by_sparsevlm(method: str | None, runs: int) -> Non
     policy = replace(vlm.manifest.policy, method="all", prune_layers=layers, stage_exponents=(1.0,))
     vlm.manifest, echo.policy = replace(vlm.manifest, policy=policy), policy
     ids = {"input_ids": np.full((2, 5), 4)}
-    made = [len(run.stats) for run in vlm._runs(vlm.processor.from_tensors(ids), RequestOptions(method=method))]
+    made = [len(group) for group in vlm._groups(vlm.processor.from_tensors(ids), RequestOptions(method=method))]
     assert made == [2 // runs] * runs
 
 
@@ -141,7 +124,7 @@ def test_why_an_answer_ended(said: str, reason: str, processor: MakeProcessor) -
 def test_messages_become_one_request(processor: MakeProcessor, monkeypatch: pytest.MonkeyPatch) -> None:
     make, given = processor("internvl-qwen3moe"), []
 
-    def run_of(_manifest: Any, _backend: Any, inputs: list[Any], options: Any, **_: Any) -> ScriptedRun:
+    def run_of(_manifest: Any, _backend: Any, inputs: list[Any], options: Any, *_: Any, **__: Any) -> ScriptedRun:
         given.append((len(inputs), options))
         return ScriptedRun([[*b"ok"] for _ in inputs], inputs, [[] for _ in inputs], [2] * len(inputs))
 
@@ -151,5 +134,83 @@ def test_messages_become_one_request(processor: MakeProcessor, monkeypatch: pyte
     assert vlm.generate(question, alpha=0.25).text == "ok"
     assert [answer.text for answer in vlm.generate_batch([question, question])] == ["ok", "ok"]
     assert [count for count, _ in given] == [1, 2] and given[0][1].alpha == 0.25
-    with pytest.raises(InvalidRequest, match="temperature"):
-        vlm.generate(question, temperature=0.5)
+    with pytest.raises(InvalidRequest, match="temperatur"):
+        vlm.generate(question, temperatur=0.5)
+
+
+@pytest.mark.parametrize("options", [{"stop": "a"}, {"logprobs": 0}, {"choices": ["a"]}, {"deadline_ms": 9}])
+def test_tensors_have_no_text_and_no_end_but_their_count(options: dict[str, Any]) -> None:
+    vlm, _ = echo_vlm()
+    with pytest.raises(InvalidRequest, match=f"^tensors are answered .*: leave out {next(iter(options))}$"):
+        vlm.run_tensors({"input_ids": np.array([[4, 5, 6]])}, **options)
+
+
+QUESTION = [{"role": "user", "content": "Hi"}]
+
+
+def asked(monkeypatch: pytest.MonkeyPatch, make: Processor) -> tuple[VLM, list[Any]]:
+    """A model whose runs say "ok", and what they are given: inputs, options, ending."""
+    given: list[Any] = []
+
+    def run_of(_manifest: Any, _backend: Any, inputs: list[Any], options: Any, *_: Any, **others: Any) -> ScriptedRun:
+        given.append((inputs, options, others.get("ending")))
+        return ScriptedRun([[*b"ok"] for _ in inputs], inputs, [[] for _ in inputs], [2] * len(inputs))
+
+    monkeypatch.setattr("fastmmoe.runtime.vlm.Run", run_of)
+    return echo_vlm(make)[0], given
+
+
+def test_a_request_before_those_that_count(processor: MakeProcessor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture of one tile where none is given; a few tokens, whatever the deadline."""
+    vlm, given = asked(monkeypatch, processor("internvl-qwen3moe"))
+    vlm.warm_up()
+    vlm.warm_up(QUESTION, temperature=0.5, deadline_ms=1, max_new_tokens=99)
+    (pictured, first, _), (text, second, ending) = given
+    assert (len(pictured[0].tile_counts), len(text[0].tile_counts)) == (1, 0)
+    assert (first.max_new_tokens, second.max_new_tokens, second.temperature, ending.deadline) == (3, 3, 0.5, None)
+
+
+def test_a_deadline_counts_from_the_call(processor: MakeProcessor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures that take long to decode are a part of the request, and so are all conversations of a batch."""
+    vlm, given = asked(monkeypatch, processor("internvl-qwen3moe"))
+    clock = [10.0]
+    monkeypatch.setattr("fastmmoe.runtime.ending.now", lambda: clock[0])
+    make, cancel = vlm.processor, threading.Event()
+
+    def slow(messages: Any, **options: Any) -> Any:
+        clock[0] += 5
+        return make(messages, **options)
+
+    slow.new_stream = make.new_stream  # type: ignore[attr-defined]
+    vlm.processor = slow  # type: ignore[assignment]
+    vlm.generate(QUESTION, deadline_ms=500, cancel=cancel)
+    vlm.generate_batch([QUESTION, QUESTION], deadline_ms=500, cancel=cancel)
+    assert [(one.deadline, one.cancel) for _, _, one in given] == [(10.5, cancel), (15.5, cancel)]
+    with pytest.raises(InvalidRequest, match="cancel is of type str"):
+        vlm.generate(QUESTION, cancel="now")  # type: ignore[arg-type]
+
+
+def test_choices_go_behind_the_header_of_an_answer(processor: MakeProcessor) -> None:
+    make = processor("internvl-gptoss")
+    manifest = toy_manifest("deepseek_vl2")
+    vlm, echo = echo_vlm(make)
+    echo.info = replace(manifest.language_model, vocab_size=make.config.vocab_size)
+    echo.longest, echo.may_rewind = 1 << 16, True
+    vlm.manifest = replace(vlm.manifest, language_model=echo.info)
+    answer = vlm.generate(QUESTION, choices=["ab", "b"])
+    header = make.answer_header()
+    prompt = [*make(QUESTION).input_ids.tolist(), *header]
+    fed = [call["inputs_embeds"][:, 0].astype(int).tolist() for call in echo.calls]
+    assert fed == [prompt, make.encode(["a"])]
+    assert len(header) > 2 and answer.text == "b" and answer.finish_reason == "stop"
+    uniform = -np.log(make.config.vocab_size)
+    assert [one.log_likelihood for one in answer.choices] == pytest.approx([2 * uniform, uniform])
+
+
+def test_choices_that_have_no_room(processor: MakeProcessor) -> None:
+    vlm, echo = echo_vlm(processor("internvl-qwen3moe"))
+    tokens = len(vlm.processor(QUESTION).input_ids)
+    echo.longest = tokens + 2
+    with pytest.raises(InvalidRequest, match=r"^choice 'abcd' has 4 tokens, the model's positions leave 3 after"):
+        vlm.generate_stream(QUESTION, choices=["a", "abcd"])
+    assert not echo.calls

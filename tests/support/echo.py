@@ -42,6 +42,7 @@ class Echo:
         logits: of every token, or a function of the call's feeds that gives them for each sequence.
         longest: positions of a sequence at most.
         steps_ahead: whether it decodes by itself.
+        may_rewind: whether a call may come with fewer rows in use than there were.
         prompts_together: prompts of one call.
         provider: its name in statistics.
     """
@@ -54,6 +55,7 @@ class Echo:
     logits: float | Callable[[dict[str, Array]], Array] = 0.5
     longest: int = 1 << 16
     steps_ahead: bool = False
+    may_rewind: bool = False
     prompts_together: int = 1 << 16
     provider: str = "echo"
 
@@ -116,7 +118,10 @@ class Echo:
         assert not caches.is_replaced, "these caches have been replaced"
         sequences = feeds[graph_io.SEQUENCE_IDS][feeds[graph_io.SEQUENCE_OFFSETS][:-1]]
         for g, layers in enumerate(layer_groups(self.info.layers, self.policy.sites)):
-            assert feeds[graph_io.past_lengths(g)].tolist() == caches.lengths[g].tolist(), "lengths of other caches"
+            past = feeds[graph_io.past_lengths(g)]
+            if self.may_rewind:
+                caches.lengths[g] = np.minimum(caches.lengths[g], past)
+            assert past.tolist() == caches.lengths[g].tolist(), "lengths of other caches"
             rows = np.diff(feeds[graph_io.SEQUENCE_OFFSETS])
             before = [s for s, site in enumerate(self.policy.sites) if site.layer < layers[0]]
             if before:

@@ -38,11 +38,11 @@ class ScriptedRun:
     fed: list[list[int]]
     max_new_tokens: list[int]
     stats: list[Any] = field(default_factory=list)
-    unfed: list[int | None] = field(default_factory=list)
+    unfed: list[list[int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.stats = [SimpleNamespace(preprocess_ms=0.0) for _ in self.scripts]
-        self.unfed = [None] * len(self.scripts)
+        self.unfed = [[] for _ in self.scripts]
         self._rows = list(range(len(self.scripts)))
 
     def tokens(self) -> Iterator[list[Token]]:
@@ -52,9 +52,8 @@ class ScriptedRun:
         count = 0
         while self._rows:
             for row in self._rows:
-                if self.unfed[row] is not None:
-                    self.fed[row].append(self.unfed[row])  # type: ignore[arg-type]
-                self.unfed[row] = self.scripts[row][count]
+                self.fed[row] += self.unfed[row]
+                self.unfed[row] = [self.scripts[row][count]]
             count += 1
             yield [Token(row, self.scripts[row][count - 1], np.zeros(1)) for row in self._rows]
             self._rows = [row for row in self._rows if count < self.max_new_tokens[row]]

@@ -289,3 +289,24 @@ def test_steps_end_where_the_positions_do(echo: Echo) -> None:
     steps = batch.decode([chunk_of(echo, 0, 1, 0)], alpha=0.3, steps=5000)
     assert steps is not None and len(list(steps)) == 250
     assert (batch.capacities, batch.lengths) == ((512,) * 3, [500])
+
+
+def test_sequences_go_back_and_another_way(echo: Echo) -> None:
+    """To where they were, or to some tokens behind it; what is ahead is written over, in the same caches."""
+    echo.may_rewind = True
+    batch = Batch(echo, 2)
+    start = batch.mark()
+    batch.extend([chunk_of(echo, 0, 30, 20), chunk_of(echo, 1, 12, 0)], alpha=0.3)
+    end, lengths = batch.mark(), batch.cache_lengths.copy()
+    for _ in range(3):
+        batch.extend([chunk_of(echo, 0, 1, 0), chunk_of(echo, 1, 1, 0)], alpha=0.3)
+    batch.rewind(end, 2)
+    assert batch.lengths == [32, 14] and batch.cache_lengths.tolist() == (lengths + 2).tolist()
+    batch.extend([chunk_of(echo, 1, 1, 0)], alpha=0.3)
+    assert echo.calls[-1][graph_io.POSITION_IDS].tolist() == [14]
+    assert echo.calls[-1][graph_io.past_lengths(0)].tolist() == [32, 14]
+    # What a batch did after a mark does not change it.
+    batch.rewind(end)
+    assert batch.lengths == [30, 12] and batch.cache_lengths.tolist() == lengths.tolist()
+    batch.rewind(start)
+    assert batch.lengths == [0, 0] and not batch.cache_lengths.any() and len(echo.made) == 1

@@ -85,6 +85,19 @@ def test_caches_are_written_where_they_are(of: int, dtype: Any) -> None:
     ]
 
 
+def test_calls_may_ask_for_other_outputs() -> None:
+    """A conversation whose questions want tokens, then logits."""
+    array = np.zeros((1, 2, 4, 6), np.float32)
+    caches = BoundCaches(_adding_session(), {PAST: array})
+    x = {"x": np.ones(1, np.float32)}
+    wanted = [["logits"], ["kept_index.0"], ["kept_index.0", "logits"], ["logits", "kept_index.0"], ["logits"]]
+    expected = {"logits": [2], "kept_index.0": [1]}
+    for names in wanted:
+        found = caches.run(x, names)
+        assert {name: value.tolist() for name, value in found.items()} == {name: expected[name] for name in names}
+    assert (array == 5).all() and caches.values[PAST].data_ptr() == array.ctypes.data
+
+
 def test_feeds_may_change_their_length() -> None:
     array = np.zeros((1, 2, 4, 6), np.float32)
     caches = BoundCaches(_adding_session(), {PAST: array})

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
-from fastmmoe.runtime.vlm import VLM, Answer
+from fastmmoe.runtime.answer import Answer
+from fastmmoe.runtime.request.answers import StopTexts
+from fastmmoe.runtime.vlm import VLM
 from tests.support.scripted_run import ANALYSIS, CALL_TEXT, FINAL, NEXT, RETURN, GptOss, ScriptedRun
 
 
@@ -78,7 +82,7 @@ def test_channels_of_an_answer(said: str, text: str, channels: dict[str, str], g
 @pytest.mark.parametrize(
     ("said", "count", "text", "channels"),
     [
-        (f"{ANALYSIS}A long thought<|end|>", 14, "", {"analysis": "A l"}),
+        (f"{ANALYSIS}A long thought<|end|>", 14, "", {"analysis": "A lo"}),
         (f"{FINAL}Yes, final.", 10, "Yes", {}),
         (f"{FINAL}Yes", 3, "", {}),
         (" to=functions", 4, " to=", {}),
@@ -96,3 +100,51 @@ def test_the_tokens_of_an_answer_end_with_what_ended_it(gpt_oss: GptOss) -> None
     said = f"{FINAL}Yes.<|end|>"
     (answer,) = _answers(gpt_oss, f"{said}<|start|>user<|message|>Really?")
     assert list(answer.token_ids) == gpt_oss.encode(said)
+
+
+def shown(stops: list[str], parts: list[str]) -> tuple[list[str], str | None]:
+    """What is shown after each part and at the end, and what was found; nothing is pushed after that."""
+    texts, found = StopTexts(stops), []
+    for part in parts:
+        found.append(texts.push(part))
+        if texts.found is not None:
+            return found, texts.found
+    return [*found, texts.rest()], None
+
+
+@pytest.mark.parametrize(
+    ("stops", "parts", "expected", "found"),
+    [
+        ([], ["a", "b"], ["a", "b", ""], None),
+        (["STOP"], ["to S", "TO", "P it"], ["to ", "", ""], "STOP"),
+        (["STOP"], ["to S", "TO", "A"], ["to ", "", "STOA", ""], None),
+        (["STOP"], ["to ST"], ["to ", "ST"], None),
+        # What was held back may still start one later on.
+        (["aab"], ["a", "a", "a", "b"], ["", "", "a", ""], "aab"),
+        (["\n\n"], ["a\n", "\nb"], ["a", ""], "\n\n"),
+        # The one that ends first; of two that end together the longer.
+        (["abcd", "bc"], ["abcd"], ["a"], "bc"),
+        (["b", "ab"], ["xab"], ["x"], "ab"),
+        (["a"], ["a"], [""], "a"),
+        (["\u00e9"], ["caf\u00e9!"], ["caf"], "\u00e9"),
+    ],
+)
+def test_stop_texts(stops: list[str], parts: list[str], expected: list[str], found: str | None) -> None:
+    assert shown(stops, parts) == (expected, found)
+
+
+def test_stop_texts_do_not_depend_on_the_borders_of_tokens() -> None:
+    """Nothing that is shown is ever a part of the text that ends the answer, and nothing else is held to the end."""
+    random = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(2000):
+        text = "".join(random.choice(list("ab"), random.integers(1, 12)))
+        stops = ["".join(random.choice(list("abc"), random.integers(1, 5))) for _ in range(random.integers(1, 4))]
+        ends = [(end, end - len(stop)) for stop in stops for end in range(len(text) + 1) if text[:end].endswith(stop)]
+        expected = text[: min(ends)[1]] if ends else text
+        borders = sorted({0, len(text), *random.integers(0, len(text), 3).tolist()})
+        parts = [text[a:b] for a, b in itertools.pairwise(borders)]
+        pieces, found = shown(stops, parts)
+        assert "".join(pieces) == expected and (found is not None) == bool(ends), (text, stops, parts)
+        outcomes.add((bool(ends), len(parts) > 1))
+    assert len(outcomes) == 4

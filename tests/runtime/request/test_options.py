@@ -11,9 +11,9 @@ import pytest
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.request.options import RequestOptions
 
-NUMBERS = ("retention", "pruning_rate", "alpha", "seed", "max_new_tokens", "max_tiles", "visual_top_k")
-SHARES = NUMBERS[:3]
-COUNTS = NUMBERS[3:]
+SHARES = ("retention", "pruning_rate", "alpha", "temperature", "top_p", "deadline_ms", "deadline")
+COUNTS = ("seed", "max_new_tokens", "max_tiles", "visual_top_k", "top_k", "logprobs")
+NUMBERS = SHARES + COUNTS
 NO_NUMBERS: tuple[Any, ...] = (
     True,
     False,
@@ -68,6 +68,13 @@ def test_counts_are_whole_numbers(name: str, value: Any) -> None:
         ("retention", 10**400),
         ("method", 3),
         ("method", b"fastv"),
+        *(("temperature", value) for value in (-0.1, None, 10**400)),
+        *(("top_p", value) for value in (0, 1.01, -1, None)),
+        *(("top_k", value) for value in (-2, None)),
+        *(("logprobs", value) for value in (-1, 21)),
+        *(("deadline_ms", value) for value in (0, -1)),
+        *(("stop", value) for value in ("", ["a", ""], [1], 3, b"a", "\ud800", {"a"})),
+        *(("choices", value) for value in ("yes", [], [""], [1], 3, ["\udfff"], {"a": 1})),
     ],
 )
 def test_ranges(name: str, value: Any) -> None:
@@ -94,6 +101,30 @@ def test_numbers_of_numpy_count_as_pythons() -> None:
     assert RequestOptions.of({"visual_top_k": range(1, 3)}).visual_top_k == (1, 2)
 
 
+def test_texts() -> None:
+    assert RequestOptions().stops == RequestOptions(stop=None).stops == RequestOptions.of({"stop": []}).stops == ()
+    assert RequestOptions(stop="a").stops == ("a",)
+    assert RequestOptions.of({"stop": ["a", "\n"]}).stops == ("a", "\n")
+    assert RequestOptions.of({"choices": ["left", "right"]}).choices == ("left", "right")
+
+
+def test_choices_have_no_other_rule_beside_them() -> None:
+    with pytest.raises(InvalidRequest, match=r"^choices hold 'b' twice: expected different texts$"):
+        RequestOptions.of({"choices": ["a", "b", "b"]})
+    with pytest.raises(InvalidRequest, match=r"by their likelihood: leave out temperature, stop, logprobs$"):
+        RequestOptions.of({"choices": ["a"], "temperature": 1, "stop": "b", "logprobs": 0})
+    with pytest.raises(InvalidRequest, match="give deadline_ms or deadline, not both"):
+        RequestOptions(deadline_ms=1.0, deadline=2.0)
+
+
+def test_what_needs_more_than_the_most_probable_token() -> None:
+    greedy = [RequestOptions(), RequestOptions(temperature=1, top_k=1), RequestOptions(top_p=0.5, top_k=3, stop="a")]
+    assert not any(one.needs_logits or one.is_sampled for one in greedy)
+    assert RequestOptions(temperature=0.1).is_sampled and RequestOptions(temperature=0.1).needs_logits
+    for one in (RequestOptions(logprobs=0), RequestOptions(choices=("a",))):
+        assert one.needs_logits and not one.is_sampled
+
+
 def test_defaults_and_either_of_two() -> None:
     assert RequestOptions.of({}) == RequestOptions()
     assert RequestOptions().max_new_tokens == 64
@@ -111,12 +142,14 @@ def test_defaults_and_either_of_two() -> None:
         ("max_new_token", "did you mean max_new_tokens?"),
         ("retenton", "did you mean retention?"),
         ("prunning_rate", "did you mean pruning_rate?"),
-        ("temperature", "option temperature is unknown: answers are greedy"),
-        ("temprature", "option temprature is unknown: answers are greedy"),
-        ("top_p", "answers are greedy"),
-        ("do_sample", "answers are greedy"),
-        ("num_beams", "answers are greedy"),
-        ("stop", "answers end at the model's own stop tokens"),
+        ("temprature", "option temprature is unknown; did you mean temperature?"),
+        ("do_sample", "temperature, top_p and top_k choose among tokens"),
+        ("num_beams", "temperature, top_p and top_k choose among tokens"),
+        ("min_p", "temperature, top_p and top_k choose among tokens"),
+        ("stop_strings", "is called stop here"),
+        ("top_logprobs", "is called logprobs here"),
+        ("guided_choice", "is called choices here"),
+        ("timeout", "is called deadline_ms here"),
         ("streamer", "generate_stream gives the answer token by token"),
         ("threads", "VLM.bundle, .... takes it"),
         ("images", "belongs into the messages"),
