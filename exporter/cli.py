@@ -17,6 +17,7 @@ from typing import Any
 
 from fastmmoe import __version__
 from fastmmoe.exporter.config import DEMO, ExportConfig
+from fastmmoe.exporter.fit.cli import add_plan
 from fastmmoe.exporter.pruning.policy_file import read_policy
 from fastmmoe.exporter.pruning.settings import EXPERT_FACTOR, FAMILY_ROWS, METHOD_OPTIONS, PolicyOptions
 from fastmmoe.exporter.targets import ATOL, DTYPES
@@ -50,7 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def add_export(commands: Any) -> None:
-    """Add the same command to a parser's subcommands."""
+    """Add the same command to a parser's subcommands, and the one that plans it."""
+    add_plan(commands)
     parser = commands.add_parser("export", help="make a bundle of a checkpoint", description=DESCRIPTION)
     _add_arguments(parser)
     parser.set_defaults(function=lambda arguments: _export(_config(arguments), "fastmmoe"))

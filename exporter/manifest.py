@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from fastmmoe import __version__
-from fastmmoe.exporter.model import Model, Precision
-from fastmmoe.exporter.models.family import ModelConfig, VisionSizes
+from fastmmoe.exporter.models.configs import ModelConfig, VisionSizes
 from fastmmoe.exporter.ops import OPS
 from fastmmoe.runtime.bundle import manifest as bundle
 from fastmmoe.runtime.bundle.consistency import custom_operators
 from fastmmoe.runtime.request.config import ProcessorConfig
+
+if TYPE_CHECKING:
+    from fastmmoe.exporter.model import Model
+    from fastmmoe.exporter.ops.quantise import Packing
 
 
 def build_manifest(
@@ -40,20 +43,20 @@ def build_manifest(
         dtype=cast(bundle.Dtype, dtype),
         activation_dtype=cast(bundle.ElementType, model.precision.activation_dtype),
         cache_dtype=cast(bundle.ElementType, model.precision.cache_dtype),
-        experts=_experts_info(model.precision, expert_inputs or {}),
+        experts=experts_info(None if model.precision.is_twin else model.precision.packing, expert_inputs or {}),
         ops={spec.name: spec.version for spec in OPS if spec.name in used},
         portable=portable,
         plugin=plugin,
         policy=model.policy,
         processor=processor,
-        vision=_vision_info(model.config.vision),
+        vision=vision_info(model.config.vision),
         language_model=language_model_info(model.config),
         files={path.name: bundle.file_entry(path) for path in sorted(directory.iterdir())},
     )
 
 
-def _experts_info(precision: Precision, inputs: dict[str, bundle.ExpertTensor]) -> bundle.ExpertsInfo:
-    packing = None if precision.is_twin else precision.packing
+def experts_info(packing: Packing | None, inputs: dict[str, bundle.ExpertTensor]) -> bundle.ExpertsInfo:
+    """How a bundle stores its experts, which of them are inputs of the language model."""
     if packing is None:
         return bundle.ExpertsInfo(weight_format="float", group_size=0, zero_points=False, inputs=inputs)
     return bundle.ExpertsInfo(
@@ -64,7 +67,8 @@ def _experts_info(precision: Precision, inputs: dict[str, bundle.ExpertTensor]) 
     )
 
 
-def _vision_info(vision: VisionSizes) -> bundle.VisionInfo:
+def vision_info(vision: VisionSizes) -> bundle.VisionInfo:
+    """Sizes of a vision tower, by which the runtime counts its FLOPs."""
     return bundle.VisionInfo(
         layers=vision.layers,
         width=vision.width,

@@ -10,7 +10,8 @@ import torch
 
 from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
 from fastmmoe.exporter.checkpoint.reader import Checkpoint, account, build
-from fastmmoe.exporter.models.family import ModelConfig, family_of
+from fastmmoe.exporter.models.configs import ModelConfig
+from fastmmoe.exporter.models.family import family_of
 from fastmmoe.exporter.models.weight_rules import has_fused_experts
 from fastmmoe.exporter.ops.quantise import Packing
 from fastmmoe.exporter.pruning.settings import Layers, PolicyOptions, resolve_policy

@@ -11,7 +11,7 @@ from fastmmoe.exporter.checkpoint.chat_template import BUILTIN, choose_template
 from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
 from fastmmoe.exporter.checkpoint.side_files import SideFiles
 from fastmmoe.exporter.checkpoint.tokenizer_files import TOKENIZER, check_encoding
-from fastmmoe.exporter.models.family import family_of
+from fastmmoe.exporter.models.configs import config_of
 from fastmmoe.runtime.errors import UnsupportedModel
 from fastmmoe.runtime.request.config import ProcessorConfig
 from fastmmoe.runtime.types import Say
@@ -37,7 +37,7 @@ def read_processor_config(
         UnsupportedModel: a file is damaged, a value is missing or not implemented, or two files contradict each other.
     """
     files = SideFiles(model_dir)
-    result = family_of(config.require("model_type", str)).read_processor(files, config, vocab_size)
+    result = config_of(config.require("model_type", str)).read_processor(files, config, vocab_size)
     ids = [result.image_token_id, result.bos_token_id, result.pad_token_id, *result.stop_token_ids]
     outside = [i for i in ids if i is not None and not 0 <= i < vocab_size]
     if outside:

@@ -12,7 +12,7 @@ from fastmmoe.runtime.machines.devices import DEVICES, Device
 from fastmmoe.runtime.machines.targets import KernelLimits, Target
 
 if TYPE_CHECKING:
-    from fastmmoe.exporter.models.family import ModelConfig
+    from fastmmoe.exporter.models.configs import ModelConfig
     from fastmmoe.exporter.ops.quantise import Packing
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}

@@ -4,7 +4,8 @@
     python scripts/make_tables.py [--check] [--docs FOLDER]
 
 Only what stands between markers is written; the tables are runtime/bundle/graph_io.py, runtime/method/policy.py and
-runtime/machines (tensorrt.md, and README.md beside the folder).
+runtime/machines (tensorrt.md, and README.md beside the folder), and what fastmmoe plan says of every published model on
+every machine (plan.md).
 With --check nothing is, and the exit code is 1 where a document is out of date.
 """
 
@@ -15,6 +16,11 @@ from pathlib import Path
 
 from markers import replace_part, table, write_or_check
 
+from fastmmoe.exporter.config import ExportConfig
+from fastmmoe.exporter.fit.cli import make_report
+from fastmmoe.exporter.fit.plan import PlanOptions, cheaper, find_machine, fit
+from fastmmoe.exporter.fit.sizes import published_configs, read_sizes
+from fastmmoe.exporter.fit.text import Report, describe
 from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.bundle.graph_io import Entry
 from fastmmoe.runtime.machines.devices import DEVICES, Device
@@ -138,9 +144,59 @@ def device_row(device: Device) -> tuple[str, ...]:
     return device.name, *(f"{number:g}" for number in numbers), *rates, device.power_mode or "-"
 
 
+def plans() -> dict[str, dict[str, Report | None]]:
+    """Machine -> model -> the plan of the mildest way of storing it that fits; None = there is none."""
+    return {machine: {model: best_plan(model, machine) for model in published_configs()} for machine in DEVICES}
+
+
+def best_plan(model: str, name: str) -> Report | None:
+    """That of `plans`."""
+    options, sizes = PlanOptions(name), read_sizes(model)
+    machine = find_machine(options)
+    wanted = fit(sizes, machine, options)
+    ways = (wanted, *(() if wanted.fits else cheaper(sizes, machine, options, wanted)))
+    way = next((way for way in ways if way.fits), None)
+    if way is None:
+        return None
+    return make_report(model, PlanOptions(name, export=ExportConfig(dtype=way.dtype, experts=way.experts)))
+
+
+def example() -> str:
+    """A model that fits in another form than the wanted one."""
+    lines = describe(make_report("deepseek-vl2-small", PlanOptions("jetson-orin-nx")))
+    return "\n".join(("```console", "$ fastmmoe plan deepseek-vl2-small --target jetson-orin-nx", *lines, "```"))
+
+
+def plan_tables() -> str:
+    """What fits where, and how fast it can be at most."""
+    found, head = plans(), ("machine", *published_configs())
+    parts = []
+    for cell in (fit_cell, time_cell):
+        rows = ((DEVICES[m].name, *("-" if r is None else cell(r) for r in of.values())) for m, of in found.items())
+        parts.append(table(head, rows))
+    titles = (
+        "How the weights of the experts are stored, and GB to spare:",
+        "Least milliseconds to the first token at retention 1, 0.5 and 0.25; of every token after it:",
+    )
+    return "\n\n".join(text for pair in zip(titles, parts, strict=True) for text in pair)
+
+
+def fit_cell(report: Report) -> str:
+    """How the experts are stored, and what is left."""
+    return f"{report.fit.dtype if report.fit.experts == 'float' else report.fit.experts}, {report.fit.spare / 1e9:.1f}"
+
+
+def time_cell(report: Report) -> str:
+    """Milliseconds."""
+    times = report.times
+    first = (times.vision.ms + row.prefill.ms for row in times.rows)
+    return f"{', '.join(f'{ms:,.0f}' for ms in first)}; {times.rows[0].decode.ms:.1f}"
+
+
 PARTS = {
     "bundle.md": {"graph_io": graph_tables},
     "methods.md": {"settings": settings_table},
+    "plan.md": {"example": example, "plans": plan_tables},
     "tensorrt.md": {"targets": targets_table, "devices": devices_table},
     "../README.md": {"targets": status_table},
 }

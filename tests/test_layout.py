@@ -16,6 +16,7 @@ SOURCES = [path for package in PACKAGES for path in sorted((REPOSITORY / package
 FAMILY_WORDS = ("deepseek", "internvl")
 FAMILY_LISTS = {
     "exporter/checkpoint/known_keys.py",
+    "exporter/models/configs.py",
     "exporter/models/family.py",
     "exporter/pruning/settings.py",
     "runtime/request/answers.py",

@@ -1,11 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers of config.json that must go together, in every family."""
+"""The record of MoE blocks, and numbers of config.json that must go together, in every family. Imports no torch."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
-from fastmmoe.exporter.models.layers import MoeConfig
 from fastmmoe.exporter.ops.sparse_moe.contract import GROUPED_METHODS
+
+
+@dataclass(frozen=True)
+class MoeConfig:
+    """Sizes and routing rules of a model's MoE blocks; the strings are those of FmmSparseMoE's contract."""
+
+    num_experts: int
+    top_k: int
+    intermediate_size: int
+    scoring_func: str
+    topk_method: str = "greedy"
+    n_group: int = 1
+    topk_group: int = 1
+    norm_topk_prob: bool = False
+    routed_scaling_factor: float = 1.0
+    activation: str = "swiglu"
+    swiglu_limit: float = 0.0
+    expert_bias: bool = False
 
 
 def check_heads(language: ConfigReader, *, heads: int, kv_heads: int) -> None:

@@ -17,7 +17,6 @@ from fastmmoe.exporter.models.attention import Attended, GroupedAttention, atten
 from fastmmoe.exporter.models.decoder import DecoderLayer, LanguageModel, MoeBlock
 from fastmmoe.exporter.models.deepseek_vl2_config import Config, MlaConfig, VisionConfig
 from fastmmoe.exporter.models.deepseek_vl2_config import read_config as read_config
-from fastmmoe.exporter.models.deepseek_vl2_processor import read_processor as read_processor
 from fastmmoe.exporter.models.graphs import Embedding, GraphModules
 from fastmmoe.exporter.models.layers import (
     PATCHES,
@@ -39,7 +38,6 @@ from fastmmoe.runtime.method.policy import Policy
 from fastmmoe.runtime.request import deepseek_vl2 as preprocessing
 from fastmmoe.runtime.request.family import Family as Preprocessing
 
-MODEL_TYPES: tuple[str, ...] = ("deepseek_vl_v2",)
 PREPROCESSING: Preprocessing = preprocessing
 DROPPED_TENSORS: tuple[str, ...] = ("vision.attn_pool.*", *BUFFERS)
 RENAMED_PREFIXES: dict[str, str] = {}

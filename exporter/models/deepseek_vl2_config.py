@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
 from fastmmoe.exporter.checkpoint.known_keys import DEEPSEEK_VL2, sort_keys
-from fastmmoe.exporter.models.config_checks import check_heads, check_moe, check_rotary, check_tower
-from fastmmoe.exporter.models.layers import MoeConfig
+from fastmmoe.exporter.models.config_checks import MoeConfig, check_heads, check_moe, check_rotary, check_tower
 from fastmmoe.exporter.models.rope import read_rope
 from fastmmoe.runtime.ranges import (
     Epsilon,
@@ -31,6 +30,7 @@ from fastmmoe.runtime.ranges import (
     WidthRatio,
 )
 
+MODEL_TYPES = ("deepseek_vl_v2",)
 # Keys of latent attention, which a model without it may have all the same.
 LATENT_KEYS = ("q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "qk_head_dim")
 
@@ -185,6 +185,22 @@ def read_config(reader: ConfigReader) -> Config:
     language.check("first_k_dense_replace", config.first_k_dense_replace, has_moe, f"a MoE layer among {layers} layers")
     sort_keys(DEEPSEEK_VL2, reader, language)
     return config
+
+
+def count_small(c: Config) -> dict[str, int]:
+    """Parameters that are no matrices, by part; see `FamilyConfig`."""
+    v, H, layers = c.vision, c.hidden_size, c.num_hidden_layers
+    # Of a block: two norms with biases, the biases of qkv, proj, fc1 and fc2.
+    blocks = v.layers * (4 * v.width + 5 * v.width + v.mlp_width)
+    tower = v.grid**2 * v.width + v.width + blocks + 2 * v.width
+    return {
+        # The projector's biases, image_newline and view_seperator.
+        "vision": tower + 4 * H,
+        "attention": layers * c.kv_lora_rank,
+        "norms": (2 * layers + 1) * H,
+        "router": len(c.moe_layers) * c.moe.num_experts,
+        "rotary": c.rope_dim // 2,
+    }
 
 
 def _read_vision(vision: ConfigReader, projector: ConfigReader) -> VisionConfig:

@@ -17,7 +17,6 @@ from fastmmoe.exporter.models.decoder import DecoderLayer, LanguageModel, MoeBlo
 from fastmmoe.exporter.models.graphs import Embedding, GraphModules
 from fastmmoe.exporter.models.internvl3_5_config import Config, VisionConfig
 from fastmmoe.exporter.models.internvl3_5_config import read_config as read_config
-from fastmmoe.exporter.models.internvl3_5_processor import read_processor as read_processor
 from fastmmoe.exporter.models.layers import (
     PATCHES,
     RMSNorm,
@@ -35,7 +34,6 @@ from fastmmoe.runtime.method.policy import Policy
 from fastmmoe.runtime.request import internvl as preprocessing
 from fastmmoe.runtime.request.family import Family as Preprocessing
 
-MODEL_TYPES: tuple[str, ...] = ("internvl", "internvl_chat")
 PREPROCESSING: Preprocessing = preprocessing
 DROPPED_TENSORS: tuple[str, ...] = BUFFERS
 # Names of the Hugging Face classes in memory, which some tools write -> those of their files.

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 
 from fastmmoe.exporter.checkpoint.config_reader import ConfigReader, shown
 from fastmmoe.exporter.checkpoint.known_keys import INTERNVL, sort_keys
-from fastmmoe.exporter.models.config_checks import check_heads, check_moe, check_rotary, check_tower
-from fastmmoe.exporter.models.layers import MoeConfig, YarnConfig
-from fastmmoe.exporter.models.rope import Rope, read_rope, read_yarn_rope
+from fastmmoe.exporter.models.config_checks import MoeConfig, check_heads, check_moe, check_rotary, check_tower
+from fastmmoe.exporter.models.rope import Rope, YarnConfig, read_rope, read_yarn_rope
 from fastmmoe.exporter.ops.sparse_moe.contract import SWIGLU_OAI_ALPHA
 from fastmmoe.runtime.errors import UnsupportedModel
 from fastmmoe.runtime.ranges import (
@@ -29,6 +28,8 @@ from fastmmoe.runtime.ranges import (
     VocabSize,
     Width,
 )
+
+MODEL_TYPES = ("internvl", "internvl_chat")
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,32 @@ def read_config(reader: ConfigReader) -> Config:
     )
     sort_keys(INTERNVL, reader, language)
     return config
+
+
+def count_small(c: Config) -> dict[str, int]:
+    """Parameters that are no matrices, by part; see `FamilyConfig`."""
+    H, D, layers, E = c.hidden_size, c.head_dim, c.num_hidden_layers, c.moe.num_experts
+    q, kv = c.num_attention_heads * D, c.num_key_value_heads * D
+    # Biases of the four projections and sinks, or norms of the heads of queries and keys.
+    attention = q + 2 * kv + H + c.num_attention_heads if c.is_gpt_oss else 2 * D
+    biases = E * (2 * c.moe.intermediate_size + H) if c.moe.expert_bias else 0
+    return {
+        "vision": _count_small_vision(c.vision) + 2 * H,
+        "attention": layers * attention,
+        "expert_biases": layers * biases,
+        "norms": (2 * layers + 1) * H,
+        # Every router has a correction, of zeros.
+        "router": layers * E * (2 if c.moe.expert_bias else 1),
+        "rotary": D // 2,
+    }
+
+
+def _count_small_vision(v: VisionConfig) -> int:
+    """Of the tower and the projector's norm: class token, positions, norms, scales and biases."""
+    of_norm = v.width * (2 if v.norm_type == "layer_norm" else 1)
+    # Two scales, the biases of proj and fc2; that of fc1; those of qkv; norms of whole rows of q and k.
+    block = 2 * of_norm + 4 * v.width + v.mlp_width + 3 * v.width * v.qkv_bias + 2 * v.width * v.qk_norm
+    return v.width * (1 + v.rows_per_tile + 1) + v.layers * block + 2 * v.projector_inputs
 
 
 def _read_projector(reader: ConfigReader, is_hf_layout: bool) -> None:

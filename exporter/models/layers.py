@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fastmmoe.exporter.models.config_checks import MoeConfig
+from fastmmoe.exporter.models.rope import YarnConfig
 from fastmmoe.exporter.models.steps import Program, Step, Take
 from fastmmoe.exporter.ops import SPARSE_MOE
 from fastmmoe.exporter.ops.sparse_moe import torch_op as _moe  # noqa: F401  (registers the operator)
@@ -42,24 +43,6 @@ class Mlp(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-@dataclass(frozen=True)
-class MoeConfig:
-    """Sizes and routing rules of a model's MoE blocks; the strings are those of FmmSparseMoE's contract."""
-
-    num_experts: int
-    top_k: int
-    intermediate_size: int
-    scoring_func: str
-    topk_method: str = "greedy"
-    n_group: int = 1
-    topk_group: int = 1
-    norm_topk_prob: bool = False
-    routed_scaling_factor: float = 1.0
-    activation: str = "swiglu"
-    swiglu_limit: float = 0.0
-    expert_bias: bool = False
 
 
 class SparseMoe(nn.Module):
@@ -118,17 +101,6 @@ class SparseMoe(nn.Module):
             [self.gate_up_bias, self.down_bias] if self.config.expert_bias else [],
             self.attributes,
         )
-
-
-@dataclass(frozen=True)
-class YarnConfig:
-    """YaRN scaling of gpt-oss (no rounding of the correction range); attention_factor is on cosines and sines."""
-
-    factor: float
-    original_max_position_embeddings: int
-    beta_fast: float
-    beta_slow: float
-    attention_factor: float
 
 
 def rotary_frequencies(theta: float, dim: int, yarn: YarnConfig | None = None) -> torch.Tensor:

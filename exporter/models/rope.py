@@ -13,11 +13,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastmmoe.exporter.checkpoint.config_reader import ConfigReader, is_same, shown
-from fastmmoe.exporter.models.layers import YarnConfig
 from fastmmoe.runtime.errors import UnsupportedModel
 from fastmmoe.runtime.ranges import Positions, Positive, RotaryBase, RotaryScale, Turns
 
 BLOCKS = ("rope_parameters", "rope_scaling")
+
+
+@dataclass(frozen=True)
+class YarnConfig:
+    """YaRN scaling of gpt-oss (no rounding of the correction range); attention_factor is on cosines and sines."""
+
+    factor: float
+    original_max_position_embeddings: int
+    beta_fast: float
+    beta_slow: float
+    attention_factor: float
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Collection
 import torch
 
 from fastmmoe.exporter.checkpoint.reader import WeightRule
-from fastmmoe.exporter.models.layers import MoeConfig
+from fastmmoe.exporter.models.config_checks import MoeConfig
 from fastmmoe.runtime.errors import UnsupportedModel
 
 

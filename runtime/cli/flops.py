@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastmmoe.runtime.cli.command import check_text
+from fastmmoe.runtime.cli.table import align, number
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.method.policy import ALL, UNMODIFIED
 
@@ -58,7 +59,7 @@ def add_counting(commands: Any) -> None:
     flops.add_argument(
         "-r",
         "--retention",
-        type=_numbers,
+        type=numbers,
         default=DEFAULT_RETENTIONS,
         metavar="R,R,...",
         help=f"shares of visual tokens to keep (default {','.join(map(str, DEFAULT_RETENTIONS))})",
@@ -87,7 +88,8 @@ def _add_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
 
 
-def _numbers(text: str) -> tuple[float, ...]:
+def numbers(text: str) -> tuple[float, ...]:
+    """The type of an option that takes several, separated by commas."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError as error:
@@ -227,20 +229,13 @@ def _flops_table(requests: Sequence[RequestFlops]) -> list[str]:
         schedule = request.schedule
         counts = [*(_sum_parts(request, names) for names in parts.values()), request.prefill.total]
         saved = [f"{request.reduction:.1%}", *([f"{request.reduction_with_vision:.1%}"] if has_vision else [])]
-        start = [schedule.method, f"{schedule.retention:g}", _stages(request)]
+        start = [schedule.method, f"{schedule.retention:g}", stages(request)]
         lines.append([*start, *map(_gflops, counts), *saved, _gflops(request.prefill.pruning)])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return [_align(line, widths) for line in lines]
+    return align(lines, left=3)
 
 
 def _sum_parts(request: RequestFlops, names: Sequence[str]) -> int:
     return sum(getattr(request.prefill, name) for name in names)
-
-
-def _align(line: Sequence[str], widths: Sequence[int]) -> str:
-    """Numbers to the right; the three cells in front of them to the left."""
-    cells = zip(line, widths, strict=True)
-    return "  ".join(cell.ljust(width) if i < 3 else cell.rjust(width) for i, (cell, width) in enumerate(cells))
 
 
 def _describe(request: RequestFlops) -> str:
@@ -248,17 +243,16 @@ def _describe(request: RequestFlops) -> str:
     with_vision = f", {request.reduction_with_vision:.2%} with the vision tower" if request.vision else ""
     return (
         f"{schedule.method}: retention {schedule.retention:g}, pruning rate {round(1 - schedule.retention, 4):g}, "
-        f"visual tokens {_stages(request)}\n"
+        f"visual tokens {stages(request)}\n"
         f"prefill {_gflops(request.prefill.total)} GFLOPs, {request.reduction:.2%} less{with_vision}"
     )
 
 
-def _stages(request: RequestFlops) -> str:
+def stages(request: RequestFlops) -> str:
     """Visual tokens of the prompt and after each stage."""
     return ">".join(map(str, (request.schedule.visual_tokens, *request.schedule.kept_visual_tokens)))
 
 
 def _gflops(flops: int) -> str:
-    """At least four digits, in units of 1e9."""
-    value = flops / 1e9
-    return f"{value:,.{0 if value >= 1000 else 1 if value >= 100 else 2 if value >= 10 else 3}f}"
+    """In units of 1e9."""
+    return number(flops / 1e9)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from fastmmoe.runtime.bundle.manifest import LanguageModelInfo, Manifest, VisionInfo
+from fastmmoe.runtime.cost.weights import expert_weights, projection_weights, projector_weights, vision_block_weights
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.method.policy import FASTMMOE, FASTV, MLERP, SPARSEVLM, UNMODIFIED, Policy
 from fastmmoe.runtime.method.schedule import Schedule, plan_request
@@ -212,31 +213,20 @@ def count_layers(
 def vision_flops(info: VisionInfo, hidden_size: int, tiles: int) -> int:
     """FLOPs of the vision graph for this many tiles. A class token counts as one more patch."""
     rows, width = info.rows_per_tile, info.width
-    block = 2 * rows * (4 * width * width + 2 * width * info.mlp_width) + 4 * rows * rows * width
+    block = 2 * rows * vision_block_weights(info) + 4 * rows * rows * width
     patches = 2 * rows * info.patch_inputs * width
-    projector = 2 * info.tokens_per_tile * (info.projector_inputs * hidden_size + hidden_size * hidden_size)
+    projector = 2 * info.tokens_per_tile * projector_weights(info, hidden_size)
     return tiles * (patches + info.layers * block + projector)
 
 
 def _add_attention(flops: PrefillFlops, info: LanguageModelInfo, layer: int, rows: int, past: int) -> None:
     pairs = _pairs(info, layer, past + rows) - _pairs(info, layer, past)
     key_heads = 1 if info.kv_lora_rank else info.kv_heads
-    flops.projections += 2 * rows * _projection_weights(info)
+    flops.projections += 2 * rows * projection_weights(info)
     flops.attention += 2 * info.heads * (info.query_key_dim + info.value_dim) * pairs
     flops.norms += NORM_OPERATIONS * rows * (2 * info.hidden_size + info.kv_lora_rank)
     flops.rope += ROPE_OPERATIONS * rows * (info.heads + key_heads) * info.rope_dim
     flops.softmax += SOFTMAX_OPERATIONS * info.heads * pairs
-
-
-def _projection_weights(info: LanguageModelInfo) -> int:
-    """Weights of a layer's attention projections."""
-    queries = info.hidden_size * info.heads * info.query_key_dim
-    output = info.heads * info.value_dim * info.hidden_size
-    if not info.kv_lora_rank:
-        return queries + info.hidden_size * info.kv_heads * (info.query_key_dim + info.value_dim) + output
-    latent = info.hidden_size * (info.kv_lora_rank + info.rope_dim)
-    expanded = info.kv_lora_rank * info.heads * (info.query_key_dim - info.rope_dim + info.value_dim)
-    return queries + latent + expanded + output
 
 
 def _pairs(info: LanguageModelInfo, layer: int, rows: int) -> int:
@@ -257,7 +247,7 @@ def _add_feed_forward(
     visual_top_k = schedule.visual_top_k[info.moe_layers.index(layer)]
     uses = text * info.top_k + visual * visual_top_k
     flops.router += 2 * rows * info.hidden_size * info.num_experts
-    flops.routed_experts += 6 * uses * info.hidden_size * info.moe_intermediate_size
+    flops.routed_experts += 2 * uses * expert_weights(info)
     flops.shared_experts += 6 * rows * info.hidden_size * info.shared_intermediate_size
     flops.softmax += SOFTMAX_OPERATIONS * rows * info.num_experts
 

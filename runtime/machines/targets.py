@@ -111,6 +111,11 @@ class Target:
         sizes = sorted(self.devices, key=lambda name: DEVICES[name].memory_gb)
         return {DEVICES[name].memory_option: name for name in sizes}
 
+    @property
+    def shares_memory(self) -> bool:
+        """Whether its GPU computes in the memory that the system lives in, as Jetsons' do."""
+        return self.tensorrt is not None and self.tensorrt.architecture == "aarch64"
+
 
 JETPACK_7 = TensorRT(
     module="tensorrt",

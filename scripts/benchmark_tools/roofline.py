@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from benchmark_tools.machine import Machine
 from fastmmoe.runtime.bundle.manifest import LanguageModelInfo, Manifest
 from fastmmoe.runtime.cost.flops import PrefillFlops, count_layers, count_prefill
+from fastmmoe.runtime.cost.weights import expert_weights, projection_weights
 from fastmmoe.runtime.method.schedule import Schedule
 
 EXPERT_BYTES = {"fp32": 4, "bf16": 2}
@@ -50,19 +51,14 @@ def balance_tokens(machine: Machine, manifest: Manifest) -> int:
     """Tokens of a layer, all experts used, whose products take as long as reading its weights; without attention."""
     info = manifest.language_model
     seconds = _layer_bytes(info, EXPERT_BYTES[manifest.dtype], info.num_experts) / machine.bandwidth / 1e9
-    used_weights = _other_weights(info) + info.top_k * _expert_weights(info)
+    used_weights = _other_weights(info) + info.top_k * expert_weights(info)
     return round(seconds * machine.gflops * 1e9 / (2 * used_weights))
 
 
 def _layer_bytes(info: LanguageModelInfo, expert_bytes: int, experts_used: int) -> int:
-    return _other_weights(info) * OTHER_BYTES + experts_used * _expert_weights(info) * expert_bytes
+    return _other_weights(info) * OTHER_BYTES + experts_used * expert_weights(info) * expert_bytes
 
 
 def _other_weights(info: LanguageModelInfo) -> int:
-    """Weights of grouped attention and the router; no shared experts."""
-    heads = (info.heads + info.kv_heads) * (info.query_key_dim + info.value_dim)
-    return info.hidden_size * (heads + info.num_experts)
-
-
-def _expert_weights(info: LanguageModelInfo) -> int:
-    return 3 * info.hidden_size * info.moe_intermediate_size
+    """Weights of attention and the router; no shared experts."""
+    return projection_weights(info) + info.hidden_size * info.num_experts

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from fastmmoe.runtime.backends.tensorrt.api import EngineBuildFailed
 from fastmmoe.runtime.bundle.manifest import GRAPHS, Manifest, weights_file
+from fastmmoe.runtime.machines.memory import read_memory
 from fastmmoe.runtime.types import Say
 
-MEMINFO = Path("/proc/meminfo")
 PEAK = 3.3
 """Bytes at the peak for each byte of constants: 1 GB of them had 3.3 GB, built by TensorRT-RTX 1.7 in one piece."""
 ADVICE = "end other programs or add swap"
@@ -27,7 +27,7 @@ def check_builder_memory(manifest: Manifest, say: Say) -> None:
     has = f"{available / 1e9:.1f} GB of memory and swap are free"
     if constants > available:
         raise EngineBuildFailed(f"{has}; the weights that the builder takes are {constants / 1e9:.1f} GB: {ADVICE}")
-    if PEAK * constants > available:
+    if build_peak(constants) > available:
         say(
             f"memory: {has}; a build of {constants / 1e9:.1f} GB of weights was seen to take {PEAK:g} times as much: "
             f"{ADVICE}"
@@ -45,11 +45,12 @@ def largest_constants(manifest: Manifest) -> int:
     return max((size - experts if graph == "language_model" else size for graph, size in sizes.items()), default=0)
 
 
-def available_bytes(meminfo: Path = MEMINFO) -> int | None:
+def build_peak(constants: int) -> int:
+    """Bytes of a builder's process at its peak, for so many bytes of constants."""
+    return int(PEAK * constants)
+
+
+def available_bytes(root: Path = Path("/")) -> int | None:
     """Memory that programs may still take, and free swap; None where the system does not say."""
-    try:
-        lines = meminfo.read_text(encoding="ascii").splitlines()
-        values = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
-        return 1024 * (values["MemAvailable"] + values["SwapFree"])
-    except (OSError, ValueError, KeyError, IndexError):
-        return None
+    memory = read_memory(root)
+    return None if memory is None else memory["MemAvailable"] + memory["SwapFree"]

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
-from fastmmoe.exporter.models.config_checks import check_heads, check_moe, check_rotary, check_tower
-from fastmmoe.exporter.models.layers import MoeConfig
+from fastmmoe.exporter.models.config_checks import MoeConfig, check_heads, check_moe, check_rotary, check_tower
 from fastmmoe.runtime.errors import UnsupportedModel
 
 READER = ConfigReader({"num_key_value_heads": 3}, prefix="text_config")

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from fastmmoe.exporter.models.attention import GroupedAttention
+from fastmmoe.exporter.models.config_checks import MoeConfig
 from fastmmoe.exporter.models.decoder import DecoderLayer, LanguageModel, MoeBlock
-from fastmmoe.exporter.models.layers import Mlp, MoeConfig, RMSNorm, SparseMoe, rotary_frequencies
+from fastmmoe.exporter.models.layers import Mlp, RMSNorm, SparseMoe, rotary_frequencies
 from fastmmoe.exporter.pruning.settings import Layers, PolicyOptions, resolve_policy
 from fastmmoe.runtime.bundle import graph_io
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
-from fastmmoe.exporter.models.layers import YarnConfig, rotary_frequencies
-from fastmmoe.exporter.models.rope import Rope, read_rope, read_yarn_rope
+from fastmmoe.exporter.models.layers import rotary_frequencies
+from fastmmoe.exporter.models.rope import Rope, YarnConfig, read_rope, read_yarn_rope
 from fastmmoe.runtime.errors import UnsupportedModel
 
 Json = dict[str, Any]

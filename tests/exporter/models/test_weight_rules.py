@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastmmoe.exporter.checkpoint.reader import WeightRule
-from fastmmoe.exporter.models.layers import MoeConfig
+from fastmmoe.exporter.models.config_checks import MoeConfig
 from fastmmoe.exporter.models.weight_rules import BUFFERS, expert_weights, has_fused_experts, linear, norm, same
 from fastmmoe.runtime.errors import UnsupportedModel
 

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model's weights by part: how many there are, from its sizes alone, and the bytes they take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from fastmmoe.runtime.backends.elements import item_size
+from fastmmoe.runtime.bundle.manifest import ExpertsInfo, LanguageModelInfo, Manifest, VisionInfo
+
+EXPERTS = "routed_experts"
+FLOAT32_PARTS = ("router", "rotary")
+"""Parts that are float32 in every bundle."""
+GRAPH_OF = {"vision": "vision", "embedding": "embedding"}
+"""Part -> the graph that holds it; all others are the language model's."""
+STORED = {"fp32": 4, "fp16": 2, "bf16": 2}
+"""Bytes of an expert's weight that is not packed, by the bundle's dtype."""
+SCALE_BYTES, ZERO_BYTES = 2, 1
+
+
+def projection_weights(info: LanguageModelInfo) -> int:
+    """Weights of a layer's attention projections."""
+    queries = info.hidden_size * info.heads * info.query_key_dim
+    output = info.heads * info.value_dim * info.hidden_size
+    if not info.kv_lora_rank:
+        return queries + info.hidden_size * info.kv_heads * (info.query_key_dim + info.value_dim) + output
+    latent = info.hidden_size * (info.kv_lora_rank + info.rope_dim)
+    expanded = info.kv_lora_rank * info.heads * (info.query_key_dim - info.rope_dim + info.value_dim)
+    return queries + latent + expanded + output
+
+
+def expert_weights(info: LanguageModelInfo) -> int:
+    """Weights of one routed expert."""
+    return 3 * info.hidden_size * info.moe_intermediate_size
+
+
+def vision_block_weights(vision: VisionInfo) -> int:
+    """Weights of a block of the vision tower."""
+    return 4 * vision.width * vision.width + 2 * vision.width * vision.mlp_width
+
+
+def projector_weights(vision: VisionInfo, hidden_size: int) -> int:
+    """Weights between the vision tower and the language model."""
+    return vision.projector_inputs * hidden_size + hidden_size * hidden_size
+
+
+def count_weights(info: LanguageModelInfo, vision: VisionInfo, small: Mapping[str, int]) -> dict[str, int]:
+    """Parameters of a model by part.
+
+    Args:
+        small: those that are no matrices (norms, biases, positions), by part; the manifest does not tell of them.
+    """
+    H, moe = info.hidden_size, len(info.moe_layers)
+    matrices = {
+        "vision": vision.patch_inputs * vision.width
+        + vision.layers * vision_block_weights(vision)
+        + projector_weights(vision, H),
+        "embedding": info.vocab_size * H,
+        "attention": info.layers * projection_weights(info),
+        "dense": (info.layers - moe) * 3 * H * info.dense_intermediate_size,
+        "shared_experts": moe * 3 * H * info.shared_intermediate_size,
+        EXPERTS: moe * info.num_experts * expert_weights(info),
+        "router": moe * info.num_experts * H,
+        "head": info.vocab_size * H,
+    }
+    return {part: matrices.get(part, 0) + small.get(part, 0) for part in {**matrices, **small}}
+
+
+def weights_bytes(manifest: Manifest, counts: Mapping[str, int]) -> dict[str, int]:
+    """Bytes of these parameters as a bundle stores them, by part."""
+    of_activations = item_size(manifest.activation_dtype)
+    found = {part: count * (4 if part in FLOAT32_PARTS else of_activations) for part, count in counts.items()}
+    moe = len(manifest.language_model.moe_layers)
+    return found | {EXPERTS: moe * layer_expert_bytes(manifest.language_model, manifest.experts, manifest.dtype)}
+
+
+def layer_expert_bytes(info: LanguageModelInfo, experts: ExpertsInfo, dtype: str) -> int:
+    """Bytes of a layer's routed experts, scales and zeros of packed ones included.
+
+    Args:
+        dtype: the bundle's, key of STORED.
+    """
+    H, width = info.hidden_size, info.moe_intermediate_size
+    if experts.weight_format == "float":
+        return info.num_experts * expert_weights(info) * STORED[dtype]
+    total = 0
+    for rows, columns in ((2 * width, H), (H, width)):
+        groups = -(-columns // experts.group_size)
+        of_group = SCALE_BYTES + (ZERO_BYTES if experts.zero_points else 0)
+        values = columns // 2 if experts.weight_format == "int4" else columns
+        total += rows * (values + groups * of_group)
+    return info.num_experts * total
+
+
+def graph_bytes(parts: Mapping[str, int]) -> dict[str, int]:
+    """Bytes by graph, of bytes by part."""
+    found: dict[str, int] = {}
+    for part, size in parts.items():
+        graph = GRAPH_OF.get(part, "language_model")
+        found[graph] = found.get(graph, 0) + size
+    return found

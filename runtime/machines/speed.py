@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast this machine's processor can be at most: products by what it says of itself, reading by a measurement."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+
+from fastmmoe.runtime.machines.threads import usable_cores
+
+FLOPS_PER_CYCLE = {"avx512f": 64, "fma": 32, "avx": 16, "asimd": 32}
+"""A core's float32 operations a cycle by what /proc/cpuinfo says of it, the first that it has: two units of fused
+multiply-adds of that width (asimd: four of 128 bits, as the widest have; the Jetsons' cores have two)."""
+OTHERWISE = 8
+BOOST = 1.5
+"""Greatest clock over the present one where the system tells only this one: what servers' processors have is less."""
+UNKNOWN_HZ = 4e9
+MOST_READ_BYTES = 1 << 28
+"""Several times what the last cache of most processors holds."""
+ROW = 1024
+REPEATS = 7
+
+
+def peak_flops(root: Path = Path("/")) -> float:
+    """Float32 operations a second that no program exceeds on the cores which this process may use.
+
+    Args:
+        root: where proc and sys are.
+    """
+    try:
+        text = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, flags=re.MULTILINE)
+    flags = set(found[1].split()) if found else set()
+    per_cycle = next((count for flag, count in FLOPS_PER_CYCLE.items() if flag in flags), OTHERWISE)
+    return usable_cores(root) * per_cycle * _greatest_hz(root, text)
+
+
+def _greatest_hz(root: Path, cpuinfo: str) -> float:
+    try:
+        return 1e3 * float((root / "sys/devices/system/cpu/cpu0/cpufreq/cpuinfo_max_freq").read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        clocks = re.findall(r"^cpu MHz\s*: ([\d.]+)$", cpuinfo, flags=re.MULTILINE)
+        return BOOST * 1e6 * max(map(float, clocks)) if clocks else UNKNOWN_HZ
+
+
+def read_bandwidth(working_set: int) -> float:
+    """Bytes a second at which a product with a vector reads its matrix, the best of several.
+
+    Args:
+        working_set: bytes of the matrix, at most MOST_READ_BYTES are taken: what stays in the processor's caches is
+            read as fast as from there.
+    """
+    rows = max(1, min(working_set, MOST_READ_BYTES) // (4 * ROW))
+    # Written, not zeroed: untouched pages would all be the same one.
+    matrix, vector, product = np.ones((rows, ROW), np.float32), np.ones(ROW, np.float32), np.empty(rows, np.float32)
+    best = float("inf")
+    for _ in range(1 + REPEATS):
+        start = time.perf_counter()
+        np.matmul(matrix, vector, out=product)
+        best = min(best, time.perf_counter() - start)
+    return matrix.nbytes / best
