@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 _LINE = 64
 ONNXRUNTIME_VERSION: str = ort.__version__
+_SPINNING = "session.intra_op.allow_spinning"
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
@@ -225,7 +226,7 @@ class OnnxRuntime(OfManifest):
     def _session_options(self, graph: str) -> ort.SessionOptions:
         settings, options = self._settings, ort.SessionOptions()
         options.intra_op_num_threads = check_threads("threads", settings.threads) or usable_cores()
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(settings.spinning)))
+        options.add_session_config_entry(_SPINNING, str(int(settings.spinning)))
         # Errors are raised; their lines would stand among the command's own.
         options.log_severity_level = 4
         if graph == "language_model":
@@ -248,6 +249,19 @@ class OnnxRuntime(OfManifest):
                 f"onnxruntime {ONNXRUNTIME_VERSION} has started {', '.join(found)} alone, expected {wanted}: see that "
                 f"driver and CUDA libraries are those that it was built for"
             )
+
+
+def open_graph(path: str) -> ort.InferenceSession:
+    """A session of any graph with our operators, on the CPU, for programs that bring its inputs themselves.
+
+    Raises:
+        BundleMismatch: see `register_native_ops`.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = usable_cores()
+    options.add_session_config_entry(_SPINNING, str(int(DEFAULTS.spinning)))
+    register_native_ops(options, {})
+    return ort.InferenceSession(path, options, providers=OnnxRuntime.PROVIDERS)
 
 
 def _show(graph: onnx.GraphProto, observed: Observed) -> dict[str, str]:

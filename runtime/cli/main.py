@@ -15,6 +15,7 @@ from fastmmoe.runtime.cli.bundle import add_bundle_commands
 from fastmmoe.runtime.cli.command import ArgumentParser, add_no_verify, run_command
 from fastmmoe.runtime.cli.completion import add_completion
 from fastmmoe.runtime.cli.flops import add_counting
+from fastmmoe.runtime.cli.interop import add_interop_commands
 from fastmmoe.runtime.cli.run import add_run
 
 BUILD_DESCRIPTION = """Build the TensorRT engines of a bundle, on the device they are for. Bundles of target rtx come
@@ -34,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_build(commands)
     add_counting(commands)
     add_bundle_commands(commands)
+    add_interop_commands(commands)
     for command in entry_points(group=COMMANDS):
         command.load()(commands)
     return parser

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What golden files say of themselves; their contents: tests/end_to_end/test_polygraphy.py."""
+
+from __future__ import annotations
+
+import runpy
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastmmoe.runtime.interop import golden
+from fastmmoe.runtime.interop.golden import DATA_LOADER, write_golden
+from fastmmoe.runtime.request.options import RequestOptions
+from tests.runtime.interop.test_recording import INFO, POLICY, WithArrays
+
+
+@pytest.fixture
+def without_polygraphy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A backend that computes nothing, and files that hold the names alone."""
+    monkeypatch.setattr(golden, "load_backend", lambda *_: WithArrays(INFO, POLICY))
+    monkeypatch.setattr(golden, "_inputs_json", lambda calls, order: f"{len(calls)} {' '.join(order)}")
+    monkeypatch.setattr(golden, "_outputs_json", lambda calls: " ".join(calls[0].outputs))
+
+
+@pytest.mark.usefixtures("without_polygraphy")
+def test_files_and_commands(toy_bundle: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a b"
+    found = write_golden(toy_bundle, out, RequestOptions(max_new_tokens=2), verify=False)
+    assert {path.name for path in out.iterdir()} == {
+        DATA_LOADER,
+        *(f"{one.graph}.{kind}.json" for one in found for kind in ("inputs", "outputs")),
+    }
+    vision, _, language_model = found
+    assert vision.inputs.read_text() == "1 pixel_values layout_index"
+    assert language_model.outputs.read_text() == "logits next_ids kept_index.0 kept_index.1"
+    assert [len(one.commands) for one in found] == [1, 1, 2]
+    words = shlex.split(language_model.commands[0])
+    assert words[:4] == ["polygraphy", "run", str(toy_bundle / "language_model.onnx"), "--fastmmoe"]
+    assert words[words.index("--load-outputs") + 1] == str(language_model.outputs)
+
+
+@pytest.mark.usefixtures("without_polygraphy")
+def test_the_data_loader_yields_inputs(toy_bundle: Path, tmp_path: Path) -> None:
+    write_golden(toy_bundle, tmp_path / "out", RequestOptions(), verify=False)
+    loader: dict[str, Any] = runpy.run_path(str(tmp_path / "out" / DATA_LOADER))
+    assert loader["load_data"] is loader["language_model"]
+    assert set(next(loader["vision"]())) == {"pixel_values", "layout_index"}
+    assert "logits" not in next(loader["load_data"]()) and "alpha" in next(loader["load_data"]())
+
+
+def test_the_place_of_a_file_is_no_directory(toy_bundle: Path) -> None:
+    place = toy_bundle / "tokenizer.json"
+    with pytest.raises(FileExistsError):
+        write_golden(toy_bundle, place, RequestOptions(), verify=False)
+
+
+def test_recordings_are_what_is_written(monkeypatch: pytest.MonkeyPatch, toy_bundle: Path, tmp_path: Path) -> None:
+    """With the package, if it is there: two calls, whose names are those of the graph."""
+    json = pytest.importorskip("polygraphy.json", reason="needs polygraphy: pip install -e '.[dev]'")
+    monkeypatch.setattr(golden, "load_backend", lambda *_: WithArrays(INFO, POLICY))
+    (_, _, found) = write_golden(toy_bundle, tmp_path, RequestOptions(max_new_tokens=2), verify=False)
+    inputs = json.load_json(str(found.inputs))
+    assert [call["position_ids"].shape[0] for call in inputs][1] == 1
