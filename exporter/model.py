@@ -127,13 +127,30 @@ class Model:
 
         Weights that are to be packed come as the checkpoint has them, in a float32 twin as what the integers stand for.
         """
-        value = self._computed[name] if name in self._computed else build(self.checkpoint, self.rules[name])
+        value = self._computed[name] if self.is_computed(name) else build(self.checkpoint, self.rules[name])
+        rounding = self.rounding(name)
+        if rounding is not None:
+            return round_experts(value, rounding)
+        for dtype in self.conversions(name):
+            value = value.to(dtype)
+        return value.contiguous()
+
+    def is_computed(self, name: str) -> bool:
+        """Whether a parameter follows from the configuration; the checkpoint has no rule for it."""
+        return name in self._computed
+
+    def rounding(self, name: str) -> Packing | None:
+        """The packing that a parameter's values are rounded by, in a float32 twin; None = they are not."""
+        return self.precision.packing if self.precision.is_twin and name.endswith(EXPERT_WEIGHTS) else None
+
+    def conversions(self, name: str) -> tuple[torch.dtype, ...]:
+        """The types that a parameter's values pass through on the way from the checkpoint, the exported one last."""
         p = self.precision
         if p.packing is not None and name.endswith(EXPERT_WEIGHTS):
-            return round_experts(value, p.packing) if p.is_twin else value
-        if p.rounded_experts is not None and p.rounded_activations is not None:
-            value = value.to(self._by_part(name, p.rounded_experts, p.rounded_activations))
-        return value.to(self.parameter_dtype(name)).contiguous()
+            return ()
+        if p.rounded_experts is None or p.rounded_activations is None:
+            return (self.parameter_dtype(name),)
+        return self._by_part(name, p.rounded_experts, p.rounded_activations), self.parameter_dtype(name)
 
     @staticmethod
     def _by_part(name: str, experts: torch.dtype, others: torch.dtype) -> torch.dtype:
@@ -146,8 +163,9 @@ class Model:
         ours = {
             f"{graph}.{name}": tuple(p.shape) for graph, m in self.graphs.items() for name, p in m.named_parameters()
         }
-        mapped = self.rules.keys() | self._computed.keys()
-        assert ours.keys() == mapped, f"weight map and modules differ: {sorted(ours.keys() ^ mapped)[:5]}"
+        mapped = {name: rule.parameter_shape for name, rule in self.rules.items()}
+        mapped |= {name: tuple(value.shape) for name, value in self._computed.items()}
+        assert ours == mapped, f"weight map and modules differ: {sorted(ours.items() ^ mapped.items())[:5]}"
 
 
 def _check_size(checkpoint: Checkpoint, config: ModelConfig, is_fused: bool) -> None:

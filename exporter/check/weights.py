@@ -27,11 +27,10 @@ def check_weights(model: Model, say: Say) -> None:
     Args:
         say: is called with a line for each half minute of a large checkpoint.
     Raises:
-        UnsupportedModel: a weight file cannot be mapped; a value is not finite or overflows the dtype that its tensor
+        UnsupportedModel: a weight file changed; a value is not finite or overflows the dtype that its tensor
             is exported in; the float16 scale of packed experts would overflow.
     """
     checkpoint = model.checkpoint
-    checkpoint.map_files()
     dtypes: dict[str, set[torch.dtype]] = {}
     for name, rule in model.rules.items():
         is_packed = model.precision.packing is not None and name.endswith(EXPERT_WEIGHTS)

@@ -8,7 +8,7 @@ unpickled, no code of the checkpoint runs and nothing is downloaded.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from fastmmoe.exporter.checkpoint.config_reader import shown
 from fastmmoe.exporter.checkpoint.files import CONFIG_FILE, check_directory, parse_object, read_bytes
+from fastmmoe.exporter.checkpoint.open_file import OpenFile
 from fastmmoe.exporter.checkpoint.tensor_names import advice, problem
 from fastmmoe.exporter.checkpoint.weight_files import (
     DTYPE_BYTES,
     EXPECTED_DTYPES,
-    MappedFile,
+    FileState,
     TensorInfo,
     identity,
     read_weights,
@@ -31,22 +32,41 @@ if TYPE_CHECKING:
     import torch
 
 
-def _only_source(tensors: list[torch.Tensor]) -> torch.Tensor:
-    (tensor,) = tensors
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
 @dataclass(frozen=True)
 class WeightRule:
-    """A rule by which one parameter of our module is made.
+    """A rule by which one parameter of our module is made: pieces of stored tensors, one after the other.
 
-    Args:
-        sources: (checkpoint tensor name, expected shape) of each tensor it is made from.
-        build: makes the parameter from the loaded sources, in order; default: the single source as it is.
+    Attributes:
+        sources: (checkpoint tensor name, expected shape) of each tensor it is made from, in the parameter's order.
+        shape: the parameter's; () = that of the single source.
+        views: the pieces that each source gives, in order. A view moves no value: it slices, transposes or splits
+            axes. All pieces have one shape but for the first axis, along which they follow each other.
     """
 
     sources: tuple[tuple[str, tuple[int, ...]], ...]
-    build: Callable[[list[torch.Tensor]], torch.Tensor] = _only_source
+    shape: tuple[int, ...] = ()
+    views: tuple[Callable[[torch.Tensor], torch.Tensor], ...] = (_whole,)
+
+    @property
+    def parameter_shape(self) -> tuple[int, ...]:
+        """The parameter's shape."""
+        return self.shape or self.sources[0][1]
+
+    def pieces(self, tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+        """The pieces of the sources, in the parameter's order."""
+        return (view(tensor) for tensor in tensors for view in self.views)
+
+    def build(self, tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+        """The parameter, of the loaded sources; it shares the memory of a single piece."""
+        import torch
+
+        pieces = list(self.pieces(tensors))
+        whole = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+        return whole.reshape(self.parameter_shape)
 
 
 class Checkpoint:
@@ -61,6 +81,7 @@ class Checkpoint:
         path: the directory.
         config: the parsed config.json.
         tensors: every tensor by name, in the order of the files.
+        files: the weight files, as they were when their headers were read.
         identity: SHA-256 (hexadecimal) over the bytes of config.json and, for each weight file in the order of the
             names, its name, its size and its header (names, shapes, dtypes, offsets). It is cheap because the
             weights themselves are not read: checkpoints that differ in weight values alone share it.
@@ -77,8 +98,8 @@ class Checkpoint:
         headers = read_weights(self.path)
         self.tensors: dict[str, TensorInfo] = {n: t for header in headers for n, t in header.tensors.items()}
         self.identity = identity(config_bytes, headers)
-        self._stored_names: dict[str, str] = {}
-        self._open_files: dict[Path, MappedFile] = {}
+        self.files: dict[Path, FileState] = {header.file: header.state for header in headers}
+        self._open_files: dict[Path, OpenFile] = {}
 
     def rename_prefixes(self, prefixes: dict[str, str]) -> None:
         """Give the tensors whose names start with a key of `prefixes` that key's value instead.
@@ -95,46 +116,53 @@ class Checkpoint:
                     f"{self.path}: tensors {renamed[new]!r} and {name!r} are both {new!r}: keep one of the two"
                 )
             renamed[new] = name
-        self._stored_names = {new: self._stored_names.get(name, name) for new, name in renamed.items()}
         self.tensors = {new: self.tensors[name] for new, name in renamed.items()}
 
     def load(self, name: str) -> torch.Tensor:
-        """The tensor `name` with its stored shape and dtype (float32, float16 or bfloat16).
+        """The tensor `name` with its stored shape and dtype (float32, float16 or bfloat16), not to be written to.
 
         The file is memory-mapped: only this tensor's pages are read, and only when its values are.
 
         Raises:
-            UnsupportedModel: there is no such tensor, its dtype is another one, the file changed meanwhile, or the
-                machine cannot map it.
+            UnsupportedModel: there is no such tensor, its dtype is another one, or the file changed meanwhile.
+            MemoryError: the process may not map a file of this size (ulimit -v).
+        """
+        info = self.info(name)
+        return self.open(info).mapped(info)
+
+    def info(self, name: str) -> TensorInfo:
+        """What the header says of a tensor that can be read.
+
+        Raises:
+            UnsupportedModel: there is no such tensor, or its dtype is another one.
         """
         info = self.tensors.get(name)
         if info is None:
             raise UnsupportedModel(f"{self.path}: no tensor {name!r} among its {len(self.tensors)} tensors")
         if info.dtype not in DTYPE_BYTES:
             raise UnsupportedModel(f"{self.path}: tensor {name!r} is {info.dtype:.20}; {EXPECTED_DTYPES}")
+        return info
+
+    def open(self, info: TensorInfo) -> OpenFile:
+        """The file of a tensor, as its header was read.
+
+        Raises:
+            UnsupportedModel: it changed meanwhile.
+        """
         if info.file not in self._open_files:
-            self._open_files[info.file] = MappedFile(info.file)
-        return self._open_files[info.file].load(self._stored_names.get(name, name))
+            self._open_files[info.file] = OpenFile(info.file, info.state)
+        self._open_files[info.file].check()
+        return self._open_files[info.file]
 
     def size_bytes(self, name: str) -> int:
         """Bytes of a tensor of a dtype that is read."""
         info = self.tensors[name]
         return math.prod(info.shape) * DTYPE_BYTES[info.dtype]
 
-    def map_files(self) -> None:
-        """Map every weight file now, so that one that this machine cannot map is found before long work.
-
-        Raises:
-            UnsupportedModel: as `load` does.
-        """
-        for file in dict.fromkeys(info.file for info in self.tensors.values()):
-            if file not in self._open_files:
-                self._open_files[file] = MappedFile(file)
-
 
 def build(checkpoint: Checkpoint, rule: WeightRule) -> torch.Tensor:
     """Load the sources of `rule` and make its parameter. Call `account` first: shapes are not checked again."""
-    return rule.build([checkpoint.load(name) for name, _ in rule.sources])
+    return rule.build(checkpoint.load(name) for name, _ in rule.sources)
 
 
 def account(checkpoint: Checkpoint, rules: dict[str, WeightRule], drop: tuple[str, ...]) -> None:

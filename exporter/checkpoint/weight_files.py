@@ -5,18 +5,16 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastmmoe.exporter.checkpoint.config_reader import shown
 from fastmmoe.exporter.checkpoint.files import absent, check_start, damaged, parse_object, read_bytes
 from fastmmoe.exporter.checkpoint.tensor_names import problem
 from fastmmoe.runtime.errors import UnsupportedModel
-
-if TYPE_CHECKING:
-    import torch
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -29,70 +27,44 @@ _LONGEST_FILE_NAME = 255
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor, as the header has it: dtype in safetensors' spelling ("F32", "F16", "BF16", ...)."""
+    """One tensor, as the header has it.
+
+    Attributes:
+        dtype: in safetensors' spelling ("F32", "F16", "BF16", ...).
+        state: of the file, when its header was read.
+        offset: of the first byte, from the start of the file.
+    """
 
     shape: tuple[int, ...]
     dtype: str
     file: Path
+    state: FileState
+    offset: int
 
 
-class MappedFile:
-    """A safetensors file, mapped into memory: pages are read when a tensor's values are.
+@dataclass(frozen=True)
+class FileState:
+    """What tells a file from one that came later or was changed; times are nanoseconds.
 
-    Raises:
-        UnsupportedModel: the file changed after its header was read, or this machine cannot map it.
+    `changed_ns` changes whenever anything does, and nobody can set it back.
     """
 
-    def __init__(self, path: Path) -> None:
-        from safetensors import SafetensorError, safe_open
+    device: int
+    inode: int
+    size: int
+    written_ns: int
+    changed_ns: int
 
-        self.path = path
-        try:
-            self._file = safe_open(path, framework="pt", device="cpu")
-        except (SafetensorError, FileNotFoundError) as error:
-            raise self._changed(error) from error
-        except (OSError, RuntimeError, MemoryError) as error:  # torch says RuntimeError of an mmap that fails
-            raise UnsupportedModel(_too_large(path, error)) from error
-
-    def load(self, name: str) -> torch.Tensor:
-        """The tensor as it is stored, sharing the file's pages."""
-        from safetensors import SafetensorError
-
-        try:
-            tensor: torch.Tensor = self._file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise self._changed(error, f": tensor {name!r}") from error
-        return tensor
-
-    def _changed(self, error: Exception, what: str = "") -> UnsupportedModel:
-        return UnsupportedModel(
-            f"{self.path}{what} cannot be read any more ({error}); the file changed after it was opened: start again"
-        )
-
-
-def _too_large(path: Path, error: Exception) -> str:
-    """Linux refuses to map, privately and writable as torch does, more than memory and swap hold together."""
-    size, reason = path.stat().st_size, str(error).splitlines()[0][:200]
-    return (
-        f"{path}: a file of {size / 1e9:.1f} GB cannot be mapped into memory ({reason}); this machine has "
-        f"{_memory_bytes() / 1e9:.1f} GB of memory and swap, and one file must fit into them: save the model in "
-        'smaller files (transformers: save_pretrained(DIR, max_shard_size="5GB")) or use a larger machine'
-    )
-
-
-def _memory_bytes() -> int:
-    """Memory and swap of the machine, 0 where it does not say."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith(("MemTotal:", "SwapTotal:")))
+    @classmethod
+    def of(cls, found: os.stat_result) -> FileState:
+        """The state that the system gives."""
+        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
 @dataclass(frozen=True)
 class Header:
     file: Path
-    size: int
+    state: FileState
     raw: bytes
     tensors: dict[str, TensorInfo]
 
@@ -101,7 +73,7 @@ def identity(config_bytes: bytes, headers: list[Header]) -> str:
     digest = hashlib.sha256()
     parts = [config_bytes]
     for header in sorted(headers, key=lambda header: header.file.name):
-        parts += [header.file.name.encode(), str(header.size).encode(), header.raw]
+        parts += [header.file.name.encode(), str(header.state.size).encode(), header.raw]
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part)
     return digest.hexdigest()
@@ -194,7 +166,8 @@ def _read_header(path: Path) -> Header:
     """Read and check the header of a safetensors file: 8 bytes little-endian length n, n bytes JSON, then the data."""
     if not path.is_file():
         raise UnsupportedModel(absent(path, f"{path}: no such file, though {INDEX_FILE} names it; download it"))
-    size = path.stat().st_size
+    state = FileState.of(path.stat())
+    size = state.size
     prefix = read_bytes(path, 8)
     check_start(path, prefix)
     length = int.from_bytes(prefix, "little")
@@ -206,13 +179,13 @@ def _read_header(path: Path) -> Header:
     spans: list[tuple[int, int]] = []
     tensors: dict[str, TensorInfo] = {}
     for name, entry in entries.items():
-        tensors[name], span = _tensor_info(path, name, entry)
+        tensors[name], span = _tensor_info(path, state, 8 + length, name, entry)
         spans.append(span)
     _check_spans(path, spans, size - 8 - length)
-    return Header(path, size, raw, tensors)
+    return Header(path, state, raw, tensors)
 
 
-def _tensor_info(path: Path, name: str, entry: Any) -> tuple[TensorInfo, tuple[int, int]]:
+def _tensor_info(path: Path, state: FileState, data: int, name: str, entry: Any) -> tuple[TensorInfo, tuple[int, int]]:
     """The header's entry of one tensor, checked, and its first and last-plus-one byte within the data."""
     fields = entry if isinstance(entry, dict) else {}
     dtype, shape, span = fields.get("dtype"), _sizes(fields.get("shape")), _sizes(fields.get("data_offsets"))
@@ -223,7 +196,7 @@ def _tensor_info(path: Path, name: str, entry: Any) -> tuple[TensorInfo, tuple[i
     if dtype in DTYPE_BYTES and size != expected:
         what = f"{dtype} {shown(list(shape))}"
         raise damaged(path, f"tensor {shown(name)} has {size} bytes, expected {expected} for {what}")
-    return TensorInfo(shape, dtype, path), (span[0], span[1])
+    return TensorInfo(shape, dtype, path, state, data + span[0]), (span[0], span[1])
 
 
 def _sizes(value: Any) -> tuple[int, ...] | None:

@@ -6,6 +6,7 @@ Source: the official code (deepseek-ai/DeepSeek-VL2); layers in reading order, w
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -242,32 +243,36 @@ def _attention_map(c: Config, theirs: str) -> dict[str, WeightRule]:
     return {f"self_attn.{n}.weight": same(f"{theirs}self_attn.{n}.weight", *s) for n, s in shapes.items()}
 
 
+def _rows(start: int, end: int, step: int = 1) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda weight: weight[start:end:step]
+
+
 def _latent_map(c: Config, mla: MlaConfig, theirs: str) -> dict[str, WeightRule]:
     N, H, rank = c.num_attention_heads, c.hidden_size, mla.kv_lora_rank
     nope, rope, v = mla.qk_nope_head_dim, mla.qk_rope_head_dim, mla.v_head_dim
 
-    def rope_rows_to_halves(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    def rope_rows_to_halves(name: str, heads: int, plain: int, columns: int) -> WeightRule:
         # The official code rotates pairs (2i, 2i + 1) after moving them to halves. Moving the weight's rows once does
         # the same, and the graph rotates halves like every other model's.
-        per_head = weight.view(heads, -1, weight.shape[1])
-        plain, pairs = per_head[:, :-rope], per_head[:, -rope:]
-        return torch.cat((plain, pairs[:, 0::2], pairs[:, 1::2]), dim=1).reshape(weight.shape)
+        rows = plain + rope
+        views: list[Callable[[torch.Tensor], torch.Tensor]] = []
+        for start in range(0, heads * rows, rows):
+            turned = start + plain
+            end = start + rows
+            views += [_rows(start, turned), _rows(turned, end, 2), _rows(turned + 1, end, 2)]
+        shape = (heads * rows, columns)
+        return WeightRule(((f"{theirs}self_attn.{name}.weight", shape),), shape, tuple(views))
 
-    def kv_b(weights: list[torch.Tensor]) -> torch.Tensor:
-        return weights[0].view(N, nope + v, rank)
+    def kv_b(weight: torch.Tensor) -> torch.Tensor:
+        return weight.view(N, nope + v, rank)
 
     kv_b_source = ((f"{theirs}self_attn.kv_b_proj.weight", (N * (nope + v), rank)),)
     return {
-        "self_attn.q_proj.weight": WeightRule(
-            ((f"{theirs}self_attn.q_proj.weight", (N * (nope + rope), H)),), lambda w: rope_rows_to_halves(w[0], N)
-        ),
-        "self_attn.kv_a_proj_with_mqa.weight": WeightRule(
-            ((f"{theirs}self_attn.kv_a_proj_with_mqa.weight", (rank + rope, H)),),
-            lambda w: rope_rows_to_halves(w[0], 1),
-        ),
+        "self_attn.q_proj.weight": rope_rows_to_halves("q_proj", N, nope, H),
+        "self_attn.kv_a_proj_with_mqa.weight": rope_rows_to_halves("kv_a_proj_with_mqa", 1, rank, H),
         "self_attn.kv_a_layernorm.weight": same(f"{theirs}self_attn.kv_a_layernorm.weight", rank),
-        "self_attn.w_uk": WeightRule(kv_b_source, lambda w: kv_b(w)[:, :nope].contiguous()),
-        "self_attn.w_uv": WeightRule(kv_b_source, lambda w: kv_b(w)[:, nope:].transpose(1, 2).contiguous()),
+        "self_attn.w_uk": WeightRule(kv_b_source, (N, nope, rank), (lambda w: kv_b(w)[:, :nope],)),
+        "self_attn.w_uv": WeightRule(kv_b_source, (N, rank, v), (lambda w: kv_b(w)[:, nope:].transpose(1, 2),)),
         "self_attn.o_proj.weight": same(f"{theirs}self_attn.o_proj.weight", H, N * v),
     }
 

@@ -195,19 +195,23 @@ def _qwen_moe_map(c: Config, theirs: str, is_fused: bool) -> dict[str, WeightRul
 def _gpt_oss_moe_map(c: Config, theirs: str) -> dict[str, WeightRule]:
     E, width, H = c.moe.num_experts, c.moe.intermediate_size, c.hidden_size
 
-    def split_pairs(w: list[torch.Tensor]) -> torch.Tensor:
-        # Columns alternate gate, up; input-major [E, H, 2I] becomes [E, 2I, H] with the gate rows first.
-        return torch.cat((w[0][..., 0::2], w[0][..., 1::2]), dim=-1)
+    def split_pairs(stored: torch.Tensor) -> torch.Tensor:
+        # The last axis alternates gate, up: [E, H, 2I] becomes [E, 2, I, H], [E, 2I] becomes [E, 2, I], gates first.
+        return stored.unflatten(-1, (width, 2)).transpose(-1, 1)
 
     def source(name: str, *shape: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
         return ((f"{theirs}experts.{name}", shape),)
 
     return linear("mlp.experts.router", f"{theirs}router", E, H, bias=True) | {
         "mlp.experts.gate_up": WeightRule(
-            source("gate_up_proj", E, H, 2 * width), lambda w: split_pairs(w).transpose(1, 2).contiguous()
+            source("gate_up_proj", E, H, 2 * width),
+            (E, 2 * width, H),
+            (split_pairs,),
         ),
-        "mlp.experts.gate_up_bias": WeightRule(source("gate_up_proj_bias", E, 2 * width), split_pairs),
-        "mlp.experts.down": WeightRule(source("down_proj", E, width, H), lambda w: w[0].transpose(1, 2).contiguous()),
+        "mlp.experts.gate_up_bias": WeightRule(
+            source("gate_up_proj_bias", E, 2 * width), (E, 2 * width), (split_pairs,)
+        ),
+        "mlp.experts.down": WeightRule(source("down_proj", E, width, H), (E, H, width), (lambda w: w.transpose(1, 2),)),
         "mlp.experts.down_bias": WeightRule(source("down_proj_bias", E, H)),
     }
 
@@ -250,9 +254,9 @@ def _hf_vision_map(v: VisionConfig, hidden_size: int) -> dict[str, WeightRule]:
         rules |= norm(f"{ours}norm1", f"{theirs}layernorm_before", C, bias=has_bias)
         rules |= norm(f"{ours}norm2", f"{theirs}layernorm_after", C, bias=has_bias)
         parts = [f"{theirs}attention.{name}_proj" for name in "qkv"]
-        rules[f"{ours}attn.qkv.weight"] = WeightRule(tuple((f"{p}.weight", (C, C)) for p in parts), torch.cat)
+        rules[f"{ours}attn.qkv.weight"] = WeightRule(tuple((f"{p}.weight", (C, C)) for p in parts), (3 * C, C))
         if v.qkv_bias:
-            rules[f"{ours}attn.qkv.bias"] = WeightRule(tuple((f"{p}.bias", (C,)) for p in parts), torch.cat)
+            rules[f"{ours}attn.qkv.bias"] = WeightRule(tuple((f"{p}.bias", (C,)) for p in parts), (3 * C,))
         rules |= linear(f"{ours}attn.proj", f"{theirs}attention.projection_layer", C, C, bias=True)
         rules |= linear(f"{ours}mlp.fc1", f"{theirs}mlp.fc1", v.mlp_width, C, bias=True)
         rules |= linear(f"{ours}mlp.fc2", f"{theirs}mlp.fc2", C, v.mlp_width, bias=True)

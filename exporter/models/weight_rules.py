@@ -6,8 +6,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection
 
-import torch
-
 from fastmmoe.exporter.checkpoint.reader import WeightRule
 from fastmmoe.exporter.models.config_checks import MoeConfig
 from fastmmoe.runtime.errors import UnsupportedModel
@@ -66,18 +64,12 @@ def expert_weights(theirs: str, moe: MoeConfig, hidden_size: int, *, is_fused: b
             "mlp.experts.down": same(f"{theirs}down_proj", E, hidden_size, width),
         }
 
-    def gate_up(weights: list[torch.Tensor]) -> torch.Tensor:
-        out = weights[0].new_empty(E, 2, width, hidden_size)
-        for i, weight in enumerate(weights):
-            out[i // 2, i % 2] = weight
-        return out.view(E, 2 * width, hidden_size)
-
     sources = (
         (f"{theirs}{e}.{name}.weight", (width, hidden_size)) for e in range(E) for name in ("gate_proj", "up_proj")
     )
     return {
-        "mlp.experts.gate_up": WeightRule(tuple(sources), gate_up),
+        "mlp.experts.gate_up": WeightRule(tuple(sources), (E, 2 * width, hidden_size)),
         "mlp.experts.down": WeightRule(
-            tuple((f"{theirs}{e}.down_proj.weight", (hidden_size, width)) for e in range(E)), torch.stack
+            tuple((f"{theirs}{e}.down_proj.weight", (hidden_size, width)) for e in range(E)), (E, hidden_size, width)
         ),
     }

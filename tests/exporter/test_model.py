@@ -14,6 +14,7 @@ from fastmmoe.exporter.checkpoint.reader import Checkpoint
 from fastmmoe.exporter.model import Model, Precision
 from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.runtime.errors import UnsupportedModel
+from tests.support.checkpoint_files import fuse_experts
 
 FLOAT32 = Precision(torch.float32, torch.float32)
 OPTIONS = PolicyOptions(prune_layers=(1, 2, 3))
@@ -45,22 +46,6 @@ def test_names_of_the_classes_in_memory(
     for graph, module in on_disk.graphs.items():
         for name, _ in module.named_parameters():
             assert torch.equal(on_disk.load(f"{graph}.{name}"), in_memory.load(f"{graph}.{name}")), name
-
-
-def fuse_experts(tensors: dict[str, torch.Tensor], layers: int = 99) -> dict[str, torch.Tensor]:
-    """The tensors of a checkpoint with the experts of its first layers as transformers 5 has them in memory."""
-    fused = dict(tensors)
-    for gate in [name for name in tensors if name.endswith(".mlp.experts.0.gate_proj.weight")]:
-        prefix = gate.removesuffix("0.gate_proj.weight")
-        if int(prefix.split(".")[-4]) >= layers:
-            continue
-        parts: dict[str, list[torch.Tensor]] = {"gate_up_proj": [], "down_proj": []}
-        for e in range(sum(name.startswith(prefix) for name in tensors) // 3):
-            gate_proj, up_proj, down_proj = (fused.pop(f"{prefix}{e}.{n}_proj.weight") for n in ("gate", "up", "down"))
-            parts["gate_up_proj"].append(torch.cat((gate_proj, up_proj)))
-            parts["down_proj"].append(down_proj)
-        fused |= {prefix + name: torch.stack(experts) for name, experts in parts.items()}
-    return fused
 
 
 @pytest.mark.parametrize("name", ["internvl-qwen3moe", "internvl-qwen3moe-original", "dsvl2-mha", "dsvl2-mla"])

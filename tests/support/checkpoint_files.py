@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The JSON files of a checkpoint: changing one, and reading all that preprocessing needs of them."""
+"""Files of a checkpoint: changing one, reading all that preprocessing needs, and tensors in another layout."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
 from fastmmoe.exporter.processor import read_processor_config
@@ -69,3 +70,19 @@ def assert_read_or_refused(directory: Path, where: object) -> None:
     else:
         assert all(std > 0 for std in config.image_std), where
     assert all("\n" not in line and len(line) < 1000 for line in lines), where
+
+
+def fuse_experts(tensors: dict[str, torch.Tensor], layers: int = 99) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint with the experts of its first layers as transformers 5 has them in memory."""
+    fused = dict(tensors)
+    for gate in [name for name in tensors if name.endswith(".mlp.experts.0.gate_proj.weight")]:
+        prefix = gate.removesuffix("0.gate_proj.weight")
+        if int(prefix.split(".")[-4]) >= layers:
+            continue
+        parts: dict[str, list[torch.Tensor]] = {"gate_up_proj": [], "down_proj": []}
+        for e in range(sum(name.startswith(prefix) for name in tensors) // 3):
+            gate_proj, up_proj, down_proj = (fused.pop(f"{prefix}{e}.{n}_proj.weight") for n in ("gate", "up", "down"))
+            parts["gate_up_proj"].append(torch.cat((gate_proj, up_proj)))
+            parts["down_proj"].append(down_proj)
+        fused |= {prefix + name: torch.stack(experts) for name, experts in parts.items()}
+    return fused

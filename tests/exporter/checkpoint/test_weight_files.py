@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weight files that cannot be mapped, interrupted downloads, pointers, and files that are damaged at random."""
+"""Weight files: interrupted downloads, pointers, and files that are damaged at random."""
 
 from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,45 +33,6 @@ def sharded(tmp_path: Path) -> Path:
         save_file({name: TENSORS[name] for name in TENSORS if files[name] == file}, directory / file)
     (directory / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
     return directory
-
-
-# ---- files that this machine cannot map
-
-
-MAP_SCRIPT = """
-import resource, sys
-from pathlib import Path
-import torch
-from fastmmoe.exporter.checkpoint.reader import Checkpoint
-from fastmmoe.runtime.errors import UnsupportedModel
-from tests.support.checkpoint_files import refusal
-
-checkpoint = Checkpoint(Path(sys.argv[1]))
-used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), used + (1 << 30)))
-for call in (checkpoint.map_files, lambda: checkpoint.load("large")):
-    try:
-        call()
-    except UnsupportedModel as error:
-        print(error)
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/statm")
-def test_a_file_larger_than_the_memory(tmp_path: Path) -> None:
-    """A sparse file of 4 GB where a process may have 1 GB more."""
-    size = 4 << 30
-    header = json.dumps({"large": {"dtype": "BF16", "shape": [size // 2], "data_offsets": [0, size]}}).encode()
-    (tmp_path / "config.json").write_text("{}")
-    with (tmp_path / "model.safetensors").open("wb") as file:
-        file.write(len(header).to_bytes(8, "little") + header)
-        file.truncate(8 + len(header) + size)
-    done = subprocess.run([sys.executable, "-c", MAP_SCRIPT, str(tmp_path)], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert len(lines) == 2 and lines[0] == lines[1]
-    assert lines[0].startswith(f"{tmp_path / 'model.safetensors'}: a file of 4.3 GB cannot be mapped into memory (")
-    assert "GB of memory and swap" in lines[0] and 'max_shard_size="5GB"' in lines[0]
 
 
 # ---- what interrupted downloads and clones without LFS leave
