@@ -18,6 +18,7 @@ from typing import Any
 from fastmmoe import __version__
 from fastmmoe.exporter.config import DEMO, ExportConfig
 from fastmmoe.exporter.fit.cli import add_plan
+from fastmmoe.exporter.progress import Lines
 from fastmmoe.exporter.pruning.policy_file import read_policy
 from fastmmoe.exporter.pruning.settings import EXPERT_FACTOR, FAMILY_ROWS, METHOD_OPTIONS, PolicyOptions
 from fastmmoe.exporter.targets import ATOL, DTYPES
@@ -105,8 +106,17 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         default=config.chat_template,
         help="that of the model's official code, or the one that the checkpoint ships (default %(default)s)",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is a bundle")
+    _add_output(parser)
     _add_pruning(parser.add_argument_group("pruning"))
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is a bundle")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="keep what is written when interrupted or killed, and go on with what an earlier run with --resume left",
+    )
 
 
 def add_target(parser: argparse.ArgumentParser, default: str) -> None:
@@ -190,9 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _export(config: ExportConfig, command: str) -> int:
-    def say(line: str) -> None:
-        print(line, flush=True)
-
+    say = Lines()
     check_installed("the export", MODULES, "export")
     with preparing(command):
         from fastmmoe.exporter.plan import plan_export

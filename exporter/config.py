@@ -30,6 +30,7 @@ class ExportConfig:
         kv_cache_dtype: of the key-value caches, the same; None = that of the activations.
         atol: greatest difference from torch; None = that of the check.
         overwrite: replace an existing bundle.
+        resume: what an interrupted export leaves stays, and the next one goes on with it.
         experts: weight format of the routed experts: "float" (as dtype says), "int8", "int4" or "fp8".
         chat_template: the built-in one of the model's family, or the one that the checkpoint ships.
         group_size, zero_points: how packed experts are stored, as in FmmSparseMoE's contract.
@@ -43,6 +44,7 @@ class ExportConfig:
     kv_cache_dtype: str | None = None
     atol: float | None = None
     overwrite: bool = False
+    resume: bool = False
     experts: Literal["float", "int8", "int4", "fp8"] = "float"
     group_size: int = 128
     zero_points: bool = False

@@ -28,9 +28,11 @@ def _stored_bytes(model: Model, name: str, parameter: torch.nn.Parameter) -> int
     return parameter.numel() // (2 if packing.weight_format == "int4" else 1)
 
 
-def check_space(out: Path, model: Model) -> None:
+def check_space(out: Path, model: Model, kept: int = 0) -> None:
     """Refuse an export that the disk of `out` has no room for: its weights, and those of the float32 twin if one runs.
 
+    Args:
+        kept: bytes of them that are there already.
     Raises:
         InvalidRequest: with both numbers.
     """
@@ -38,7 +40,7 @@ def check_space(out: Path, model: Model) -> None:
     twin = 0
     if model.precision.activations != torch.float32:
         twin = 4 * sum(p.numel() for _, module in model.graphs.items() for p in module.parameters())
-    free = free_bytes(out)
+    free = free_bytes(out) + kept
     if free < needed + twin:
         of_it = f", {size_text(twin)} of it for the check" if twin else ""
         raise InvalidRequest(

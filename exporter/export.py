@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import onnx_ir as ir
 import torch
 
+from fastmmoe import __version__
 from fastmmoe.exporter.check.parity import Difference, Written, compare
 from fastmmoe.exporter.check.structure import CheckFailed, check_structure
 from fastmmoe.exporter.check.weights import check_weights
@@ -20,7 +23,9 @@ from fastmmoe.exporter.disk_space import check_space, weights_bytes
 from fastmmoe.exporter.graph.expert_inputs import make_expert_inputs
 from fastmmoe.exporter.graph.inputs import graph_inputs
 from fastmmoe.exporter.graph.pack_experts import pack_experts
+from fastmmoe.exporter.graph.save import save_graph
 from fastmmoe.exporter.graph.tracing import trace
+from fastmmoe.exporter.journal import Journal
 from fastmmoe.exporter.manifest import build_manifest
 from fastmmoe.exporter.model import Model, Precision
 from fastmmoe.exporter.ops import OPS
@@ -28,8 +33,10 @@ from fastmmoe.exporter.ops.functions import function_for
 from fastmmoe.exporter.output_directory import reserve_output
 from fastmmoe.exporter.plan import ExportPlan, plan_export
 from fastmmoe.exporter.processor import read_processor_config
+from fastmmoe.exporter.progress import Progress
 from fastmmoe.exporter.pruning.settings import PolicyModel
 from fastmmoe.exporter.targets import DTYPES, activation_dtype, check_kernels, check_memory, opset
+from fastmmoe.exporter.weight_stream import WeightStream
 from fastmmoe.runtime.backends.tensorrt.build import build_engines
 from fastmmoe.runtime.bundle.manifest import (
     MANIFEST,
@@ -75,7 +82,7 @@ def run_export(plan: ExportPlan, say: Say) -> Path:
         CheckFailed: the written graphs do not agree with torch; nothing is left behind.
     """
     config, target, checkpoint = plan.config, plan.target, plan.checkpoint
-    with reserve_output(plan.out, checkpoint.path, overwrite=config.overwrite, say=say) as output:
+    with reserve_output(plan.out, checkpoint.path, overwrite=config.overwrite, resume=config.resume, say=say) as output:
         model = Model(checkpoint, config.policy, _precision(plan))
         check_kernels(target, model.config, plan.packing)
         processor = read_processor_config(
@@ -90,14 +97,15 @@ def run_export(plan: ExportPlan, say: Say) -> Path:
         _report_model(model, plan.name, say)
         if config.policy.found_for is not None:
             _report_policy(model, config.policy.found_for, say)
-        check_space(plan.out, model)
+        journal = Journal(output.scratch, _key(plan), say) if config.resume else None
+        check_space(plan.out, model, 0 if journal is None else journal.kept_bytes)
         if plan.device is not None:
             say(check_memory(target, plan.device, sum(weights_bytes(model).values())))
         check_weights(model, say)
         staged = output.scratch / STAGED
         with abandoning(output.abandon):
-            manifest, hashed_at = _write(staged, plan, model, processor, say)
-            _check(staged, output.scratch / TWIN, manifest, model, plan, say)
+            manifest, hashed_at = _write(staged, plan, model, processor, journal, say)
+            _check(staged, output.scratch / TWIN, manifest, model, plan, journal, say)
         if target.tensorrt is not None and target.tensorrt.is_ahead_of_time:
             build_engines(staged, say=say, verify=False)
         output.publish(staged)
@@ -105,6 +113,16 @@ def run_export(plan: ExportPlan, say: Say) -> Path:
         leave_stamp(plan.out, manifest, hashed_at)
         say(f"wrote {plan.out}: {_contents(plan.out)}")
     return plan.out
+
+
+def _key(plan: ExportPlan) -> str:
+    """What the files of an export depend on: an interrupted one is gone on with only where all of it is the same."""
+    # Files are told by their inodes, wherever they stand.
+    config = replace(plan.config, model="", out=None, atol=None, overwrite=False)
+    files = sorted((path.name, repr(state)) for path, state in plan.checkpoint.files.items())
+    chosen = (plan.target.name, plan.dtype, plan.cache_dtype, plan.packing)
+    parts = (__version__, torch.__version__, plan.checkpoint.identity, files, config, chosen)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 def _precision(plan: ExportPlan) -> Precision:
@@ -146,12 +164,20 @@ def _report_policy(model: Model, found_for: PolicyModel, say: Say) -> None:
 
 
 def _write(
-    directory: Path, plan: ExportPlan, model: Model, processor: ProcessorConfig, say: Say
+    directory: Path, plan: ExportPlan, model: Model, processor: ProcessorConfig, journal: Journal | None, say: Say
 ) -> tuple[Manifest, int]:
     """Write graphs, weights, tokenizer, plugin and manifest; return it and the time at which hashing began."""
-    directory.mkdir()
+    directory.mkdir(exist_ok=journal is not None)
     portable = plan.target.is_portable
-    write_graphs(directory, model, opset=opset(plan.target, plan.dtype), portable=portable, say=say, shown=plan.out)
+    write_graphs(
+        directory,
+        model,
+        opset=opset(plan.target, plan.dtype),
+        portable=portable,
+        say=say,
+        shown=plan.out,
+        journal=journal,
+    )
     has_engines = plan.target.tensorrt is not None
     inputs = make_expert_inputs(directory / graph_file("language_model")) if has_engines else {}
     tokenizer = model.checkpoint.path / TOKENIZER
@@ -185,13 +211,21 @@ def _copy(source: Path, file: Path, shown: Path) -> None:
 
 
 def write_graphs(
-    directory: Path, model: Model, *, opset: int, portable: bool, say: Say, shown: Path | None = None
+    directory: Path,
+    model: Model,
+    *,
+    opset: int,
+    portable: bool,
+    say: Say,
+    shown: Path | None = None,
+    journal: Journal | None = None,
 ) -> None:
-    """Trace and write the graphs; weights go to external data, one tensor in memory at a time.
+    """Trace and write the graphs; weights go to external data, piece by piece.
 
     Args:
         opset: see `trace`.
         shown: what errors call the directory.
+        journal: see `save_graph`.
     Raises:
         WriteFailed: the disk is full, or the like.
     """
@@ -200,14 +234,14 @@ def write_graphs(
         depth = f" ({model.config.num_hidden_layers} layers)" if graph == "language_model" else ""
         say(f"tracing {graph}{depth} ...")
         start = time.perf_counter()
-        load = functools.partial(_load, model, graph)
+        load, stream = functools.partial(_load, model, graph), WeightStream(model, graph)
         traced = trace(module, graph_inputs(model, graph), load, name=graph, opset=opset)
         if model.precision.packing is not None and not model.precision.is_twin and graph == "language_model":
-            pack_experts(traced, load, model.precision.packing)
+            pack_experts(traced, stream.experts, model.precision.packing)
         file, weights = graph_file(graph), weights_file(graph)
         with writing(directory / weights, sizes[graph], shown=(shown or directory) / f"{file} with {weights}"):
-            # One worker: tensors are read, written and dropped in turn.
-            ir.save(traced, directory / file, external_data=weights, alignment=64, align_threshold=0)
+            progress = Progress(f"writing {weights}", say)
+            save_graph(traced, directory / file, directory / weights, stream, journal=journal, progress=progress)
         size = size_text((directory / weights).stat().st_size) if (directory / weights).is_file() else "no weights"
         say(f"traced {graph}: {len(traced.graph)} nodes, {size} ({time.perf_counter() - start:.1f} s)")
     if portable:
@@ -240,13 +274,15 @@ def _write_portable(directory: Path) -> None:
     ir.save(model, directory / graph_file("language_model", portable=True))
 
 
-def _check(staged: Path, twin: Path, manifest: Manifest, model: Model, plan: ExportPlan, say: Say) -> None:
+def _check(
+    staged: Path, twin: Path, manifest: Manifest, model: Model, plan: ExportPlan, journal: Journal | None, say: Say
+) -> None:
     say(f"[✓] {check_structure(staged, model, portable=manifest.portable)}")
     written = Written(staged, manifest)
     if model.precision.activations != torch.float32:
         say("the check runs a float32 twin of these graphs, as no CPU runtime computes them")
         model = Model(model.checkpoint, plan.config.policy, model.precision.float32_twin())
-        twin.mkdir()
+        twin.mkdir(exist_ok=journal is not None)
         write_graphs(
             twin,
             model,
@@ -254,6 +290,7 @@ def _check(staged: Path, twin: Path, manifest: Manifest, model: Model, plan: Exp
             portable=False,
             say=lambda line: say(f"{TWIN_NAME}: {line}"),
             shown=plan.out / f"({TWIN_NAME})",
+            journal=journal,
         )
         manifest = build_manifest(
             twin, manifest.model, model, manifest.processor, target="cpu", dtype="fp32", portable=False

@@ -23,6 +23,9 @@ from fastmmoe.runtime.bundle.manifest import ENGINES, GRAPHS, MANIFEST, TIMING_C
 from fastmmoe.runtime.cli.command import uninterrupted
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.files import (
+    RESUMABLE,
+    WriteFailed,
+    is_resumable,
     real_path,
     remove_left_scratch,
     remove_own_scratch,
@@ -36,6 +39,8 @@ _MOUNTS = Path("/proc/self/mountinfo")
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _CANNOT_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+_LEAVING = (KeyboardInterrupt, WriteFailed, MemoryError)
+"""How an export may end that a later one goes on with."""
 _OCCUPIED = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
 
@@ -65,16 +70,20 @@ class Output:
         path: absolute, links followed.
         scratch: folder beside it, for the unfinished bundle.
         replaced: the bundle to replace; None = nothing, or an empty directory, was there.
+        is_resumed: an interrupted export leaves what it wrote to the next one.
         is_published: whether the bundle is at its path.
     """
 
     path: Path
     scratch: Path
     replaced: _Bundle | None
+    is_resumed: bool = False
     is_published: bool = False
 
     def abandon(self) -> str:
-        """Remove what is unfinished as the process ends at once, for `abandoning`."""
+        """Remove what is unfinished as the process ends at once, or say what goes on with it, for `abandoning`."""
+        if self.is_resumed and is_resumable(self.scratch):
+            return _goes_on(self.scratch)
         remove_own_scratch(self.scratch)
         return ""
 
@@ -89,6 +98,8 @@ class Output:
             with writing(path, path.stat().st_size, shown=self.path / path.relative_to(staged)):
                 sync(path)
         with uninterrupted():
+            # From here on there is nothing to go on with.
+            (self.scratch / RESUMABLE).unlink(missing_ok=True)
             self.is_published = self._place(staged) if self.replaced is None else self._replace(staged)
             if not self.is_published:
                 beside = _free_name(self.path)
@@ -130,13 +141,14 @@ class Output:
         return True
 
 
-def check_output(given: Path, model: Path, *, overwrite: bool, say: Say) -> Path:
+def check_output(given: Path, model: Path, *, overwrite: bool, resume: bool = False, say: Say) -> Path:
     """Whether a bundle may be written there, as things are now; what killed processes left there is removed.
 
     Args:
         given: the directory as the user says it.
         model: the checkpoint's directory.
         overwrite: a bundle there may be replaced.
+        resume: what an interrupted export left for it stays.
         say: is called with a line where something was removed.
     Returns:
         The absolute path, links followed.
@@ -144,7 +156,7 @@ def check_output(given: Path, model: Path, *, overwrite: bool, say: Say) -> Path
         InvalidRequest: it cannot be the output, or is not to be replaced.
     """
     path = _resolve(given, model)
-    remove_left_scratch(path.parent, say)
+    remove_left_scratch(path.parent, say, None if resume else path.name)
     if overwrite:
         # Of a build of engines.
         remove_left_scratch(path, say)
@@ -153,24 +165,34 @@ def check_output(given: Path, model: Path, *, overwrite: bool, say: Say) -> Path
 
 
 @contextmanager
-def reserve_output(given: Path, model: Path, *, overwrite: bool, say: Say) -> Iterator[Output]:
+def reserve_output(given: Path, model: Path, *, overwrite: bool, resume: bool = False, say: Say) -> Iterator[Output]:
     """Keep the output directory for this export alone.
 
     Args:
-        given, model, overwrite, report: as in `check_output`.
+        given, model, overwrite, resume, say: as in `check_output`.
     Raises:
         InvalidRequest: as `check_output`, or another export is writing it.
     """
-    path = check_output(given, model, overwrite=overwrite, say=say)
+    path = check_output(given, model, overwrite=overwrite, resume=resume, say=say)
     output = None
     try:
-        with scratch_directory(path.parent, path.name, say) as scratch:
-            output = Output(path, scratch, _look(path, overwrite))
+        with scratch_directory(path.parent, path.name, say, keep=_LEAVING if resume else ()) as scratch:
+            output = Output(path, scratch, _look(path, overwrite), resume)
             yield output
     except KeyboardInterrupt:
         if output is not None and output.is_published:
             raise KeyboardInterrupt(f"{path} was written") from None
+        if output is not None and is_resumable(output.scratch):
+            raise KeyboardInterrupt(_goes_on(output.scratch)) from None
         raise
+    except _LEAVING:
+        if output is not None and is_resumable(output.scratch):
+            say(f"once that is mended, {_goes_on(output.scratch)}")
+        raise
+
+
+def _goes_on(scratch: Path) -> str:
+    return f"the same command goes on with what is in {scratch}"
 
 
 def _resolve(given: Path, model: Path) -> Path:

@@ -71,7 +71,7 @@ def plan_export(config: ExportConfig, say: Say = print) -> ExportPlan:
     directory = checkpoint_directory(config.model)
     name = DEMO if config.model == DEMO else real_path(directory).name
     out = Path(f"{name}-{target.name}") if config.out is None else config.out
-    check_output(out, directory, overwrite=config.overwrite, say=say)
+    check_output(out, directory, overwrite=config.overwrite, resume=config.resume, say=say)
     checkpoint = Checkpoint(directory)
     plugin = _find_plugin(target)
     return ExportPlan(config, checkpoint, name, out, target, device, dtype, cache_dtype, packing, plugin)

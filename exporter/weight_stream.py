@@ -53,20 +53,21 @@ class _Place:
 
 
 class WeightStream:
-    """Parameters of one model on their way into files; not for several threads.
+    """Parameters of one graph on their way into a file; not for several threads.
 
     Args:
         model: whose parameters, in their exported dtypes.
+        graph: in which the names are.
     """
 
-    def __init__(self, model: Model) -> None:
-        self._model = model
+    def __init__(self, model: Model, graph: str) -> None:
+        self._model, self._graph = model, graph
         self._buffers = [torch.empty(0, dtype=torch.uint8) for _ in range(2)]
 
     def write(
         self, name: str, order: tuple[int, ...] | None, target: int, at: int, report: Callable[[int], None]
     ) -> None:
-        """Write a parameter by its graph-qualified name: the bytes that `Model.load` would give.
+        """Write a parameter: the bytes that `Model.load` would give.
 
         Args:
             order: its axes in the order in which they are stored; None = as they are.
@@ -75,14 +76,14 @@ class WeightStream:
         Raises:
             UnsupportedModel: the checkpoint's file changed meanwhile. OSError: they cannot be written.
         """
-        model = self._model
-        if model.is_computed(name):
-            values = model.load(name)
+        model, full = self._model, f"{self._graph}.{name}"
+        if model.is_computed(full):
+            values = model.load(full)
             values = values if order is None else values.permute(order)
             _write_box(values.contiguous(), (0,) * values.ndim, tuple(values.shape), target, at)
             report(values.nbytes)
             return
-        rounding = model.rounding(name)
+        rounding = model.rounding(full)
         if rounding is not None:
             assert order is None, f"{name}: experts are stored as they are"
             for expert in self.experts(name):
@@ -91,11 +92,11 @@ class WeightStream:
                 at += len(rounded)
                 report(len(rounded))
             return
-        pieces = regions(model.checkpoint, model.rules[name])
+        pieces = regions(model.checkpoint, model.rules[full])
         shape = (sum(piece.shape[0] for piece in pieces), *pieces[0].shape[1:])
-        assert order is None or shape == model.rules[name].parameter_shape, f"{name}: has no axes to permute"
+        assert order is None or shape == model.rules[full].parameter_shape, f"{name}: has no axes to permute"
         axes = tuple(range(len(shape))) if order is None else order
-        place = _Place(shape, axes, model.conversions(name), (target, at))
+        place = _Place(shape, axes, model.conversions(full), (target, at))
         row = 0
         for piece in pieces:
             self._write_piece(piece, row, place, report)
@@ -103,7 +104,7 @@ class WeightStream:
 
     def experts(self, name: str) -> Iterator[torch.Tensor]:
         """The experts of a stack, [rows, columns] each, as the checkpoint has them; each is a tensor of its own."""
-        rule = self._model.rules[name]
+        rule = self._model.rules[f"{self._graph}.{name}"]
         pieces = regions(self._model.checkpoint, rule)
         count, *shape = rule.parameter_shape
         each = sum(piece.shape[0] for piece in pieces) // count

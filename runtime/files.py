@@ -21,6 +21,8 @@ from fastmmoe.runtime.types import Say
 
 SCRATCH_SUFFIX = ".fastmmoe-unfinished"
 LOCK = "lock"
+RESUMABLE = "journal"
+"""In a scratch directory that a later run goes on with."""
 # Whoever removes what a killed process left holds the lock for a moment; a running one holds it to its end.
 LOCK_SECONDS = 1.0
 
@@ -179,13 +181,16 @@ def scratch_name(name: str) -> str:
 
 
 @contextmanager
-def scratch_directory(directory: Path, name: str, say: Say) -> Iterator[Path]:
+def scratch_directory(
+    directory: Path, name: str, say: Say, keep: tuple[type[BaseException], ...] = ()
+) -> Iterator[Path]:
     """A hidden directory for what becomes `name` in the directory: one at a time, removed however the work ends.
 
     A lock in it tells a running process from a killed one, whose directory is emptied, with a word, and used.
 
     Args:
         say: is called with a line where something was removed.
+        keep: with these the directory stays if it is resumable, and what is in it at first is left to the caller.
     Raises:
         InvalidRequest: another process works on it.
     """
@@ -195,17 +200,34 @@ def scratch_directory(directory: Path, name: str, say: Say) -> Iterator[Path]:
         raise InvalidRequest(
             f"{directory / name}: another process is writing it: wait for that one, or give another place"
         )
+    is_kept = False
     try:
-        if _empty(path):
+        if not keep and _empty(path):
             say(_removed(path))
         yield path
+    except keep:
+        is_kept = is_resumable(path)
+        raise
     finally:
-        _remove(path, lock)
+        if is_kept:
+            os.close(lock)
+        else:
+            _remove(path, lock)
 
 
-def remove_left_scratch(directory: Path, say: Say) -> None:
-    """Remove scratch directories of killed processes, with a word for each; those of running ones stay."""
+def is_resumable(path: Path) -> bool:
+    """Whether a scratch directory has something that a later run goes on with."""
+    return (path / RESUMABLE).is_file()
+
+
+def remove_left_scratch(directory: Path, say: Say, name: str | None = None) -> None:
+    """Remove scratch directories of killed processes, with a word for each.
+
+    Those of running ones stay, and resumable ones, but for that of what would become `name`.
+    """
     for path in sorted(directory.glob(f".*{SCRATCH_SUFFIX}")):
+        if is_resumable(path) and (name is None or path.name != scratch_name(name)):
+            continue
         lock = _try_lock(path, 0) if _is_ours(path) else None
         if lock is not None:
             _remove(path, lock)

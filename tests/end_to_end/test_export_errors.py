@@ -20,12 +20,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file, save_file
 
-from fastmmoe.exporter import export
 from fastmmoe.exporter.cli import main as export_main
-from fastmmoe.exporter.model import Model
+from fastmmoe.exporter.weight_stream import WeightStream
 from fastmmoe.runtime.types import Array
 
 Tensors = dict[str, Array]
@@ -239,13 +237,13 @@ def test_failed_check(
     small_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # The graph gets other values of one parameter than the torch reference.
-    load = export._load
+    write = WeightStream.write
 
-    def spoiled(model: Model, graph: str, name: str) -> torch.Tensor:
-        values = load(model, graph, name)
-        return values * 1.5 if name == "layers.2.mlp.experts.down" else values
+    def spoiled(stream: WeightStream, name: str, order: Any, target: int, at: int, report: Any) -> None:
+        wrong = name == "layers.2.mlp.experts.down"
+        write(stream, name.replace(".2.", ".1.") if wrong else name, order, target, at, report)
 
-    monkeypatch.setattr(export, "_load", spoiled)
+    monkeypatch.setattr(WeightStream, "write", spoiled)
     assert export_main([str(small_dir), str(tmp_path / "out"), "--prune-layers", "1,2"]) == 1
     output = capsys.readouterr()
     assert re.search(r"^\[✗\] .*: unmodified model, prefill: ", output.out, re.MULTILINE)

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from fastmmoe.exporter import cli, export
+from fastmmoe.exporter import cli, export, progress
 from fastmmoe.exporter.config import ExportConfig
 from fastmmoe.exporter.ops import ATTENTION, DOMAIN
 from fastmmoe.exporter.plan import plan_export
@@ -96,7 +96,7 @@ def test_an_interrupt_after_the_bundle_says_that_it_was_written(
             raise KeyboardInterrupt
 
     # In the command's own file alone.
-    monkeypatch.setattr(cli, "print", interrupt, raising=False)
+    monkeypatch.setattr(progress, "print", interrupt, raising=False)
     assert cli.main(["demo", str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err == f"fastmmoe-export: interrupted; {tmp_path / 'out'} was written\n"
     assert (tmp_path / "out" / "manifest.json").is_file()

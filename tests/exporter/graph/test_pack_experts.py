@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from fastmmoe.exporter.config import ExportConfig
-from fastmmoe.exporter.graph.pack_experts import pack_experts
+from fastmmoe.exporter.graph.pack_experts import PackedTensor, pack_experts
+from fastmmoe.exporter.graph.weights import parameter_tensor
 from fastmmoe.exporter.model import round_experts
 from fastmmoe.exporter.ops import SPARSE_MOE
 from fastmmoe.exporter.ops.quantise import Packing, QuantisedWeights, dequantise
@@ -32,10 +33,14 @@ def weights_of(name: str) -> torch.Tensor:
     return torch.randn(SHAPES[name.rpartition(".")[2]], generator=generator)
 
 
+def experts_of(name: str) -> Iterator[torch.Tensor]:
+    return iter(weights_of(name))
+
+
 def traced_layers(count: int) -> ir.Model:
     """Nodes one after the other, with weights that cannot be read: packing reads them through its function."""
 
-    def unreadable() -> ir.TensorProtocol:
+    def unreadable(name: str) -> torch.Tensor:
         raise AssertionError("the floating-point weights are not written")
 
     x, nodes, initializers = ir.val("x", ir.DataType.FLOAT16, ("T", H)), [], []
@@ -46,7 +51,7 @@ def traced_layers(count: int) -> ir.Model:
         weights = []
         for name, shape in SHAPES.items():
             full = f"layers.{layer}.mlp.experts.{name}"
-            tensor = ir.LazyTensor(unreadable, dtype=ir.DataType.FLOAT16, shape=ir.Shape(shape), name=full)
+            tensor = parameter_tensor(full, ir.DataType.FLOAT16, shape, unreadable)
             weights.append(ir.val(full, ir.DataType.FLOAT16, shape, const_value=tensor))
         initializers += weights
         node = ir.node(SPARSE_MOE.name, [value, *others, *weights, *biases], FLOAT, domain="fastmmoe", name=f"n{layer}")
@@ -66,7 +71,7 @@ HALF_STEP = {"int8": 0.6, "int4": 0.6, "fp8": 16.6}
 )
 def test_nodes_get_integers_that_stand_for_the_weights(packing: Packing) -> None:
     model = traced_layers(2)
-    pack_experts(model, weights_of, packing)
+    pack_experts(model, experts_of, packing)
     assert [node.outputs[0].name for node in model.graph] == ["y0", "y1"]
     assert model.graph[1].inputs[0] is model.graph[0].outputs[0]
     assert model.graph.outputs[0] is model.graph[1].outputs[0]
@@ -93,6 +98,39 @@ def test_nodes_get_integers_that_stand_for_the_weights(packing: Packing) -> None
             np.testing.assert_array_equal(stands_for, round_experts(loaded, packing).numpy())
             assert np.abs(stands_for - loaded.numpy()).max() < HALF_STEP[packing.weight_format] * scale.max()
     assert len(model.graph.initializers) == 2 * (6 if packing.zero_points else 4)
+
+
+@pytest.mark.parametrize("packing", [Packing("int8", 64, False), Packing("int4", 128, True)], ids=str)
+def test_experts_are_packed_once_and_written_one_by_one(packing: Packing, tmp_path: Path) -> None:
+    calls: list[str] = []
+
+    def counted(name: str) -> Iterator[torch.Tensor]:
+        calls.append(name)
+        return experts_of(name)
+
+    model = traced_layers(2)
+    pack_experts(model, counted, packing)
+    tensors = [v.const_value for v in model.graph.initializers.values() if isinstance(v.const_value, PackedTensor)]
+    written: list[bytes] = []
+    reported: list[int] = []
+    for tensor in tensors:
+        with (tmp_path / "file").open("w+b") as file:
+            tensor.write(file.fileno(), 3, reported.append)
+            written.append(file.read()[3:])
+    assert sorted(calls) == sorted(f"layers.{i}.mlp.experts.{name}" for i in range(2) for name in SHAPES)
+    assert written == [tensor.tobytes() for tensor in tensors]
+    assert sum(reported) == sum(map(len, written)) and max(reported) < max(map(len, written))
+
+
+def test_scales_alone_are_those_of_the_whole(tmp_path: Path) -> None:
+    """As when an export goes on after the integers."""
+    model = traced_layers(1)
+    pack_experts(model, experts_of, Packing("int8", 64, False))
+    scale = model.graph.initializers["layers.0.mlp.experts.down_scale"].const_value
+    assert isinstance(scale, PackedTensor)
+    with (tmp_path / "file").open("w+b") as file:
+        scale.write(file.fileno(), 0, lambda _: None)
+        assert file.read() == scale.tobytes()
 
 
 def test_exported_bundle_says_how_its_experts_are_stored(

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Lines for the user: what is said once, and how far long work is, with its rate and the time left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+
+from fastmmoe.runtime.types import Say
+
+_SECONDS, _TERMINAL_SECONDS = 10.0, 2.0
+
+
+class Lines:
+    """Prints lines. On a terminal a line of progress takes the place of the one before."""
+
+    def __init__(self) -> None:
+        self._is_terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+        self._last_is_progress = False
+        self.seconds = _TERMINAL_SECONDS if self._is_terminal else _SECONDS
+
+    def __call__(self, line: str) -> None:
+        self._last_is_progress = False
+        print(line, flush=True)
+
+    def progress(self, line: str) -> None:
+        """Print a line of progress."""
+        if self._is_terminal:
+            # A line that wraps would not be cleared as a whole.
+            line = line[: max(shutil.get_terminal_size().columns - 1, 1)]
+        up = "\x1b[A\x1b[2K" if self._is_terminal and self._last_is_progress else ""
+        print(f"{up}{line}", flush=True)
+        self._last_is_progress = True
+
+
+class Progress:
+    """How far work on many bytes is, said every few seconds; work that ends sooner says nothing.
+
+    Args:
+        what: begins the lines.
+        say: gets them.
+    """
+
+    def __init__(self, what: str, say: Say) -> None:
+        self._what = what
+        self._say = say.progress if isinstance(say, Lines) else say
+        self._seconds = say.seconds if isinstance(say, Lines) else _SECONDS
+        self.start(0)
+
+    def start(self, total: int) -> None:
+        """Begin; total: bytes in the end."""
+        self._total, self._done = total, 0
+        self._began = self._said = time.monotonic()
+
+    def add(self, count: int) -> None:
+        """Count bytes that are done."""
+        self._done += count
+        now = time.monotonic()
+        if now - self._said < self._seconds or self._done >= self._total:
+            return
+        self._said = now
+        rate = self._done / (now - self._began)
+        left = duration_text((self._total - self._done) / rate)
+        of_it = f"{self._done / 1e9:.1f} of {self._total / 1e9:.1f} GB"
+        self._say(f"{self._what}: {of_it}, {rate / 1e6:.0f} MB/s, {left} left")
+
+
+def duration_text(seconds: float) -> str:
+    """A time for people: 45 s, 3 min 20 s, 2 h 5 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
