@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,7 +107,7 @@ def test_choices_of_every_family(name: str, vlm: Callable[..., VLM], pictures: l
     for retention in (1.0, 0.5):
         messages = question("Where?", pictures[0])
         texts = ["left", "le", "left turn", "lamp", "right"]
-        options = {"choices": texts, "retention": retention, "max_tiles": 1}
+        options: dict[str, Any] = {"choices": texts, "retention": retention, "max_tiles": 1}
         found = model.generate(messages, **options).choices
         assert [one.text for one in found] == texts
         # One after the other: a prompt, and steps of this choice alone.
@@ -146,23 +148,39 @@ def test_a_conversation_goes_on_from_a_choice(demo: VLM) -> None:
     assert second._batch.lengths == first._batch.lengths
 
 
-def test_seeds_and_neighbours(demo: VLM) -> None:
+@pytest.mark.engines
+def test_seeds_and_neighbours(vlm: Callable[..., VLM], pictures: list[str]) -> None:
     """The same seed gives the same answer, alone and in a batch; others give others."""
-    samples = load_samples("builtin", split="validation", count=4)
-    options = {"temperature": 3.0, "max_new_tokens": 8, "stop": ["zzz"]}
-    alone = [demo.generate(one.messages, seed=11, **options).token_ids for one in samples]
-    together = demo.generate_batch([one.messages for one in samples], seed=11, **options)
-    assert [one.token_ids for one in together] == alone
-    assert [demo.generate(one.messages, seed=12, **options).token_ids for one in samples] != alone
-    greedy = [demo.generate(one.messages, max_new_tokens=8) for one in samples]
-    cold = [demo.generate(one.messages, temperature=1e-6, top_p=0.9, max_new_tokens=8) for one in samples]
-    assert [one.token_ids for one in cold] == [one.token_ids for one in greedy]
+    model = vlm("dsvl2-mha")
+    asked = [question("Where?", picture) for picture in pictures]
+    options: dict[str, Any] = {"temperature": 1.5, "max_new_tokens": 8, "max_tiles": 1, "logprobs": 1}
+    alone = [model.generate(one, seed=11, **options) for one in asked]
+    together = model.generate_batch(asked, seed=11, **options)
+    assert [one.token_ids for one in together] == [one.token_ids for one in alone]
+    for ours, theirs in zip(together, alone, strict=True):
+        assert [one.logprob for one in ours.logprobs] == pytest.approx(
+            [one.logprob for one in theirs.logprobs], abs=1e-3
+        )
+    assert [model.generate(one, seed=12, **options).token_ids for one in asked] != [one.token_ids for one in alone]
+    greedy = [model.generate(one, max_new_tokens=8, max_tiles=1).token_ids for one in asked]
+    cold = [model.generate(one, temperature=1e-6, max_new_tokens=8, max_tiles=1).token_ids for one in asked]
+    assert cold == greedy
 
 
-def test_a_deadline_and_what_there_is_by_then(demo: VLM) -> None:
-    (sample,) = load_samples("builtin", split="validation", count=1)
-    demo.warm_up(sample.messages)
-    late = demo.generate(sample.messages, deadline_ms=1e-3)
+@pytest.mark.engines
+def test_a_deadline_and_what_there_is_by_then(vlm: Callable[..., VLM], pictures: list[str]) -> None:
+    model, asked = vlm("dsvl2-mha"), question("Where?", pictures[0])
+    options: dict[str, Any] = {"max_tiles": 1, "max_new_tokens": 6}
+    model.warm_up(asked, **options)
+    whole = model.generate(asked, deadline_ms=600_000, **options)
+    late = model.generate(asked, deadline_ms=1e-3, **options)
     assert (late.text, late.token_ids, late.finish_reason, late.stats.vision_ms) == ("", (), "deadline", 0)
-    in_time = demo.generate(sample.messages, deadline_ms=60_000)
-    assert in_time.finish_reason == "stop" and in_time.text == demo.generate(sample.messages).text
+    cancel = threading.Event()
+    stream = model.generate_stream(asked, cancel=cancel, **options)
+    pieces = [next(stream), next(stream)]
+    cancel.set()
+    pieces += stream
+    assert [piece.token_id for piece in pieces] == [*whole.token_ids[:2], None]
+    assert pieces[-1].finish_reason == "cancelled" and whole.finish_reason in ("stop", "length")
+    # Nothing of it is left behind.
+    assert model.generate(asked, **options).token_ids == whole.token_ids

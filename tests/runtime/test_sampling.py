@@ -85,6 +85,14 @@ def test_temperatures_close_to_zero(temperature: float) -> None:
     assert {choose(logits, options, position) for position in range(50)} == {2, 3}
 
 
+@pytest.mark.parametrize(("number", "token"), [(0.0, 1), (0.49, 1), (0.51, 3), (1 - 2.0**-53, 3)])
+def test_borders_of_what_is_drawn(number: float, token: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No token that has no probability, at either end."""
+    monkeypatch.setattr("fastmmoe.runtime.sampling.draw", lambda *_: number)
+    logits = np.array([-1e30, 2, -1e30, 2, -1e30], np.float32)
+    assert choose(logits, RequestOptions(temperature=1.0), 0) == token
+
+
 def test_high_temperatures_are_uniform() -> None:
     ids, p = distribution(LOGITS, 1e300, 0, 1.0)
     assert ids.tolist() == [*range(8)] and p == pytest.approx([1 / 8] * 8)
