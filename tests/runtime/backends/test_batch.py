@@ -305,7 +305,11 @@ def test_sequences_go_back_and_another_way(echo: Echo) -> None:
     batch.extend([chunk_of(echo, 1, 1, 0)], alpha=0.3)
     assert echo.calls[-1][graph_io.POSITION_IDS].tolist() == [14]
     assert echo.calls[-1][graph_io.past_lengths(0)].tolist() == [32, 14]
-    # What a batch did after a mark does not change it.
+    # What a batch does after a mark does not change it.
+    batch.rewind(end)
+    echo.steps_ahead, end = True, batch.mark()
+    steps = batch.decode([chunk_of(echo, 0, 1, 0), chunk_of(echo, 1, 1, 0)], alpha=0.3, steps=3)
+    assert steps is not None and len(list(steps)) == 3 and batch.lengths == [33, 15]
     batch.rewind(end)
     assert batch.lengths == [30, 12] and batch.cache_lengths.tolist() == lengths.tolist()
     batch.rewind(start)

@@ -90,6 +90,10 @@ class Session:
         assert number == 0
         self.outputs[name] = device
 
+    def clear_binding_outputs(self) -> None:
+        """None are bound any more."""
+        self.outputs.clear()
+
     def run_with_iobinding(self, binding: Session) -> None:
         """A call."""
         assert binding is self
