@@ -185,7 +185,7 @@ def _check_tokenizer_config(reader: ConfigReader, say: Say) -> None:
 
 
 def _report_generation(reader: ConfigReader, say: Say) -> None:
-    """One line on what transformers' generate() would do to the logits of a greedy answer, or instead of one."""
+    """One line on what transformers' generate() would do to the logits where no request says so."""
     changed = ["do_sample"] if reader.values.get("do_sample") is True else []
     for key, neutral in _GENERATION_CHANGES.items():
         reader.ignore(key)
@@ -194,4 +194,4 @@ def _report_generation(reader: ConfigReader, say: Say) -> None:
             changed.append(key)
     if changed:
         values = ", ".join(f"{key} {shown(reader.values[key])}" for key in changed)
-        say(f"{reader.file} is not followed in {values}: answers are greedy, from the logits as they are")
+        say(f"{reader.file} is not followed in {values}: a request says how tokens are chosen")

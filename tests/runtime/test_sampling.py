@@ -78,6 +78,7 @@ def test_what_leaves_the_most_probable_token_alone(options: RequestOptions) -> N
     assert {choose(logits, options, position) for position in range(50)} == {2}
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("temperature", [1e-300, 5e-324])
 def test_temperatures_close_to_zero(temperature: float) -> None:
     options = RequestOptions(temperature=temperature)

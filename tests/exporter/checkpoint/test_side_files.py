@@ -55,10 +55,10 @@ def test_nothing_is_said_of_the_published_files(own_checkpoint: OwnCheckpoint) -
     ("file", "values", "lines"),
     [
         (GENERATION, {"do_sample": True, "temperature": 0.6, "top_p": 0.9},
-         ["generation_config.json is not followed in do_sample True: answers are greedy, from the logits as they are"]),
+         ["generation_config.json is not followed in do_sample True: a request says how tokens are chosen"]),
         (GENERATION, {"repetition_penalty": 1.05, "no_repeat_ngram_size": 3, "num_beams": 1},
-         ["generation_config.json is not followed in repetition_penalty 1.05, no_repeat_ngram_size 3: answers are "
-          "greedy, from the logits as they are"]),
+         ["generation_config.json is not followed in repetition_penalty 1.05, no_repeat_ngram_size 3: a request "
+          "says how tokens are chosen"]),
         (GENERATION, {"temperature": 0.6, "top_k": 20, "do_sample": False, "repetition_penalty": 1.0}, []),
         (GENERATION, {"colour": 1}, ["generation_config.json keys not read: colour"]),
         (PREPROCESSOR, {"colour": 1, "crop_size": None, "do_convert_rgb": True},
