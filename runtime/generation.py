@@ -123,7 +123,7 @@ class Run:
         self.batch = Batch(backend, len(inputs)) if batch is None else batch
         self._prompt_start = self._prompt_end = self.batch.mark()
         self._alpha = manifest.policy.alpha if options.alpha is None else options.alpha
-        self._ending = ending
+        self._ending, self._waits = ending, ending != NEVER
         self.ended: str | None = None
         self.schedules = [self._plan(options, one) for one in inputs]
         self.stats = [self._stats(sequence) for sequence in range(len(inputs))]
@@ -236,6 +236,9 @@ class Run:
             start = time.perf_counter()
             features.append(self._backend.image_features(inputs.vision_inputs) if inputs.vision_inputs else None)
             stats.vision_ms = since(start)
+            if self._waits and isinstance(features[-1], Timed):
+                # Or the deadline would pass unseen while a device computes.
+                stats.vision_ms += features[-1].elapsed_ms()
         start = time.perf_counter()
         chunks = []
         for i, (inputs, of_picture, plan) in enumerate(zip(self._inputs, features, self.schedules, strict=True)):
@@ -246,7 +249,7 @@ class Run:
         found = self._append(chunks)
         done = len(found)
         # Features that were computed while the host went on have taken their time since.
-        late = [one.elapsed_ms() if isinstance(one, Timed) else 0.0 for one in features[:done]]
+        late = [one.elapsed_ms() if isinstance(one, Timed) and not self._waits else 0.0 for one in features[:done]]
         for i, stats in enumerate(self.stats[:done]):
             stats.vision_ms += late[i]
             stats.prefill_ms = max(since(start) - sum(late), 0.0)

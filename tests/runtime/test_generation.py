@@ -329,6 +329,38 @@ def test_no_graph_is_called_after_the_end(
     assert run.batch.lengths == [9 + max(most - 4, 0) if most > 2 else 0, 7 + max(most - 4, 0) if most > 3 else 0]
 
 
+class Slow(np.ndarray):
+    """Features of a device, which are there only once somebody has waited for them."""
+
+    waited: list[float]
+
+    def elapsed_ms(self) -> float:
+        """Two seconds."""
+        self.waited.append(2.0)
+        return 2000.0
+
+
+@pytest.mark.parametrize(("deadline", "calls"), [(1.0, 0), (3.0, 1), (None, 1)])
+def test_a_deadline_passes_while_a_device_looks_at_a_picture(
+    deadline: float | None, calls: int, echo: Echo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    look = echo.image_features
+
+    def queued(vision_inputs: dict[str, Array]) -> Array:
+        features = look(vision_inputs).view(Slow)
+        features.waited = waited
+        return features
+
+    monkeypatch.setattr(echo, "image_features", queued)
+    monkeypatch.setattr("fastmmoe.runtime.ending.now", lambda: sum(waited))
+    options = RequestOptions(max_new_tokens=1)
+    run = Run(MANIFEST, echo, [inputs_of(9, visual=4)], options, ending=Ending(deadline))
+    list(run.tokens())
+    assert len(echo.calls) == calls and run.ended == (None if calls else "deadline") and waited == [2.0]
+    assert 2000 <= run.stats[0].vision_ms < 2000 + 1000 and run.stats[0].prefill_ms < 1000
+
+
 def test_an_answer_that_ends_by_itself_was_not_ended(echo: Echo) -> None:
     """Though its deadline passes with its last token."""
     run = Run(MANIFEST, echo, [inputs_of(3)], RequestOptions(max_new_tokens=2), ending=Ending(cancel=Later(echo, 2)))
