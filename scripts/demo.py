@@ -16,11 +16,11 @@ from fastmmoe.calibration.data import BUILTIN, QUESTIONS_PER_SCENE, Sample, load
 from fastmmoe.calibration.report.stages import StageTracer
 from fastmmoe.calibration.report.survivors import draw_survivors
 from fastmmoe.exporter.cli import main as export_main
+from fastmmoe.runtime.answer import Answer
 from fastmmoe.runtime.backends.base import observable
 from fastmmoe.runtime.generation import Run
 from fastmmoe.runtime.method.call import Chunk
 from fastmmoe.runtime.request.options import RequestOptions
-from fastmmoe.runtime.vlm import Answer
 
 BUNDLE = Path("demo-cpu")
 SCENE = Path(".build/demo-scene.png")

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastmmoe.runtime.answer import Answer
 from fastmmoe.runtime.conversation import Conversation
-from fastmmoe.runtime.vlm import VLM, Answer
+from fastmmoe.runtime.vlm import VLM
 from tests.support.double import installed
 from tests.support.messages import question
 

@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastmmoe.runtime.answer import Answer
 from fastmmoe.runtime.backends.tensorrt.caches import DeviceCaches
 from fastmmoe.runtime.bundle.verification import Bundle
 from fastmmoe.runtime.conversation import Conversation
 from fastmmoe.runtime.errors import BundleMismatch, InvalidRequest, RunFailed
 from fastmmoe.runtime.generation import Run
 from fastmmoe.runtime.request.options import RequestOptions
-from fastmmoe.runtime.vlm import VLM, Answer
+from fastmmoe.runtime.vlm import VLM
 from tests.support.double import Double
 from tests.support.messages import question
 
