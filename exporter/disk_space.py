@@ -29,7 +29,7 @@ def _stored_bytes(model: Model, name: str, parameter: torch.nn.Parameter) -> int
 
 
 def check_space(out: Path, model: Model, kept: int = 0) -> None:
-    """Refuse an export that the disk of `out` has no room for: its weights, and those of the float32 twin if one runs.
+    """Refuse an export that the disk of `out` has no room for: its weights, and what its check writes.
 
     Args:
         kept: bytes of them that are there already.
@@ -37,13 +37,20 @@ def check_space(out: Path, model: Model, kept: int = 0) -> None:
         InvalidRequest: with both numbers.
     """
     needed = sum(weights_bytes(model).values())
-    twin = 0
-    if model.precision.activations != torch.float32:
-        twin = 4 * sum(p.numel() for _, module in model.graphs.items() for p in module.parameters())
+    checking = _check_bytes(model)
     free = free_bytes(out) + kept
-    if free < needed + twin:
-        of_it = f", {size_text(twin)} of it for the check" if twin else ""
+    if free < needed + checking:
+        of_it = f", {size_text(checking)} of it for the check" if checking else ""
         raise InvalidRequest(
-            f"{out}: the export takes at least {size_text(needed + twin)}{of_it}, and its disk has {size_text(free)} "
-            f"left: free some, or give another output directory"
+            f"{out}: the export takes at least {size_text(needed + checking)}{of_it}, and its disk has "
+            f"{size_text(free)} left: free some, or give another output directory"
         )
+
+
+def _check_bytes(model: Model) -> int:
+    """What integers of one layer's experts stand for, in 16 bits (exporter/check/experts.py)."""
+    if model.precision.packing is None:
+        return 0
+    parameters = model.graphs.language_model.named_parameters()
+    sizes = {name.rpartition(".")[2]: 2 * p.numel() for name, p in parameters if name.endswith(EXPERT_WEIGHTS)}
+    return sum(sizes.values())

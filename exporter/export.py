@@ -14,8 +14,8 @@ import onnx_ir as ir
 import torch
 
 from fastmmoe import __version__
-from fastmmoe.exporter.check.parity import Difference, Written, compare
-from fastmmoe.exporter.check.structure import CheckFailed, check_structure
+from fastmmoe.exporter.check.bundle import WrittenBundle, check_bundle
+from fastmmoe.exporter.check.stored import Initializer, initializers_of
 from fastmmoe.exporter.check.weights import check_weights
 from fastmmoe.exporter.checkpoint.config_reader import listed
 from fastmmoe.exporter.config import DEMO, ExportConfig
@@ -42,7 +42,6 @@ from fastmmoe.runtime.bundle.manifest import (
     MANIFEST,
     PLUGIN,
     TOKENIZER,
-    Manifest,
     graph_file,
     weights_file,
     write_manifest,
@@ -54,8 +53,7 @@ from fastmmoe.runtime.method.policy import UNMODIFIED
 from fastmmoe.runtime.request.config import ProcessorConfig
 from fastmmoe.runtime.types import Say
 
-TWIN_NAME = "float32 twin"
-STAGED, TWIN = "bundle", "twin"
+STAGED, CHECKED = "bundle", "check"
 """In the scratch directory: the unfinished bundle, and the graphs that the check of a 16-bit one runs."""
 
 
@@ -104,13 +102,13 @@ def run_export(plan: ExportPlan, say: Say) -> Path:
         check_weights(model, say)
         staged = output.scratch / STAGED
         with abandoning(output.abandon):
-            manifest, hashed_at = _write(staged, plan, model, processor, journal, say)
-            _check(staged, output.scratch / TWIN, manifest, model, plan, journal, say)
+            written = _write(staged, plan, model, processor, journal, say)
+            check_bundle(written, output.scratch / CHECKED, model, config.policy, config.atol, say)
         if target.tensorrt is not None and target.tensorrt.is_ahead_of_time:
             build_engines(staged, say=say, verify=False)
         output.publish(staged)
         # In here, for whoever interrupts now is told that the bundle was written.
-        leave_stamp(plan.out, manifest, hashed_at)
+        leave_stamp(plan.out, written.manifest, written.hashed_at)
         say(f"wrote {plan.out}: {_contents(plan.out)}")
     return plan.out
 
@@ -165,11 +163,11 @@ def _report_policy(model: Model, found_for: PolicyModel, say: Say) -> None:
 
 def _write(
     directory: Path, plan: ExportPlan, model: Model, processor: ProcessorConfig, journal: Journal | None, say: Say
-) -> tuple[Manifest, int]:
-    """Write graphs, weights, tokenizer, plugin and manifest; return it and the time at which hashing began."""
+) -> WrittenBundle:
+    """Write graphs, weights, tokenizer, plugin and manifest."""
     directory.mkdir(exist_ok=journal is not None)
     portable = plan.target.is_portable
-    write_graphs(
+    parameters = write_graphs(
         directory,
         model,
         opset=opset(plan.target, plan.dtype),
@@ -202,7 +200,7 @@ def _write(
     )
     with writing(directory / MANIFEST, 0, shown=plan.out / MANIFEST):
         write_manifest(directory, manifest)
-    return manifest, hashed_at
+    return WrittenBundle(directory, manifest, parameters, hashed_at)
 
 
 def _copy(source: Path, file: Path, shown: Path) -> None:
@@ -219,23 +217,27 @@ def write_graphs(
     say: Say,
     shown: Path | None = None,
     journal: Journal | None = None,
-) -> None:
+) -> dict[str, dict[str, Initializer]]:
     """Trace and write the graphs; weights go to external data, piece by piece.
 
     Args:
         opset: see `trace`.
         shown: what errors call the directory.
         journal: see `save_graph`.
+    Returns:
+        By graph, the tensors that stand for its parameters.
     Raises:
         WriteFailed: the disk is full, or the like.
     """
     sizes = weights_bytes(model)
+    parameters: dict[str, dict[str, Initializer]] = {}
     for graph, module in model.graphs.items():
         depth = f" ({model.config.num_hidden_layers} layers)" if graph == "language_model" else ""
         say(f"tracing {graph}{depth} ...")
         start = time.perf_counter()
         load, stream = functools.partial(_load, model, graph), WeightStream(model, graph)
         traced = trace(module, graph_inputs(model, graph), load, name=graph, opset=opset)
+        parameters[graph] = initializers_of(traced)
         if model.precision.packing is not None and not model.precision.is_twin and graph == "language_model":
             pack_experts(traced, stream.experts, model.precision.packing)
         file, weights = graph_file(graph), weights_file(graph)
@@ -249,6 +251,7 @@ def write_graphs(
         least = (directory / graph_file("language_model")).stat().st_size
         with writing(directory / file, least, shown=(shown or directory) / file):
             _write_portable(directory)
+    return parameters
 
 
 def _load(model: Model, graph: str, name: str) -> torch.Tensor:
@@ -272,40 +275,6 @@ def _write_portable(directory: Path) -> None:
                 model.functions[function.identifier()] = function
             node.op_type = variants[key].name
     ir.save(model, directory / graph_file("language_model", portable=True))
-
-
-def _check(
-    staged: Path, twin: Path, manifest: Manifest, model: Model, plan: ExportPlan, journal: Journal | None, say: Say
-) -> None:
-    say(f"[✓] {check_structure(staged, model, portable=manifest.portable)}")
-    written = Written(staged, manifest)
-    if model.precision.activations != torch.float32:
-        say("the check runs a float32 twin of these graphs, as no CPU runtime computes them")
-        model = Model(model.checkpoint, plan.config.policy, model.precision.float32_twin())
-        twin.mkdir(exist_ok=journal is not None)
-        write_graphs(
-            twin,
-            model,
-            opset=opset(plan.target, plan.dtype),
-            portable=False,
-            say=lambda line: say(f"{TWIN_NAME}: {line}"),
-            shown=plan.out / f"({TWIN_NAME})",
-            journal=journal,
-        )
-        manifest = build_manifest(
-            twin, manifest.model, model, manifest.processor, target="cpu", dtype="fp32", portable=False
-        )
-        written = Written(twin, manifest, TWIN_NAME)
-    differences = compare(model, written, plan.config.atol, say)
-    for difference in differences:
-        say(_difference_line(difference))
-    if not all(difference.is_ok for difference in differences):
-        raise CheckFailed("the exported graphs differ from torch by more than the tolerance; nothing was written")
-
-
-def _difference_line(difference: Difference) -> str:
-    mark = "✓" if difference.is_ok else "✗"
-    return f"[{mark}] torch = {difference.what}: {difference.value:.1e} (atol {difference.tolerance:g})"
 
 
 def _contents(directory: Path) -> str:

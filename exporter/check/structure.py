@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import onnx
@@ -11,6 +12,8 @@ import onnx_ir as ir
 from fastmmoe.exporter.model import Model
 from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE
 from fastmmoe.runtime.bundle.manifest import GRAPHS, graph_file
+
+_LAYER = re.compile(r"layers\.\d+\b")
 
 
 class CheckFailed(Exception):
@@ -39,7 +42,16 @@ def check_structure(directory: Path, model: Model, *, portable: bool) -> str:
         assert gate_up is not None and down is not None and gate_up.shape is not None and down.shape is not None
         if gate_up.shape[0] != down.shape[0]:
             raise CheckFailed(f"{node.name}: gate_up of {gate_up.shape[0]} experts, down of {down.shape[0]}")
+        _check_layer(node, gate_up, down)
         found.append(gate_up.shape[0])
     if found != expected:
         raise CheckFailed(f"experts by MoE layer in the graph: {found}, in the checkpoint: {expected}")
     return f"{sum(expected)} experts in {len(expected)} MoE layers, all in the graph"
+
+
+def _check_layer(node: ir.Node, *weights: ir.Value) -> None:
+    """All layers have experts of one size, which the check of numbers may not tell apart (experts.py)."""
+    layer = _LAYER.match(str(node.name))
+    for value in weights:
+        if layer is not None and not str(value.name).startswith(f"{layer[0]}."):
+            raise CheckFailed(f"{node.name} takes the weights {value.name}, expected some of {layer[0]}")

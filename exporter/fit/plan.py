@@ -11,7 +11,6 @@ from typing import Literal
 from fastmmoe.exporter.config import ExportConfig
 from fastmmoe.exporter.fit.sizes import ModelSizes
 from fastmmoe.exporter.targets import (
-    activation_dtype,
     check_kernels,
     choose_cache_dtype,
     choose_device,
@@ -244,6 +243,6 @@ def export_memory(sizes: ModelSizes) -> int:
 
 
 def export_disk(sizes: ModelSizes, found: Fit) -> int:
-    """Bytes that an export writes: the bundle's weights, and those of the float32 twin if the check needs one."""
-    twin = activation_dtype(find_target(found.manifest.target) or TARGETS["cpu"], found.dtype) != "float32"
-    return sum(found.needs.weights.values()) + (4 * sum(sizes.parameters.values()) if twin else 0)
+    """Bytes that an export writes: the bundle's weights and, for the check, what integers of one layer stand for."""
+    is_packed, layers = found.manifest.experts.weight_format != "float", max(len(sizes.config.moe_layers), 1)
+    return sum(found.needs.weights.values()) + (2 * sizes.parameters[EXPERTS] // layers if is_packed else 0)

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -91,8 +92,13 @@ class BoundCaches(Bindings):
         arrays: by input; of bfloat16 they hold the bits (`ort_value`).
     """
 
-    def __init__(self, session: ort.InferenceSession, arrays: dict[str, Array]) -> None:
-        super().__init__(session, {name: ort_value(array) for name, array in arrays.items()})
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        arrays: dict[str, Array],
+        constants: Mapping[str, ort.OrtValue] | None = None,
+    ) -> None:
+        super().__init__(session, {name: ort_value(array) for name, array in arrays.items()}, constants)
         self.arrays = arrays
 
 
@@ -115,6 +121,8 @@ class OnnxRuntime(OfManifest):
 
     provider: str = CPU
     PROVIDERS: ClassVar[list[Any]] = ["CPUExecutionProvider"]
+    # Inputs of the language model that nothing writes to.
+    _constants: Mapping[str, ort.OrtValue] = MappingProxyType({})
 
     def __init__(
         self,
@@ -153,7 +161,7 @@ class OnnxRuntime(OfManifest):
         arrays = {name: _aligned(shape, of_cache) for name, (shape, of_cache) in shapes.items()}
         for name, old in {} if before is None else before.arrays.items():
             arrays[name][tuple(map(slice, old.shape))] = old
-        return BoundCaches(self._session("language_model"), arrays)
+        return BoundCaches(self._session("language_model"), arrays, self._constants)
 
     def has_room_for(self, chunks: Sequence[Chunk]) -> bool:
         """A call takes any number of prompts."""
@@ -299,3 +307,17 @@ def _aligned(shape: tuple[int, ...], dtype: str) -> Array:
     memory = np.empty(count + _LINE, np.uint8)
     start = -memory.ctypes.data % _LINE
     return memory[start : start + count].view(dtype).reshape(shape)
+
+
+def run_model(model: bytes, inputs: Mapping[str, Array]) -> list[Array]:
+    """All outputs of a model, in a session of its own; uint16 inputs are the bits of bfloat16.
+
+    Raises:
+        RunFailed: ONNX Runtime cannot load or run it.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = usable_cores(), 4
+    with naming_the_graph("a model"):
+        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        values = session.run_with_ort_values(None, {name: ort_value(value) for name, value in inputs.items()})
+    return [value.numpy() for value in values]

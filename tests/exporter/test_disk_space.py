@@ -81,13 +81,22 @@ def test_exactly_enough_is_enough(
     assert message.endswith(" left: free some, or give another output directory")
 
 
-def test_room_for_the_twin(free: Callable[[int], None], tmp_path: Path) -> None:
-    """3.2 million parameters: in 16 bits, and in 32 for the twin."""
-    model = model_of(checkpoint_directory(DEMO), FLOAT16)
-    free(10_000_000)
-    with pytest.raises(
-        InvalidRequest, match=r"at least 19\.5 MB, 13\.0 MB of it for the check, and its disk has 10\.0"
-    ):
+@pytest.mark.parametrize(
+    ("packing", "checking"),
+    [
+        (None, ""),
+        # A layer of 16 experts, three matrices of 128 x 32 each: 196,608 weights.
+        (Packing("int4", 32, False), ", 0.4 MB of it for the check"),
+    ],
+)
+def test_room_for_the_check(
+    packing: Packing | None, checking: str, free: Callable[[int], None], tmp_path: Path
+) -> None:
+    """What integers of one layer stand for; floats of 16 bits are read where they are."""
+    model = model_of(checkpoint_directory(DEMO), replace(FLOAT16, packing=packing))
+    free(1_000_000)
+    with pytest.raises(InvalidRequest) as refusal:
         check_space(tmp_path / "out", model)
+    assert f"{checking}, and its disk has 1.0 MB" in str(refusal.value)
     free(20_000_000)
     check_space(tmp_path / "out", model)

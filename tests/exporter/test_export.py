@@ -35,7 +35,7 @@ def small_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
         return ir.Model(graph, ir_version=11)
 
     monkeypatch.setattr(export, "trace", trace)
-    monkeypatch.setattr(export, "_check", lambda *_: None)
+    monkeypatch.setattr(export, "check_bundle", lambda *_: None)
 
 
 def run(out: Path, **options: Any) -> list[str]:

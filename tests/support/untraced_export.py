@@ -44,13 +44,13 @@ def trace(
 
 def run(arguments: list[str], end: str = "nothing", at: int = 0) -> int:
     """Exit code of such an export, in this process."""
-    before = export.trace, export._check, WeightStream.write
-    export.trace, export._check = trace, lambda *_: None
+    before = export.trace, export.check_bundle, WeightStream.write
+    export.trace, export.check_bundle = trace, lambda *_: None
     WeightStream.write = _ending(end, at)  # type: ignore[method-assign]
     try:
         return main(arguments)
     finally:
-        export.trace, export._check, WeightStream.write = before  # type: ignore[method-assign]
+        export.trace, export.check_bundle, WeightStream.write = before  # type: ignore[method-assign]
 
 
 def _ending(end: str, at: int) -> Any:

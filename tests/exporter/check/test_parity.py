@@ -4,18 +4,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
 import numpy as np
 import pytest
 
 from fastmmoe.exporter.check import parity
 from fastmmoe.exporter.check.parity import SEEDS, Case, Difference, Written
+from fastmmoe.exporter.check.prompts import Outcome, Prompt
 from fastmmoe.exporter.check.structure import CheckFailed
 from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.method.schedule import Schedule, plan_request
@@ -32,44 +32,48 @@ def plan(method: str = "fastmmoe", retention: float = 0.5) -> Schedule:
     )
 
 
+def outcome_of(*logits: float, kept: tuple[int, ...] = (0, 1)) -> Outcome:
+    return Outcome([np.array(logits)], [np.array(kept, np.int32)])
+
+
 def case_of(schedule: Schedule, *logits: float, kept: tuple[int, ...] = (0, 1)) -> Case:
-    return Case(
-        np.zeros((4, 2), np.float32), np.arange(2), schedule, [np.array(logits)], [], [np.array(kept, np.int32)]
-    )
+    prompt = Prompt(np.zeros((4, 2), np.float32), np.arange(2), schedule, (np.zeros((1, 2), np.float32),))
+    return Case(prompt, outcome_of(*logits, kept=kept))
 
 
-def within() -> Found:
+def within() -> list[Difference]:
     return [Difference("x", ATOL, ATOL)]
 
 
-def beyond(value: float = 2 * ATOL) -> Found:
+def beyond(value: float = 2 * ATOL) -> list[Difference]:
     return [Difference("x", value, ATOL)]
 
 
 class Check(parity._LanguageModelCheck):
-    """A check whose variants give what is scripted for each prompt, in turn."""
+    """A check whose graph gives what is scripted for each prompt, in turn."""
 
-    def __init__(self, script: dict[str, list[Found]], atol: float | None = ATOL) -> None:
-        written = Written(Path(), PORTABLE)
+    def __init__(self, script: list[Found], atol: float | None = ATOL) -> None:
+        written = Written(Path(), PORTABLE, {})
         super().__init__(None, written, np.zeros((2, 2)), lambda ids: ids, atol, lambda _: None)  # type: ignore[arg-type]
-        object.__setattr__(self, "script", {label: iter(found) for label, found in script.items()})
+        object.__setattr__(self, "script", iter(script))
 
-    script: dict[str, Iterator[Found]]
+    script: Iterator[Found]
 
-    def _torch_case(self, schedule: Schedule, seed: int) -> Case:
-        return case_of(schedule)
+    def _torch_cases(self, schedules: Sequence[Schedule], seed: int) -> tuple[list[Case], list[Difference]]:
+        return [case_of(schedule) for schedule in schedules], [Difference("body", 0.0, ATOL)]
 
-    def _run_variant(self, label: str, portable: bool, cases: dict[int, Case]) -> dict[int, Found]:
-        return {number: next(self.script[label]) for number in cases}
-
-
-NATIVE, OTHER = "onnxruntime", "onnxruntime, portable"
+    def _run_graph(self, cases: Sequence[Case]) -> list[Found]:
+        return [next(self.script) for _ in cases]
 
 
 @pytest.fixture
 def clear(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """Function (whether noise leaves every choice of torch as it is), for the rest of the test."""
-    return lambda is_clear: monkeypatch.setattr(parity, "_is_clear", lambda *_: is_clear)
+
+    def choose(is_clear: bool) -> None:
+        monkeypatch.setattr(Check, "_are_clear", lambda self, cases, seed: [is_clear] * len(cases))
+
+    return choose
 
 
 @pytest.mark.parametrize(
@@ -79,88 +83,86 @@ def test_a_difference_within_the_tolerance(value: float, is_ok: bool) -> None:
     assert Difference("logits", value, ATOL).is_ok == is_ok
 
 
-def test_variants_that_are_run() -> None:
-    engines = msgspec.structs.replace(PORTABLE, portable=False)
-    assert Written(Path(), PORTABLE).variants == {NATIVE: False, OTHER: True}
-    assert Written(Path(), engines).variants == {NATIVE: False}
-    assert list(Written(Path(), engines, "float32 twin").variants) == ["onnxruntime, float32 twin"]
+def test_what_computes_is_named() -> None:
+    assert Written(Path(), PORTABLE, {}).label == "onnxruntime"
+    assert Written(Path(), PORTABLE, {}, name="read as float32").label == "onnxruntime, read as float32"
 
 
-def test_variants_that_agree_settle_a_prompt(clear: Callable[[bool], None]) -> None:
+def test_a_graph_that_agrees_settles_a_prompt(clear: Callable[[bool], None]) -> None:
+    """What the bodies of the portable graph compute is reported once."""
     clear(False)
-    check = Check({NATIVE: [within(), within()], OTHER: [within(), within()]})
-    assert len(check.run([plan("none", 1.0), plan()])) == 4
+    assert len(Check([within(), within()]).run([plan("none", 1.0), plan()])) == 3
 
 
 def test_a_clear_difference_is_reported(clear: Callable[[bool], None]) -> None:
     """All that was found for the prompt, what is within the tolerance too."""
     clear(True)
-    found = Check({NATIVE: [within()], OTHER: [beyond()]}).run([plan()])
-    assert [d.is_ok for d in found] == [True, False]
+    found = Check([within() + beyond()]).run([plan()])
+    assert [d.is_ok for d in found] == [True, False, True]
 
 
 def test_nan_is_no_near_tie(clear: Callable[[bool], None]) -> None:
     clear(True)
-    found = Check({NATIVE: [beyond(math.nan)], OTHER: [within()]}).run([plan()])
+    found = Check([beyond(math.nan)]).run([plan()])
     assert [d.is_ok for d in found] == [False, True]
 
 
 def test_other_survivors_where_all_is_clear_fail(clear: Callable[[bool], None]) -> None:
     clear(True)
     with pytest.raises(CheckFailed) as raised:
-        Check({NATIVE: [within()], OTHER: [None]}).run([plan()])
-    assert str(raised.value) == f"fastmmoe, retention 0.5: {OTHER} and torch keep different tokens"
+        Check([None]).run([plan()])
+    assert str(raised.value) == "fastmmoe, retention 0.5: onnxruntime and torch keep different tokens"
 
 
 @pytest.mark.parametrize("first", [beyond(), None])
 def test_near_ties_are_left_to_another_prompt(clear: Callable[[bool], None], first: Found) -> None:
-    """The schedule that is settled is not run again: one more answer each is scripted."""
+    """The schedule that is settled is not run again: one more answer is scripted."""
     clear(False)
-    check = Check({NATIVE: [within(), first, within()], OTHER: [within(), within(), within()]})
+    check = Check([within(), first, within()])
     found = check.run([plan("none", 1.0), plan()])
-    assert all(d.is_ok for d in found) and len(found) == 4
-    assert not list(check.script[NATIVE])
+    assert all(d.is_ok for d in found) and len(found) == 3
+    assert not list(check.script)
 
 
 def test_near_ties_in_every_prompt_fail(clear: Callable[[bool], None]) -> None:
     clear(False)
-    check = Check({NATIVE: [within(), *[beyond()] * SEEDS], OTHER: [within()] * (SEEDS + 1)})
+    check = Check([within(), *[beyond()] * SEEDS])
     with pytest.raises(CheckFailed) as raised:
         check.run([plan("none", 1.0), plan()])
     message = f"fastmmoe, retention 0.5: near ties decide about the tokens of {SEEDS} random prompts"
     assert str(raised.value) == message
-    assert not list(check.script[NATIVE])
+    assert not list(check.script)
 
 
 @pytest.mark.parametrize(
     ("moved", "is_clear"),
     [
         # Logits that move by a quarter of the difference or less are no explanation of it.
-        ((case_of(plan(), 1.0), case_of(plan(), 1.0)), True),
-        ((case_of(plan(), 1.25), case_of(plan(), 0.75)), True),
-        ((case_of(plan(), 1.3), case_of(plan(), 1.0)), False),
-        ((case_of(plan(), 1.0), case_of(plan(), 0.7)), False),
-        ((case_of(plan(), 1.0, kept=(0, 2)), case_of(plan(), 1.0)), False),
-        ((case_of(plan(), 1.0), case_of(plan(), 1.0, kept=(0, 2))), False),
+        ((outcome_of(1.0), outcome_of(1.0)), True),
+        ((outcome_of(1.25), outcome_of(0.75)), True),
+        ((outcome_of(1.3), outcome_of(1.0)), False),
+        ((outcome_of(1.0), outcome_of(0.7)), False),
+        ((outcome_of(1.0, kept=(0, 2)), outcome_of(1.0)), False),
+        ((outcome_of(1.0), outcome_of(1.0, kept=(0, 2))), False),
     ],
 )
 def test_noise_tells_whether_a_choice_is_clear(
-    monkeypatch: pytest.MonkeyPatch, moved: tuple[Case, Case], is_clear: bool
+    monkeypatch: pytest.MonkeyPatch, moved: tuple[Outcome, Outcome], is_clear: bool
 ) -> None:
-    """Noise and its opposite, small against every embedding."""
-    given: list[np.ndarray] = []
-    answers = iter(moved)
+    """Noise and its opposite, small against every embedding, of the decode steps too, in one pass."""
+    given: list[Prompt] = []
 
-    def run(_: object, embeds: np.ndarray, *__: object) -> Case:
-        given.append(embeds)
-        return next(answers)
+    def run(self: Check, prompts: list[tuple[Prompt, str]]) -> list[Outcome]:
+        given.extend(prompt for prompt, _ in prompts)
+        return list(moved)
 
-    monkeypatch.setattr(parity, "_run_language_model", run)
-    case = case_of(plan(), 1.0)
-    assert parity._is_clear(SimpleNamespace(), case, 1.0, seed=3) == is_clear  # type: ignore[arg-type]
-    assert 0 < np.abs(given[0]).max() < 10 * parity.NOISE
-    if len(given) == 2:
-        np.testing.assert_array_equal(given[1], -given[0])
+    monkeypatch.setattr(Check, "_in_torch", run)
+    check, difference = Check([]), [Difference("x", 1.0, ATOL)]
+    object.__setattr__(check, "model", SimpleNamespace(precision=SimpleNamespace(cache_dtype="float32")))
+    assert check._are_clear([(case_of(plan(), 1.0), difference)], 3) == [is_clear]
+    assert 0 < np.abs(given[0].embeds).max() < 10 * parity.NOISE
+    for one, other in ((given[0].embeds, given[1].embeds), (given[0].steps[0], given[1].steps[0])):
+        np.testing.assert_array_equal(other, -one)
 
 
 def test_schedules_that_are_compared() -> None:
@@ -197,10 +199,9 @@ def test_the_greatest_distance() -> None:
 def over_bfloat16(schedule: Schedule, moved: float, kept: tuple[int, ...], exact: tuple[int, ...]) -> Case:
     """A case whose caches moved the logits by `moved`; its first and only site leaves rows `kept`, `exact` without."""
     case = case_of(schedule, 0.0, kept=kept)
-    of_float32 = case_of(schedule, moved, kept=exact)
-    return replace(
-        case, logits=[*case.logits, np.array([1.0])], exact=replace(of_float32, logits=[np.array([moved])] * 2)
-    )
+    outcome = replace(case.outcome, logits=[*case.outcome.logits, np.array([1.0])])
+    of_float32 = replace(outcome_of(moved, kept=exact), logits=[np.array([moved])] * 2)
+    return replace(case, outcome=outcome, exact=of_float32)
 
 
 @pytest.mark.parametrize(
@@ -211,7 +212,7 @@ def test_over_bfloat16_caches_torch_itself_is_the_measure(
     atol: float | None, moved: float, prefill: float, decode: float
 ) -> None:
     """Six times what these caches move in torch, unless a tolerance is given."""
-    check = Check({}, atol)
+    check = Check([], atol)
     case = over_bfloat16(plan(), moved, (0, 1), (0, 1))
     assert [check._tolerance(case, of) for of in (slice(1), slice(1, None))] == [prefill, decode]
     assert check._tolerance(replace(case, exact=None), slice(1)) == (ATOL if atol is None else atol)
@@ -222,55 +223,21 @@ def test_the_share_of_other_survivors() -> None:
     schedule = plan_request(PORTABLE.policy, visual_tokens=8, moe_layers=(1, 2, 3), top_k=4, retention=0.25)
     assert schedule.keep == (4, 2)
 
-    def case(*kept: list[int]) -> Case:
-        return Case(np.zeros((10, 2)), np.arange(1, 9), schedule, [], [], [np.array(one) for one in kept])
+    prompt = Prompt(np.zeros((10, 2)), np.arange(1, 9), schedule, ())
+
+    def case(*kept: list[int]) -> Outcome:
+        return Outcome([], [np.array(one) for one in kept])
 
     ours = case([0, 1, 2, 3, 4, 9], [0, 1, 4, 5])  # 1, 2, 3, 4, then 1, 4
-    assert parity._moved(ours, ours) == 0
-    assert parity._moved(ours, case([0, 1, 2, 3, 5, 9], [0, 1, 2, 5])) == 0.5  # 5 for 4, then 2 for 4
-    assert parity._moved(ours, case([0, 2, 3, 4, 5, 9], [0, 1, 2, 5])) == 1.0  # 5 for 1, then 2, 3 for 1, 4
+    assert parity._moved(ours, ours, prompt) == 0
+    assert parity._moved(ours, case([0, 1, 2, 3, 5, 9], [0, 1, 2, 5]), prompt) == 0.5  # 5 for 4, then 2 for 4
+    assert parity._moved(ours, case([0, 2, 3, 4, 5, 9], [0, 1, 2, 5]), prompt) == 1.0  # 5 for 1, then 2, 3 for 1, 4
 
 
 def test_other_survivors_are_allowed_as_torch_itself_has_them() -> None:
-    check, one_site = Check({}), plan("fastmmoe")
+    check, one_site = Check([]), plan("fastmmoe")
     one_site = replace(one_site, keep=(4,))
     few, many = over_bfloat16(one_site, 0.1, (0, 1), (0, 1)), over_bfloat16(one_site, 0.1, (0, 1), (0, 2))
     assert check._most_moved(few) == 0.1
     assert check._most_moved(replace(few, exact=None)) == 0
     assert check._most_moved(many) == 6 * 1 / 4
-
-
-class Counter:
-    """A backend that gives logits whose best token is the number of the call, and remembers what it was fed."""
-
-    def __init__(self) -> None:
-        self.policy, self.info, self.longest, self.calls = PORTABLE.policy, PORTABLE.language_model, 64, 0
-        self.embedded: list[int] = []
-
-    def new_caches(self, sequences: int, capacities: tuple[int, ...], before: object = None) -> list[Any]:
-        return []
-
-    def extend(self, feeds: dict[str, Any], caches: list[Any], wanted: list[str]) -> dict[str, Any]:
-        self.calls += 1
-        logits = np.eye(9, dtype=np.float32)[[self.calls]]
-        kept = {graph_io.kept_index(s): np.arange(3) for s in range(len(self.policy.sites))}
-        return {graph_io.LOGITS: logits, **kept}
-
-    def embed(self, ids: np.ndarray) -> np.ndarray:
-        self.embedded += ids.tolist()
-        return np.zeros((len(ids), 4), np.float32)
-
-
-@pytest.mark.parametrize(("tokens", "fed"), [(None, [1, 2, 3]), ([7, 8, 7], [7, 8, 7])])
-def test_decode_steps_take_the_best_token_or_the_given_ones(tokens: list[int] | None, fed: list[int]) -> None:
-    backend: Any = Counter()
-    visual_index = np.arange(8, dtype=np.int32)
-    case = parity._run_case(backend, np.zeros((9, 4), np.float32), visual_index, plan(), backend.embed, tokens)
-    assert (case.tokens, backend.embedded, backend.calls) == (fed, fed, 4)
-    assert [int(np.argmax(logits)) for logits in case.logits] == [1, 2, 3, 4]
-
-
-def test_without_an_embedding_there_is_a_prefill_alone() -> None:
-    backend: Any = Counter()
-    case = parity._run_case(backend, np.zeros((9, 4), np.float32), np.arange(8, dtype=np.int32), plan(), None)
-    assert (case.tokens, len(case.logits), backend.calls) == ([], 1, 1)

@@ -94,3 +94,15 @@ def test_a_target_without_portable_graph_has_none_to_check(tmp_path: Path) -> No
     assert check_structure(tmp_path, model_of(8), portable=False).startswith("8 experts")
     with pytest.raises(onnx.checker.ValidationError, match=r"language_model.portable.onnx"):
         check_structure(tmp_path, model_of(8), portable=True)
+
+
+def test_experts_of_another_layer(tmp_path: Path) -> None:
+    model = moe_graph(8)
+    model.graph.node[0].name = "layers.1.mlp.experts/FmmSparseMoE"
+    for value in model.graph.input:
+        if value.name in ("gate_up", "down"):
+            value.name = f"layers.{1 if value.name == 'gate_up' else 11}.mlp.experts.{value.name}"
+    model.graph.node[0].input[5:7] = ["layers.1.mlp.experts.gate_up", "layers.11.mlp.experts.down"]
+    with pytest.raises(CheckFailed) as raised:
+        check_structure(write(tmp_path, model), model_of(8), portable=True)
+    assert str(raised.value).endswith("takes the weights layers.11.mlp.experts.down, expected some of layers.1")

@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, ValueInfoProto, helper
 
 from fastmmoe.runtime.backends.base import Observed
-from fastmmoe.runtime.backends.onnxruntime import BoundCaches, OnnxRuntime, _show
+from fastmmoe.runtime.backends.onnxruntime import BoundCaches, OnnxRuntime, _show, run_model
 from fastmmoe.runtime.bundle.manifest import GRAPHS, load_manifest
 from fastmmoe.runtime.bundle.mapped_files import MappedFiles
 from fastmmoe.runtime.errors import BundleMismatch, FastmmoeError, InvalidRequest, RunFailed
@@ -231,3 +231,24 @@ def test_what_is_observed_becomes_an_output() -> None:
     }
     # Each once, and no input: those are given already.
     assert [output.name for output in graph.output] == ["y", "a", "c"]
+
+
+def model_of_a_cast() -> bytes:
+    """bfloat16 x -> float32 y."""
+    types = {"x": TensorProto.BFLOAT16, "y": TensorProto.FLOAT}
+    x, y = (helper.make_tensor_value_info(name, of, ["n"]) for name, of in types.items())
+    graph = helper.make_graph([helper.make_node("Cast", ["x"], ["y"], to=TensorProto.FLOAT)], "g", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    found: bytes = model.SerializeToString()
+    return found
+
+
+def test_a_model_by_itself() -> None:
+    """Bits of bfloat16 come as uint16."""
+    (found,) = run_model(model_of_a_cast(), {"x": np.array([0x3FC0, 0xC000], np.uint16)})
+    np.testing.assert_array_equal(found, np.array([1.5, -2.0], np.float32))
+
+
+def test_a_model_that_cannot_be_run() -> None:
+    with pytest.raises(RunFailed, match=r"^a model: onnxruntime"):
+        run_model(model_of_a_cast(), {"x": np.zeros(2, np.float32)})

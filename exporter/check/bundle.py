@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole check of a bundle that has been written: structure, weights in the files, and what the graphs compute."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from fastmmoe.exporter.check.experts import Experts
+from fastmmoe.exporter.check.parity import Difference, Written, compare
+from fastmmoe.exporter.check.portable import check_same_graph
+from fastmmoe.exporter.check.samples import check_samples
+from fastmmoe.exporter.check.stored import Initializer, StoredWeights
+from fastmmoe.exporter.check.structure import CheckFailed, check_structure
+from fastmmoe.exporter.check.widened import write_widened
+from fastmmoe.exporter.model import Model
+from fastmmoe.exporter.pruning.settings import PolicyOptions
+from fastmmoe.runtime.bundle.manifest import Manifest
+from fastmmoe.runtime.types import Say
+
+WIDENED = "read as float32"
+
+
+@dataclass(frozen=True)
+class WrittenBundle:
+    """A bundle that is not published yet.
+
+    Attributes:
+        parameters: by graph, the tensors that stand for its parameters.
+        hashed_at: time in ns at which hashing of its files began.
+    """
+
+    directory: Path
+    manifest: Manifest
+    parameters: dict[str, dict[str, Initializer]]
+    hashed_at: int
+
+
+def check_bundle(
+    bundle: WrittenBundle, scratch: Path, model: Model, options: PolicyOptions, atol: float | None, say: Say
+) -> None:
+    """Check a bundle by itself.
+
+    Args:
+        scratch: not there; for files of the check.
+        model: what was exported.
+        options: that it was made with.
+        atol: see `compare`.
+        say: is called with a line for each step, and while it takes long.
+    Raises:
+        CheckFailed: something is not what the checkpoint and its configuration ask for.
+        BundleMismatch: a graph is not what the manifest says.
+    """
+    directory, manifest = bundle.directory, bundle.manifest
+    say(f"[✓] {check_structure(directory, model, portable=manifest.portable)}")
+    if manifest.portable:
+        check_same_graph(directory)
+    inputs = manifest.experts.inputs
+    weights = {
+        graph: StoredWeights(directory, graph, parameters, inputs if graph == "language_model" else {})
+        for graph, parameters in bundle.parameters.items()
+    }
+    say("comparing the written weights with the checkpoint ...")
+    say(f"[✓] {check_samples(model, weights, say)}")
+    written = Written(directory, manifest, weights)
+    if model.precision.activations != torch.float32:
+        say("the check reads these graphs as float32, as no CPU runtime computes them in 16 bits")
+        widened = write_widened(directory, scratch, manifest, model.graphs.vision)
+        experts = Experts(weights["language_model"], model.precision.packing, scratch)
+        written = Written(scratch, widened, weights, experts, WIDENED)
+        model = Model(model.checkpoint, options, model.precision.float32_twin())
+    differences = compare(model, written, atol, say)
+    for difference in differences:
+        say(_difference_line(difference))
+    if not all(difference.is_ok for difference in differences):
+        raise CheckFailed("the exported graphs differ from torch by more than the tolerance; nothing was written")
+
+
+def _difference_line(difference: Difference) -> str:
+    mark = "✓" if difference.is_ok else "✗"
+    return f"[{mark}] torch = {difference.what}: {difference.value:.1e} (atol {difference.tolerance:g})"

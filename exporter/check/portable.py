@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks the portable variant: it is the native graph node by node, and each kind of operator's body computes the same.
+
+A body is run on what a node of its kind was given in torch, in a prefill and in a decode step. The whole variant need
+not run: it differs from the native graph in the bodies alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastmmoe.exporter.check.structure import CheckFailed
+from fastmmoe.exporter.ops import DOMAIN, OPS
+from fastmmoe.exporter.ops.contract import Attributes, OpSpec
+from fastmmoe.exporter.ops.functions import OPSET, function_for
+from fastmmoe.runtime.backends.onnxruntime import run_model
+from fastmmoe.runtime.bundle.manifest import graph_file
+from fastmmoe.runtime.types import Array
+
+_TORCH_NAMES = {
+    "fastmmoe::attention": "FmmAttention",
+    "fastmmoe::sparse_moe": "FmmSparseMoE",
+    "fastmmoe::token_prune": "FmmTokenPrune",
+}
+_SPECS = {spec.name: spec for spec in OPS}
+_TYPES = {
+    torch.float32: ir.DataType.FLOAT,
+    torch.float16: ir.DataType.FLOAT16,
+    torch.bfloat16: ir.DataType.BFLOAT16,
+    torch.int32: ir.DataType.INT32,
+    torch.int8: ir.DataType.INT8,
+}
+
+
+def check_same_graph(directory: Path) -> None:
+    """Raise CheckFailed unless the portable graph is the native one, each operator with the body of its attributes."""
+    native, portable = (
+        onnx.load(str(directory / graph_file("language_model", portable=is_portable)), load_external_data=False)
+        for is_portable in (False, True)
+    )
+    bodies = {function.name: function for function in portable.functions}
+    if len(native.graph.node) != len(portable.graph.node):
+        raise CheckFailed(
+            f"{len(portable.graph.node)} nodes in the portable graph, {len(native.graph.node)} in the other"
+        )
+    for ours, theirs in zip(native.graph.node, portable.graph.node, strict=True):
+        if ours.domain == DOMAIN:
+            _check_body(ours, theirs, bodies)
+            theirs.op_type = ours.op_type
+        if ours.SerializeToString(deterministic=True) != theirs.SerializeToString(deterministic=True):
+            raise CheckFailed(f"node {ours.name} is another one in the portable graph")
+    for field in ("input", "output", "initializer"):
+        if list(getattr(native.graph, field)) != list(getattr(portable.graph, field)):
+            raise CheckFailed(f"the portable graph has another {field} than the other")
+
+
+def _check_body(ours: onnx.NodeProto, theirs: onnx.NodeProto, bodies: dict[str, onnx.FunctionProto]) -> None:
+    attributes = {a.name: _plain(a) for a in ours.attribute}
+    body = bodies.get(theirs.op_type)
+    expected = ir.to_proto(function_for(_SPECS[ours.op_type], attributes))
+    expected.name = theirs.op_type
+    if body is None or body.SerializeToString(deterministic=True) != expected.SerializeToString(deterministic=True):
+        raise CheckFailed(f"node {ours.name} has another body in the portable graph than its attributes ask for")
+
+
+def _plain(attribute: onnx.AttributeProto) -> Any:
+    value = onnx.helper.get_attribute_value(attribute)
+    return value.decode() if isinstance(value, bytes) else value
+
+
+class BodyChecks(TorchDispatchMode):
+    """While it is on, runs the body of each operator that torch computes, once for each kind of node and of call.
+
+    Attributes:
+        worst: operator's name -> greatest difference of an output.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[tuple[Any, ...]] = set()
+        self.worst: dict[str, float] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        spec = _SPECS.get(_TORCH_NAMES.get(func.name(), ""))
+        if spec is not None:
+            self._check(spec, args, found)
+        return found
+
+    def _check(self, spec: OpSpec, args: Any, found: Any) -> None:
+        attributes = spec.decode(args[-1])
+        tensors = [tensor for arg in args[:-1] for tensor in (arg if isinstance(arg, list) else [arg])]
+        inputs = dict(zip((t.name for t in spec.inputs_for(attributes)), tensors, strict=True))
+        kind = (spec.name, args[-1], len(tensors[0]) == 1, *(tensor.dtype for tensor in tensors))
+        if kind in self._seen:
+            return
+        self._seen.add(kind)
+        outputs = [found] if isinstance(found, torch.Tensor) else list(found)
+        model = _model_of(spec, attributes, inputs)
+        results = run_model(model, {name: _array(tensor) for name, tensor in inputs.items()})
+        worst = max(map(_distance, results, outputs))
+        self.worst[spec.name] = max(worst, self.worst.get(spec.name, 0.0), key=lambda d: (np.isnan(d), d))
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    """Of bfloat16 the bits."""
+    tensor = tensor.contiguous()
+    array: Array = tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+    return array
+
+
+def _distance(result: Array, expected: torch.Tensor) -> float:
+    values = expected.double().numpy()
+    return float(np.abs(result.astype(np.float64) - values).max(initial=0)) if result.shape == values.shape else np.inf
+
+
+def _model_of(spec: OpSpec, attributes: Attributes, inputs: dict[str, torch.Tensor]) -> bytes:
+    """One call of the operator's body; outputs of bfloat16 become float32."""
+    values = [
+        ir.Value(name=name, type=ir.TensorType(_TYPES[tensor.dtype]), shape=ir.Shape([None] * tensor.ndim))
+        for name, tensor in inputs.items()
+    ]
+    names = [tensor.name for tensor in spec.outputs_for(attributes)]
+    node = ir.node(spec.name, values, dict(attributes), domain=DOMAIN, num_outputs=len(names))
+    nodes = [node, *_casts(node.outputs)]
+    graph = ir.Graph(
+        values, [n.outputs[0] for n in nodes[1:]], nodes=nodes, name=spec.name, opset_imports={"": OPSET, DOMAIN: 1}
+    )
+    function = function_for(spec, attributes)
+    model = ir.Model(graph, ir_version=10, functions=[function])
+    proto: onnx.ModelProto = ir.to_proto(model)
+    return proto.SerializeToString()
+
+
+def _casts(outputs: Any) -> Iterator[ir.Node]:
+    """float64 holds every output exactly."""
+    for i, output in enumerate(outputs):
+        output.name = f"output.{i}"
+        cast = ir.node("Cast", [output], {"to": ir.DataType.DOUBLE})
+        cast.outputs[0].name = f"result.{i}"
+        cast.outputs[0].type = ir.TensorType(ir.DataType.DOUBLE)
+        yield cast

@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compares what a bundle's files hold for each parameter with the checkpoint, in samples, bit by bit.
+
+Torch and ONNX Runtime both take the written weights, so neither would notice that they are not the checkpoint's.
+Samples are of every tensor, and of every expert of every stack, its first and last row among them: two that changed
+places, or all of a layer moved on by one, differ in them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from fastmmoe.exporter.check.stored import LARGEST_ABSENT, StoredWeights
+from fastmmoe.exporter.check.structure import CheckFailed
+from fastmmoe.exporter.model import EXPERT_WEIGHTS, Model
+from fastmmoe.exporter.ops.quantise import Packing, QuantisedWeights, dequantise
+from fastmmoe.runtime.types import Say
+
+WHOLE = 1 << 12
+"""Values up to which a piece is compared as a whole."""
+ROWS, ROWS_OF_EXPERT = 16, 4
+"""Samples along an axis."""
+_STEP = 0.51
+"""Distance from the checkpoint, in steps between neighbouring integers, that rounding leaves at most."""
+_PROGRESS_SECONDS = 30.0
+
+
+def check_samples(model: Model, weights: Mapping[str, StoredWeights], say: Say) -> str:
+    """Compare samples of all parameters with the checkpoint.
+
+    Args:
+        weights: by graph.
+    Returns:
+        One line on what was compared.
+    Raises:
+        CheckFailed: a parameter is another one than the checkpoint's, or has no tensor.
+        UnsupportedModel: the checkpoint's files changed meanwhile.
+    """
+    start = last = time.monotonic()
+    names = [f"{graph}.{name}" for graph, module in model.graphs.items() for name, _ in module.named_parameters()]
+    experts = 0
+    for done, name in enumerate(names):
+        graph, _, parameter = name.partition(".")
+        if not weights[graph].has(parameter):
+            _check_absent(model, name)
+        elif model.precision.packing is not None and name.endswith(EXPERT_WEIGHTS):
+            _check_packed(model, name, weights[graph], model.precision.packing)
+        else:
+            _check_parameter(model, name, weights[graph].parameter(parameter))
+        experts += model.config.moe.num_experts if name.endswith(EXPERT_WEIGHTS) else 0
+        now = time.monotonic()
+        if now - last > _PROGRESS_SECONDS:
+            last, left = now, (now - start) / (done + 1) * (len(names) - done - 1)
+            say(f"compared {done + 1} of {len(names)} parameters with the checkpoint; about {left:.0f} s left")
+    return f"samples of {len(names)} parameters, {experts} expert matrices among them, are the checkpoint's"
+
+
+def _check_absent(model: Model, name: str) -> None:
+    graph, _, parameter = name.partition(".")
+    size = dict(model.graphs.items())[graph].get_parameter(parameter)
+    if size.numel() * size.element_size() > LARGEST_ABSENT:
+        raise CheckFailed(f"{name} {list(size.shape)} has no tensor in the graph")
+
+
+def _check_parameter(model: Model, name: str, stored: torch.Tensor) -> None:
+    if stored.dtype != model.parameter_dtype(name):
+        raise CheckFailed(f"{name} is stored as {stored.dtype}, expected {model.parameter_dtype(name)}")
+    if model.is_computed(name):
+        _compare(name, stored, model.load(name), 0)
+        return
+    for row, part, piece in _pieces(model, name, stored):
+        where = _sample(piece.shape, is_dense=part.is_contiguous() and piece.is_contiguous())
+        found, expected = part[where], piece[where]
+        for dtype in model.conversions(name):
+            expected = expected.to(dtype)
+        _compare(name, found, expected, row)
+
+
+def _pieces(model: Model, name: str, stored: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+    """First row, part of the stored parameter, and the piece of the checkpoint that it is made of, one by one."""
+    rule = model.rules[name]
+    pieces = list(rule.pieces(model.checkpoint.load(source) for source, _ in rule.sources))
+    if tuple(stored.shape) != rule.parameter_shape:
+        raise CheckFailed(f"{name} is stored as {list(stored.shape)}, expected {list(rule.parameter_shape)}")
+    shape = (sum(len(piece) for piece in pieces), *pieces[0].shape[1:])
+    whole = stored if tuple(stored.shape) == shape else stored.reshape(shape)
+    row = 0
+    for piece in pieces:
+        yield row, whole[row : row + len(piece)], piece
+        row += len(piece)
+
+
+def _sample(shape: Sequence[int], *, is_dense: bool) -> tuple[torch.Tensor | slice, ...]:
+    """Where samples are: everywhere in a small piece, in whole rows where both sides have them in one run.
+
+    Of a stack [E, ..., rows, columns] all of E and so on count.
+    """
+    if np.prod(shape, dtype=np.int64) <= WHOLE or len(shape) < 2:
+        return (slice(None),)
+    *stacked, rows, columns = shape
+    of_rows = _spread(rows, ROWS_OF_EXPERT if stacked else ROWS)
+    if is_dense:
+        return (*(slice(None) for _ in stacked), of_rows)
+    of_columns = _spread(columns, ROWS)
+    return (*(slice(None) for _ in stacked), of_rows[:, None], of_columns[None, :])
+
+
+def _spread(count: int, samples: int) -> torch.Tensor:
+    """Evenly spread places below count, the first and the last among them."""
+    return torch.linspace(0, count - 1, min(samples, count), dtype=torch.float64).round().long()
+
+
+def _compare(name: str, found: torch.Tensor, expected: torch.Tensor, row: int) -> None:
+    if found.dtype == expected.dtype and found.shape == expected.shape and torch.equal(found, expected):
+        return
+    differing = (found != expected).nonzero() if found.shape == expected.shape else None
+    if differing is None or not len(differing):
+        raise CheckFailed(
+            f"{name}: {found.dtype} {list(found.shape)} is stored, expected {expected.dtype} {list(expected.shape)}"
+        )
+    first = tuple(differing[0].tolist())
+    raise CheckFailed(
+        f"{name}: other values are stored than the checkpoint has, near row {row}: {found[first].item():g}, expected "
+        f"{expected[first].item():g}; {len(differing)} of {found.numel()} samples differ"
+    )
+
+
+def _check_packed(model: Model, name: str, weights: StoredWeights, packing: Packing) -> None:
+    """What integers stand for is the checkpoint's to half a step, and exactly what they were rounded to."""
+    own = weights.parameters[name.partition(".")[2]].name
+    parts = [own, f"{own}_scale", *([f"{own}_zero"] if packing.zero_points else [])]
+    values, scale, *zeros = (weights.tensor(part) for part in parts)
+    E, R, columns = model.rules[name].parameter_shape
+    # Of integers the pieces are those of their rows.
+    for row, _, piece in _pieces(model, name, torch.empty(E, R, columns, device="meta")):
+        per_row = piece.flatten(0, -2) if piece.ndim > 2 else piece
+        rows = _rows_of_experts(len(per_row), R)
+        x = _rows(piece, rows).float().numpy()
+        start = row * int(np.prod(piece.shape[1:-1], dtype=np.int64))
+        stored = [part.flatten(0, 1)[rows + start].numpy() for part in (values, scale, *zeros)]
+        quantised = QuantisedWeights(stored[0], stored[1], stored[2] if zeros else None)
+        found = dequantise(quantised, packing.weight_format, packing.group_size)
+        _compare(name, torch.from_numpy(found), torch.from_numpy(packing.round(x)), start)
+        _check_steps(name, found, x, quantised, packing)
+
+
+def _rows(piece: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Rows [n, columns] of a piece by their number, without a copy of the piece."""
+    index = np.unravel_index(rows.numpy(), piece.shape[:-1])
+    return piece[tuple(torch.from_numpy(np.asarray(axis)) for axis in index)]
+
+
+def _rows_of_experts(count: int, rows: int) -> torch.Tensor:
+    """Numbers of sampled rows of as many experts as a piece has rows for, or of a part of one."""
+    each = min(rows, count)
+    starts = torch.arange(0, count, each)
+    return (starts[:, None] + _spread(each, ROWS_OF_EXPERT)[None, :]).flatten()
+
+
+def _check_steps(name: str, found: np.ndarray, x: np.ndarray, quantised: QuantisedWeights, packing: Packing) -> None:
+    step = np.repeat(quantised.scale.astype(np.float32), packing.group_size, axis=-1)[..., : x.shape[-1]]
+    if packing.weight_format == "fp8":
+        # Three bits of mantissa: a step is an eighth of the power of two below, and 2^-9 near zero.
+        step = step * np.maximum(
+            np.exp2(np.floor(np.log2(np.maximum(np.abs(found) / np.maximum(step, 1e-30), 1e-30)))) / 8, 2**-9
+        )
+    # A zero point is rounded, too.
+    most = (_STEP + 0.5 * packing.zero_points) * step + 1e-6 * np.abs(x)
+    if (np.abs(found - x) > most).any():
+        worst = float((np.abs(found - x) / np.maximum(step, 1e-30)).max())
+        raise CheckFailed(
+            f"{name}: integers stand for values up to {worst:.3g} steps from the checkpoint's, expected half"
+        )
