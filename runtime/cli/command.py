@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from fastmmoe.runtime.backends.distribution import MODULE as ONNXRUNTIME
 from fastmmoe.runtime.backends.distribution import check_onnxruntime
+from fastmmoe.runtime.backends.settings import AUTO, PROVIDERS
 from fastmmoe.runtime.cli.start import INTERRUPTED, NOTHING, SIGNALS, ending, open_missing_streams
 from fastmmoe.runtime.errors import FastmmoeError, InvalidRequest, without_breaks
 
@@ -83,6 +84,17 @@ def _shown(positional: argparse.Action) -> str:
 def _did_you_mean(word: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def add_provider(parser: argparse.ArgumentParser) -> None:
+    """Add the options of commands that run a bundle."""
+    parser.add_argument(
+        "--provider",
+        choices=PROVIDERS,
+        default=AUTO,
+        help="what runs it (default: the best that bundle and machine have)",
+    )
+    parser.add_argument("--threads", type=int, default=0, metavar="N", help="0 = one per core (default)")
 
 
 def add_no_verify(parser: argparse.ArgumentParser) -> None:

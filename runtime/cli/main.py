@@ -17,6 +17,7 @@ from fastmmoe.runtime.cli.completion import add_completion
 from fastmmoe.runtime.cli.flops import add_counting
 from fastmmoe.runtime.cli.interop import add_interop_commands
 from fastmmoe.runtime.cli.run import add_run
+from fastmmoe.runtime.cli.watch import add_watch
 
 BUILD_DESCRIPTION = """Build the TensorRT engines of a bundle, on the device they are for. Bundles of target rtx come
 with engines; they may be built again, with other limits, on any x86-64 machine. The limits cost memory on the device.
@@ -32,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_completion(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_run(commands)
+    add_watch(commands)
     _add_build(commands)
     add_counting(commands)
     add_bundle_commands(commands)

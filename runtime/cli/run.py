@@ -11,8 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastmmoe.runtime.backends.settings import AUTO, PROVIDERS
-from fastmmoe.runtime.cli.command import add_no_verify, check_text, saying_what_memory_lacks
+from fastmmoe.runtime.cli.command import add_no_verify, add_provider, check_text, saying_what_memory_lacks
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.files import check_replaceable, replacing
 from fastmmoe.runtime.machines.threads import check_threads
@@ -50,14 +49,8 @@ def add_run(commands: Any) -> None:
     run.add_argument("--dump", type=Path, metavar="OUT.npz", help="where --inputs writes logits and decode_tokens")
     _add_method(run)
     _add_generation(run)
-    run.add_argument(
-        "--provider",
-        choices=PROVIDERS,
-        default=AUTO,
-        help="what runs it (default: the best that bundle and machine have)",
-    )
+    add_provider(run)
     run.add_argument("--portable", action="store_true", help="without the native library (slow)")
-    run.add_argument("--threads", type=int, default=0, metavar="N", help="0 = one per core (default)")
     add_no_verify(run)
     run.add_argument("--json", action="store_true", help="one JSON object instead of text")
     run.set_defaults(function=_run)

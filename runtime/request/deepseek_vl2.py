@@ -64,6 +64,11 @@ def marker_id(config: DeepseekVl2ProcessorConfig, marker: Marker) -> int | None:
     return config.bos_token_id if marker is Marker.BOS else config.eos_token_id
 
 
+def least_tiles(config: DeepseekVl2ProcessorConfig) -> int:
+    """The least that a request's max_tiles may be."""
+    return 1
+
+
 def picture_tiles(config: DeepseekVl2ProcessorConfig) -> int:
     """The most tiles of one picture, its global view among them."""
     side = config.tile_size
@@ -167,7 +172,7 @@ def choose_grid(
 ) -> tuple[int, int]:
     """(tiles_wide, tiles_high) of a picture of this size; arguments and errors: `cut_tiles`."""
     side = config.tile_size
-    limit = check_max_tiles(max_tiles, 1)
+    limit = check_max_tiles(max_tiles, least_tiles(config))
     candidates = [c for c in config.candidate_resolutions if limit is None or c[0] * c[1] <= limit * side * side]
     resolution = select_best_resolution(size, candidates) if tiled else (side, side)
     width, height = size

@@ -65,6 +65,9 @@ class Family(Protocol):
     def marker_id(self, config: Any, marker: Marker) -> int | None:
         """The token that a marker of the template stands for."""
 
+    def least_tiles(self, config: Any) -> int:
+        """The least that a request's max_tiles may be."""
+
     def picture_tiles(self, config: Any) -> int:
         """The most tiles of one picture, its global view or thumbnail among them."""
 

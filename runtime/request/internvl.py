@@ -57,6 +57,11 @@ def marker_id(config: InternVlProcessorConfig, marker: Marker) -> int | None:
     raise AssertionError(f"{marker} in the template {config.template}")
 
 
+def least_tiles(config: InternVlProcessorConfig) -> int:
+    """The least that a request's max_tiles may be."""
+    return config.min_tiles
+
+
 def picture_tiles(config: InternVlProcessorConfig) -> int:
     """The most tiles of one picture, its thumbnail among them."""
     return config.max_tiles + (config.use_thumbnail and config.max_tiles > 1)
@@ -134,7 +139,7 @@ def choose_grid(
     size: tuple[int, int], config: InternVlProcessorConfig, *, max_tiles: int | None = None
 ) -> tuple[int, int, int]:
     """(columns, rows, all tiles) of a picture of this size; arguments and errors: `cut_tiles`."""
-    limit = check_max_tiles(max_tiles, config.min_tiles) or config.max_tiles
+    limit = check_max_tiles(max_tiles, least_tiles(config)) or config.max_tiles
     columns, rows = select_grid(size, config.min_tiles, limit, config.tile_size)
     local = columns * rows
     return columns, rows, local + (config.use_thumbnail and local > 1)

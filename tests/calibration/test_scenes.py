@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from fastmmoe.calibration.scenes import (
-    COLORS,
     HELD_OUT_PAIRS,
     MAX_OBJECTS,
     MIN_OBJECTS,
@@ -21,6 +20,7 @@ from fastmmoe.calibration.scenes import (
     make_scene,
     object_map,
 )
+from fastmmoe.runtime.camera.drawing import COLORS
 
 
 def test_same_number_same_picture() -> None:
