@@ -18,6 +18,7 @@ from typing import Any
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.request.config import ChatTemplate
 from fastmmoe.runtime.request.prompts import Marker, Piece, Prompt, Special, Turn, join_text, read_content, read_turns
+from fastmmoe.runtime.request.video import VideoFrame
 
 INSTALL = "pip install 'fastmmoe[chat-template]'"
 _WRONG = (ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError, MemoryError)
@@ -51,6 +52,7 @@ class ChatRenderer:
     def prompt(self, messages: Any) -> Prompt:
         """As `render_prompt`."""
         turns = read_turns(messages)
+        _refuse_video(turns)
         marks = _Marks(self._template.source, turns)
         pieces = self._pieces(self._render(turns, marks), marks)
         images = tuple(image for turn in turns for image in turn.images)
@@ -59,6 +61,7 @@ class ChatRenderer:
     def follow_up(self, content: Any) -> Prompt:
         """As `render_follow_up`: what the template writes behind an earlier answer."""
         asked = read_content(content)
+        _refuse_video([asked])
         marks = _Marks(self._template.source, [asked])
         turns = [Turn("user", ["a"], ["a"], ()), Turn("assistant", [marks.answer], [marks.answer], ()), asked]
         _, *rest = self._render(turns, marks).split(marks.answer)
@@ -117,6 +120,15 @@ class ChatRenderer:
         if found != images:
             raise InvalidRequest(f"the checkpoint's chat template writes {found} pictures for {images}")
         return tuple(pieces)
+
+
+def _refuse_video(turns: Iterable[Turn]) -> None:
+    """Templates write videos each in their own way, which is not read here."""
+    if any(isinstance(image, VideoFrame) for turn in turns for image in turn.images):
+        raise InvalidRequest(
+            "the messages hold a video, which the checkpoint's own chat template is not asked to write; give frames as "
+            "pictures, or export with --chat-template builtin"
+        )
 
 
 class _Marks:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -43,14 +43,22 @@ Grids: TypeAlias = Sequence[tuple[int, int]]
 NAME: FamilyName = "deepseek_vl2"
 HAS_LAYOUT = True
 HAS_OWN_ENDS = True
+HAS_VIDEO = False
 SPLITS_AT_PICTURES = True
 # The official processor cuts pictures into tiles only in conversations with at most so many of them.
 MAX_TILED_PICTURES = 2
 _IMAGE_NAMES = ("images_seq_mask", "images_spatial_crop", "images")
 
 
-def cut(config: DeepseekVl2ProcessorConfig, sizes: Sequence[Size], max_tiles: int | None, pictures_before: int) -> _Cut:
+def cut(
+    config: DeepseekVl2ProcessorConfig,
+    sizes: Sequence[Size],
+    max_tiles: int | None,
+    pictures_before: int,
+    frames: Collection[int] = (),
+) -> _Cut:
     """How pictures of these sizes are cut; new ones into tiles only if there are at most two with those before."""
+    assert not frames
     return _Cut(config, sizes, max_tiles, tiled=pictures_before + len(sizes) <= MAX_TILED_PICTURES)
 
 

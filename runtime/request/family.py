@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from fastmmoe.runtime.request import deepseek_vl2, internvl
@@ -45,16 +45,28 @@ class Family(Protocol):
         NAME: the family's, as manifests have it.
         HAS_LAYOUT: the vision graph has the input `layout_index`.
         HAS_OWN_ENDS: its template writes what stands around a prompt; otherwise the tokenizer adds it.
+        HAS_VIDEO: the model knows frames of a video.
         SPLITS_AT_PICTURES: the official code, too, encodes what stands between pictures by itself.
     """
 
     NAME: FamilyName
     HAS_LAYOUT: bool
     HAS_OWN_ENDS: bool
+    HAS_VIDEO: bool
     SPLITS_AT_PICTURES: bool
 
-    def cut(self, config: Any, sizes: Sequence[tuple[int, int]], max_tiles: int | None, pictures_before: int) -> Cut:
-        """How pictures of these sizes, (width, height), are cut after other pictures of the conversation."""
+    def cut(
+        self,
+        config: Any,
+        sizes: Sequence[tuple[int, int]],
+        max_tiles: int | None,
+        pictures_before: int,
+        frames: Collection[int] = (),
+    ) -> Cut:
+        """How pictures of these sizes, (width, height), are cut after other pictures of the conversation.
+
+        frames: numbers of those that are frames of a video, one tile each; none where a family has none.
+        """
 
     def tensor_inputs(self, tensors: Mapping[str, Array], config: Any) -> list[ModelInputs]:
         """Inputs of every row of a batch that the official processor made."""

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -35,16 +35,29 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 Size: TypeAlias = tuple[int, int]
+Grid: TypeAlias = tuple[int, int, int]
+"""Columns, rows, and tiles in all, a thumbnail among them."""
 
 NAME: FamilyName = "internvl3_5"
 HAS_LAYOUT = False
 HAS_OWN_ENDS = False
+HAS_VIDEO = True
 SPLITS_AT_PICTURES = False
+FRAME: Grid = (1, 1, 1)
+"""Of a video's frame, whatever min_tiles and max_tiles say (processing_internvl.py of transformers)."""
 
 
-def cut(config: InternVlProcessorConfig, sizes: Sequence[Size], max_tiles: int | None, pictures_before: int) -> _Cut:
-    """How pictures of these sizes are cut, whatever pictures are before them."""
-    return _Cut(config, sizes, max_tiles)
+def cut(
+    config: InternVlProcessorConfig,
+    sizes: Sequence[Size],
+    max_tiles: int | None,
+    pictures_before: int,
+    frames: Collection[int] = (),
+) -> _Cut:
+    """How pictures of these sizes are cut, whatever pictures are before them; a video's frame is one tile."""
+    return _Cut(
+        config, [FRAME if i in frames else choose_grid(s, config, max_tiles=max_tiles) for i, s in enumerate(sizes)]
+    )
 
 
 def around_picture(config: InternVlProcessorConfig) -> tuple[str, ...]:
@@ -101,13 +114,14 @@ def has_tokenizer(config: InternVlProcessorConfig) -> bool | None:
 class _Cut:
     """See `family.Cut`."""
 
-    def __init__(self, config: InternVlProcessorConfig, sizes: Sequence[Size], max_tiles: int | None) -> None:
-        self._config, self._max_tiles = config, max_tiles
-        self.tile_counts = tuple(choose_grid(size, config, max_tiles=max_tiles)[2] for size in sizes)
+    def __init__(self, config: InternVlProcessorConfig, grids: Sequence[Grid]) -> None:
+        self._config, self._grids = config, grids
+        self.tile_counts = tuple(count for _, _, count in grids)
         self.visual_counts = [count * config.tokens_per_tile for count in self.tile_counts]
 
     def vision_inputs(self, pictures: Sequence[Picture]) -> dict[str, Array]:
-        tiles = (cut_tiles(p.decode(), self._config, max_tiles=self._max_tiles) for p in pictures)
+        grids = zip(pictures, self._grids, strict=True)
+        tiles = (_tiles_of_grid(picture.decode(), self._config, grid) for picture, grid in grids)
         pixels = stack_tiles(tiles, self.tile_counts, self._config.tile_size)
         return self.tile_inputs(pixels) if pictures else {}
 
@@ -135,10 +149,8 @@ def select_grid(size: tuple[int, int], min_tiles: int, max_tiles: int, tile_size
     return best
 
 
-def choose_grid(
-    size: tuple[int, int], config: InternVlProcessorConfig, *, max_tiles: int | None = None
-) -> tuple[int, int, int]:
-    """(columns, rows, all tiles) of a picture of this size; arguments and errors: `cut_tiles`."""
+def choose_grid(size: tuple[int, int], config: InternVlProcessorConfig, *, max_tiles: int | None = None) -> Grid:
+    """The grid of a picture of this size; arguments and errors: `cut_tiles`."""
     limit = check_max_tiles(max_tiles, least_tiles(config)) or config.max_tiles
     columns, rows = select_grid(size, config.min_tiles, limit, config.tile_size)
     local = columns * rows
@@ -157,10 +169,13 @@ def cut_tiles(image: Image, config: InternVlProcessorConfig, *, max_tiles: int |
         InvalidRequest: max_tiles is below the checkpoint's minimum.
     Source: dynamic_preprocess of InternVL, bicubic as its transform and the Pillow backend of transformers.
     """
+    return _tiles_of_grid(image, config, choose_grid(image.size, config, max_tiles=max_tiles))
+
+
+def _tiles_of_grid(image: Image, config: InternVlProcessorConfig, grid: Grid) -> Pixels:
     from PIL.Image import Resampling
 
-    side = config.tile_size
-    columns, rows, count = choose_grid(image.size, config, max_tiles=max_tiles)
+    side, (columns, rows, count) = config.tile_size, grid
     local = columns * rows
     pixels = np.empty((count, 3, side, side), np.float32)
     table = normalisation_table(config.image_mean, config.image_std)

@@ -28,6 +28,7 @@ from fastmmoe.runtime.request.prompts import (
     template_tokens,
 )
 from fastmmoe.runtime.request.tokens import Encoder, load_tokenizer
+from fastmmoe.runtime.request.video import VideoFrame
 from fastmmoe.runtime.types import Array
 
 if TYPE_CHECKING:
@@ -145,8 +146,14 @@ class Processor:
         self, prompt: Prompt, max_tiles: int | None, pictures_before: int = 0, tokens_before: int = 0
     ) -> ModelInputs:
         encoder, config = self._require_encoder(), self.config
-        pictures = [Picture(image) for image in prompt.images]
-        cut = self._family.cut(config, [picture.size for picture in pictures], max_tiles, pictures_before)
+        frames = {i for i, image in enumerate(prompt.images) if isinstance(image, VideoFrame)}
+        if frames and not self._family.HAS_VIDEO:
+            raise InvalidRequest(
+                f"the messages hold a video: {self._family.NAME} knows none; give its frames as pictures, as "
+                "runtime.request.video.sample_frames chooses them, each {'type': 'image', 'image': frame}"
+            )
+        pictures = [Picture(one.picture if isinstance(one, VideoFrame) else one) for one in prompt.images]
+        cut = self._family.cut(config, [picture.size for picture in pictures], max_tiles, pictures_before, frames)
         visual = sum(cut.visual_counts)
         if visual > config.max_position_embeddings:
             # So many ids, and after them tiles, may not fit into memory.

@@ -10,6 +10,7 @@ from enum import Enum
 from typing import Any, TypeAlias, TypeVar
 
 from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.request import video
 
 
 class Marker(Enum):
@@ -106,11 +107,12 @@ def render_prompt(messages: Messages, template: str) -> Prompt:
 
     Args:
         messages: Hugging Face schema: {"role": "system" | "user" | "assistant", "content": str or a list of
-            {"type": "text", "text": str} and {"type": "image", "image": picture} (or "path": file)}. A system message
-            may only be the first; user and assistant alternate; the last is the user's. A picture stands where its
-            part stands, on a line of its own unless the next text starts with white space. Text is text, also where it
-            spells a token of the template or of pictures. Other keys are refused, as a picture may be in them, unless
-            their value says nothing: None, or empty, as clients write what is not used.
+            {"type": "text", "text": str}, {"type": "image", "image": picture} (or "path": file) and {"type": "video",
+            "video": frames} (see `video.read_video`)}. A system message may only be the first; user and assistant
+            alternate; the last is the user's. A picture stands where its part stands, on a line of its own unless the
+            next text starts with white space. Text is text, also where it spells a token of the template or of
+            pictures. Other keys are refused, as a picture may be in them, unless their value says nothing: None, or
+            empty, as clients write what is not used.
         template: "deepseek", "internvl2_5" or "internvl3_5_gpt_oss".
     Raises:
         InvalidRequest: a message is not in this schema.
@@ -265,7 +267,7 @@ def _read_turn(message: Any, name: str) -> Turn:
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, Sequence):
         raise InvalidRequest(f"{name} has content of type {type(content).__name__}: expected a string or a list")
-    read = [_read_part(part, f"{name}.content[{i}]") for i, part in enumerate(parts)]
+    read = [one for i, part in enumerate(parts) for one in _read_part(part, f"{name}.content[{i}]")]
     images = tuple(image for is_image, image in read if is_image)
     if images and role != "user":
         raise InvalidRequest(f"{name} ({role}) holds {len(images)} image(s): expected them in user messages only")
@@ -273,26 +275,29 @@ def _read_turn(message: Any, name: str) -> Turn:
     return Turn(role, _place_images(read), as_given, images)
 
 
-def _read_part(part: Any, name: str) -> tuple[bool, Any]:
-    """(False, text) or (True, picture)."""
+def _read_part(part: Any, name: str) -> list[tuple[bool, Any]]:
+    """[(False, text)], [(True, picture)], or several of both for a video."""
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind == "text" and isinstance(part.get("text"), str):
         _check_keys(part, ("type", "text"), name)
         if any("\ud800" <= letter <= "\udfff" for letter in part["text"]):
             raise InvalidRequest(f"{name} has half of a surrogate pair in {part['text']!r:.80}: expected Unicode text")
-        return False, part["text"]
+        return [(False, part["text"])]
+    if kind == "video" and part.get("video") is not None:
+        _check_keys(part, video.KEYS, name)
+        return video.read_video(part, name)
     if kind == "image":
         given = [part[key] for key in ("image", "path") if part.get(key) is not None]
         if len(given) > 1:
             raise InvalidRequest(f"{name} has both 'image' and 'path': expected one picture in a part")
         if given:
             _check_keys(part, ("type", "image", "path"), name)
-            return True, given[0]
+            return [(True, given[0])]
     words = [kind, *part] if isinstance(part, Mapping) else []
     advice = next((f"; {_KEY_ADVICE[word]}" for word in words if isinstance(word, str) and word in _OTHER_MEDIA), "")
     raise InvalidRequest(
-        f"{name} is {part!r:.80}: expected {{'type': 'text', 'text': str}} or {{'type': 'image', 'image': picture}}"
-        f"{advice}"
+        f"{name} is {part!r:.80}: expected {{'type': 'text', 'text': str}}, {{'type': 'image', 'image': picture}} or "
+        f"{video.EXPECTED}{advice}"
     )
 
 
@@ -312,7 +317,8 @@ _A_PICTURE = "a picture is a part of a user's content: {'type': 'image', 'image'
 _AN_ADDRESS = "addresses are not read: save the picture to a file and give {'type': 'image', 'path': file}"
 _OTHER_MEDIA = {
     **dict.fromkeys(("image_url", "input_image", "url"), _AN_ADDRESS),
-    **dict.fromkeys(("video", "videos", "audio", "audios", "input_audio"), "text and pictures are all that is read"),
+    **dict.fromkeys(("audio", "audios", "input_audio"), "text and pictures are all that is read"),
+    **dict.fromkeys(("video", "videos", "video_url"), f"a video is a part of a user's content: {video.EXPECTED}"),
 }
 _KEY_ADVICE = {
     **dict.fromkeys(("image", "images", "path", "paths", "picture", "pictures"), _A_PICTURE),

@@ -115,6 +115,25 @@ def test_closing_ends_the_thread_and_the_source() -> None:
     assert frames.take() is None
 
 
+def test_a_source_with_a_close_of_its_own_is_closed() -> None:
+    class Camera:
+        is_closed = False
+
+        def __iter__(self) -> Camera:
+            return self
+
+        def __next__(self) -> tuple[None, str]:
+            raise StopIteration
+
+        def close(self) -> None:
+            self.is_closed = True
+
+    camera = Camera()
+    with NewestFrame(camera) as frames:
+        assert frames.take() is None
+    assert camera.is_closed
+
+
 def test_a_source_that_hangs_does_not_keep_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "CLOSE_SECONDS", 0.05)
     source = Gated(stamped("a"))

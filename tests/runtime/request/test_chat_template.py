@@ -106,3 +106,11 @@ def test_templates_that_cannot_be_used(source: str, words: str) -> None:
 def test_answers_that_a_template_changes(source: str) -> None:
     with pytest.raises(InvalidRequest, match=r"does not keep earlier answers as they are: a conversation cannot go on"):
         renderer(source).follow_up("And?")
+
+
+def test_a_video_is_refused_in_questions_and_further_ones() -> None:
+    content = [{"type": "video", "video": ["a"]}]
+    with pytest.raises(InvalidRequest, match=r"hold a video, .* export with --chat-template builtin"):
+        renderer().prompt([{"role": "user", "content": content}])
+    with pytest.raises(InvalidRequest, match=r"hold a video, .* export with --chat-template builtin"):
+        renderer().follow_up(content)

@@ -324,12 +324,15 @@ A_PICTURE = "a picture is a part of a user's content: .'type': 'image', 'image':
         ({"content": [TEXT | {"image": "x"}]}, OF_PART.format("image", "'text'", A_PICTURE)),
         ({"content": [TEXT | {"image": np.zeros((2, 2, 3))}]}, OF_PART.format("image", "'text'", A_PICTURE)),
         ({"content": [TEXT | {"audio": b"x"}]}, OF_PART.format("audio", "'text'", "text and pictures are all")),
-        ({"content": [PICTURE | {"video": "x"}]}, OF_PART.format("video", "'image', 'path'", "text and pictures are")),
+        ({"content": [PICTURE | {"video": "x"}]}, OF_PART.format("video", "'image', 'path'", "a video is a part")),
         ({"content": [PICTURE | {"text": "a"}]}, OF_PART.format("text", "'image', 'path'", "a text is a part of its")),
         ({"content": [PICTURE | {"path": "b.png"}]}, r"content\[0\] has both 'image' and 'path': expected one picture"),
         ({"content": [{"type": "image_url", "image_url": {"url": "x"}}]}, "expected .*; addresses are not read"),
         ({"content": [{"type": "image", "url": "x"}]}, "expected .*; addresses are not read"),
-        ({"content": [{"type": "video", "video": "x"}]}, "expected .*; text and pictures are all that is read"),
+        ({"content": [{"type": "video", "video": "x"}]}, "a video is of type str: expected a list of pictures"),
+        ({"content": [{"type": "video_url", "video_url": "x"}]}, "expected .*; a video is a part of a user's content"),
+        ({"content": [{"type": "video", "video": ["x"], "nframes": 2}]}, "'nframes': .* did you mean 'num_frames'"),
+        ({"content": [{"type": "audio", "audio": "x"}]}, "expected .*; text and pictures are all that is read"),
     ],
 )
 def test_keys_that_would_have_no_effect_are_refused(message: dict[Any, Any], words: str) -> None:
