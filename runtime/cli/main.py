@@ -14,6 +14,7 @@ from fastmmoe import __version__
 from fastmmoe.runtime.cli.bundle import add_bundle_commands
 from fastmmoe.runtime.cli.command import ArgumentParser, add_no_verify, run_command
 from fastmmoe.runtime.cli.completion import add_completion
+from fastmmoe.runtime.cli.doctor import add_doctor
 from fastmmoe.runtime.cli.flops import add_counting
 from fastmmoe.runtime.cli.interop import add_interop_commands
 from fastmmoe.runtime.cli.run import add_run
@@ -38,6 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_counting(commands)
     add_bundle_commands(commands)
     add_interop_commands(commands)
+    add_doctor(commands)
     for command in entry_points(group=COMMANDS):
         command.load()(commands)
     return parser

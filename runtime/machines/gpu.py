@@ -28,6 +28,18 @@ def find_gpu() -> Gpu | None:
     return _ask_bindings() or _ask_driver()
 
 
+def driver_cuda() -> tuple[int, int] | None:
+    """The newest CUDA that the driver is for; None where there is no driver."""
+    try:
+        driver = ctypes.CDLL(DRIVER)
+    except OSError:
+        return None
+    version = ctypes.c_int()
+    if driver.cuDriverGetVersion(ctypes.byref(version)) != 0:
+        return None
+    return version.value // 1000, version.value % 1000 // 10
+
+
 def of_properties(found: Any) -> Gpu:
     """A GPU from what `cudaGetDeviceProperties` says of it."""
     name = found.name.decode(errors="replace") if isinstance(found.name, bytes) else found.name

@@ -22,7 +22,7 @@ def usable_cores(root: Path = Path("/")) -> int:
         root: where proc and sys are.
     """
     cores = len(os.sched_getaffinity(0))
-    quotas = [quota for directory in _cgroups(root) if (quota := _read_quota(directory)) is not None]
+    quotas = [quota for directory in cgroups(root) if (quota := _read_quota(directory)) is not None]
     # A share of a core counts as a whole one.
     return max(1, min([cores, *(int(-(-quota // 1)) for quota in quotas)]))
 
@@ -49,16 +49,21 @@ def check_threads(name: str, count: object, *, least: int = 0) -> int:
     return count
 
 
-def _cgroups(root: Path) -> list[Path]:
-    """Directories of the cgroups that limit this process, of version 2 and of version 1."""
+def cgroups(root: Path, controller: str = "cpu") -> list[Path]:
+    """Directories of the cgroups that limit this process, of version 2 and of version 1, the innermost first.
+
+    Args:
+        root: where proc and sys are.
+        controller: whose limits they hold, of version 1.
+    """
     try:
         lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
         return []
     found: list[Path] = []
     for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+        controllers, _, path = line.partition(":")[2].partition(":")
+        if controllers and controller not in controllers.split(","):
             continue
         mount = root / "sys/fs/cgroup" / controllers
         parts = path.strip("/").split("/")

@@ -52,7 +52,7 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         module: "tensorrt" or "tensorrt_rtx".
         graph: ONNX file.
-        plugin: library with the operators.
+        plugin: library with the operators; None: the graph has none of ours.
         output: the engine.
         profiles: optimisation profiles, in the engine's order.
         compute_capabilities: those to build for; empty = that of this machine's GPU.
@@ -62,7 +62,7 @@ class EngineRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     module: str
     graph: str
-    plugin: str
+    plugin: str | None
     output: str
     profiles: tuple[Profile, ...]
     compute_capabilities: tuple[int, ...]
@@ -107,7 +107,7 @@ def build_engine(trt: Any, request: EngineRequest) -> FileEntry:
         builder = trt.Builder(logger)
     except TypeError as error:  # what its bindings make of a builder that is a null pointer
         raise _failure(trt, logger, "cannot start, which needs a GPU and its driver") from error
-    if trt.get_plugin_registry().load_library(request.plugin) is None:
+    if request.plugin is not None and trt.get_plugin_registry().load_library(request.plugin) is None:
         raise _failure(trt, logger, f"cannot load {request.plugin}")
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)

@@ -29,6 +29,8 @@ from fastmmoe.runtime.backends.native import register_native_ops
 WRITE_BYTES = 1 << 20
 ALIASED = "ALIASED_PLUGIN_IO_10_03"
 TIMINGS = "timings of the double "
+OLDEST_SM = 75
+"""Of the GPUs that TensorRT 10 and 11 build for."""
 
 
 class ITensor:
@@ -315,6 +317,8 @@ class Builder:
         if network._model is None:
             yield "Network must have at least one output"
             return
+        if self._needs_gpu and self._device.gpu.sm < OLDEST_SM:
+            yield f"Target GPU SM {self._device.gpu.sm} is not supported by this TensorRT release."
         inputs = {tensor.name: tensor.shape for tensor in map(ITensor, network._inputs())}
         dynamic = {name for name, shape in inputs.items() if -1 in shape}
         if dynamic and not config._profiles:

@@ -33,7 +33,7 @@ def script(shell: str, capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize("shell", SHELLS)
 def test_every_command_is_in_the_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = script(shell, capsys)
-    for name in ("run", "verify", "plan", "plan-retention", "export", "max-new-tokens", "prune-layers"):
+    for name in ("run", "verify", "doctor", "plan", "plan-retention", "export", "max-new-tokens", "prune-layers"):
         assert name in text
 
 
@@ -41,6 +41,7 @@ def test_every_command_is_in_the_script(shell: str, capsys: pytest.CaptureFixtur
     ("words", "expected"),
     [
         (("plan-",), {"plan-retention"}),
+        (("doctor", "--q"), {"--quick"}),
         (("plan", "--target", "orin-nx"), {"orin-nx-8gb", "orin-nx-16gb"}),
         (("run", "--max"), {"--max-new-tokens", "--max-tiles"}),
         (("export", "--target", "jetson-t"), {"jetson-thor", "jetson-thor@jp7.2"}),

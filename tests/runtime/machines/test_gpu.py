@@ -30,9 +30,10 @@ int cuDeviceGetAttribute(int* value, int attribute, int device) {
   *value = attribute == 75 ? 8 : attribute == 76 ? 7 : -1;
   return 0;
 }
+int cuDriverGetVersion(int* version) { *version = 12060; return INIT; }
 }
 """
-ASK = "from fastmmoe.runtime.machines.gpu import find_gpu; print(find_gpu())"
+ASK = "from fastmmoe.runtime.machines.gpu import driver_cuda, find_gpu; print(find_gpu(), driver_cuda())"
 
 
 def ask(folder: Path) -> str:
@@ -43,7 +44,7 @@ def ask(folder: Path) -> str:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
-@pytest.mark.parametrize(("init", "answer"), [(0, "Gpu(name='Orin', sm=87)"), (100, "None")])
+@pytest.mark.parametrize(("init", "answer"), [(0, "Gpu(name='Orin', sm=87) (12, 6)"), (100, "None None")])
 def test_answer_of_the_driver(init: int, answer: str, tmp_path: Path) -> None:
     source = tmp_path / "driver.cpp"
     source.write_text(DRIVER)
@@ -54,7 +55,7 @@ def test_answer_of_the_driver(init: int, answer: str, tmp_path: Path) -> None:
 
 def test_damaged_driver(tmp_path: Path) -> None:
     (tmp_path / "libcuda.so.1").write_text("no library")
-    assert ask(tmp_path) == "None"
+    assert ask(tmp_path) == "None None"
 
 
 @pytest.mark.parametrize(("described", "found"), [("sm=87,name=Orin", Gpu("Orin", 87)), ("none", None), ("old", None)])
