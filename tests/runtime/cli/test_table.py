@@ -10,6 +10,7 @@ from fastmmoe.runtime.cli.table import align, number
 
 def test_numbers_stand_to_the_right_and_nothing_trails() -> None:
     assert align([["a", "b", "c"], ["long", "1", ""]], left=1) == ["a     b  c", "long  1"]
+    assert align([["a", "b"], ["c", "100"]], left=1) == ["a    b", "c  100"]
     assert align([["a", "bb"], ["ccc", "d"]], left=2) == ["a    bb", "ccc  d"]
 
 

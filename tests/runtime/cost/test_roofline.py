@@ -83,12 +83,19 @@ def test_a_sliding_layer_reads_its_window() -> None:
 
 
 def test_experts_of_a_site_in_front_of_the_block_are_those_of_the_rows_that_are_left(manifest: Manifest) -> None:
-    parts = parts_of(manifest)
+    """The last layer prunes, so that no other block has fewer rows. All rows are visual."""
+    info, parts = manifest.language_model, parts_of(manifest)
+    last = {"fastmmoe": (info.layers - 1,)}
+    policy = msgspec.structs.replace(manifest.policy, prune_layers=last, stage_exponents=(1.0,), visual_top_k=(4, 4, 4))
+    pruned = msgspec.structs.replace(manifest, policy=policy)
+    (kept,) = schedule(pruned, 0.25, 12).kept_visual_tokens
+    assert 0 < kept < 12
     many, few = (
-        prefill_work(manifest, parts, SLOW_MEMORY, schedule(manifest, retention, 12), 12).bytes
-        for retention in (1, 0.1)
+        prefill_work(pruned, parts, SLOW_MEMORY, schedule(pruned, retention, 12), 12).bytes for retention in (1, 0.25)
     )
-    assert few < many
+    missed = 1 - info.top_k / info.num_experts
+    expected = parts["routed_experts"] / len(info.moe_layers) * (missed**kept - missed**12)
+    assert many - few == pytest.approx(expected, abs=2)
 
 
 def test_vision(manifest: Manifest) -> None:
