@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,11 @@ PARTS = {
     "head": ("head",),
 }
 """Columns of the table -> parts of the total."""
-TABLE_NOTE = "GFLOPs of the prefill; pruning is not in the total; +vision: saved where the vision tower counts, too"
+OTHER = "other"
+WIDTH = 120
+"""Of a table that no terminal shows."""
+TABLE_NOTE = """GFLOPs of the prefill; pruning is not in the total
++vision: saved where the vision tower counts, too"""
 
 
 @dataclass(frozen=True)
@@ -220,18 +225,34 @@ def _heading(manifest: Manifest, request: RequestFlops, size: PromptSize) -> str
 
 
 def _flops_table(requests: Sequence[RequestFlops]) -> list[str]:
-    """Aligned lines: GFLOPs by part and in total, what is saved, and pruning, which the total leaves out."""
+    """Aligned lines: GFLOPs by part and in total, what is saved, and pruning, which the total leaves out.
+
+    Where they would be wider than the terminal, the smallest parts share a column, or all are left out.
+    """
+    sums = {title: [_sum_parts(request, names) for request in requests] for title, names in PARTS.items()}
+    parts = {title: counts for title, counts in sums.items() if any(counts)}
+    smallest = sorted(parts, key=lambda title: max(parts[title]))
+    width = shutil.get_terminal_size((WIDTH, 0)).columns
+    for few in (0, *range(2, len(parts))):
+        shown = {title: counts for title, counts in parts.items() if title not in smallest[:few]}
+        if few:
+            shown[OTHER] = [sum(counts) for counts in zip(*(parts[title] for title in smallest[:few]), strict=True)]
+        lines = align(_rows(requests, shown), left=3)
+        if max(map(len, lines)) <= width:
+            return lines
+    return align(_rows(requests, {}), left=3)
+
+
+def _rows(requests: Sequence[RequestFlops], parts: Mapping[str, Sequence[int]]) -> list[list[str]]:
     has_vision = any(request.vision for request in requests)
-    parts = {title: names for title, names in PARTS.items() if any(_sum_parts(request, names) for request in requests)}
     vision = ["+vision"] if has_vision else []
-    lines = [["method", "R", "visual tokens", *parts, "total", "saved", *vision, "pruning"]]
-    for request in requests:
-        schedule = request.schedule
-        counts = [*(_sum_parts(request, names) for names in parts.values()), request.prefill.total]
+    rows = [["method", "R", "visual tokens", *parts, "total", "saved", *vision, "pruning"]]
+    for line, request in enumerate(requests):
+        counts = [*(counts[line] for counts in parts.values()), request.prefill.total]
         saved = [f"{request.reduction:.1%}", *([f"{request.reduction_with_vision:.1%}"] if has_vision else [])]
-        start = [schedule.method, f"{schedule.retention:g}", stages(request)]
-        lines.append([*start, *map(_gflops, counts), *saved, _gflops(request.prefill.pruning)])
-    return align(lines, left=3)
+        start = [request.schedule.method, f"{request.schedule.retention:g}", stages(request)]
+        rows.append([*start, *map(_gflops, counts), *saved, _gflops(request.prefill.pruning)])
+    return rows
 
 
 def _sum_parts(request: RequestFlops, names: Sequence[str]) -> int:

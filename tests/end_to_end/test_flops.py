@@ -341,6 +341,23 @@ def test_flops_table_fits_a_terminal(directory: Path, capsys: pytest.CaptureFixt
         assert sum(map(float, cells[first:total])) == pytest.approx(float(cells[total]), abs=0.02)
 
 
+@pytest.mark.parametrize("columns", [80, 90, 100])
+def test_flops_table_fits_a_narrow_terminal(
+    columns: int, directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts share a column, or are left out; what is counted is the same."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["flops", str(directory), *COUNTS, "--tiles", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    head, *rows = lines[lines.index("") + 1 :]
+    names = head.replace("visual tokens", "visual").split()
+    first, total = 3, names.index("total")
+    for cells in map(str.split, rows):
+        parts = [float(cell) for cell in cells[first:total]]
+        assert not parts or sum(parts) == pytest.approx(float(cells[total]), abs=0.01)
+
+
 def test_a_plan_is_what_the_count_says_of_its_retention(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [str(directory), *COUNTS, "--json", "--method", "sparsevlm"]
     assert main(["plan-retention", *arguments, "--flops-reduction", "0.3"]) == 0
