@@ -313,9 +313,14 @@ print('not reached')"""
 
 
 def test_interrupts_outside_of_commands_unwind() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    with pytest.raises(KeyboardInterrupt), abandoning(lambda: pytest.fail("the process would end")):
-        os.kill(os.getpid(), signal.SIGINT)
+    # A command that an earlier test ran in this process may have taken them.
+    before = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
+    try:
+        with pytest.raises(KeyboardInterrupt), abandoning(lambda: pytest.fail("the process would end")):
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
