@@ -56,11 +56,10 @@ def add_export(commands: Any) -> None:
     add_plan(commands)
     parser = commands.add_parser("export", help="make a bundle of a checkpoint", description=DESCRIPTION)
     _add_arguments(parser)
-    parser.set_defaults(function=lambda arguments: _export(_config(arguments), "fastmmoe"))
+    parser.set_defaults(function=lambda arguments: run(config_of(arguments), "fastmmoe"))
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Every default is that of `ExportConfig` or `PolicyOptions`."""
     config = ExportConfig()
     parser.add_argument(
         "model", nargs="?", default=config.model, help=f"checkpoint directory, or {DEMO} = the built-in one (default)"
@@ -68,6 +67,12 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "out", nargs="?", type=Path, default=config.out, help="directory to make (default ./MODEL-TARGET)"
     )
+    add_options(parser)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add all arguments but the model and the directory; every default is that of `ExportConfig` or `PolicyOptions`."""
+    config = ExportConfig()
     add_target(parser, config.target)
     parser.add_argument(
         "--memory",
@@ -181,10 +186,11 @@ def read_arguments(argv: Sequence[str] | None) -> ExportConfig:
     Raises:
         InvalidRequest: as `read_policy`.
     """
-    return _config(build_parser().parse_args(argv))
+    return config_of(build_parser().parse_args(argv))
 
 
-def _config(arguments: argparse.Namespace) -> ExportConfig:
+def config_of(arguments: argparse.Namespace) -> ExportConfig:
+    """The configuration that parsed arguments name; raises as `read_policy`."""
     given = vars(arguments)
     settings = {f.name: given[f.name] for f in fields(PolicyOptions) if f.name in given}
     policy = PolicyOptions() if arguments.policy_file is None else read_policy(arguments.policy_file).options()
@@ -196,10 +202,15 @@ def _config(arguments: argparse.Namespace) -> ExportConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 1 where the check of the output fails; 2 for what the user can mend; 130 when interrupted."""
-    return run_command(COMMAND, lambda: _export(read_arguments(argv), COMMAND))
+    return run_command(COMMAND, lambda: run(read_arguments(argv), COMMAND))
 
 
-def _export(config: ExportConfig, command: str) -> int:
+def run(config: ExportConfig, command: str) -> int:
+    """Export, say each step, and return the exit code; command: what errors call the program.
+
+    Raises:
+        InvalidRequest: see `check_installed`, `plan_export` and `run_export`.
+    """
     say = Lines()
     check_installed("the export", MODULES, "export")
     with preparing(command):

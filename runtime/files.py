@@ -150,6 +150,16 @@ def _lacks_entries(path: Path) -> bool:
     return found.f_files > 0 and found.f_favail == 0
 
 
+def cache_folder() -> Path | None:
+    """Where this user's caches of fastmmoe are, `$XDG_CACHE_HOME/fastmmoe`; None without a home."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        root = Path(cache) if Path(cache).is_absolute() else Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    return root / "fastmmoe"
+
+
 def free_bytes(path: Path) -> int:
     """Room on the disk of a path that may not be there yet."""
     return shutil.disk_usage(_nearest_directory(path)).free

@@ -23,8 +23,9 @@ from fastmmoe.runtime.choices import Choices
 from fastmmoe.runtime.ending import NEVER, Ending
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.generation import RequestStats, Run, Token, since
+from fastmmoe.runtime.hub import bundle_of
 from fastmmoe.runtime.method.policy import SPARSEVLM
-from fastmmoe.runtime.request.inputs import ModelInputs
+from fastmmoe.runtime.request.inputs import ModelInputs, as_array, is_tensor
 from fastmmoe.runtime.request.options import RequestOptions
 from fastmmoe.runtime.request.processor import Processor
 from fastmmoe.runtime.types import Array
@@ -76,6 +77,16 @@ class VLM:
         tokenizer = opened.directory / TOKENIZER if TOKENIZER in self.manifest.files else None
         self.processor = Processor(self.manifest.processor, tokenizer)
         self.backend = load_backend(opened, Settings(provider=provider, portable=bool(portable), threads=threads))
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, *, revision: str | None = None, **settings: Any) -> VLM:
+        """The bundle in a directory, or of a repository on huggingface.co; settings: arguments of `VLM`.
+
+        Raises:
+            InvalidRequest: see `bundle_of`.
+            BackendMissing, BundleMismatch: see `VLM`.
+        """
+        return cls(bundle_of(name, revision), **settings)
 
     def close(self) -> None:
         """Give back what the model holds of a device; nothing may be asked any more. `with VLM(...) as vlm` does it."""
@@ -199,15 +210,8 @@ class VLM:
         """
         steps: list[list[Token]] = []
         stats: list[RequestStats] = []
-        request = RequestOptions.of(options)
-        if without_effect := [name for name in _NOT_OF_TENSORS if options.get(name) is not None]:
-            raise InvalidRequest(
-                f"tensors are answered by exactly max_new_tokens tokens, without text: leave out {without_effect[0]}"
-            )
-        rows = self.processor.from_tensors(tensors)
-        if not rows:
-            raise InvalidRequest("input_ids has no rows: expected at least one")
-        groups = self._groups(rows, request)
+        request = _options_of_tensors(options)
+        groups = self._groups(self._rows(tensors), request)
         for run in [Run(self.manifest, self.backend, group, request, has_logits=True) for group in groups]:
             of_rows: list[list[Token]] = [[] for _ in run.stats]
             for tokens in run.tokens():
@@ -232,7 +236,61 @@ class VLM:
                 result[f"kept_index_stage{stage}" if single else f"row{row}_kept_index_stage{stage}"] = kept
         return result
 
+    def generate_ids(self, **inputs: Any) -> Array:
+        """As `generate` of transformers takes and gives it: a processor's tensors and options by name, token ids.
+
+        `ids = vlm.generate_ids(**processor(images=image, text=text, return_tensors="pt"), max_new_tokens=32)`
+
+        Args:
+            inputs: tensors, NumPy's or torch's, see `Processor.from_tensors`; anything else is an option, see
+                `run_tensors`.
+        Returns:
+            int64 [B, T + N]: each row's prompt as it was given and the new tokens, its stop token among them; after
+            it the padding token.
+        Raises:
+            InvalidRequest: tensors or options outside what the model or the method allows, or no rows.
+        """
+        tensors = {name: as_array(value) for name, value in inputs.items() if is_tensor(value)}
+        request = _options_of_tensors({name: value for name, value in inputs.items() if name not in tensors})
+        rows = self._rows(tensors)
+        found: list[list[int]] = []
+        for run in [self.start(group, request) for group in self._groups(rows, request)]:
+            found += _until_stop(run, self.processor.config.stop_token_ids)
+        config = self.processor.config
+        padding = config.stop_token_ids[0] if config.pad_token_id is None else config.pad_token_id
+        new = np.full((len(rows), max(map(len, found))), padding, np.int64)
+        for row, ids in zip(new, found, strict=True):
+            row[: len(ids)] = ids
+        return np.concatenate([tensors["input_ids"].astype(np.int64), new], axis=1)
+
+    def _rows(self, tensors: Mapping[str, Array]) -> list[ModelInputs]:
+        rows = self.processor.from_tensors(tensors)
+        if not rows:
+            raise InvalidRequest("input_ids has no rows: expected at least one")
+        return rows
+
     def _groups(self, inputs: Sequence[ModelInputs], request: RequestOptions) -> list[list[ModelInputs]]:
         """The rows of each packed run: all, or one each where the method cannot prune several at once."""
         method = request.method or self.manifest.policy.default_method
         return [[one] for one in inputs] if method == SPARSEVLM else [list(inputs)]
+
+
+def _options_of_tensors(options: Mapping[str, Any]) -> RequestOptions:
+    """Options of a request that gives tensors; raises InvalidRequest where one is of text or time."""
+    request = RequestOptions.of(options)
+    if without_effect := [name for name in _NOT_OF_TENSORS if options.get(name) is not None]:
+        raise InvalidRequest(
+            f"tensors are answered by tokens, without text and deadline: leave out {without_effect[0]}"
+        )
+    return request
+
+
+def _until_stop(run: Run, stop_token_ids: Sequence[int]) -> list[list[int]]:
+    """The tokens of every sequence of a run, each to its stop token or its last."""
+    found: list[list[int]] = [[] for _ in run.stats]
+    for tokens in run.tokens():
+        for token in tokens:
+            found[token.sequence].append(token.id)
+            if token.id in stop_token_ids:
+                run.finish(token.sequence)
+    return found

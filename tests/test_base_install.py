@@ -32,6 +32,7 @@ OPTIONAL = {
     "fastmmoe.runtime.backends.native": {"onnxruntime"},
     "fastmmoe.runtime.cli.completion": {"shtab"},
     PLUGIN: {"polygraphy"},
+    "fastmmoe.runtime.hub": {"huggingface_hub"},
 }
 # tokenizers brings huggingface_hub; it may lie there, but nothing of it may load.
 UNWANTED = ("onnxruntime", "torch", "transformers", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "safetensors")

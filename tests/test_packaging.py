@@ -84,7 +84,8 @@ def test_wheel_holds_the_python_files_and_their_data(tmp_path: Path) -> None:
     sources = (".cpp", ".h", ".cu", ".cuh", ".cmake", ".map", "CMakeLists.txt")
     files = {f"fastmmoe/{name}" for name in tracked(*FOLDERS) if not name.endswith(sources)}
     existing = {name for name in files if (REPOSITORY / name).exists()}
-    assert {name for name in names if "/lib/" not in name} == existing | {"fastmmoe/__init__.py", "fastmmoe/py.typed"}
+    others = {"fastmmoe/__init__.py", "fastmmoe/py.typed", "optimum/commands/register/register_fastmmoe.py"}
+    assert {name for name in names if "/lib/" not in name} == existing | others
 
 
 def test_plugins_are_a_wheel_of_their_own(tmp_path: Path) -> None:
@@ -178,6 +179,28 @@ def test_wheel_alone_exports_and_answers(outside: Outside, wheel: Path) -> None:
     native, portable = outside.run(*question), outside.run(*question, "--portable")
     assert native.returncode == portable.returncode == 0, native.stderr + portable.stderr
     assert native.stdout == portable.stdout != ""
+
+
+@pytest.mark.slow
+def test_optimum_exports_the_same_bytes(outside: Outside, wheel: Path) -> None:
+    """With the released Optimum and its ONNX exporter, through the command that it finds by itself."""
+    outside.install(f"{wheel}[cpu,optimum]", "optimum-onnx")
+    outside.export("by-fastmmoe")
+    program = str(outside.folder / "venv" / "bin" / "optimum-cli")
+    command = [program, "export", "fastmmoe", "-m", "demo", "by-optimum", "--task", "image-text-to-text"]
+    done = subprocess.run(
+        command, cwd=outside.folder, env=clean_environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    files = [
+        {path.name: path.read_bytes() for path in (outside.folder / name).iterdir()}
+        for name in ("by-fastmmoe", "by-optimum")
+    ]
+    assert files[0] == files[1] and len(files[0]) == 9
+    failed = subprocess.run(
+        [*command, "--task", "fill-mask"], cwd=outside.folder, env=clean_environment(), capture_output=True, check=False
+    )
+    assert failed.returncode == 2
 
 
 @pytest.mark.slow

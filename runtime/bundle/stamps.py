@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from fastmmoe.runtime.files import WriteFailed, write_atomically
+from fastmmoe.runtime.files import WriteFailed, cache_folder, write_atomically
 
 DIRECTORY = "FASTMMOE_STAMPS"
 """Environment variable: where stamps are kept, instead of $XDG_CACHE_HOME/fastmmoe/verified."""
@@ -103,12 +103,8 @@ def _folder() -> Path | None:
     given = os.environ.get(DIRECTORY)
     if given:
         return Path(given).absolute()
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    try:
-        root = Path(cache) if Path(cache).is_absolute() else Path.home() / ".cache"
-    except RuntimeError:
-        return None
-    return root / "fastmmoe" / "verified"
+    folder = cache_folder()
+    return None if folder is None else folder / "verified"
 
 
 def _is_foreign(path: Path) -> bool:

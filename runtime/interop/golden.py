@@ -25,7 +25,8 @@ from fastmmoe.runtime.request.options import RequestOptions
 DATA_LOADER = "data_loader.py"
 TOKENS = 2
 """A prompt and a decoding step."""
-TOLERANCE = "1e-5"
+TOLERANCE, PORTABLE_TOLERANCE = "1e-5", "5e-5"
+"""Of a graph against itself, and of one whose operators sum in another order."""
 _STOCK, _OURS = "--onnxrt", "--fastmmoe"
 
 _LOADER = '''# SPDX-License-Identifier: Apache-2.0
@@ -92,13 +93,13 @@ def _golden(bundle: Path, manifest: Manifest, graph: str, calls: Sequence[Record
     inputs, outputs = out / f"{graph}.inputs.json", out / f"{graph}.outputs.json"
     _write(inputs, _inputs_json(calls, order))
     _write(outputs, _outputs_json(calls))
-    runners = {bundle / graph_file(graph): _STOCK}
-    if graph == "language_model":
-        runners[bundle / graph_file(graph)] = _OURS
-        runners |= {bundle / graph_file(graph, portable=True): _STOCK} if manifest.portable else {}
-    commands = tuple(_command(path, runner, inputs, outputs) for path, runner in runners.items())
+    is_ours = graph == "language_model"
+    commands = [_command(bundle / graph_file(graph), _OURS if is_ours else _STOCK, inputs, outputs, TOLERANCE)]
+    if is_ours and manifest.portable:
+        portable = bundle / graph_file(graph, portable=True)
+        commands.append(_command(portable, _STOCK, inputs, outputs, PORTABLE_TOLERANCE))
     size = inputs.stat().st_size + outputs.stat().st_size
-    return Golden(graph, inputs, outputs, len(calls), size, commands)
+    return Golden(graph, inputs, outputs, len(calls), size, tuple(commands))
 
 
 def _write(path: Path, text: str) -> None:
@@ -107,9 +108,9 @@ def _write(path: Path, text: str) -> None:
         file.write(data)
 
 
-def _command(graph: Path, runner: str, inputs: Path, outputs: Path) -> str:
+def _command(graph: Path, runner: str, inputs: Path, outputs: Path, tolerance: str) -> str:
     words = ["polygraphy", "run", str(graph), runner, "--load-inputs", str(inputs), "--load-outputs", str(outputs)]
-    return shlex.join([*words, "--atol", TOLERANCE, "--rtol", TOLERANCE])
+    return shlex.join([*words, "--atol", tolerance, "--rtol", "1e-5"])
 
 
 def _inputs_json(calls: Sequence[Recorded], order: Sequence[str]) -> str:

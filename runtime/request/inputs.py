@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +92,20 @@ def check_tensor(tensors: Tensors, name: str, shape: tuple[int | None, ...], kin
         place = np.unravel_index(int(np.argmin(np.isfinite(tensor))), tensor.shape)
         raise InvalidRequest(f"{name} holds {tensor[place]} at {[int(i) for i in place]}: expected finite numbers")
     return tensor
+
+
+def is_tensor(value: Any) -> bool:
+    """Whether it is an array of NumPy or a tensor of torch."""
+    return isinstance(value, np.ndarray) or hasattr(value, "detach")
+
+
+def as_array(value: Any) -> Array:
+    """A tensor of torch, on any device, as an array, 16-bit numbers as float32; an array of NumPy as it is."""
+    if isinstance(value, np.ndarray):
+        return value
+    value = value.detach().cpu()
+    array: Array = (value.float() if value.is_floating_point() else value).numpy()
+    return array
 
 
 def read_rows(tensors: Tensors, vocab_size: int) -> list[tuple[Ids, int]]:

@@ -21,6 +21,7 @@ from fastmmoe.runtime.request.inputs import ModelInputs
 from fastmmoe.runtime.request.options import RequestOptions
 from fastmmoe.runtime.types import Array
 from fastmmoe.runtime.vlm import VLM
+from tests.end_to_end.conftest import SMALL
 from tests.support.messages import question
 
 CLOSE = 1e-4
@@ -184,3 +185,16 @@ def test_a_deadline_and_what_there_is_by_then(vlm: Callable[..., VLM], pictures:
     assert pieces[-1].finish_reason == "cancelled" and whole.finish_reason in ("stop", "length")
     # Nothing of it is left behind.
     assert model.generate(asked, **options).token_ids == whole.token_ids
+
+
+def test_a_processors_tensors_give_whole_sequences(
+    vlm: Callable[..., VLM], case_tensors: Callable[[str, str], dict[str, Array]]
+) -> None:
+    """Two rows, one padded on the left, as tensors of torch: prompts as given, then the tokens of run_tensors."""
+    torch = pytest.importorskip("torch", reason="needs torch")
+    model, tensors = vlm(SMALL), case_tensors("dsvl2-mha", "batch2")
+    given = {name: torch.from_numpy(value) for name, value in tensors.items()}
+    ids = model.generate_ids(**given, retention=0.5, max_new_tokens=4)
+    expected = model.run_tensors(tensors, retention=0.5, max_new_tokens=4)["decode_tokens"]
+    assert not set(expected.ravel().tolist()) & set(model.processor.config.stop_token_ids)
+    assert ids.tolist() == np.concatenate([tensors["input_ids"], expected], axis=1).tolist()

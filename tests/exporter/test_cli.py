@@ -59,7 +59,7 @@ def test_both_export_the_same(arguments: tuple[str, ...], monkeypatch: pytest.Mo
         exports.append((config, command))
         return 0
 
-    monkeypatch.setattr(cli, "_export", export)
+    monkeypatch.setattr(cli, "run", export)
     assert cli.main(arguments) == 0
     assert fastmmoe(["export", *arguments]) == 0
     assert exports[0][0] == exports[1][0]

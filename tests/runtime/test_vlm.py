@@ -15,7 +15,7 @@ from fastmmoe.runtime.errors import BundleMismatch, InvalidRequest
 from fastmmoe.runtime.request.options import RequestOptions
 from fastmmoe.runtime.request.processor import Processor
 from fastmmoe.runtime.vlm import VLM
-from tests.support.echo import Echo
+from tests.support.echo import Echo, scores_of
 from tests.support.manifests import toy_manifest
 from tests.support.processors import MakeProcessor
 from tests.support.scripted_run import ScriptedRun
@@ -214,3 +214,45 @@ def test_choices_that_have_no_room(processor: MakeProcessor) -> None:
     with pytest.raises(InvalidRequest, match=r"^choice 'abcd' has 4 tokens, the model's positions leave 3 after"):
         vlm.generate_stream(QUESTION, choices=["a", "abcd"])
     assert not echo.calls
+
+
+def test_ids_go_on_to_the_stop_token_and_are_padded_after_it() -> None:
+    """Row 0 ends at once, row 1 does not: 1 is the stop token, 2 the padding."""
+    vlm, echo = echo_vlm()
+    echo.logits = lambda feeds: scores_of(*[1, 3][-(len(feeds["sequence_offsets"]) - 1) :], vocab_size=10)
+    ids = np.array([[9, 9, 6], [4, 5, 6]], np.int32)
+    mask = np.array([[0, 0, 1], [1, 1, 1]])
+    found = vlm.generate_ids(input_ids=ids, attention_mask=mask, max_new_tokens=3)
+    assert found.dtype == np.int64 and found.tolist() == [[9, 9, 6, 1, 2, 2], [4, 5, 6, 3, 3, 3]]
+
+
+def test_without_a_padding_token_the_stop_token_is_it() -> None:
+    vlm, echo = echo_vlm()
+    vlm.processor.config = replace(vlm.processor.config, pad_token_id=None)
+    echo.logits = lambda feeds: scores_of(*[1, 3][-(len(feeds["sequence_offsets"]) - 1) :], vocab_size=10)
+    found = vlm.generate_ids(input_ids=np.array([[6], [7]]), max_new_tokens=2)
+    assert found.tolist() == [[6, 1, 1], [7, 3, 3]]
+
+
+def test_what_is_no_tensor_is_an_option() -> None:
+    vlm, _ = echo_vlm()
+    ids = np.array([[4, 5]])
+    with pytest.raises(InvalidRequest, match=r"^retention 3: expected a number"):
+        vlm.generate_ids(input_ids=ids, retention=3)
+    with pytest.raises(InvalidRequest, match=r"^tensors are answered .*: leave out stop$"):
+        vlm.generate_ids(input_ids=ids, stop="x")
+    with pytest.raises(InvalidRequest, match=r"missing none; unknown pixels; expected input_ids"):
+        vlm.generate_ids(input_ids=ids, pixels=ids)
+
+
+def test_a_bundle_of_a_repository(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+
+    def bundle_of(name: str, revision: str | None) -> Path:
+        asked.append((name, revision))
+        return tmp_path / "nothing"
+
+    monkeypatch.setattr("fastmmoe.runtime.vlm.bundle_of", bundle_of)
+    with pytest.raises(InvalidRequest, match=r"^provider 'npu': expected one of"):
+        VLM.from_pretrained("a/b", revision="v1", provider="npu")
+    assert asked == [("a/b", "v1")]

@@ -39,6 +39,8 @@ def test_files_and_commands(toy_bundle: Path, tmp_path: Path) -> None:
     words = shlex.split(language_model.commands[0])
     assert words[:4] == ["polygraphy", "run", str(toy_bundle / "language_model.onnx"), "--fastmmoe"]
     assert words[words.index("--load-outputs") + 1] == str(language_model.outputs)
+    portable = shlex.split(language_model.commands[1])
+    assert portable[3] == "--onnxrt" and words[-3:] == ["1e-5", "--rtol", "1e-5"] and portable[-3] == "5e-5"
 
 
 @pytest.mark.usefixtures("without_polygraphy")

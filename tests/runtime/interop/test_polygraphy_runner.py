@@ -18,16 +18,23 @@ def test_the_option_has_the_projects_name() -> None:
 
 
 def test_the_session_is_made_when_the_runner_starts(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened = []
+    opened: list[str] = []
 
     class Session:
         def get_inputs(self) -> list[Any]:
             return []
 
-    monkeypatch.setattr(runner, "_session", lambda path: opened.append(path) or Session())
+    def session(path: str) -> Session:
+        opened.append(path)
+        return Session()
+
+    monkeypatch.setattr(runner, "_session", session)
     made = runner.FastmmoeRunner("a.onnx")
-    assert made.name == "fastmmoe"
-    monkeypatch.undo()
-    with pytest.raises(Exception, match=r"a\.onnx"):
-        runner.FastmmoeRunner("a.onnx").activate()
-    assert opened == []
+    assert made.name == "fastmmoe" and opened == []
+    with made:
+        assert opened == ["a.onnx"] and not made.get_input_metadata()
+
+
+def test_the_graph_is_opened_as_it_is() -> None:
+    with pytest.raises(Exception, match=r"a\.onnx"), runner.FastmmoeRunner("a.onnx"):
+        pass

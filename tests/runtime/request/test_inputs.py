@@ -13,10 +13,12 @@ from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.request.config import InternVlProcessorConfig
 from fastmmoe.runtime.request.inputs import (
     ModelInputs,
+    as_array,
     check_length,
     check_names,
     check_tensor,
     check_tokens,
+    is_tensor,
     no_ids,
     read_rows,
 )
@@ -135,3 +137,12 @@ def test_inputs_of_the_longest_sequence(internvl: InternVlProcessorConfig) -> No
     assert check_length(inputs, internvl) is inputs
     with pytest.raises(InvalidRequest, match="0 of them visual"):
         check_length(ModelInputs(np.append(ids, ids[:1]), no_ids(), {}), internvl)
+
+
+def test_tensors_of_torch_are_arrays() -> None:
+    torch = pytest.importorskip("torch", reason="needs torch")
+    ids, halves = torch.tensor([[1, 2]]), torch.tensor([0.5], dtype=torch.bfloat16, requires_grad=True)
+    assert is_tensor(ids) and is_tensor(FLOATS) and not is_tensor([1]) and not is_tensor(None)
+    assert (as_array(ids).dtype, as_array(ids).tolist()) == (np.int64, [[1, 2]])
+    assert (as_array(halves).dtype, as_array(halves).tolist()) == (np.float32, [0.5])
+    assert as_array(FLOATS) is FLOATS
