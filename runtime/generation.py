@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -72,6 +73,12 @@ class RequestStats:
     def flops_reduction(self) -> float:
         """Share of the unmodified model's prefill FLOPs that was not spent."""
         return 1 - self.prefill_flops / self.prefill_flops_unmodified
+
+    def plain(self) -> dict[str, Any]:
+        """What JSON has of a request: plain numbers, derived ones included, index arrays left out."""
+        values = asdict(self)
+        del values["kept_index"]
+        return values | {name: getattr(self, name) for name in ("pruning_rate", "ttft_ms", "flops_reduction")}
 
 
 @dataclass(frozen=True)

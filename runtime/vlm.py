@@ -142,7 +142,7 @@ class VLM:
             raise InvalidRequest("no conversations: expected at least one")
         inputs = [self.processor(messages, max_tiles=request.max_tiles) for messages in conversations]
         answers = []
-        for run in [self.start(group, request, ending) for group in self._groups(inputs, request)]:
+        for run in [self.start(group, request, ending) for group in self.groups(inputs, request)]:
             pieces: list[list[Piece]] = [[] for _ in run.stats]
             for sequence, piece in self.pieces(run, request):
                 pieces[sequence].append(piece)
@@ -211,7 +211,7 @@ class VLM:
         steps: list[list[Token]] = []
         stats: list[RequestStats] = []
         request = _options_of_tensors(options)
-        groups = self._groups(self._rows(tensors), request)
+        groups = self.groups(self._rows(tensors), request)
         for run in [Run(self.manifest, self.backend, group, request, has_logits=True) for group in groups]:
             of_rows: list[list[Token]] = [[] for _ in run.stats]
             for tokens in run.tokens():
@@ -254,7 +254,7 @@ class VLM:
         request = _options_of_tensors({name: value for name, value in inputs.items() if name not in tensors})
         rows = self._rows(tensors)
         found: list[list[int]] = []
-        for run in [self.start(group, request) for group in self._groups(rows, request)]:
+        for run in [self.start(group, request) for group in self.groups(rows, request)]:
             found += _until_stop(run, self.processor.config.stop_token_ids)
         config = self.processor.config
         padding = config.stop_token_ids[0] if config.pad_token_id is None else config.pad_token_id
@@ -269,7 +269,7 @@ class VLM:
             raise InvalidRequest("input_ids has no rows: expected at least one")
         return rows
 
-    def _groups(self, inputs: Sequence[ModelInputs], request: RequestOptions) -> list[list[ModelInputs]]:
+    def groups(self, inputs: Sequence[ModelInputs], request: RequestOptions) -> list[list[ModelInputs]]:
         """The rows of each packed run: all, or one each where the method cannot prune several at once."""
         method = request.method or self.manifest.policy.default_method
         return [[one] for one in inputs] if method == SPARSEVLM else [list(inputs)]

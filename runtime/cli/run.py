@@ -196,15 +196,7 @@ def answer_dict(answer: Answer) -> dict[str, Any]:
         "logprobs": [asdict(one) for one in answer.logprobs],
         "choices": [asdict(one) for one in answer.choices],
     }
-    return values | stats_dict(answer.stats)
-
-
-def stats_dict(stats: RequestStats) -> dict[str, Any]:
-    """What --json prints of a request: plain numbers, derived ones included, index arrays left out."""
-    values = asdict(stats)
-    del values["kept_index"]
-    derived = {name: getattr(stats, name) for name in ("pruning_rate", "ttft_ms", "flops_reduction")}
-    return values | derived
+    return values | answer.stats.plain()
 
 
 def _details(answer: Answer) -> list[str]:

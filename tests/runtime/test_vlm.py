@@ -105,7 +105,7 @@ def test_rows_share_calls_but_by_sparsevlm(method: str | None, runs: int) -> Non
     policy = replace(vlm.manifest.policy, method="all", prune_layers=layers, stage_exponents=(1.0,))
     vlm.manifest, echo.policy = replace(vlm.manifest, policy=policy), policy
     ids = {"input_ids": np.full((2, 5), 4)}
-    made = [len(group) for group in vlm._groups(vlm.processor.from_tensors(ids), RequestOptions(method=method))]
+    made = [len(group) for group in vlm.groups(vlm.processor.from_tensors(ids), RequestOptions(method=method))]
     assert made == [2 // runs] * runs
 
 

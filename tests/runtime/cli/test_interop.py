@@ -71,3 +71,20 @@ def test_without_polygraphy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
     assert main(["golden", "OUT", "DIR"]) == 2
     line = "fastmmoe: error: golden needs polygraphy: pip install 'fastmmoe[polygraphy]'"
     assert capsys.readouterr().err.splitlines() == [line]
+
+
+def test_a_model_repository(toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    assert main(["triton", str(toy_bundle), str(out), "--json", "--name", "robot", "--threads", "2"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {"models", "config", "kubernetes", "kserve", "launch"}
+    assert 'key: "threads" value { string_value: "2" }' in Path(found["config"]).read_text()
+    assert main(["triton", str(toy_bundle), str(out), "--no-verify"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"model repository: {out / 'models'} ({out / 'models' / 'fastmmoe' / 'config.pbtxt'})"
+    assert lines[2].startswith("serve it: docker run")
+
+
+def test_a_repository_of_threads_that_there_are_not(toy_bundle: Path, tmp_path: Path) -> None:
+    assert main(["triton", str(toy_bundle), str(tmp_path / "out"), "--threads", "-1"]) == 2
+    assert not (tmp_path / "out").exists()

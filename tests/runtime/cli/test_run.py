@@ -22,7 +22,7 @@ from fastmmoe.runtime import vlm
 from fastmmoe.runtime.answer import Answer, Logprob, Piece
 from fastmmoe.runtime.choices import Choice
 from fastmmoe.runtime.cli.main import main
-from fastmmoe.runtime.cli.run import answer_dict, describe, stats_dict
+from fastmmoe.runtime.cli.run import answer_dict, describe
 from fastmmoe.runtime.generation import RequestStats
 
 
@@ -230,7 +230,7 @@ def test_a_request_in_two_lines() -> None:
 
 
 def test_a_request_in_json() -> None:
-    found = json.loads(json.dumps(stats_dict(STATS)))
+    found = json.loads(json.dumps(STATS.plain()))
     derived = {"pruning_rate": 0.25, "ttft_ms": 121.4, "flops_reduction": 0.25}
     assert {name: found[name] for name in derived} == pytest.approx(derived)
     assert found.keys() == {f.name for f in fields(RequestStats)} - {"kept_index"} | derived.keys()
