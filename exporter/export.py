@@ -26,7 +26,7 @@ from fastmmoe.exporter.graph.pack_experts import pack_experts
 from fastmmoe.exporter.graph.save import save_graph
 from fastmmoe.exporter.graph.tracing import trace
 from fastmmoe.exporter.journal import Journal
-from fastmmoe.exporter.manifest import build_manifest
+from fastmmoe.exporter.manifest import build_manifest, graph_metadata
 from fastmmoe.exporter.model import Model, Precision
 from fastmmoe.exporter.ops import OPS
 from fastmmoe.exporter.ops.functions import function_for
@@ -169,6 +169,7 @@ def _write(
     portable = plan.target.is_portable
     parameters = write_graphs(
         directory,
+        plan.name,
         model,
         opset=opset(plan.target, plan.dtype),
         portable=portable,
@@ -210,6 +211,7 @@ def _copy(source: Path, file: Path, shown: Path) -> None:
 
 def write_graphs(
     directory: Path,
+    name: str,
     model: Model,
     *,
     opset: int,
@@ -221,6 +223,7 @@ def write_graphs(
     """Trace and write the graphs; weights go to external data, piece by piece.
 
     Args:
+        name: the model's, for `graph_metadata`.
         opset: see `trace`.
         shown: what errors call the directory.
         journal: see `save_graph`.
@@ -240,6 +243,7 @@ def write_graphs(
         parameters[graph] = initializers_of(traced)
         if model.precision.packing is not None and not model.precision.is_twin and graph == "language_model":
             pack_experts(traced, stream.experts, model.precision.packing)
+        traced.metadata_props.update(graph_metadata(name, model, graph))
         file, weights = graph_file(graph), weights_file(graph)
         with writing(directory / weights, sizes[graph], shown=(shown or directory) / f"{file} with {weights}"):
             progress = Progress(f"writing {weights}", say)

@@ -11,6 +11,7 @@ from fastmmoe.exporter.models.configs import ModelConfig, VisionSizes
 from fastmmoe.exporter.ops import OPS
 from fastmmoe.runtime.bundle import manifest as bundle
 from fastmmoe.runtime.bundle.consistency import custom_operators
+from fastmmoe.runtime.method.policy import UNMODIFIED
 from fastmmoe.runtime.request.config import ProcessorConfig
 
 if TYPE_CHECKING:
@@ -53,6 +54,33 @@ def build_manifest(
         language_model=language_model_info(model.config),
         files={path.name: bundle.file_entry(path) for path in sorted(directory.iterdir())},
     )
+
+
+def graph_metadata(name: str, model: Model, graph: str) -> dict[str, str]:
+    """What a graph's file says of itself to who opens it alone, in `metadata_props`; the manifest is what counts.
+
+    Args:
+        name: the model's.
+        graph: one of `GRAPHS`; the language model also says how it prunes.
+    """
+    precision, policy = model.precision, model.policy
+    said = {
+        "model": name,
+        "family": model.family_name,
+        "checkpoint_identity": model.checkpoint.identity,
+        "fastmmoe_version": __version__,
+        "bundle_format": str(bundle.FORMAT),
+        "activation_dtype": str(precision.activation_dtype),
+    }
+    if graph != "language_model":
+        return said
+    said |= {"cache_dtype": str(precision.cache_dtype), "method": policy.method}
+    for method, layers in policy.prune_layers.items():
+        said[f"prune_layers.{method}"] = ",".join(map(str, layers))
+    if policy.method != UNMODIFIED:
+        said |= {"default_method": policy.default_method, "retention": f"{policy.retention:g}"}
+        said["alpha"] = f"{policy.alpha:g}"
+    return said
 
 
 def experts_info(packing: Packing | None, inputs: dict[str, bundle.ExpertTensor]) -> bundle.ExpertsInfo:

@@ -55,7 +55,7 @@ def _write_demo(directory: Path, name: str, precision: Precision) -> None:
         chat_template="builtin",
         say=lambda line: None,
     )
-    write_graphs(directory, model, opset=OPSETS[name], portable=False, say=lambda line: None)
+    write_graphs(directory, DEMO, model, opset=OPSETS[name], portable=False, say=lambda line: None)
     is_half = name == HALF
     shutil.copyfile(checkpoint.path / TOKENIZER, directory / TOKENIZER)
     target, dtype = ("rtx", "fp16") if is_half else ("cpu", "fp32")

@@ -120,7 +120,7 @@ def write_bundle(
     processor = read_processor_config(source, model.config_reader, vocab_size=model.config.vocab_size)
     out.mkdir()
     dtype = {torch.float16: "fp16", torch.bfloat16: "bf16"}[precision.experts]
-    write_graphs(out, model, opset=opset(TARGETS["rtx"], dtype), portable=False, say=print)
+    write_graphs(out, source.name, model, opset=opset(TARGETS["rtx"], dtype), portable=False, say=print)
     inputs = make_expert_inputs(out / "language_model.onnx")
     shutil.copyfile(library, out / PLUGIN)
     shutil.copyfile(source / TOKENIZER, out / TOKENIZER)

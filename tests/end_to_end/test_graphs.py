@@ -176,8 +176,11 @@ def test_nothing_of_the_exporting_machine(directory: Path) -> None:
         assert not [place for place in places if str(place).encode() in data]
         model = onnx.load(path, load_external_data=False)
         assert model.producer_name == "fastmmoe"
-        assert not model.doc_string and not model.graph.doc_string and not model.metadata_props
+        assert not model.doc_string and not model.graph.doc_string and not model.graph.metadata_props
         assert not [n.name for n in model.graph.node if n.doc_string or n.metadata_props]
+        said, manifest = {p.key: p.value for p in model.metadata_props}, read_manifest(directory)
+        assert (said["model"], said["family"]) == (manifest.model, manifest.family)
+        assert said.get("retention") == (f"{manifest.policy.retention:g}" if "language_model" in path.name else None)
 
 
 def test_weights_are_external(directory: Path) -> None:

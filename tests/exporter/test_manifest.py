@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from fastmmoe import __version__
-from fastmmoe.exporter.manifest import build_manifest, language_model_info
+from fastmmoe.exporter.manifest import build_manifest, graph_metadata, language_model_info
 from fastmmoe.exporter.model import Model, Precision
 from fastmmoe.exporter.ops.quantise import Packing
-from fastmmoe.runtime.bundle.manifest import ExpertsInfo, FileEntry, Manifest, PluginInfo, VisionInfo
+from fastmmoe.runtime.bundle.manifest import FORMAT, ExpertsInfo, FileEntry, Manifest, PluginInfo, VisionInfo
 from tests.support.models import FLOAT16, model_of
 from tests.support.processors import processor_config
 
@@ -128,3 +128,26 @@ def test_how_experts_are_stored(
     found = manifest_of(tmp_path, twin, dtype="fp32")
     assert found.experts == ExpertsInfo(weight_format="float", group_size=0, zero_points=False)
     assert found.activation_dtype == "float32"
+
+
+def test_what_a_graph_says_of_itself(checkpoint: Checkpoints) -> None:
+    model = model_of(checkpoint("dsvl2-mha"), prune_layers=(1, 3), retention=0.25)
+    vision, language_model = (graph_metadata("toy", model, graph) for graph in ("vision", "language_model"))
+    assert vision == {
+        "model": "toy",
+        "family": "deepseek_vl2",
+        "checkpoint_identity": model.checkpoint.identity,
+        "fastmmoe_version": __version__,
+        "bundle_format": str(FORMAT),
+        "activation_dtype": "float32",
+    }
+    assert language_model == vision | {
+        "cache_dtype": "float32",
+        "method": "fastmmoe",
+        "prune_layers.fastmmoe": "1,3",
+        "default_method": "fastmmoe",
+        "retention": "0.25",
+        "alpha": f"{model.policy.alpha:g}",
+    }
+    unmodified = graph_metadata("toy", model_of(checkpoint("dsvl2-mha"), method="none"), "language_model")
+    assert unmodified == vision | {"cache_dtype": "float32", "method": "none"}
