@@ -12,7 +12,6 @@ import mmap
 import os
 import warnings
 import weakref
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -47,10 +46,11 @@ class OpenFile:
 
     def check(self) -> None:
         """Raise UnsupportedModel where the file is another one than its header was read from, or was written to."""
-        found, before = FileState.of(os.fstat(self._descriptor)), self._expected
+        found, before = os.fstat(self._descriptor), self._expected
         # A link or a permission more changes nothing that is read.
-        if replace(found, changed_ns=0) != replace(before, changed_ns=0):
-            raise self._changed(f"{found.size} bytes, written to after its header was read, when it had {before.size}")
+        now = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+        if now != (before.device, before.inode, before.size, before.written_ns):
+            raise self._changed(f"{found.st_size} bytes, {before.size} when its header was read, and written to since")
 
     def mapped(self, info: TensorInfo) -> torch.Tensor:
         """A tensor of the file, sharing its pages, which must not be written to.

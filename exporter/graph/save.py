@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import onnx_ir as ir
+import torch
 
 from fastmmoe.exporter.checkpoint.open_file import write_all
 from fastmmoe.exporter.graph.pack_experts import PackedTensor
@@ -82,6 +83,9 @@ def _write_weights(
     report: Callable[[int], None],
 ) -> None:
     kept = 0 if journal is not None else os.O_TRUNC
+    threads = torch.get_num_threads()
+    # Conversions go at the rate of memory with one, and wait for each other with more where other work is done.
+    torch.set_num_threads(1)
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | kept, 0o666)
     try:
         end = 0
@@ -98,6 +102,7 @@ def _write_weights(
         os.truncate(file, end)
     finally:
         os.close(file)
+        torch.set_num_threads(threads)
 
 
 def _write_tensor(

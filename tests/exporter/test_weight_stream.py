@@ -93,6 +93,7 @@ def test_bytes_are_those_of_the_assembled_parameter(
                 for order in {axes[::-1], (*axes[1:], 0)}:
                     data, count = written(stream, name, order)
                     assert data == as_bytes(expected.permute(order)) and count == len(data), (name, order)
+        assert all(len(buffer) <= max(limits[1:]) for buffer in stream._buffers)
 
 
 def test_experts_come_one_by_one_as_they_are_stored(directory: Path) -> None:
