@@ -9,14 +9,17 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from fastmmoe.exporter.checkpoint.reader import build
+from fastmmoe.exporter.checkpoint.open_file import torch_dtype
+from fastmmoe.exporter.checkpoint.reader import Checkpoint
+from fastmmoe.exporter.checkpoint.regions import one_thread, whole
 from fastmmoe.exporter.model import EXPERT_WEIGHTS, Model
 from fastmmoe.exporter.ops.quantise import Packing
+from fastmmoe.exporter.weight_stream import WeightStream
 from fastmmoe.runtime.errors import UnsupportedModel
 from fastmmoe.runtime.types import Say
 
-# A chunk is read, reduced and forgotten: its pages are the file's own.
-_CHUNK = 1 << 24
+# A chunk is read into one buffer, which stays in the processor's cache, and reduced.
+_CHUNK = 1 << 20
 _QUIET_BYTES = 2e9
 _PROGRESS_SECONDS = 30.0
 
@@ -38,12 +41,12 @@ def check_weights(model: Model, say: Say) -> None:
             dtypes.setdefault(source, set()).update([] if is_packed else [model.parameter_dtype(name)])
     ranges: dict[str, tuple[float, float]] = {}
     progress = _progress(sum(checkpoint.size_bytes(source) for source in dtypes), say)
-    for source, exported in dtypes.items():
-        tensor = checkpoint.load(source)
-        ranges[source] = _check_finite(model, source, tensor)
-        for dtype in exported:
-            _check_dtype(model, source, tensor, ranges[source], dtype)
-        progress(checkpoint.size_bytes(source))
+    with one_thread():
+        for source, exported in dtypes.items():
+            ranges[source] = _check_finite(model, source)
+            for dtype in exported:
+                _check_dtype(model, source, ranges[source], dtype)
+            progress(checkpoint.size_bytes(source))
     if model.precision.packing is not None:
         _check_scales(model, model.precision.packing, ranges)
 
@@ -64,51 +67,55 @@ def _progress(total_bytes: int, say: Say) -> Callable[[int], None]:
     return add
 
 
-def _chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    flat = tensor.reshape(-1)
-    return (flat[start : start + _CHUNK] for start in range(0, flat.numel(), _CHUNK))
+def _chunks(checkpoint: Checkpoint, name: str) -> Iterator[tuple[int, torch.Tensor]]:
+    """The values of a tensor in parts, and the number of values before each; a part is gone with the next one."""
+    region = whole(checkpoint, name)
+    buffer = torch.empty(min(region.span, _CHUNK), dtype=torch.uint8)
+    return ((start, block.read(buffer)) for (start,), block in region.blocks(_CHUNK))
 
 
-def _check_finite(model: Model, name: str, tensor: torch.Tensor) -> tuple[float, float]:
+def _check_finite(model: Model, name: str) -> tuple[float, float]:
     """The least and the greatest value of a tensor, (0, 0) of an empty one."""
-    extremes = [chunk.aminmax() for chunk in _chunks(tensor)]
+    extremes = [chunk.aminmax() for _, chunk in _chunks(model.checkpoint, name)]
     if not extremes:
         return 0.0, 0.0
     least = torch.stack([e.min for e in extremes]).min().item()
     greatest = torch.stack([e.max for e in extremes]).max().item()
     if not (np.isfinite(least) and np.isfinite(greatest)):
-        what = _describe(tensor, lambda chunk: ~chunk.isfinite())
+        what = _describe(model.checkpoint, name, lambda chunk: ~chunk.isfinite())
         raise UnsupportedModel(
-            f"{model.checkpoint.path}: tensor {name!r} {list(tensor.shape)} has {what}: expected finite numbers; the "
+            f"{model.checkpoint.path}: tensor {name!r} {_shape(model, name)} has {what}: expected finite numbers; the "
             "file is damaged or its training failed: take another copy of the checkpoint"
         )
     return least, greatest
 
 
-def _check_dtype(
-    model: Model, name: str, tensor: torch.Tensor, extremes: tuple[float, float], dtype: torch.dtype
-) -> None:
-    if torch.tensor(extremes, dtype=torch.float64).to(tensor.dtype).to(dtype).isfinite().all():
+def _check_dtype(model: Model, name: str, extremes: tuple[float, float], dtype: torch.dtype) -> None:
+    stored = torch_dtype(model.checkpoint.info(name).dtype)
+    if torch.tensor(extremes, dtype=torch.float64).to(stored).to(dtype).isfinite().all():
         return
-    what = _describe(tensor, lambda chunk: ~chunk.to(dtype).isfinite())
+    what = _describe(model.checkpoint, name, lambda chunk: ~chunk.to(dtype).isfinite())
     short = str(dtype).removeprefix("torch.")
     raise UnsupportedModel(
-        f"{model.checkpoint.path}: tensor {name!r} {list(tensor.shape)} has {what}, beyond what {short} holds "
+        f"{model.checkpoint.path}: tensor {name!r} {_shape(model, name)} has {what}, beyond what {short} holds "
         f"({torch.finfo(dtype).max:g}): export with a --dtype of greater range "
         f"({'bf16 or fp32' if dtype == torch.float16 else 'fp32'}, where the target takes it)"
     )
 
 
-def _describe(tensor: torch.Tensor, is_bad: Callable[[torch.Tensor], torch.Tensor]) -> str:
+def _shape(model: Model, name: str) -> list[int]:
+    return list(model.checkpoint.info(name).shape)
+
+
+def _describe(checkpoint: Checkpoint, name: str, is_bad: Callable[[torch.Tensor], torch.Tensor]) -> str:
     """Count of the bad values, the first of them and where it is."""
-    count, first = 0, -1
-    for i, chunk in enumerate(_chunks(tensor)):
+    count, first, value = 0, -1, 0.0
+    for start, chunk in _chunks(checkpoint, name):
         found = is_bad(chunk).nonzero()
         if first < 0 and len(found):
-            first = i * _CHUNK + int(found[0])
+            first, value = start + int(found[0]), chunk[int(found[0])].item()
         count += len(found)
-    where = [int(axis) for axis in np.unravel_index(first, tensor.shape)]
-    value = tensor.reshape(-1)[first].item()
+    where = [int(axis) for axis in np.unravel_index(first, checkpoint.info(name).shape)]
     return f"{value:g} at {where}" if count == 1 else f"{count} values like {value:g} at {where}"
 
 
@@ -118,7 +125,8 @@ def _check_scales(model: Model, packing: Packing, ranges: dict[str, tuple[float,
         sources = [source for source, _ in rule.sources]
         if not name.endswith(EXPERT_WEIGHTS) or all(packing.fits(*ranges[source]) for source in sources):
             continue
-        for e, expert in enumerate(build(model.checkpoint, rule)):
+        graph, _, own = name.partition(".")
+        for e, expert in enumerate(WeightStream(model, graph).experts(own)):
             scale = packing.quantise(expert.float().numpy()).scale
             if not np.isfinite(scale).all():
                 least, greatest = min(ranges[s][0] for s in sources), max(ranges[s][1] for s in sources)

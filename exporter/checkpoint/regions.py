@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -87,6 +88,30 @@ class Region:
         part = buffer[: self.span]
         self.file.read(part.numpy().data, self.offset)
         return part.view(self.dtype).as_strided(self.shape, self.strides)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Have torch look at values and convert them with one thread: it does so at the rate of memory.
+
+    More of them wait for each other wherever other work is done, and take ten times the processor's time.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def whole(checkpoint: Checkpoint, name: str) -> Region:
+    """All values of a stored tensor, along one axis.
+
+    Raises:
+        UnsupportedModel: as `Checkpoint.open`.
+    """
+    info = checkpoint.info(name)
+    return Region(checkpoint.open(info), torch_dtype(info.dtype), info.offset, (math.prod(info.shape),), (1,))
 
 
 def regions(checkpoint: Checkpoint, rule: WeightRule) -> list[Region]:

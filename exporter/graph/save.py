@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import onnx_ir as ir
-import torch
 
 from fastmmoe.exporter.checkpoint.open_file import write_all
+from fastmmoe.exporter.checkpoint.regions import one_thread
 from fastmmoe.exporter.graph.pack_experts import PackedTensor
 from fastmmoe.exporter.graph.weights import ParameterTensor
 from fastmmoe.exporter.journal import Journal, Piece
@@ -42,7 +42,8 @@ def save_graph(
     places = _places([tensor for _, tensor in large])
     progress.start(sum(tensor.nbytes for _, tensor in large))
     if large:
-        _write_weights([tensor for _, tensor in large], places, weights, stream, journal, progress.add)
+        with one_thread():
+            _write_weights([tensor for _, tensor in large], places, weights, stream, journal, progress.add)
     try:
         for (value, tensor), at in zip(large, places, strict=True):
             value.const_value = _external(tensor, weights, at)
@@ -83,9 +84,6 @@ def _write_weights(
     report: Callable[[int], None],
 ) -> None:
     kept = 0 if journal is not None else os.O_TRUNC
-    threads = torch.get_num_threads()
-    # Conversions go at the rate of memory with one, and wait for each other with more where other work is done.
-    torch.set_num_threads(1)
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | kept, 0o666)
     try:
         end = 0
@@ -102,7 +100,6 @@ def _write_weights(
         os.truncate(file, end)
     finally:
         os.close(file)
-        torch.set_num_threads(threads)
 
 
 def _write_tensor(

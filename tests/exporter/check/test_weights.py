@@ -125,13 +125,18 @@ def test_scales_of_packed_experts(
         check(EXPERT, value, precision)
 
 
-def test_several_values_in_several_chunks(check: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_several_values_in_several_chunks(
+    check: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Count, value and place are those of the whole tensor, whatever the chunks are."""
     monkeypatch.setattr(weight_check, "_CHUNK", 100)
     tensor = torch.zeros(7, 11, 13)
     for place in ((2, 3, 4), (2, 3, 5), (6, 10, 12)):
         tensor[place] = INF
-    assert weight_check._describe(tensor, lambda chunk: chunk.isinf()) == "3 values like inf at [2, 3, 4]"
+    (tmp_path / "config.json").write_text("{}")
+    save_file({"other": torch.zeros(3), "x": tensor}, tmp_path / "model.safetensors")
+    found = weight_check._describe(Checkpoint(tmp_path), "x", lambda chunk: chunk.isinf())
+    assert found == "3 values like inf at [2, 3, 4]"
     with pytest.raises(UnsupportedModel, match=r"has nan at \["):
         check(EMBEDDING, NAN, FLOAT32)
 
@@ -155,3 +160,15 @@ def test_a_large_checkpoint_is_said_to_be_read(
     assert "of weights once: every value must be finite" in lines[0] and len(lines) > 100
     done, total = lines[-1].removeprefix("read ").removesuffix(" GB").split(" of ")
     assert done == total
+
+
+def test_a_file_that_is_cut_off_meanwhile_is_refused_by_name(own_checkpoint: Callable[[str], Path]) -> None:
+    """No page of a mapping is touched, where a file that ends before would end the process."""
+    path = own_checkpoint("dsvl2-mha") / "model.safetensors"
+    model = Model(Checkpoint(path.parent), PolicyOptions(prune_layers=(1, 2, 3)), FLOAT32)
+    chunks = weight_check._chunks(model.checkpoint, EMBEDDING)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UnsupportedModel, match=r"model\.safetensors cannot be read any more \(100 bytes, "):
+        next(chunks)
+    with pytest.raises(UnsupportedModel, match=r"model\.safetensors cannot be read any more \(100 bytes, "):
+        check_weights(model, print)
