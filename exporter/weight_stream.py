@@ -22,7 +22,7 @@ _COPY_BYTES = 64 << 20
 """Of one call to the system: progress is told between them."""
 _BLOCK_BYTES = 4 << 20
 _STRIDED_BYTES = 40 << 20
-"""Values that change places come in greater blocks, an expert of GPT-OSS at once, or they would be written in bits."""
+"""Values that change places are read in greater blocks, an expert of GPT-OSS at once, for they are scattered."""
 _RUN = 64
 """Values of a row that is transposed at a time: as many cache lines of the source are in use at once."""
 
@@ -139,11 +139,14 @@ class WeightStream:
                 values = values.to(dtype)
             values = values.permute(place.axes)
             last = place.dtypes[-1] if place.dtypes else piece.dtype
-            out = self._buffer(1, values.numel() * last.itemsize).view(last).view(values.shape)
-            _copy(out, values)
-            corner = (start[0] + row, *start[1:])
-            _write_box(out, place.stored(corner), place.stored(place.shape), *place.file)
-            report(out.nbytes)
+            corner = place.stored((start[0] + row, *start[1:]))
+            for part in _parts(tuple(values.shape), max(_BLOCK_BYTES // last.itemsize, 1)):
+                some = values[part]
+                out = self._buffer(1, some.numel() * last.itemsize).view(last).view(some.shape)
+                _copy(out, some)
+                begin = tuple(at + cut.start for at, cut in zip(corner, part, strict=True))
+                _write_box(out, begin, place.stored(place.shape), *place.file)
+                report(out.nbytes)
 
     def _buffer(self, which: int, size: int) -> torch.Tensor:
         if len(self._buffers[which]) < size:
@@ -157,6 +160,18 @@ def _cut(piece: Region, rows: int) -> Iterator[Region]:
     """A piece in parts of at most so many rows."""
     total = piece.shape[0]
     return (piece.narrow(0, start, min(rows, total - start)) for start in range(0, total, rows))
+
+
+def _parts(shape: tuple[int, ...], most: int) -> Iterator[tuple[slice, ...]]:
+    """An array of this shape in contiguous parts of at most so many values, or of one row."""
+    axis = len(shape) - 1
+    while axis > 0 and math.prod(shape[axis:]) <= most:
+        axis -= 1
+    step = max(most // math.prod(shape[axis + 1 :]), 1)
+    for outer in np.ndindex(*shape[:axis]):
+        for start in range(0, shape[axis], step):
+            cut = slice(start, min(start + step, shape[axis]))
+            yield (*(slice(i, i + 1) for i in outer), cut, *(slice(0, n) for n in shape[axis + 1 :]))
 
 
 def _copy(out: torch.Tensor, values: torch.Tensor) -> None:

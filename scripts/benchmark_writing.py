@@ -110,8 +110,9 @@ def measure(model: ir.Model, stream: WeightStream, directory: Path, runs: int) -
     base = anonymous_bytes()
 
     def write(weights: Path = ours) -> None:
+        progress = Progress(f"writing {weights.name}", print)
         with watched(base, memory):
-            save_graph(model, directory / "graph.onnx", weights, stream, journal=None, progress=Progress("", print))
+            save_graph(model, directory / "graph.onnx", weights, stream, journal=None, progress=progress)
 
     def copy() -> None:
         subprocess.run(["cp", kept, theirs], check=True)
