@@ -13,6 +13,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 
@@ -77,7 +78,7 @@ class Line:
 
     def _fit(self) -> None:
         x = np.array([amount for amount, _ in self._seen.values()])
-        y = np.array([np.median(times) for _, times in self._seen.values()])
+        y = np.array([median(times) for _, times in self._seen.values()])
         counts = np.array([len(times) for _, times in self._seen.values()], float)
         self.constant, self.slope = 0.0, weighted_quantile(y / x, counts, 0.5)
         if len(x) == 1:
@@ -106,6 +107,7 @@ class TimeModel:
         self._steps: deque[float] = deque(maxlen=4 * _REMEMBERED)
         self._loads: deque[float] = deque([1.0] * _LOAD, maxlen=_LOAD)
         self._errors: deque[float] = deque([_FIRST_SPREAD] * _FIRST_ERRORS, maxlen=_ERRORS)
+        self._ms_a_step = 0.0
         self.is_fitted = False
 
     @property
@@ -116,7 +118,7 @@ class TimeModel:
     @property
     def load(self) -> float:
         """How slow the machine is now, in units of its speed when the lines were learnt."""
-        return float(np.median(self._loads))
+        return median(self._loads)
 
     @property
     def spread(self) -> float:
@@ -136,6 +138,7 @@ class TimeModel:
         self._steps.append(work.steps)
         if work.steps:
             self._step_ms.append(times.decode_ms / work.steps / load)
+            self._ms_a_step = median(self._step_ms)
         self.is_fitted = True
 
     def expect_ms(self, works: Sequence[Work]) -> list[float]:
@@ -148,8 +151,7 @@ class TimeModel:
         return self.load * self.spread * self._vision(tiles)
 
     def _shape(self, work: Work) -> float:
-        step = float(np.median(self._step_ms)) if self._step_ms else 0.0
-        return self._vision(work.tiles) + self._prefill(work.gflops) + step * work.steps
+        return self._vision(work.tiles) + self._prefill(work.gflops) + self._ms_a_step * work.steps
 
 
 def weighted_quantile(values: np.ndarray, weights: np.ndarray, share: float) -> float:

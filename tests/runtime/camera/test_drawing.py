@@ -25,6 +25,12 @@ def test_a_thing_changes_the_picture_where_the_map_has_it_and_around(shape: str)
     assert rows.min() > 70 and rows.max() < 130 and columns.min() > 20 and columns.max() < 80
 
 
+def test_each_shape_is_another_one() -> None:
+    drawn = [draw_map([Thing("red", shape, 80, 80, 19, 0.1)], None, SIZE) == 0 for shape in SHAPE_NAMES]
+    for i, one in enumerate(drawn):
+        assert all((one ^ other).sum() > 0.1 * (one | other).sum() for other in drawn[:i])
+
+
 @pytest.mark.parametrize("color", COLORS)
 def test_colours_are_those_of_their_names(color: str) -> None:
     centre = draw(Thing(color, "ball", 80, 80, 19, 0.0))[72:88, 72:88].mean(axis=(0, 1))

@@ -81,7 +81,7 @@ def test_a_load_is_followed_within_two_requests_and_leaves_the_lines_alone(load:
     for _ in range(2):
         model.observe(WORK, true_ms(WORK, load))
     assert model.load == pytest.approx(load, rel=0.03)
-    for gflops in np.linspace(0.5, 3, 30):
+    for gflops in [*np.linspace(0.5, 3, 30)] * 6:
         model.observe(Work(5, float(gflops), 3), true_ms(Work(5, float(gflops), 3), load))
     expected = [ms / model.spread / load for ms in model.expect_ms([Work(1, 0.5, 3), Work(7, 3.0, 3)])]
     assert expected == pytest.approx([51, 241], rel=0.05)
@@ -105,5 +105,6 @@ def test_times_of_zero_are_taken() -> None:
 def test_a_weighted_quantile() -> None:
     values = np.array([3.0, 1.0, 2.0])
     assert weighted_quantile(values, np.ones(3), 0.5) == 2
+    assert weighted_quantile(values[:2], np.ones(2), 0.5) == 3
     assert weighted_quantile(values, np.array([5.0, 1.0, 1.0]), 0.5) == 3
     assert weighted_quantile(values, np.ones(3), 0.0) == 1 and weighted_quantile(values, np.ones(3), 0.99) == 3
