@@ -55,7 +55,9 @@ def write_bundle(checkpoint: Path, directory: Path, *, packing: Packing | None =
     policy = PolicyOptions(**options)
     model = Model(Checkpoint(checkpoint), policy, precision)
     directory.mkdir()
-    parameters = write_graphs(directory, model, opset=23 if is_cpu else 19, portable=is_cpu, say=lambda line: None)
+    parameters = write_graphs(
+        directory, "model", model, opset=23 if is_cpu else 19, portable=is_cpu, say=lambda line: None
+    )
     inputs = {} if is_cpu else make_expert_inputs(directory / graph_file("language_model"))
     processor = read_processor_config(checkpoint, model.config_reader, vocab_size=model.config.vocab_size)
     manifest = build_manifest(
