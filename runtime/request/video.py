@@ -39,10 +39,9 @@ def read_video(part: Mapping[str, Any], name: str) -> list[tuple[bool, Any]]:
         pictures = sample_frames(part.get("video"), num_frames=part.get("num_frames"), fps=part.get("fps"))
     except InvalidRequest as error:
         raise InvalidRequest(f"{name}: {error}") from None
-    read: list[tuple[bool, Any]] = []
-    for number, picture in enumerate(pictures, start=1):
-        read += [(False, f"{'' if number == 1 else chr(10)}Frame{number}: "), (True, VideoFrame(picture))]
-    return read
+    # A picture is followed by a line break wherever it stands.
+    named = enumerate(pictures, start=1)
+    return [one for number, picture in named for one in ((False, f"Frame{number}: "), (True, VideoFrame(picture)))]
 
 
 def sample_frames(frames: Any, *, num_frames: int | None = None, fps: float | None = None) -> list[Any]:
