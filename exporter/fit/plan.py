@@ -33,10 +33,9 @@ GB = 10**9
 SHARED_RESERVE, OWN_RESERVE = 2.0, 1.0
 """GB that are left to others: the system and CUDA where they share the memory (Jetson), CUDA alone on a card, other
 programs on a CPU. Assumed, not measured."""
-TORCH_BYTES = 550_000_000
-"""What exports of small checkpoints take (docs/benchmark.md, "An export")."""
-BYTES_OF_EXPORT = 6
-"""Of a parameter of the largest block, which is there as the checkpoint has it and in float32 for the check."""
+EXPORT_BYTES = 650_000_000
+"""Memory of an export and its check beside the files that they map, whatever the model, as weights pass in pieces.
+Measured with one of 1.3 GB (docs/plan.md)."""
 FORMATS: tuple[Literal["float", "int8", "fp8", "int4"], ...] = ("float", "int8", "fp8", "int4")
 """Of experts, the mildest first."""
 
@@ -233,13 +232,6 @@ def larger_machine(machine: Machine, needed: int) -> str | None:
         return None
     smallest = min(others, key=lambda device: device.memory_gb)
     return next(name for name, device in DEVICES.items() if device is smallest)
-
-
-def export_memory(sizes: ModelSizes) -> int:
-    """Estimate of the host memory of an export: torch, and the largest block of weights."""
-    info, layers = sizes.config, max(len(sizes.config.moe_layers), 1)
-    largest = max(sizes.parameters[EXPERTS] // layers, info.vocab_size * info.hidden_size)
-    return TORCH_BYTES + BYTES_OF_EXPORT * largest
 
 
 def export_disk(sizes: ModelSizes, found: Fit) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fastmmoe.exporter.fit.plan import Fit, Machine, export_disk, export_memory
+from fastmmoe.exporter.fit.plan import EXPORT_BYTES, Fit, Machine, export_disk
 from fastmmoe.exporter.fit.sizes import ModelSizes
 from fastmmoe.exporter.fit.times import Row, Times
 from fastmmoe.runtime.cli.flops import stages
@@ -108,8 +108,8 @@ def _memory_lines(report: Report) -> Iterator[str]:
         where = "on the device" if machine.target.shares_memory else "of the host that builds"
         rows["build peak"] = (needs.build, f"{where}, estimate")
     rows["export"] = (
-        export_memory(report.sizes),
-        f"of its host, estimate; {_gb(export_disk(report.sizes, report.fit))} GB of disk",
+        EXPORT_BYTES,
+        f"of its host, beside mapped files; {_gb(export_disk(report.sizes, report.fit))} GB of disk",
     )
     width = max(map(len, rows))
     places = 2 if needs.total >= GB else 4
@@ -167,7 +167,7 @@ def as_json(report: Report) -> dict[str, Any]:
             "spare": found.spare,
             "build_peak": found.needs.build,
             "build_swap": report.build_swap,
-            "export_memory": export_memory(sizes),
+            "export_memory": EXPORT_BYTES,
             "export_disk": export_disk(sizes, found),
         },
         "rates": asdict(times.rates),

@@ -15,7 +15,6 @@ from fastmmoe.exporter.fit.plan import (
     PlanOptions,
     cheaper,
     export_disk,
-    export_memory,
     find_machine,
     fit,
     larger_machine,
@@ -149,7 +148,6 @@ def test_what_an_export_takes() -> None:
         wanted = options(target, experts=experts)
         found = fit(sizes, find_machine(wanted), wanted)
         assert export_disk(sizes, found) == sum(found.needs.weights.values()) + check
-    assert export_memory(sizes) > 6 * layer
 
 
 @pytest.mark.parametrize("model", ["demo", *published_configs()])
