@@ -9,9 +9,16 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+CHAT_TEMPLATE = """{% for message in messages %}<|im_start|>{{ message['role'] }}
+{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}\
+{{ '<IMG_CONTEXT>\n' if part['type'] == 'image' else part['text'] }}{% endfor %}{% endif %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+"""Of Qwen's models, as other exporters want one beside the tokenizer."""
+
 
 def write_tokenizer(directory: Path, specials: Mapping[str, int]) -> None:
-    """tokenizer.json and, where there is none, tokenizer_config.json."""
+    """tokenizer.json, a chat template for Qwen's models and, where there is none, tokenizer_config.json."""
     taken = set(specials.values())
     free = (id for id in range(len(specials) + 256) if id not in taken)
     vocabulary = {byte: next(free) for byte in sorted(pre_tokenizers.ByteLevel.alphabet())}
@@ -23,3 +30,5 @@ def write_tokenizer(directory: Path, specials: Mapping[str, int]) -> None:
     settings = directory / "tokenizer_config.json"
     if not settings.exists():
         settings.write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}) + "\n", encoding="utf-8")
+    if "<|im_start|>" in specials:
+        (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
