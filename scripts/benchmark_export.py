@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure exports with their whole check: CPU seconds, time, anonymous memory; and the peer's export of the same.
 
-    python scripts/benchmark_export.py run CHECKPOINT OUT [-- OPTIONS OF fastmmoe-export]
+    python scripts/benchmark_export.py run CHECKPOINT OUT [-- OPTIONS]
     python scripts/benchmark_export.py peer CHECKPOINT OUT --environment DIR
     python scripts/benchmark_export.py compare CHECKPOINT SCRATCH --environment DIR [--repeats N] [-- OPTIONS]
 
-CHECKPOINT is one of scripts/make_random_checkpoint.py, or any other. `peer` installs tensorrt-edgellm 0.11.0 with pip
-into an environment of its own at its first call. Anonymous memory is RssAnon of all processes together, every 50 ms:
-what cannot be given back to a file.
+CHECKPOINT is one of scripts/make_random_checkpoint.py, or any other; OPTIONS are those of fastmmoe-export. `peer`
+installs tensorrt-edgellm 0.11.0 with pip into an environment of its own at its first call. Anonymous memory is RssAnon
+of all processes together, every 50 ms: what cannot be given back to a file.
 """
 
 from __future__ import annotations
@@ -154,11 +154,18 @@ def _parse() -> argparse.Namespace:
         command.add_argument("out", type=Path, help="new; the log stands beside it")
         if name != "run":
             command.add_argument("--environment", type=Path, required=True, help="of the peer; made if it is not there")
-        if name != "peer":
-            command.add_argument("options", nargs="*", help="of fastmmoe-export, after --")
         if name == "compare":
             command.add_argument("--repeats", type=int, default=3, help="default %(default)s")
-    return parser.parse_args()
+    own, options = split(sys.argv[1:])
+    found = parser.parse_args(own)
+    found.options = options
+    return found
+
+
+def split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """This script's arguments, and after -- those of fastmmoe-export."""
+    place = arguments.index("--") if "--" in arguments else len(arguments)
+    return arguments[:place], arguments[place + 1 :]
 
 
 def _main() -> int:

@@ -60,3 +60,8 @@ def test_memory_of_a_process() -> None:
 def test_a_row() -> None:
     run = benchmark.Run(27.24, 71.1, 490 * MB, 2_710 * MB)
     assert run.row("ours") == "| ours | 27.2 | 71.1 | 0.49 GB | 2.71 GB |"
+
+
+def test_options_of_the_export() -> None:
+    assert benchmark.split(["run", "a", "b", "--", "--dtype", "bf16"]) == (["run", "a", "b"], ["--dtype", "bf16"])
+    assert benchmark.split(["peer", "a"]) == (["peer", "a"], [])
