@@ -21,13 +21,15 @@ from fastmmoe.exporter.checkpoint.config_reader import listed
 from fastmmoe.exporter.config import DEMO, ExportConfig
 from fastmmoe.exporter.disk_space import check_space, weights_bytes
 from fastmmoe.exporter.graph.expert_inputs import make_expert_inputs
-from fastmmoe.exporter.graph.inputs import graph_inputs
+from fastmmoe.exporter.graph.inputs import graph_inputs, graph_program
 from fastmmoe.exporter.graph.pack_experts import pack_experts
 from fastmmoe.exporter.graph.save import save_graph
-from fastmmoe.exporter.graph.tracing import trace
+from fastmmoe.exporter.graph.stitching import trace
+from fastmmoe.exporter.graph.templates import templates_of
 from fastmmoe.exporter.journal import Journal
 from fastmmoe.exporter.manifest import build_manifest, graph_metadata
 from fastmmoe.exporter.model import Model, Precision
+from fastmmoe.exporter.models.steps import Program
 from fastmmoe.exporter.ops import OPS
 from fastmmoe.exporter.ops.functions import function_for
 from fastmmoe.exporter.output_directory import reserve_output
@@ -234,12 +236,13 @@ def write_graphs(
     """
     sizes = weights_bytes(model)
     parameters: dict[str, dict[str, Initializer]] = {}
+    programs = _trace_kinds(model, opset, say)
     for graph, module in model.graphs.items():
         depth = f" ({model.config.num_hidden_layers} layers)" if graph == "language_model" else ""
         say(f"tracing {graph}{depth} ...")
         start = time.perf_counter()
         load, stream = functools.partial(_load, model, graph), WeightStream(model, graph)
-        traced = trace(module, graph_inputs(model, graph), load, name=graph, opset=opset)
+        traced = trace(module, programs[graph], graph_inputs(model, graph), load, name=graph, opset=opset)
         parameters[graph] = initializers_of(traced)
         if model.precision.packing is not None and not model.precision.is_twin and graph == "language_model":
             pack_experts(traced, stream.experts, model.precision.packing)
@@ -256,6 +259,16 @@ def write_graphs(
         with writing(directory / file, least, shown=(shown or directory) / file):
             _write_portable(directory)
     return parameters
+
+
+def _trace_kinds(model: Model, opset: int, say: Say) -> dict[str, Program]:
+    """The program of each graph, with every kind of step traced: one call of the exporter for all of them."""
+    programs = {graph: graph_program(model, graph) for graph, _ in model.graphs.items()}
+    say("tracing each kind of layer once ...")
+    start = time.perf_counter()
+    kinds = templates_of([step for program in programs.values() for step in program.steps], opset=opset)
+    say(f"traced {len({id(kind) for kind in kinds})} kinds of layers ({time.perf_counter() - start:.1f} s)")
+    return programs
 
 
 def _load(model: Model, graph: str, name: str) -> torch.Tensor:

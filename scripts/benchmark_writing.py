@@ -32,9 +32,9 @@ from benchmark_tools.machine import processor
 from markers import table
 
 from fastmmoe.exporter.checkpoint.reader import Checkpoint
-from fastmmoe.exporter.graph.inputs import graph_inputs
+from fastmmoe.exporter.graph.inputs import graph_inputs, graph_program
 from fastmmoe.exporter.graph.save import save_graph
-from fastmmoe.exporter.graph.tracing import trace
+from fastmmoe.exporter.graph.stitching import trace
 from fastmmoe.exporter.model import Model, Precision
 from fastmmoe.exporter.progress import Progress
 from fastmmoe.exporter.pruning.settings import PolicyOptions
@@ -98,8 +98,8 @@ def traced(checkpoint: Path, dtype: str, graph: str) -> tuple[ir.Model, WeightSt
     precision = Precision(getattr(torch, DTYPES[dtype]), torch.float32)
     model = Model(Checkpoint(checkpoint), PolicyOptions(method="none"), precision)
     load = functools.partial(lambda name: model.load(f"{graph}.{name}"))
-    module = getattr(model.graphs, graph)
-    found = trace(module, graph_inputs(model, graph), load, name=graph, opset=opset(TARGETS["cpu"], dtype))
+    module, program, inputs = getattr(model.graphs, graph), graph_program(model, graph), graph_inputs(model, graph)
+    found = trace(module, program, inputs, load, name=graph, opset=opset(TARGETS["cpu"], dtype))
     return found, WeightStream(model, graph)
 
 

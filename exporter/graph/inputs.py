@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The inputs of each graph for tracing: those of runtime/bundle/graph_io.py, with torch's dtypes and least sizes."""
+"""What is traced of a model: each graph's program, and its inputs, those of runtime/bundle/graph_io.py."""
 
 from __future__ import annotations
 
@@ -8,26 +8,21 @@ import torch
 from fastmmoe.exporter.graph.tracing import GraphInput
 from fastmmoe.exporter.manifest import language_model_info
 from fastmmoe.exporter.model import Model
-from fastmmoe.runtime.bundle.graph_io import least_size
+from fastmmoe.exporter.models.steps import Program
 from fastmmoe.runtime.bundle.signatures import Tensor, embedding_inputs, language_model_inputs, vision_inputs
 
 
+def graph_program(model: Model, graph: str) -> Program:
+    """The steps of the graph "vision", "embedding" or "language_model"."""
+    if graph == "language_model":
+        return model.graphs.language_model.program(getattr(torch, model.precision.cache_dtype))
+    found: Program = getattr(model.graphs, graph).program()
+    return found
+
+
 def graph_inputs(model: Model, graph: str) -> list[GraphInput]:
-    """Inputs of the graph "vision", "embedding" or "language_model"."""
-
-    def least(size: str) -> int:
-        # Visual tokens may be none, but not where there are tiles.
-        return 1 if graph == "vision" and size == "V" else least_size(size)
-
-    return [
-        GraphInput(
-            tensor.name,
-            tensor.shape,
-            getattr(torch, tensor.dtype),
-            minimum=max((least(size) for size in tensor.shape if isinstance(size, str)), default=0),
-        )
-        for tensor in _tensors(model, graph)
-    ]
+    """Inputs of the graph."""
+    return [GraphInput(t.name, t.shape, getattr(torch, t.dtype)) for t in _tensors(model, graph)]
 
 
 def _tensors(model: Model, graph: str) -> list[Tensor]:

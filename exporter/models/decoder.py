@@ -251,7 +251,7 @@ class _Builder:
 def _takes(model: LanguageModel, cache_dtype: torch.dtype | None) -> dict[str, Take]:
     """Shape and dtype of everything that a step of the decoder reads, by local name.
 
-    T rows, of them V visual tokens, of O - 1 sequences; caches of B sequences with room for C rows.
+    T rows, of them V visual tokens, of offsets - 1 sequences; caches of B sequences with room for C rows.
     """
     dtype, H, angles = model.lm_head.weight.dtype, model.lm_head.in_features, model.inv_freq.shape[0]
     attention, int32, int8, float32 = model.layers[0].self_attn, torch.int32, torch.int8, torch.float32
@@ -263,8 +263,8 @@ def _takes(model: LanguageModel, cache_dtype: torch.dtype | None) -> dict[str, T
         ((("T",), float32), (RANDOM_SCORES, watched(LAST), watched(RATERS))),
         ((("V",), int32), (graph_io.VISUAL_INDEX,)),
         ((("V",), float32), (graph_io.RANDOM_SCORES,)),
-        ((("O",), int32), (graph_io.SEQUENCE_OFFSETS, graph_io.VISUAL_OFFSETS, PROMPT_OFFSETS)),
-        ((("O",), int32), (KEEP_OFFSETS, MERGE_OFFSETS)),
+        (((graph_io.OFFSETS,), int32), (graph_io.SEQUENCE_OFFSETS, graph_io.VISUAL_OFFSETS, PROMPT_OFFSETS)),
+        (((graph_io.OFFSETS,), int32), (KEEP_OFFSETS, MERGE_OFFSETS)),
         ((("K",), int8), (KEEP_SLOTS,)),
         ((("M",), int8), (MERGE_SLOTS,)),
         ((("N",), int8), (RECYCLE_SLOTS,)),
@@ -273,7 +273,7 @@ def _takes(model: LanguageModel, cache_dtype: torch.dtype | None) -> dict[str, T
         (((1,), int32), (graph_io.METHOD, graph_io.VISUAL_TOP_K)),
         (((1,), float32), (graph_io.ALPHA,)),
         # Of the call, before any row was pruned.
-        ((("P",), int32), (PROMPT_POSITIONS,)),
+        ((("T0",), int32), (PROMPT_POSITIONS,)),
         ((("B",), int32), (PAST_LENGTHS,)),
         ((("B", "C"), int32), (PAST_POSITION_IDS,)),
         ((("B", heads, "C", width), cache_dtype or dtype), tuple(map(past, attention.cache_parts))),

@@ -19,8 +19,8 @@ from benchmark_tools.checkpoint import write_layers
 from checkpoint_tools.writer import BYTES
 
 from fastmmoe.exporter.checkpoint.reader import Checkpoint
-from fastmmoe.exporter.export import graph_inputs
-from fastmmoe.exporter.graph.tracing import trace
+from fastmmoe.exporter.graph.inputs import graph_inputs, graph_program
+from fastmmoe.exporter.graph.stitching import trace
 from fastmmoe.exporter.manifest import build_manifest
 from fastmmoe.exporter.model import Model, Precision
 from fastmmoe.exporter.ops import SPARSE_MOE
@@ -59,7 +59,8 @@ def write_large(directory: Path, *, is_rehearsal: bool) -> None:
         )
         name = "language_model"
         traced = trace(
-            dict(model.graphs.items())[name],
+            model.graphs.language_model,
+            graph_program(model, name),
             graph_inputs(model, name),
             lambda parameter: model.load(f"{name}.{parameter}"),
             name=name,

@@ -171,7 +171,7 @@ class Walk:
         for name, part in PART_OF_MODULE.items():
             if name in node.name:
                 return part, flops
-        assert re.fullmatch(r"MatMul(_\d+)?", node.name), node.name
+        assert re.fullmatch(r"(layers\.\d+/)?MatMul(_\d+)?", node.name), node.name
         return "pruning", sparsevlm_flops(shapes[0], shapes[1], self.hidden_size)
 
     def attention_flops(self, node: onnx.NodeProto) -> int:

@@ -27,7 +27,7 @@ TYPES = {torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16, t
 
 
 def trace(
-    module: torch.nn.Module, inputs: object, load: Callable[[str], torch.Tensor], *, name: str, opset: int
+    module: torch.nn.Module, program: Any, inputs: Any, load: Callable[[str], torch.Tensor], *, name: str, opset: int
 ) -> ir.Model:
     """A graph of the module's parameters; matrices that end in proj.weight are transposed."""
     values = []
@@ -44,13 +44,13 @@ def trace(
 
 def run(arguments: list[str], end: str = "nothing", at: int = 0) -> int:
     """Exit code of such an export, in this process."""
-    before = export.trace, export.check_bundle, WeightStream.write
-    export.trace, export.check_bundle = trace, lambda *_: None
+    before = export.trace, export.templates_of, export.check_bundle, WeightStream.write
+    export.trace, export.templates_of, export.check_bundle = trace, lambda *_, **__: [], lambda *_: None
     WeightStream.write = _ending(end, at)  # type: ignore[method-assign]
     try:
         return main(arguments)
     finally:
-        export.trace, export.check_bundle, WeightStream.write = before  # type: ignore[method-assign]
+        export.trace, export.templates_of, export.check_bundle, WeightStream.write = before  # type: ignore[method-assign]
 
 
 def _ending(end: str, at: int) -> Any:

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from fastmmoe.exporter.checkpoint.reader import Checkpoint
-from fastmmoe.exporter.graph.inputs import graph_inputs
+from fastmmoe.exporter.graph.inputs import graph_inputs, graph_program
 from fastmmoe.exporter.graph.pack_experts import pack_experts
 from fastmmoe.exporter.graph.save import save_graph
-from fastmmoe.exporter.graph.tracing import trace
+from fastmmoe.exporter.graph.stitching import trace
 from fastmmoe.exporter.journal import Journal
 from fastmmoe.exporter.model import Model, Precision
 from fastmmoe.exporter.ops.quantise import Packing
@@ -34,7 +34,8 @@ def traced(directory: Path, precision: Precision) -> tuple[ir.Model, WeightStrea
     graph = "language_model"
     stream = WeightStream(model, graph)
     load = functools.partial(lambda name: model.load(f"{graph}.{name}"))
-    found = trace(model.graphs.language_model, graph_inputs(model, graph), load, name=graph, opset=23)
+    module, program = model.graphs.language_model, graph_program(model, graph)
+    found = trace(module, program, graph_inputs(model, graph), load, name=graph, opset=23)
     if precision.packing is not None:
         pack_experts(found, stream.experts, precision.packing)
     return found, stream

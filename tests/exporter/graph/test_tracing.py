@@ -1,81 +1,90 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Traced graphs keep no weights: each is read when it is written, and one at a time."""
+"""One call of the exporter: inputs in order, dimensions by name, parameters without values, outputs that are there."""
 
 from __future__ import annotations
-
-import weakref
-from pathlib import Path
 
 import onnx_ir as ir
 import pytest
 import torch
 from torch import nn
 
-from fastmmoe.exporter.graph.tracing import GraphInput, trace
+from fastmmoe.exporter.graph.tracing import GraphInput, export_module
+from fastmmoe.exporter.models.attention import GroupedAttention
+from fastmmoe.exporter.pruning.tokens import Tokens
 
-WIDTH, HIDDEN = 96, 160
-MATRICES = ("fc1.weight", "fc2.weight")
+INT32, FLOAT = torch.int32, torch.float32
 
 
-class Mlp(nn.Module):
-    """Two linear layers over [T, rows, WIDTH], as in a vision tower: their graph transposes the weights."""
+class Pair(nn.Module):
+    """A linear layer, and a sum of two vectors that have nothing to do with it."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.fc1, self.fc2 = nn.Linear(WIDTH, HIDDEN), nn.Linear(HIDDEN, WIDTH, bias=False)
+        self.linear = nn.Linear(4, 3)
 
     def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        return {"y": self.fc2(self.fc1(inputs["x"]).relu())}
-
-
-class Weights:
-    """Values by name. `loaded` has the names in the order of reading, `most_alive` the greatest number of matrices
-    in memory at once; every load makes a new tensor."""
-
-    def __init__(self, module: nn.Module) -> None:
-        torch.manual_seed(0)
-        self.values = {name: torch.randn(p.shape) for name, p in module.named_parameters()}
-        self.loaded: list[str] = []
-        self.alive: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
-        self.most_alive = 0
-
-    def load(self, name: str) -> torch.Tensor:
-        self.loaded.append(name)
-        value = self.values[name].clone()
-        if name in MATRICES:
-            self.alive.add(value.untyped_storage())
-            self.most_alive = max(self.most_alive, len(self.alive))
-        return value
+        return {"sum": inputs["a"] + inputs["b"], "y": self.linear(inputs["x"])}
 
 
 @pytest.fixture(scope="module")
-def traced() -> tuple[ir.Model, Weights]:
+def exported() -> tuple[ir.Model, list[str]]:
+    groups = [
+        [GraphInput("x", ("T", 4), FLOAT)],
+        [GraphInput("a", ("V",), FLOAT), GraphInput("b", ("V",), FLOAT)],
+    ]
     with torch.device("meta"):
-        module = Mlp()
-    weights = Weights(module)
-    model = trace(module, [GraphInput("x", ("T", 4, WIDTH), torch.float32)], weights.load, name="mlp", opset=23)
-    return model, weights
+        module = Pair()
+    return export_module(module, groups, lambda size: {"T": 1, "V": 0}[size], opset=23)
 
 
-def test_no_matrix_is_read_while_tracing(traced: tuple[ir.Model, Weights]) -> None:
-    model, weights = traced
-    assert not [name for name in weights.loaded if name in MATRICES]
-    large = [v for v in model.graph.initializers.values() if v.const_value is not None and v.const_value.size > 1024]
-    assert len(large) == len(MATRICES)
-    assert all(isinstance(value.const_value, ir.LazyTensor) for value in large)
+def test_inputs_and_outputs_are_in_order(exported: tuple[ir.Model, list[str]]) -> None:
+    model, names = exported
+    assert names == ["sum", "y"]
+    shapes = [[d if isinstance(d, int) else d.value for d in value.shape or ()] for value in model.graph.inputs]
+    assert shapes == [["T", 4], ["V"], ["V"]]
+    outputs = [[d if isinstance(d, int) else d.value for d in value.shape or ()] for value in model.graph.outputs]
+    assert outputs == [["V"], ["T", 3]]
 
 
-def test_transposed_matrices_are_written_one_at_a_time(traced: tuple[ir.Model, Weights], tmp_path: Path) -> None:
-    """The graph has no Transpose left; its matrices are the parameters', transposed, each read once."""
-    model, weights = traced
-    assert [node.op_type for node in model.graph] == ["MatMul", "Add", "Relu", "MatMul"]
-    before = len(weights.loaded)
-    ir.save(model, tmp_path / "mlp.onnx", external_data="mlp.data", size_threshold_bytes=0)
-    assert sorted(name for name in weights.loaded[before:] if name in MATRICES) == sorted(MATRICES)
-    assert weights.most_alive == 1
-    saved = ir.load(tmp_path / "mlp.onnx").graph
-    products = [node for node in saved if node.op_type == "MatMul"]
-    for node, name in zip(products, MATRICES, strict=True):
-        matrix = node.inputs[1]
-        assert matrix is not None and matrix.const_value is not None
-        assert torch.equal(torch.from_numpy(matrix.const_value.numpy().copy()), weights.values[name].T)
+def test_parameters_keep_their_names(exported: tuple[ir.Model, list[str]]) -> None:
+    model, _ = exported
+    assert {"linear.weight", "linear.bias"} <= {*model.graph.initializers}
+    assert model.opset_imports[""] == 23
+
+
+class Attending(nn.Module):
+    """A layer's attention without a watch, and so without the logarithms that one needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = GroupedAttention(8, 2, 1, 4)
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        tokens = Tokens(
+            inputs["sequence_ids"],
+            inputs["sequence_offsets"],
+            inputs["positions"],
+            inputs["cos"],
+            inputs["sin"],
+            inputs["lengths"],
+            None,
+        )
+        y = self.attention(inputs["x"], tokens, [inputs["key"], inputs["value"]], [])
+        return {"y": y.output, "key": y.present[0], "value": y.present[1]}
+
+
+def test_operators_have_the_outputs_of_their_attributes() -> None:
+    inputs = [
+        GraphInput("x", ("T", 8), FLOAT),
+        *(GraphInput(name, ("T",), INT32) for name in ("sequence_ids", "positions")),
+        GraphInput("sequence_offsets", ("offsets",), INT32),
+        *(GraphInput(name, ("T", 1, 2), FLOAT) for name in ("cos", "sin")),
+        GraphInput("lengths", ("B",), INT32),
+        *(GraphInput(name, ("B", 1, "C", 4), FLOAT) for name in ("key", "value")),
+    ]
+    with torch.device("meta"):
+        module = Attending()
+    model, names = export_module(module, [inputs], lambda size: 2 if size == "offsets" else 1, opset=23)
+    (node,) = (node for node in model.graph if node.op_type == "FmmAttention")
+    assert names == ["y", "key", "value"] and len(node.outputs) == 3
+    assert not model.functions

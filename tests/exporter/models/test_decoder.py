@@ -11,40 +11,16 @@ import pytest
 import torch
 from torch import nn
 
-from fastmmoe.exporter.models.attention import GroupedAttention
-from fastmmoe.exporter.models.config_checks import MoeConfig
-from fastmmoe.exporter.models.decoder import DecoderLayer, LanguageModel, MoeBlock
-from fastmmoe.exporter.models.layers import Mlp, RMSNorm, SparseMoe, rotary_frequencies
-from fastmmoe.exporter.pruning.settings import Layers, PolicyOptions, resolve_policy
+from fastmmoe.exporter.models.decoder import LanguageModel, MoeBlock
+from fastmmoe.exporter.models.layers import SparseMoe
 from fastmmoe.runtime.bundle import graph_io
-
-H, HEADS, VOCAB, DEPTH = 8, 2, 11, 4
-MOE = MoeConfig(num_experts=4, top_k=2, intermediate_size=3, scoring_func="softmax")
+from tests.support.tiny_decoders import DEPTH, HEADS, MOE, VOCAB, H, decoder
 
 
 @pytest.fixture(autouse=True)
 def _no_grad() -> Iterator[None]:
     with torch.no_grad():
         yield
-
-
-def decoder(*, window: int | None = None, sliding: tuple[int, ...] = (0, 2), **options: Any) -> LanguageModel:
-    """Four layers with random weights, the first dense; with a window some slide."""
-    every = tuple(range(DEPTH))
-    full = tuple(i for i in every if window is None or i not in sliding)
-    moe_and_full = Layers(DEPTH, every[1:], full, MOE.top_k)
-    policy = resolve_policy(PolicyOptions(**options), family="deepseek_vl2", layers=moe_and_full)
-    layers = []
-    for i in every:
-        attention = GroupedAttention(H, HEADS, 1, H // HEADS, window=0 if i in full else window or 0)
-        mlp: nn.Module = Mlp(H, 6) if i == 0 else MoeBlock(SparseMoe(H, MOE, "none"), Mlp(H, 3))
-        layers.append(DecoderLayer(attention, mlp, RMSNorm(H, 1e-6), RMSNorm(H, 1e-6)))
-    model = LanguageModel(layers, RMSNorm(H, 1e-6), nn.Linear(H, VOCAB, bias=False), H // HEADS, policy)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator) * 0.5
-    model.inv_freq.data = rotary_frequencies(100.0, H // HEADS)
-    return model
 
 
 def ints(*values: int) -> torch.Tensor:

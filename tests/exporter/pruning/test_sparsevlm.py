@@ -12,7 +12,9 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from fastmmoe.exporter.graph.tracing import GraphInput, trace
+from fastmmoe.exporter.graph.stitching import trace
+from fastmmoe.exporter.graph.tracing import GraphInput
+from fastmmoe.exporter.models.steps import Program, Take
 from fastmmoe.exporter.pruning.sparsevlm import merge_clusters, rater_weights, recycle
 from fastmmoe.runtime.method.schedule import sparsevlm_counts
 from fastmmoe.runtime.types import Array
@@ -201,20 +203,19 @@ class Traced(torch.nn.Module):
 
 @cache
 def traced_session(dtype: torch.dtype) -> ort.InferenceSession:
+    takes: dict[str, Take] = {
+        "x": (("T", H), dtype),
+        "relation": (("V",), torch.float32),
+        "visual_index": (("V",), torch.int32),
+        "text_embeds": (("Q", H), dtype),
+        "keep_slots": (("K",), torch.int8),
+        "merge_slots": (("M",), torch.int8),
+        "recycle_slots": (("N",), torch.int8),
+    }
+    module, inputs = Traced(), [GraphInput(name, *take) for name, take in takes.items()]
+    program = Program.of(module, takes, ("x_out", "kept_index", "visual_index_out", "weights"))
     model = trace(
-        Traced(),
-        [
-            GraphInput("x", ("T", H), dtype, minimum=1),
-            GraphInput("relation", ("V",), torch.float32),
-            GraphInput("visual_index", ("V",), torch.int32),
-            GraphInput("text_embeds", ("Q", H), dtype),
-            GraphInput("keep_slots", ("K",), torch.int8),
-            GraphInput("merge_slots", ("M",), torch.int8),
-            GraphInput("recycle_slots", ("N",), torch.int8),
-        ],
-        lambda name: pytest.fail(f"there is no weight {name}"),
-        name="sparsevlm",
-        opset=20,
+        module, program, inputs, lambda name: pytest.fail(f"there is no weight {name}"), name="sparsevlm", opset=20
     )
     assert {node.domain for node in model.graph} == {""}
     return ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
