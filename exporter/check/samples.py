@@ -8,6 +8,7 @@ places, or all of a layer moved on by one, differ in them.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -27,6 +28,8 @@ ROWS, ROWS_OF_EXPERT = 16, 4
 _STEP = 0.51
 """Distance from the checkpoint, in steps between neighbouring integers, that rounding leaves at most."""
 _PROGRESS_SECONDS = 30.0
+_TINY = 1e-30
+"""Divides in place of zero."""
 
 
 def check_samples(model: Model, weights: Mapping[str, StoredWeights], say: Say) -> str:
@@ -99,7 +102,7 @@ def _sample(shape: Sequence[int], *, is_dense: bool) -> tuple[torch.Tensor | sli
 
     Of a stack [E, ..., rows, columns] all of E and so on count.
     """
-    if np.prod(shape, dtype=np.int64) <= WHOLE or len(shape) < 2:
+    if math.prod(shape) <= WHOLE or len(shape) < 2:
         return (slice(None),)
     *stacked, rows, columns = shape
     of_rows = _spread(rows, ROWS_OF_EXPERT if stacked else ROWS)
@@ -137,10 +140,9 @@ def _check_packed(model: Model, name: str, weights: StoredWeights, packing: Pack
     E, R, columns = model.rules[name].parameter_shape
     # Of integers the pieces are those of their rows.
     for row, _, piece in _pieces(model, name, torch.empty(E, R, columns, device="meta")):
-        per_row = piece.flatten(0, -2) if piece.ndim > 2 else piece
-        rows = _rows_of_experts(len(per_row), R)
+        rows = _rows_of_experts(math.prod(piece.shape[:-1]), R)
         x = _rows(piece, rows).float().numpy()
-        start = row * int(np.prod(piece.shape[1:-1], dtype=np.int64))
+        start = row * math.prod(piece.shape[1:-1])
         stored = [part.flatten(0, 1)[rows + start].numpy() for part in (values, scale, *zeros)]
         quantised = QuantisedWeights(stored[0], stored[1], stored[2] if zeros else None)
         found = dequantise(quantised, packing.weight_format, packing.group_size)
@@ -164,14 +166,17 @@ def _rows_of_experts(count: int, rows: int) -> torch.Tensor:
 def _check_steps(name: str, found: np.ndarray, x: np.ndarray, quantised: QuantisedWeights, packing: Packing) -> None:
     step = np.repeat(quantised.scale.astype(np.float32), packing.group_size, axis=-1)[..., : x.shape[-1]]
     if packing.weight_format == "fp8":
-        # Three bits of mantissa: a step is an eighth of the power of two below, and 2^-9 near zero.
-        step = step * np.maximum(
-            np.exp2(np.floor(np.log2(np.maximum(np.abs(found) / np.maximum(step, 1e-30), 1e-30)))) / 8, 2**-9
-        )
+        step = step * _fp8_steps(np.abs(found) / np.maximum(step, _TINY))
     # A zero point is rounded, too.
     most = (_STEP + 0.5 * packing.zero_points) * step + 1e-6 * np.abs(x)
     if (np.abs(found - x) > most).any():
-        worst = float((np.abs(found - x) / np.maximum(step, 1e-30)).max())
+        worst = float((np.abs(found - x) / np.maximum(step, _TINY)).max())
         raise CheckFailed(
             f"{name}: integers stand for values up to {worst:.3g} steps from the checkpoint's, expected half"
         )
+
+
+def _fp8_steps(magnitude: np.ndarray) -> np.ndarray:
+    """Distance of a float8 e4m3 from the next one: an eighth of the power of two below it, 2^-9 near zero."""
+    below = np.exp2(np.floor(np.log2(np.maximum(magnitude, _TINY))))
+    return np.maximum(below / 8, 2.0**-9)
