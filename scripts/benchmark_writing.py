@@ -13,7 +13,6 @@ machine moves less. Memory is anonymous memory of the process over what it was b
 from __future__ import annotations
 
 import argparse
-import functools
 import os
 import statistics
 import subprocess
@@ -97,7 +96,10 @@ def traced(checkpoint: Path, dtype: str, graph: str) -> tuple[ir.Model, WeightSt
     """A graph of a checkpoint for the target cpu, and what writes its weights."""
     precision = Precision(getattr(torch, DTYPES[dtype]), torch.float32)
     model = Model(Checkpoint(checkpoint), PolicyOptions(method="none"), precision)
-    load = functools.partial(lambda name: model.load(f"{graph}.{name}"))
+
+    def load(name: str) -> torch.Tensor:
+        return model.load(f"{graph}.{name}")
+
     module, program, inputs = getattr(model.graphs, graph), graph_program(model, graph), graph_inputs(model, graph)
     found = trace(module, program, inputs, load, name=graph, opset=opset(TARGETS["cpu"], dtype))
     return found, WeightStream(model, graph)

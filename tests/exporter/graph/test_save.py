@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,7 +32,10 @@ def traced(directory: Path, precision: Precision) -> tuple[ir.Model, WeightStrea
     model = Model(Checkpoint(directory), PolicyOptions(method="none"), precision)
     graph = "language_model"
     stream = WeightStream(model, graph)
-    load = functools.partial(lambda name: model.load(f"{graph}.{name}"))
+
+    def load(name: str) -> torch.Tensor:
+        return model.load(f"{graph}.{name}")
+
     module, program = model.graphs.language_model, graph_program(model, graph)
     found = trace(module, program, graph_inputs(model, graph), load, name=graph, opset=23)
     if precision.packing is not None:
