@@ -39,8 +39,9 @@ _MOUNTS = Path("/proc/self/mountinfo")
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 _CANNOT_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
-_LEAVING = (KeyboardInterrupt, WriteFailed, MemoryError)
-"""How an export may end that a later one goes on with."""
+_LEAVING = (KeyboardInterrupt, WriteFailed, MemoryError, InvalidRequest)
+"""How an export may end that a later one goes on with: also one that is refused before it wrote, as the disk is still
+full."""
 _OCCUPIED = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
 

@@ -157,6 +157,26 @@ def test_a_full_disk_leaves_what_is_written(model: Path, whole: dict[str, bytes]
     assert not scratch_of(tmp_path / "second").exists()
 
 
+def test_a_disk_that_is_still_full_takes_nothing_away(
+    model: Path,
+    whole: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    ended(model, out, "full", "--resume")
+    weights = [scratch_of(out) / "bundle" / f"{graph}.data" for graph in ("vision", "language_model")]
+    left = [path.read_bytes() for path in weights]
+    with monkeypatch.context() as patch:
+        patch.setattr("fastmmoe.exporter.disk_space.free_bytes", lambda _: 0)
+        capsys.readouterr()
+        assert untraced_export.run([str(model), str(out), *OPTIONS, "--resume"]) == 2
+    assert f"the same command goes on with what is in {scratch_of(out)}" in capsys.readouterr().out
+    assert [path.read_bytes() for path in weights] == left
+    assert exported(model, out, "--resume") == whole
+
+
 def test_an_export_without_resume_removes_its_own_and_leaves_others(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
