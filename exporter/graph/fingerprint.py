@@ -12,16 +12,22 @@ import torch
 
 from fastmmoe.exporter.models.steps import Step
 
+_OF_ALL = frozenset(vars(torch.nn.Module()))
+"""Attributes of torch's own, of every module."""
+
 
 def fingerprint(step: Step) -> Hashable:
-    """Classes and plain attributes of the step's modules, parameters by name, shape and dtype, inputs and outputs.
+    """Classes and plain attributes of the step's modules, parameters, inputs and outputs.
+
+    Parameters by name, shape and dtype, and which of them are one: the graph has an input for each.
 
     Raises:
         ValueError: a module has hooks, buffers or an attribute that is no plain value, so that its graph may depend on
             more than is compared.
     """
+    numbers: dict[int, int] = {}
     modules = tuple(
-        (path, type(module), _attributes(path, module), _parameters(module))
+        (path, type(module), _attributes(path, module), _parameters(module, numbers))
         for path, module in step.module.named_modules(remove_duplicate=False)
     )
     return modules, tuple(step.takes.items()), tuple(step.writes)
@@ -33,13 +39,15 @@ def _attributes(path: str, module: torch.nn.Module) -> tuple[Hashable, ...]:
         raise ValueError(f"{where} has hooks, which a graph that stands for many layers cannot follow: remove them")
     if module._buffers:
         raise ValueError(f"{where} has buffers {sorted(module._buffers)}: expected parameters alone")
-    public = {name: value for name, value in vars(module).items() if name[0] != "_" and name != "training"}
-    return tuple((name, _plain(value, f"{where}.{name}")) for name, value in sorted(public.items()))
+    own = {name: value for name, value in vars(module).items() if name not in _OF_ALL}
+    return tuple((name, _plain(value, f"{where}.{name}")) for name, value in sorted(own.items()))
 
 
-def _parameters(module: torch.nn.Module) -> tuple[Hashable, ...]:
+def _parameters(module: torch.nn.Module, numbers: dict[int, int]) -> tuple[Hashable, ...]:
+    """numbers: of the step's parameters by identity, in the order in which they are met."""
     return tuple(
-        (name, None if p is None else (tuple(p.shape), p.dtype)) for name, p in sorted(module._parameters.items())
+        (name, None if p is None else (tuple(p.shape), p.dtype, numbers.setdefault(id(p), len(numbers))))
+        for name, p in sorted(module._parameters.items())
     )
 
 

@@ -51,12 +51,20 @@ def test_layers_that_are_alike() -> None:
     assert fingerprint(step(norm().to("meta"))) == fingerprint(step(norm()))
 
 
+def test_a_parameter_that_stands_twice_is_another_kind() -> None:
+    one = norm()
+    twice, each = step(Wrapped(one, one)), step(Wrapped(norm(), norm()))
+    assert fingerprint(twice) != fingerprint(each)
+    assert fingerprint(each) == fingerprint(step(Wrapped(norm(), norm())))
+
+
 OTHERS: dict[str, Callable[[], Step]] = {
     "eps": lambda: step(Wrapped(norm(1e-5), moe(), window=3)),
     "dtype": lambda: step(Wrapped(norm(dtype=torch.float16), moe(), window=3)),
     "operator's attributes": lambda: step(Wrapped(norm(), moe(norm_topk_prob=True), window=3)),
     "shape": lambda: step(Wrapped(norm(), moe(num_experts=5), window=3)),
     "setting": lambda: step(Wrapped(norm(), moe(), window=4)),
+    "private setting": lambda: step(Wrapped(norm(), moe(), window=3, _scale=2.0)),
     "type of a setting": lambda: step(Wrapped(norm(), moe(), window=3.0)),
     "class": lambda: step(Wrapped(nn.RMSNorm(4, 1e-6), moe(), window=3)),
     "one module less": lambda: step(Wrapped(norm(), window=3)),
