@@ -201,11 +201,11 @@ class _LanguageModelCheck:
         prompts = [make_prompt(schedule, self.features, self.embed, vocab_size, seed) for schedule in schedules]
         dtypes = ["float32"] if dtype == "float32" else [dtype, "float32"]
         checks_bodies = self.written.manifest.portable and seed == 0
-        with BodyChecks() if checks_bodies else nullcontext() as bodies:
+        limit = ATOL if self.atol is None else self.atol
+        with BodyChecks(limit) if checks_bodies else nullcontext() as bodies:
             outcomes = self._in_torch([(prompt, dtype) for dtype in dtypes for prompt in prompts])
         of_caches, exact = outcomes[: len(prompts)], outcomes[len(prompts) :]
         cases = [Case(*each) for each in itertools.zip_longest(prompts, of_caches, exact)]
-        limit = ATOL if self.atol is None else self.atol
         worst = {} if bodies is None else bodies.worst
         return cases, [Difference(f"{self.written.label}, portable: {name}", worst[name], limit) for name in worst]
 

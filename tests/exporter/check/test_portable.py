@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 import torch
 from onnx import helper
@@ -17,11 +18,16 @@ from fastmmoe.exporter.check import portable
 from fastmmoe.exporter.check.portable import BodyChecks, check_same_graph
 from fastmmoe.exporter.check.structure import CheckFailed
 from fastmmoe.exporter.export import _write_portable
-from fastmmoe.exporter.ops import SPARSE_MOE
+from fastmmoe.exporter.ops import SPARSE_MOE, TOKEN_PRUNE
+from fastmmoe.exporter.ops.contract import OpSpec
+from fastmmoe.exporter.ops.functions import function_for
 from fastmmoe.exporter.ops.sparse_moe import torch_op as _moe  # noqa: F401  (registers the operator)
+from fastmmoe.exporter.ops.token_prune import torch_op as _prune  # noqa: F401  (registers the operator)
 from fastmmoe.runtime.bundle.manifest import graph_file
 from tests.support.operator_bodies import body_model
-from tests.support.operators import moe_attributes
+from tests.support.operators import MLERP, moe_attributes, prune_inputs
+
+LIMIT = 1e-4
 
 
 @pytest.fixture
@@ -77,7 +83,7 @@ def test_variants_that_differ(change: Callable[[onnx.ModelProto], None], message
         check_same_graph(written)
 
 
-def moe(rows: int, dtype: torch.dtype = torch.float32) -> Any:
+def moe(rows: int, dtype: torch.dtype = torch.float32, visual_top_k: int = 2) -> Any:
     """One call of FmmSparseMoE on random numbers."""
     rng = torch.Generator().manual_seed(0)
     E, H, width = 4, 8, 8
@@ -85,8 +91,8 @@ def moe(rows: int, dtype: torch.dtype = torch.float32) -> Any:
     return torch.ops.fastmmoe.sparse_moe(
         torch.randn(rows, H, generator=rng),
         torch.randn(rows, E, generator=rng),
-        torch.zeros(0, dtype=torch.int32),
-        torch.ones(1, dtype=torch.int32),
+        torch.zeros(1, dtype=torch.int32),
+        torch.tensor([visual_top_k], dtype=torch.int32),
         torch.zeros(E),
         torch.randn(E, 2 * width, H, generator=rng).to(dtype),
         torch.randn(E, H, width, generator=rng).to(dtype),
@@ -97,7 +103,7 @@ def moe(rows: int, dtype: torch.dtype = torch.float32) -> Any:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bodies_compute_what_torch_does(dtype: torch.dtype) -> None:
-    with BodyChecks() as checks:
+    with BodyChecks(LIMIT) as checks:
         moe(5, dtype)
     assert checks.worst.keys() == {"FmmSparseMoE"}
     assert checks.worst["FmmSparseMoE"] < 1e-5
@@ -113,19 +119,66 @@ def test_one_of_each_kind_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
         return run_model(model, inputs)
 
     monkeypatch.setattr(portable, "run_model", count)
-    with BodyChecks():
+    with BodyChecks(LIMIT):
         for rows in (5, 6, 1, 1):
             moe(rows)
         moe(5, torch.bfloat16)
     assert runs == [5, 1, 5]
 
 
+def test_another_call_decides_where_a_near_tie_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several calls of a kind one that agrees is enough; a body that is wrong agrees in none."""
+    distances = iter([0.5, 0.25, 1e-6, 0.5])
+    monkeypatch.setattr(portable, "_distance", lambda *_: next(distances))
+    with BodyChecks(LIMIT) as checks:
+        for worst in (0.5, 0.25, 1e-6, 1e-6):
+            moe(5)
+            assert checks.worst["FmmSparseMoE"] == worst
+        moe(1)
+        assert checks.worst["FmmSparseMoE"] == 0.5
+
+
 def test_a_body_that_computes_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     function_for = portable.function_for
     monkeypatch.setattr(portable, "function_for", lambda spec, a: function_for(spec, {**a, "top_k": 1}))
-    with BodyChecks() as checks:
+    with BodyChecks(LIMIT) as checks:
         moe(5)
     assert checks.worst["FmmSparseMoE"] > 0.01
+
+
+def test_calls_that_prune_are_kinds_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The unmodified model comes first, and tells nothing of what a body does with scores and with fewer experts."""
+    monkeypatch.setattr(portable, "function_for", lambda spec, a: function_without_pruning(spec, dict(a)))
+    for call, operator in ((moe_of_top_k, "FmmSparseMoE"), (prune_of_alpha, "FmmTokenPrune")):
+        with BodyChecks(LIMIT) as checks:
+            call(False)
+            assert checks.worst[operator] < 1e-5
+            call(True)
+        assert checks.worst[operator] > 0.01
+
+
+def moe_of_top_k(prunes: bool) -> None:
+    moe(5, visual_top_k=1 if prunes else 2)
+
+
+def prune_of_alpha(prunes: bool) -> None:
+    """A call that keeps all of 30 visual tokens, or 10 of them."""
+    inputs = prune_inputs(T=40, K=10 if prunes else 30, M=3 if prunes else 0, visual=np.arange(5, 35), alpha=0.3)
+    tensors = [torch.from_numpy(array) for array in inputs.values()]
+    torch.ops.fastmmoe.token_prune(*tensors, TOKEN_PRUNE.encode(MLERP))
+
+
+def function_without_pruning(spec: OpSpec, attributes: dict[str, Any]) -> ir.Function:
+    """A body that takes all experts, or that takes alpha for another."""
+    function = function_for(spec, attributes)
+    name = "visual_top_k" if spec is SPARSE_MOE else "alpha"
+    given = next(value for value in function.inputs if value.name == name)
+    wrong = ir.node(
+        "Constant", [], {"value": ir.tensor(np.array([2], np.int32) if spec is SPARSE_MOE else np.ones(1, np.float32))}
+    )
+    given.replace_all_uses_with(wrong.outputs[0])
+    function.insert_before(function[0], wrong)
+    return function
 
 
 def test_an_output_of_another_shape() -> None:
