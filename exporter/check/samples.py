@@ -24,7 +24,9 @@ from fastmmoe.runtime.types import Say
 WHOLE = 1 << 12
 """Values up to which a piece is compared as a whole."""
 ROWS, ROWS_OF_EXPERT = 16, 4
-"""Samples along an axis."""
+"""Samples along an axis, at least."""
+_APART = 2 << 20
+"""Bytes between samples, at most: of every block that is written in one go some value is looked at."""
 _STEP = 0.51
 """Distance from the checkpoint, in steps between neighbouring integers, that rounding leaves at most."""
 _PROGRESS_SECONDS = 30.0
@@ -76,7 +78,8 @@ def _check_parameter(model: Model, name: str, stored: torch.Tensor) -> None:
         _compare(name, stored, model.load(name), 0)
         return
     for row, part, piece in _pieces(model, name, stored):
-        where = _sample(piece.shape, is_dense=part.is_contiguous() and piece.is_contiguous())
+        is_dense = part.is_contiguous() and piece.is_contiguous()
+        where = _sample(piece.shape, stored.dtype.itemsize, is_dense=is_dense)
         found, expected = part[where], piece[where]
         for dtype in model.conversions(name):
             expected = expected.to(dtype)
@@ -97,18 +100,19 @@ def _pieces(model: Model, name: str, stored: torch.Tensor) -> Iterator[tuple[int
         row += len(piece)
 
 
-def _sample(shape: Sequence[int], *, is_dense: bool) -> tuple[torch.Tensor | slice, ...]:
+def _sample(shape: Sequence[int], itemsize: int, *, is_dense: bool) -> tuple[torch.Tensor | slice, ...]:
     """Where samples are: everywhere in a small piece, in whole rows where both sides have them in one run.
 
-    Of a stack [E, ..., rows, columns] all of E and so on count.
+    Of a stack [E, ..., rows, columns] all of E and so on count. itemsize: bytes of a value that is stored.
     """
     if math.prod(shape) <= WHOLE or len(shape) < 2:
         return (slice(None),)
     *stacked, rows, columns = shape
-    of_rows = _spread(rows, ROWS_OF_EXPERT if stacked else ROWS)
+    apart = math.ceil(rows * columns * itemsize / _APART) + 1
+    of_rows = _spread(rows, max(apart, ROWS_OF_EXPERT if stacked else ROWS))
     if is_dense:
         return (*(slice(None) for _ in stacked), of_rows)
-    of_columns = _spread(columns, ROWS)
+    of_columns = _spread(columns, max(apart, ROWS))
     return (*(slice(None) for _ in stacked), of_rows[:, None], of_columns[None, :])
 
 

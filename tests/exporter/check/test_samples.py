@@ -130,6 +130,17 @@ def test_a_rounding_that_is_wrong_by_itself_is_found(
         check(model, written(model))
 
 
+@pytest.mark.parametrize("shape", [(152_000, 2048), (3200, 12_800), (8, 2880, 5760), (7, 40_000_000)])
+def test_some_value_of_every_block_is_looked_at(shape: tuple[int, ...]) -> None:
+    """A block is what is written in one go (4 MiB), of a transposed weight one of columns."""
+    *_, rows, columns = shape
+    of_rows = samples._sample(shape, 2, is_dense=True)[-1]
+    of_columns = samples._sample(shape, 2, is_dense=False)[-1]
+    for places, count, size in ((of_rows, rows, 2 * columns), (of_columns.flatten(), columns, 2 * rows)):
+        assert places[0] == 0 and places[-1] == count - 1
+        assert int(places.diff().max()) * size <= max(4 << 20, size)
+
+
 def test_a_large_parameter_without_tensor(checkpoint: Callable[[str], Path]) -> None:
     """A small one may be another tensor of equal values."""
     model = model_of(checkpoint("dsvl2-mha"), BF16, method="none")
