@@ -18,7 +18,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmmoe.exporter.check.structure import CheckFailed
-from fastmmoe.exporter.ops import DOMAIN, OPS
+from fastmmoe.exporter.ops import DOMAIN, OPS, SPARSE_MOE
 from fastmmoe.exporter.ops.contract import Attributes, OpSpec
 from fastmmoe.exporter.ops.functions import OPSET, function_for
 from fastmmoe.runtime.backends.onnxruntime import run_model
@@ -31,6 +31,8 @@ _TORCH_NAMES = {
     "fastmmoe::token_prune": "FmmTokenPrune",
 }
 TRIES = 8
+ROWS = 8
+"""Of a call of FmmSparseMoE."""
 _SPECS = {spec.name: spec for spec in OPS}
 _TYPES = {
     torch.float32: ir.DataType.FLOAT,
@@ -116,10 +118,24 @@ class BodyChecks(TorchDispatchMode):
         differences = self._found.setdefault(kind, [])
         if len(differences) == TRIES or any(d <= self._limit for d in differences):
             return
+        if spec.name == SPARSE_MOE.name:
+            inputs, outputs = _some_rows(inputs, outputs)
         model = _model_of(spec, attributes, inputs)
         results = run_model(model, {name: _array(tensor) for name, tensor in inputs.items()})
         worst = [_distance(result, output) for result, output in zip(results, outputs, strict=True)]
         differences.append(np.inf if np.isnan(worst).any() else max(worst))
+
+
+def _some_rows(
+    inputs: dict[str, torch.Tensor], outputs: list[torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+    """Of FmmSparseMoE some text and visual tokens: rows do not know of each other, and all would take every expert."""
+    visual_index = inputs["visual_index"]
+    start = max(0, int(visual_index[0]) - ROWS // 2) if len(visual_index) else 0
+    rows = slice(start, start + ROWS)
+    own = visual_index[(visual_index >= start) & (visual_index < start + ROWS)] - start
+    cut = {name: inputs[name][rows] for name in ("hidden_states", "router_logits")} | {"visual_index": own}
+    return inputs | cut, [output[rows] for output in outputs]
 
 
 def _way(attributes: Attributes, inputs: dict[str, torch.Tensor], outputs: list[torch.Tensor]) -> Hashable:

@@ -126,6 +126,18 @@ def test_one_of_each_kind_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert runs == [5, 1, 5]
 
 
+def test_some_rows_of_a_call_tell_of_the_experts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text and visual tokens around the first picture's start, each with its own row of the output."""
+    tensors = {name: torch.arange(30.0)[:, None] for name in ("hidden_states", "router_logits")}
+    for first, kept in ((10, range(6, 14)), (2, range(8)), (27, range(23, 30))):
+        visual_index = torch.arange(first, 30, dtype=torch.int32)
+        cut, (output,) = portable._some_rows(tensors | {"visual_index": visual_index}, [torch.arange(30.0)])
+        assert output.tolist() == cut["hidden_states"][:, 0].tolist() == list(kept)
+        assert [kept[i] for i in cut["visual_index"].tolist()] == [row for row in kept if row >= first]
+    none = tensors | {"visual_index": torch.zeros(0, dtype=torch.int32)}
+    assert len(portable._some_rows(none, [torch.arange(30.0)])[1][0]) == portable.ROWS
+
+
 def test_another_call_decides_where_a_near_tie_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of several calls of a kind one that agrees is enough; a body that is wrong agrees in none."""
     distances = iter([0.5, 0.25, 1e-6, 0.5])
