@@ -133,20 +133,27 @@ def compare(model: Model, written: Written, atol: float | None, say: Say) -> lis
 
 
 def _schedules(model: Model, visual_tokens: int) -> list[Schedule]:
-    """The unmodified model, then each method in the graph, at the stored retention or at half of the tokens."""
+    """The unmodified model, then each method in the graph, at the stored retention or at half of the tokens.
+
+    With methods, visual tokens take another number of experts in each MoE layer, so that none passes for another.
+    """
     retention = model.policy.retention if model.policy.retention < 1 else 0.5
     plans = [(UNMODIFIED, 1.0)] + [(method, retention) for method in model.policy.prune_layers]
-    return [
+    moe_layers, top_k = model.config.moe_layers, model.config.moe.top_k
+    # Also layers that are top_k apart differ.
+    visual_top_k = tuple((i + i // top_k) % top_k + 1 for i in range(len(moe_layers)))
+    planned = [
         plan_request(
             model.policy,
             method=method,
             visual_tokens=visual_tokens,
-            moe_layers=model.config.moe_layers,
-            top_k=model.config.moe.top_k,
+            moe_layers=moe_layers,
+            top_k=top_k,
             retention=R,
         )
         for method, R in plans
     ]
+    return [schedule if not schedule.sites else replace(schedule, visual_top_k=visual_top_k) for schedule in planned]
 
 
 class _Embedding:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from fastmmoe.exporter.check.layer_major import Calls, Load, run_calls
+from fastmmoe.exporter.check.structure import CheckFailed
 from fastmmoe.exporter.manifest import language_model_info
 from fastmmoe.exporter.model import Model
 from fastmmoe.runtime.backends.base import Backend, Feeds
@@ -72,8 +73,12 @@ def make_prompt(schedule: Schedule, features: Array, embed: Embed, vocab_size: i
 
 
 def run_in(backend: Backend, prompt: Prompt) -> Outcome:
-    """The calls on a backend, one after the other."""
-    batch, logits = Batch(backend), []
+    """The calls on a backend, one after the other.
+
+    Raises:
+        CheckFailed: the tokens or positions that the graph goes on with are not those of its logits and inputs.
+    """
+    batch, logits = _Batch(_Asked(backend)), []  # type: ignore[arg-type]
     kept_index: list[Array] = []
     for n, chunk in enumerate(prompt.chunks):
         logits.append(batch.extend([chunk], alpha=backend.policy.alpha, seed=SEED))
@@ -105,6 +110,40 @@ def run_in_torch(
     ]
 
 
+class _Batch(Batch):
+    """Feeds another alpha to each site, so that one site does not pass for another."""
+
+    def prepare(self, *args: Any, **kwargs: Any) -> tuple[Feeds, Array]:
+        feeds, after = super().prepare(*args, **kwargs)
+        if graph_io.ALPHA in feeds:
+            sites = len(feeds[graph_io.ALPHA])
+            feeds = {**feeds, graph_io.ALPHA: np.linspace(0.2, 0.8, sites, dtype=np.float32)}
+        return feeds, after
+
+
+class _Asked:
+    """A backend that is asked for the next tokens and positions, too, which are checked."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def extend(self, feeds: Feeds, caches: Any, wanted: Sequence[str]) -> dict[str, Array]:
+        names = (graph_io.NEXT_IDS, graph_io.NEXT_POSITION_IDS)
+        found = dict(self._backend.extend(feeds, caches, [*wanted, *names]))
+        last = np.asarray(feeds[graph_io.SEQUENCE_OFFSETS])[1:] - 1
+        expected = (found[graph_io.LOGITS].argmax(-1), np.asarray(feeds[graph_io.POSITION_IDS])[last] + 1)
+        is_finite = np.isfinite(found[graph_io.LOGITS]).all()
+        for name, values in zip(names, expected, strict=True):
+            given = found.pop(name)
+            # That logits are no numbers is said by whoever gets them.
+            if is_finite and not np.array_equal(given, values):
+                raise CheckFailed(f"language_model: {name} is {given.tolist()}, expected {values.tolist()}")
+        return found
+
+
 class _Feeding:
     """A backend that computes nothing and keeps what it is fed."""
 
@@ -116,7 +155,7 @@ class _Feeding:
         self._capacities: tuple[int, ...] = ()
 
     def calls_of(self, prompt: Prompt) -> Calls:
-        batch = Batch(self)  # type: ignore[arg-type]
+        batch = _Batch(self)  # type: ignore[arg-type]
         for chunk, coming in zip(prompt.chunks, (len(prompt.steps), *([0] * len(prompt.steps))), strict=True):
             batch.extend([chunk], alpha=self.policy.alpha, seed=SEED, new_tokens=[coming])
         shapes = signatures.cache_shapes(self.info, self.policy, self._cache_dtype, 1, self._capacities)

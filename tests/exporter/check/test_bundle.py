@@ -239,6 +239,36 @@ def window_one_too_short(one: Exported) -> None:
     _set_attribute(one, "FmmAttention", "window", lambda value: value and value - 1)
 
 
+def _element_of_another(one: Exported, vector: str) -> None:
+    """The first node that takes an element of an input takes the second's."""
+
+    def change(model: onnx.ModelProto) -> None:
+        first, second = (node for node in model.graph.node if node.op_type == "Slice" and node.input[0] == vector)
+        first.input[1], first.input[2] = second.input[1], second.input[2]
+
+    change_graph(one.directory, "language_model", change)
+
+
+def experts_per_token_of_another_layer(one: Exported) -> None:
+    """Visual tokens take as many experts in a layer as are meant for the next."""
+    _element_of_another(one, "visual_top_k")
+
+
+def alpha_of_another_site(one: Exported) -> None:
+    """A prune site weighs by the alpha of the next."""
+    _element_of_another(one, "alpha")
+
+
+def least_logit(one: Exported) -> None:
+    """The token to go on with is that of the least logit."""
+
+    def change(model: onnx.ModelProto) -> None:
+        (node,) = (node for node in model.graph.node if node.op_type == "ArgMax")
+        node.op_type = "ArgMin"
+
+    change_graph(one.directory, "language_model", change)
+
+
 def body_of_other_attributes(one: Exported) -> None:
     """A node of the portable graph has another body than its attributes ask for."""
     path = one.directory / graph_file("language_model", portable=True)
@@ -264,6 +294,9 @@ MISTAKES: dict[Callable[[Exported], None], tuple[str, str]] = {
     rope_of_another_base: (DENSE, "samples of the weights"),
     stage_that_does_not_prune: (DENSE, "numbers"),
     weights_of_experts_normed: (DENSE, "numbers"),
+    experts_per_token_of_another_layer: (DENSE, "numbers"),
+    alpha_of_another_site: (DENSE, "numbers"),
+    least_logit: (DENSE, "next tokens"),
     window_one_too_short: (SLIDING, "attributes"),
     body_of_other_attributes: (DENSE, "portable graph"),
 }
@@ -272,6 +305,7 @@ SAYS = {
     "samples of the weights": r"(other values are stored than the checkpoint has|integers stand for values)",
     "structure": r"takes the weights layers\.1\.mlp\.experts\..*, expected some of layers\.2$",
     "numbers": r"(differ from torch by more than|keep different tokens|near ties decide|cannot run it|expected 0 to T)",
+    "next tokens": r"next_ids is \[\d+\], expected \[\d+\]",
     "attributes": r"has window \d+, expected \d+",
     "portable graph": r"has another body in the portable graph than its attributes ask for",
 }

@@ -10,6 +10,7 @@ import pytest
 
 from fastmmoe.exporter.check import prompts
 from fastmmoe.exporter.check.prompts import DECODE_STEPS, Prompt, make_prompt, run_in
+from fastmmoe.exporter.check.structure import CheckFailed
 from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.method.schedule import Schedule, plan_request
 from tests.support.manifests import toy_manifest
@@ -38,6 +39,7 @@ class Counting:
     def __init__(self) -> None:
         self.policy, self.info, self.longest = MANIFEST.policy, MANIFEST.language_model, 64
         self.fed: list[dict[str, Any]] = []
+        self.next_ids, self.ahead = np.zeros(1, np.int32), 1
 
     def new_caches(self, sequences: int, capacities: tuple[int, ...], before: object = None) -> list[Any]:
         return []
@@ -45,7 +47,12 @@ class Counting:
     def extend(self, feeds: dict[str, Any], caches: list[Any], wanted: list[str]) -> dict[str, Any]:
         self.fed.append(feeds)
         kept = {graph_io.kept_index(s): np.array([len(self.fed)]) for s in range(len(self.policy.sites))}
-        return {graph_io.LOGITS: np.full((1, 3), len(self.fed), np.float32), **kept}
+        logits = np.full((1, 3), len(self.fed), np.float32)
+        following = {
+            graph_io.NEXT_IDS: self.next_ids,
+            graph_io.NEXT_POSITION_IDS: feeds["position_ids"][-1:] + self.ahead,
+        }
+        return {graph_io.LOGITS: logits, **following, **kept}
 
 
 def test_a_prompt_around_a_picture() -> None:
@@ -62,6 +69,24 @@ def test_calls_on_a_backend() -> None:
     found = run_in(Counting(), prompt_of())  # type: ignore[arg-type]
     assert [logits[0, 0] for logits in found.logits] == [1, 2, 3, 4]
     assert [kept.tolist() for kept in found.kept_index] == [[1]] * len(MANIFEST.policy.sites)
+
+
+def test_what_the_graph_goes_on_with() -> None:
+    backend = Counting()
+    backend.next_ids = np.array([2], np.int32)
+    with pytest.raises(CheckFailed, match=r"^language_model: next_ids is \[2\], expected \[0\]$"):
+        run_in(backend, prompt_of())  # type: ignore[arg-type]
+    backend = Counting()
+    backend.ahead = 0
+    with pytest.raises(CheckFailed, match=r"^language_model: next_position_ids is \[38\], expected \[39\]$"):
+        run_in(backend, prompt_of())  # type: ignore[arg-type]
+
+
+def test_each_site_has_an_alpha_of_its_own() -> None:
+    backend = Counting()
+    run_in(backend, prompt_of())  # type: ignore[arg-type]
+    sites = len(MANIFEST.policy.sites)
+    assert sites > 1 and all(len({*feeds["alpha"].tolist()}) == sites for feeds in backend.fed)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
