@@ -19,6 +19,7 @@ from fastmmoe.runtime.bundle.manifest import read_manifest
 from fastmmoe.runtime.cli.main import main as run_main
 from fastmmoe.runtime.types import Array
 from fastmmoe.runtime.vlm import VLM
+from tests.support.onnx_graphs import without_metadata
 
 Tensors = dict[str, Array]
 
@@ -120,12 +121,6 @@ def test_original_names_give_the_same_graphs(bundle: Callable[..., Path]) -> Non
         graphs = {file for file in twin if file.endswith(".onnx")}
         assert {file for file in twin if twin[file] != original[file]} == {"manifest.json", *graphs}
         assert all(without_metadata(twin[file]) == without_metadata(original[file]) for file in graphs)
-
-
-def without_metadata(graph: bytes) -> bytes:
-    model = onnx.load_from_string(graph)
-    del model.metadata_props[:]
-    return model.SerializeToString(deterministic=True)
 
 
 @pytest.mark.parametrize("name", ["dsvl2-mla", "internvl-gptoss"])

@@ -29,3 +29,10 @@ def write_graph_with_weights(path: Path, location: str) -> None:
     graph = helper.make_graph([condition], "g", [], [], [tensor("own"), tensor("outer", location)])
     function = helper.make_function("d", "F", [], ["c"], [constant], [helper.make_opsetid("", 23)])
     onnx.save(helper.make_model(graph, functions=[function]), path)
+
+
+def without_metadata(graph: bytes) -> bytes:
+    """A graph's file but for what it says of the model that it is of."""
+    model = onnx.load_from_string(graph)
+    del model.metadata_props[:]
+    return model.SerializeToString(deterministic=True)
