@@ -170,6 +170,12 @@ def _widen_tensor(tensor: TensorProto, constants: Sequence[float]) -> None:
     rounded = np.asarray(numpy_helper.to_array(tensor))
     wide = rounded.astype(np.float32)
     if wide.size == 1:
-        exact = [c for c in constants if np.asarray(c).astype(rounded.dtype) == rounded.ravel()[0]]
+        exact = [c for c in constants if rounded.ravel()[0] in _roundings(c, rounded.dtype)]
         wide = np.full_like(wide, exact[0]) if exact else wide
     tensor.CopyFrom(numpy_helper.from_array(wide, tensor.name))
+
+
+def _roundings(constant: float, dtype: np.dtype[Any]) -> tuple[Any, Any]:
+    """What a graph may hold of a constant: it, rounded, or the root of its rounded square, as of attention's scale."""
+    square = np.asarray(constant * constant).astype(dtype)
+    return np.asarray(constant).astype(dtype)[()], np.sqrt(square.astype(np.float32)).astype(dtype)[()]

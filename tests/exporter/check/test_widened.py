@@ -14,6 +14,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from fastmmoe.exporter.check import widened
 from fastmmoe.exporter.check.widened import write_widened
 from fastmmoe.exporter.models.layers import VisionAttention
 from fastmmoe.exporter.ops import DOMAIN, SPARSE_MOE
@@ -129,6 +130,14 @@ def test_numbers_are_those_of_float32(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     rows = run(directory / graph_file("embedding"), ids=np.array([1, 0], np.int32))
     np.testing.assert_array_equal(rows, WEIGHT[[1, 0]].astype(np.float32))
+
+
+@pytest.mark.parametrize(("held", "meant"), [(0.484375, 18**-0.25), (0.486328125, 18**-0.25), (0.48828125, 0.48828125)])
+def test_a_scale_that_was_rounded_twice(held: float, meant: float) -> None:
+    """Of heads of 18 in bfloat16: the root of 18^-0.5 as it is rounded, or the scale; the next is neither."""
+    tensor = helper.make_tensor("scale", TensorProto.BFLOAT16, [1], [held])
+    widened._widen_tensor(tensor, [0.044715, 18**-0.25])
+    assert numpy_helper.to_array(tensor) == np.float32(meant)
 
 
 def test_weights_stay_where_they_are(tmp_path: Path) -> None:
