@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def check_bundle(
     """Check a bundle by itself.
 
     Args:
-        scratch: not there; for files of the check.
+        scratch: not there; for files of the check, which removes it.
         model: what was exported.
         options: that it was made with.
         atol: see `compare`.
@@ -64,18 +65,35 @@ def check_bundle(
     }
     say("comparing the written weights with the checkpoint ...")
     say(f"[✓] {check_samples(model, weights, say)}")
-    written = Written(directory, manifest, weights)
-    if model.precision.activations != torch.float32:
-        say("the check reads these graphs as float32, as no CPU runtime computes them in 16 bits")
-        widened = write_widened(directory, scratch, manifest, model.graphs.vision)
-        experts = Experts(weights["language_model"], model.precision.packing, scratch)
-        written = Written(scratch, widened, weights, experts, WIDENED)
-        model = Model(model.checkpoint, options, model.precision.float32_twin())
-    differences = compare(model, written, atol, say)
+    try:
+        differences = _differences(bundle, weights, scratch, model, options, atol, say)
+    finally:
+        # TensorRT refuses weights in files that have a second name.
+        shutil.rmtree(scratch, ignore_errors=True)
     for difference in differences:
         say(_difference_line(difference))
     if not all(difference.is_ok for difference in differences):
         raise CheckFailed("the exported graphs differ from torch by more than the tolerance; nothing was written")
+
+
+def _differences(
+    bundle: WrittenBundle,
+    weights: dict[str, StoredWeights],
+    scratch: Path,
+    model: Model,
+    options: PolicyOptions,
+    atol: float | None,
+    say: Say,
+) -> list[Difference]:
+    """What the graphs compute, beside torch; graphs of 16 bits as float32."""
+    written = Written(bundle.directory, bundle.manifest, weights)
+    if model.precision.activations != torch.float32:
+        say("the check reads these graphs as float32, as no CPU runtime computes them in 16 bits")
+        widened = write_widened(bundle.directory, scratch, bundle.manifest, model.graphs.vision)
+        experts = Experts(weights["language_model"], model.precision.packing, scratch)
+        written = Written(scratch, widened, weights, experts, WIDENED)
+        model = Model(model.checkpoint, options, model.precision.float32_twin())
+    return compare(model, written, atol, say)
 
 
 def _difference_line(difference: Difference) -> str:
