@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -213,6 +214,8 @@ def run(config: ExportConfig, command: str) -> int:
     """
     say = Lines()
     check_installed("the export", MODULES, "export")
+    # Threads of torch that wait would take the time of those that compute, where another program wants the cores, too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with preparing(command):
         from fastmmoe.exporter.plan import plan_export
 

@@ -239,7 +239,7 @@ def write_graphs(
     programs = _trace_kinds(model, opset, say)
     for graph, module in model.graphs.items():
         depth = f" ({model.config.num_hidden_layers} layers)" if graph == "language_model" else ""
-        say(f"tracing {graph}{depth} ...")
+        say(f"writing {graph}{depth} ...")
         start = time.perf_counter()
         load, stream = functools.partial(_load, model, graph), WeightStream(model, graph)
         traced = trace(module, programs[graph], graph_inputs(model, graph), load, name=graph, opset=opset)
@@ -252,7 +252,7 @@ def write_graphs(
             progress = Progress(f"writing {weights}", say)
             save_graph(traced, directory / file, directory / weights, stream, journal=journal, progress=progress)
         size = size_text((directory / weights).stat().st_size) if (directory / weights).is_file() else "no weights"
-        say(f"traced {graph}: {len(traced.graph)} nodes, {size} ({time.perf_counter() - start:.1f} s)")
+        say(f"wrote {graph}: {len(traced.graph)} nodes, {size} ({time.perf_counter() - start:.1f} s)")
     if portable:
         file = graph_file("language_model", portable=True)
         least = (directory / graph_file("language_model")).stat().st_size
@@ -264,10 +264,10 @@ def write_graphs(
 def _trace_kinds(model: Model, opset: int, say: Say) -> dict[str, Program]:
     """The program of each graph, with every kind of step traced: one call of the exporter for all of them."""
     programs = {graph: graph_program(model, graph) for graph, _ in model.graphs.items()}
-    say("tracing each kind of layer once ...")
+    say("tracing each kind of step once ...")
     start = time.perf_counter()
     kinds = templates_of([step for program in programs.values() for step in program.steps], opset=opset)
-    say(f"traced {len({id(kind) for kind in kinds})} kinds of layers ({time.perf_counter() - start:.1f} s)")
+    say(f"traced {len({id(kind) for kind in kinds})} kinds of steps ({time.perf_counter() - start:.1f} s)")
     return programs
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from fastmmoe.runtime.cli.start import end_at_interrupts
+from fastmmoe.runtime.cli.start import end_at_interrupts, finished
 
 
 def main() -> int:
@@ -11,4 +11,4 @@ def main() -> int:
     end_at_interrupts("fastmmoe-export")
     from fastmmoe.exporter.cli import main as command
 
-    return command()
+    return finished(command())

@@ -122,7 +122,7 @@ def compare(model: Model, written: Written, atol: float | None, say: Say) -> lis
     """
     limit = ATOL if atol is None else atol
     vision_inputs = _picture(written.manifest.processor)
-    say("checking vision: in torch, then in ONNX Runtime ...")
+    say(f"checking vision: in torch, then in {written.label} ...")
     features = _run_vision(model, written, vision_inputs)
     distance = _distance(written.load("vision").image_features(vision_inputs), features)
     embedding = _Embedding(written, model)

@@ -61,7 +61,7 @@ def check_samples(model: Model, weights: Mapping[str, StoredWeights], say: Say) 
         if now - last > _PROGRESS_SECONDS:
             last, left = now, (now - start) / (done + 1) * (len(names) - done - 1)
             say(f"compared {done + 1} of {len(names)} parameters with the checkpoint; about {left:.0f} s left")
-    return f"samples of {len(names)} parameters, {experts} expert matrices among them, are the checkpoint's"
+    return f"samples of {len(names)} parameters, with {experts} expert matrices, equal the checkpoint"
 
 
 def _check_absent(model: Model, name: str) -> None:

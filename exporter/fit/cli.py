@@ -34,7 +34,7 @@ def add_plan(commands: Any) -> None:
     )
     plan.add_argument(
         "--target",
-        choices=(*target_names(), *DEVICES),
+        choices=tuple(dict.fromkeys((*target_names(), *DEVICES))),
         default=config.target,
         metavar="TARGET",
         help=f"as for an export, or one of its machines: {', '.join(DEVICES)} (default %(default)s: this machine)",

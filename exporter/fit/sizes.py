@@ -22,6 +22,7 @@ from fastmmoe.exporter.pruning.settings import Layers, PolicyOptions, resolve_po
 from fastmmoe.exporter.targets import activation_dtype
 from fastmmoe.runtime.bundle import manifest as bundle
 from fastmmoe.runtime.cost.weights import count_weights
+from fastmmoe.runtime.errors import UnsupportedModel
 from fastmmoe.runtime.files import real_path
 from fastmmoe.runtime.machines.targets import Target
 from fastmmoe.runtime.method.policy import Policy
@@ -109,6 +110,11 @@ def _read(model: str) -> tuple[dict[str, Any], Path, str]:
     known = by_name.get(model.rpartition("/")[2].lower())
     if known is not None and not directory.exists():
         return published_configs()[known], NO_DIRECTORY, known
-    check_directory(directory)
+    try:
+        check_directory(directory)
+    except UnsupportedModel as error:
+        if directory.exists():
+            raise
+        raise UnsupportedModel(f"{error}; names that need none: {', '.join(by_name.values())}") from None
     values = parse_object(read_bytes(directory / CONFIG_FILE), directory / CONFIG_FILE)
     return values, directory, DEMO if model == DEMO else real_path(directory).name

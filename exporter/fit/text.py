@@ -95,6 +95,7 @@ def _memory_lines(report: Report) -> Iterator[str]:
         for part, size in needs.weights.items()
         if size >= LEAST_SHOWN * sum(needs.weights.values())
     }
+    others = "the system" if machine.target.tensorrt is None else "system and CUDA"
     rows = {f"  {part}": (size, "") for part, size in shown.items()}
     rows |= {
         "weights": (sum(needs.weights.values()), ""),
@@ -102,7 +103,7 @@ def _memory_lines(report: Report) -> Iterator[str]:
         "vision activations": (needs.vision, "estimate"),
         "workspace": (needs.workspace, "estimate"),
         "together": (needs.total, ""),
-        "memory": (machine.memory, f"{_gb(machine.reserve)} of it left to system and CUDA, assumed"),
+        "memory": (machine.memory, f"{_gb(machine.reserve)} of it left to {others}, assumed"),
     }
     if needs.build:
         where = "on the device" if machine.target.shares_memory else "of the host that builds"

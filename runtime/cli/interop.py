@@ -80,7 +80,8 @@ def _golden(arguments: argparse.Namespace) -> int:
         print(json.dumps({"graphs": [asdict(one) for one in found], "data_loader": str(loader)}, default=str))
         return 0
     for one in found:
-        print(f"{one.graph}: {one.calls} call(s), {size_text(one.bytes)} in {one.inputs.name}, {one.outputs.name}")
+        calls = "1 call" if one.calls == 1 else f"{one.calls} calls"
+        print(f"{one.graph}: {calls}, {size_text(one.bytes)} in {one.inputs.name}, {one.outputs.name}")
         print("\n".join(f"  {command}" for command in one.commands))
     print(f"other inputs: --data-loader-script {loader} (or {loader}:vision, {loader}:embedding)")
     return 0

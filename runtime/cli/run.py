@@ -217,11 +217,13 @@ def describe(stats: RequestStats, *, is_warm: bool) -> str:
     """One request in two lines: token counts, then FLOPs and times."""
     stages = " -> ".join(f"{count:,}" for count in (stats.visual_tokens, *stats.kept_visual_tokens))
     decode = f"{sum(stats.decode_ms) / len(stats.decode_ms):.1f} ms/token" if stats.decode_ms else "none"
+    # A deadline may have ended the request before its prefill.
+    first = "first token after" if stats.prefill_ms else "ended without a token after"
     return (
         f"{stats.method}: visual tokens {stages}, text tokens {stats.text_tokens:,}, "
         f"retention {stats.retention:g}, pruning rate {stats.pruning_rate:g}\n"
         f"prefill {stats.prefill_flops / 1e9:.3f} GFLOPs ({stats.flops_reduction:.1%} less), "
-        f"first token after {stats.ttft_ms:.0f} ms (vision {stats.vision_ms:.0f}, prefill {stats.prefill_ms:.0f}), "
+        f"{first} {stats.ttft_ms:.0f} ms (vision {stats.vision_ms:.0f}, prefill {stats.prefill_ms:.0f}), "
         f"decode {decode}, provider {stats.provider}, "
         f"{'warm' if is_warm else 'first request: slower than those after it (--warm-up)'}"
     )

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import importlib
 import shlex
+import sys
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +87,24 @@ def write_golden(
     list(Run(manifest, recording, [request_inputs(manifest.processor, seed)], options, has_logits=True).tokens())
     loader = _LOADER.format(file=DATA_LOADER, bundle=str(real_path(bundle)), graphs=GRAPHS)
     _write(out / DATA_LOADER, loader)
-    return [_golden(bundle, manifest, graph, recording.calls[graph], out) for graph in GRAPHS]
+    with _without_torch():
+        return [_golden(bundle, manifest, graph, recording.calls[graph], out) for graph in GRAPHS]
+
+
+@contextmanager
+def _without_torch() -> Iterator[None]:
+    """Have Polygraphy's JSON not import torch where that is installed: arrays are NumPy's here.
+
+    The import takes longer than all else, and an interrupt that lands in it crashes the process.
+    """
+    if "torch" in sys.modules:
+        yield
+        return
+    sys.modules["torch"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["torch"]
 
 
 def _golden(bundle: Path, manifest: Manifest, graph: str, calls: Sequence[Recorded], out: Path) -> Golden:

@@ -269,7 +269,7 @@ def test_interrupted_export(number: signal.Signals, model_dir: Callable[[str], P
         assert process.stdout is not None and process.stderr is not None
         try:
             lines = iter(process.stdout.readline, "")
-            assert any(line.startswith("traced embedding") for line in lines), process.stderr.read()
+            assert any(line.startswith("wrote embedding") for line in lines), process.stderr.read()
             time.sleep(1)  # The language model is being traced now, for ten seconds or more.
             assert [path.name[:5] for path in tmp_path.iterdir()] == [".out."]
             start = time.perf_counter()

@@ -38,7 +38,7 @@ def test_what_is_printed(asked: list[object], capsys: pytest.CaptureFixture[str]
     assert main(["golden", "OUT", "DIR", "--retention", "0.5", "--seed", "3", "--no-verify"]) == 0
     assert asked == [(0.5, 3, False)]
     first, command, loader = capsys.readouterr().out.splitlines()
-    assert first == "vision: 1 call(s), 1.6 MB in vision.inputs.json, vision.outputs.json"
+    assert first == "vision: 1 call, 1.6 MB in vision.inputs.json, vision.outputs.json"
     assert command == "  polygraphy run" and "DIR/data_loader.py:vision" in loader
 
 

@@ -225,6 +225,8 @@ def test_a_request_in_two_lines() -> None:
         "prefill 6.000 GFLOPs (25.0% less), first token after 121 ms (vision 20, prefill 100), decode 2.5 ms/token, "
         "provider cuda, warm"
     )
+    ended = describe(replace(STATS, prefill_ms=0.0, decode_ms=[]), is_warm=True)
+    assert "(25.0% less), ended without a token after 21 ms (vision 20, prefill 0), decode none, " in ended
     cold = describe(replace(STATS, decode_ms=[]), is_warm=False)
     assert cold.endswith("decode none, provider cuda, first request: slower than those after it (--warm-up)")
 

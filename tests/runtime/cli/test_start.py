@@ -16,6 +16,7 @@ SECONDS = 30
 
 
 STARTS = {"fastmmoe": "fastmmoe.runtime.cli.start", "fastmmoe-export": "fastmmoe.exporter.start"}
+COMMANDS = {"fastmmoe": "fastmmoe.runtime.cli.main", "fastmmoe-export": "fastmmoe.exporter.cli"}
 
 
 @pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGHUP"])
@@ -42,6 +43,14 @@ def test_a_start_runs_the_command(name: str) -> None:
     program += "assert not {'argparse', 'msgspec', 'numpy'} & sys.modules.keys()\nsys.exit(main())"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=SECONDS)
     assert result.returncode == 0 and result.stdout.startswith(b"fastmmoe "), result.stderr
+
+
+@pytest.mark.parametrize("name", STARTS)
+def test_an_end_searches_for_no_cycles(name: str) -> None:
+    program = f"import gc, sys; sys.argv[1:] = []\nimport {COMMANDS[name]} as command\ncommand.main = lambda: 7\n"
+    program += f"from {STARTS[name]} import main\nprint(main(), gc.get_freeze_count() > 1000)"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, timeout=SECONDS)
+    assert (result.stdout, result.stderr) == (b"7 True\n", b"")
 
 
 def started(body: str, *, shell: str = 'exec "$@"') -> subprocess.CompletedProcess[bytes]:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import importlib
 import runpy
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,17 @@ def test_the_data_loader_yields_inputs(toy_bundle: Path, tmp_path: Path) -> None
     assert loader["load_data"] is loader["language_model"]
     assert set(next(loader["vision"]())) == {"pixel_values", "layout_index"}
     assert "logits" not in next(loader["load_data"]()) and "alpha" in next(loader["load_data"]())
+
+
+@pytest.mark.usefixtures("without_polygraphy")
+def test_polygraphy_does_not_import_torch(monkeypatch: pytest.MonkeyPatch, toy_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "torch.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    monkeypatch.setattr(golden, "_outputs_json", lambda _: importlib.import_module("torch").__name__)
+    with pytest.raises(ModuleNotFoundError, match="torch"):
+        write_golden(toy_bundle, tmp_path / "out", RequestOptions(), verify=False)
+    assert importlib.import_module("torch").__file__ == str(tmp_path / "torch.py")
 
 
 def test_the_place_of_a_file_is_no_directory(toy_bundle: Path) -> None:
