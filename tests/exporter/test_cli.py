@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,15 @@ def test_errors_begin_with_the_command_that_was_called(tmp_path: Path, capsys: p
     for call, name in ((cli.main, "fastmmoe-export"), (lambda argv: fastmmoe(["export", *argv]), "fastmmoe")):
         assert call(["demo", str(tmp_path / "out")]) == 2
         assert capsys.readouterr().err.startswith(f"{name}: error: {tmp_path / 'out'} exists")
+
+
+def test_threads_of_torch_sleep_unless_told_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "active")
+    cli.main([str(tmp_path / "nowhere"), str(tmp_path / "out")])
+    assert os.environ["OMP_WAIT_POLICY"] == "active"
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    cli.main([str(tmp_path / "nowhere"), str(tmp_path / "out")])
+    assert os.environ["OMP_WAIT_POLICY"] == "passive"
 
 
 def test_the_installed_command_knows_it() -> None:
