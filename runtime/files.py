@@ -226,8 +226,8 @@ def scratch_directory(
 
 
 def is_resumable(path: Path) -> bool:
-    """Whether a scratch directory has something that a later run goes on with."""
-    return (path / RESUMABLE).is_file()
+    """Whether a scratch directory has something that a later run goes on with: a journal alone says nothing."""
+    return (path / RESUMABLE).is_file() and any(entry.is_dir() for entry in path.iterdir())
 
 
 def remove_left_scratch(directory: Path, say: Say, name: str | None = None) -> None:

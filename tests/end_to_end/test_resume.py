@@ -157,6 +157,15 @@ def test_a_full_disk_leaves_what_is_written(model: Path, whole: dict[str, bytes]
     assert not scratch_of(tmp_path / "second").exists()
 
 
+def test_a_disk_that_was_full_from_the_start_leaves_nothing(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("fastmmoe.exporter.disk_space.free_bytes", lambda _: 0)
+    assert untraced_export.run([str(model), str(tmp_path / "out"), *OPTIONS, "--resume"]) == 2
+    assert "goes on with" not in capsys.readouterr().out
+    assert not scratch_of(tmp_path / "out").exists()
+
+
 def test_a_disk_that_is_still_full_takes_nothing_away(
     model: Path,
     whole: dict[str, bytes],
