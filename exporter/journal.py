@@ -102,7 +102,7 @@ class Journal:
 
 
 def _read(path: Path, key: str) -> list[_Entry] | None:
-    """The entries of a journal; None where it is not there or of another export. A line that was cut off ends it."""
+    """The entries of a journal; None where it is not there or of another export. A damaged line ends it."""
     try:
         first, *lines = path.read_bytes().splitlines()
         if msgspec.json.decode(first, type=_Key).key != key:
@@ -112,10 +112,19 @@ def _read(path: Path, key: str) -> list[_Entry] | None:
     entries: list[_Entry] = []
     for line in lines:
         try:
-            entries.append(msgspec.json.decode(line, type=_Entry))
+            entry = msgspec.json.decode(line, type=_Entry)
         except (msgspec.DecodeError, UnicodeDecodeError):
             break
+        if not _is_inside(entry.file):
+            break
+        entries.append(entry)
     return entries
+
+
+def _is_inside(file: str) -> bool:
+    """Whether it is a file of a folder in the scratch directory: what stands beside those of the journal is removed."""
+    parts = file.split("/")
+    return len(parts) == 2 and not {"", ".", ".."}.intersection(parts) and "\0" not in file
 
 
 def _leave_only(scratch: Path, files: set[str]) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -110,6 +111,24 @@ def test_a_line_that_was_cut_off_ends_the_journal(scratch: Path) -> None:
     path = scratch / RESUMABLE
     path.write_bytes(path.read_bytes()[:-10])
     assert kept(scratch)[0] == [True, False]
+
+
+@pytest.mark.parametrize(
+    "file", ["", "x", "../x", "bundle/../../x", "/scratch/../x", "bundle/..", "bundle//x", "bundle/x\0"]
+)
+def test_nothing_outside_of_the_scratch_directory_is_touched(scratch: Path, file: str) -> None:
+    """A damaged line counts for none, and folders that it would lead to are not tidied.
+
+    An absolute path leads into the test's own folder: code that is wrong removes what is there.
+    """
+    file = f"{scratch.parent}{file}" if file.startswith("/") else file
+    beside = scratch.parent / "mine"
+    beside.touch()
+    entry = {"file": file, "name": "a", "at": 0, "size": 5000, "sha256": ""}
+    with (scratch / RESUMABLE).open("ab") as journal:
+        journal.write(json.dumps(entry).encode() + b"\n")
+    assert kept(scratch)[0] == [True, True]
+    assert beside.exists() and len((scratch / RESUMABLE).read_bytes().splitlines()) == 3
 
 
 @pytest.mark.parametrize("text", [b"", b"{}", b"[]\n", b"\xff\n", b'{"key": 1}\n'])
