@@ -90,6 +90,13 @@ def real_path(path: Path) -> Path:
     return Path(real)
 
 
+def check_beside(directory: Path, out: Path) -> None:
+    """Raise InvalidRequest where files are to be written into a bundle, which holds what was exported alone."""
+    inner, outer = real_path(out), real_path(directory)
+    if outer in (inner, *inner.parents):
+        raise InvalidRequest(f"{out}: inside the bundle {directory}, which takes no other files; give another place")
+
+
 def check_replaceable(path: Path) -> Path:
     """The path, links followed, of a file that may be written; asked before the work that fills it.
 

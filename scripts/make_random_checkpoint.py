@@ -65,8 +65,9 @@ def _main() -> int:
         wanted=none if a.holes else every,
     )
     size, seconds = sum(sizes.values()), time.perf_counter() - start
+    files = "1 weight file" if len(sizes) == 1 else f"{len(sizes)} weight files"
     speed = "holes" if a.holes else f"{size / 1e9 / seconds:.2f} GB/s"
-    print(f"wrote {a.directory}: {size / 1e9:.2f} GB in {len(sizes)} weight files ({seconds:.1f} s, {speed})")
+    print(f"wrote {a.directory}: {size / 1e9:.2f} GB in {files} ({seconds:.1f} s, {speed})")
     return 0
 
 

@@ -18,7 +18,7 @@ from fastmmoe.runtime.backends.settings import CPU, Settings
 from fastmmoe.runtime.bundle import signatures
 from fastmmoe.runtime.bundle.manifest import GRAPHS, Manifest, graph_file
 from fastmmoe.runtime.bundle.verification import open_bundle
-from fastmmoe.runtime.files import check_replaceable, real_path, replacing
+from fastmmoe.runtime.files import check_beside, check_replaceable, real_path, replacing
 from fastmmoe.runtime.generation import Run
 from fastmmoe.runtime.interop.legal_inputs import check_plain, request_inputs
 from fastmmoe.runtime.interop.recording import Recorded, Recording
@@ -74,13 +74,14 @@ def write_golden(
     Args:
         out: directory; its files are replaced.
     Raises:
-        InvalidRequest: see `check_plain` and `Run`.
+        InvalidRequest: see `check_plain`, `check_beside` and `Run`.
         BackendMissing, BundleMismatch: see `VLM`.
         WriteFailed: the disk is full, or the like.
     """
     opened = open_bundle(bundle, verify=verify)
     manifest = opened.manifest
     check_plain(bundle, manifest)
+    check_beside(bundle, out)
     out.mkdir(parents=True, exist_ok=True)
     check_replaceable(out / DATA_LOADER)
     recording = Recording(load_backend(opened, Settings(provider=CPU)), manifest)

@@ -15,7 +15,7 @@ from fastmmoe.runtime.backends.settings import AUTO
 from fastmmoe.runtime.bundle.manifest import ENGINES, TOKENIZER, Manifest, read_engines
 from fastmmoe.runtime.bundle.verification import open_bundle
 from fastmmoe.runtime.errors import BundleMismatch, InvalidRequest
-from fastmmoe.runtime.files import real_path, write_atomically
+from fastmmoe.runtime.files import check_beside, real_path, write_atomically
 from fastmmoe.runtime.interop.triton_server import (
     BUNDLE,
     FINISH_REASON,
@@ -177,12 +177,14 @@ def write_repository(
     Args:
         out: directory; its files are replaced.
     Raises:
-        InvalidRequest: a name that Kubernetes does not take, a number below 1, or more sequences than the engines take.
+        InvalidRequest: a name that Kubernetes does not take, a number below 1, more sequences than the engines take, or
+            see `check_beside`.
         BundleMismatch: see `open_bundle`, or the bundle has no tokenizer.
         WriteFailed: the disk is full, or the like.
     """
     options = RepositoryOptions() if options is None else options
     _check(options)
+    check_beside(bundle, out)
     manifest = open_bundle(bundle, verify=verify).manifest
     target = find_target(manifest.target)
     if target is None:

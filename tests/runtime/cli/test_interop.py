@@ -85,6 +85,18 @@ def test_a_model_repository(toy_bundle: Path, tmp_path: Path, capsys: pytest.Cap
     assert lines[2].startswith("serve it: docker run")
 
 
+@pytest.mark.parametrize("command", ["golden", "triton"])
+@pytest.mark.parametrize("place", [".", "golden"])
+def test_a_bundle_takes_no_other_files(
+    command: str, place: str, monkeypatch: pytest.MonkeyPatch, toy_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: "there" if name == "polygraphy" else find(name))
+    before = sorted(toy_bundle.rglob("*"))
+    assert main([command, str(toy_bundle), str(toy_bundle / place), "--no-verify"]) == 2
+    assert "inside the bundle" in capsys.readouterr().err and sorted(toy_bundle.rglob("*")) == before
+
+
 def test_a_repository_of_threads_that_there_are_not(toy_bundle: Path, tmp_path: Path) -> None:
     assert main(["triton", str(toy_bundle), str(tmp_path / "out"), "--threads", "-1"]) == 2
     assert not (tmp_path / "out").exists()

@@ -65,8 +65,9 @@ def test_polygraphy_does_not_import_torch(monkeypatch: pytest.MonkeyPatch, toy_b
     assert importlib.import_module("torch").__file__ == str(tmp_path / "torch.py")
 
 
-def test_the_place_of_a_file_is_no_directory(toy_bundle: Path) -> None:
-    place = toy_bundle / "tokenizer.json"
+def test_the_place_of_a_file_is_no_directory(toy_bundle: Path, tmp_path: Path) -> None:
+    place = tmp_path / "file"
+    place.touch()
     with pytest.raises(FileExistsError):
         write_golden(toy_bundle, place, RequestOptions(), verify=False)
 
