@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import warnings
+import sys
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 _CANNOT_COPY = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM)
 """Of another file system, an old kernel, a kind of file, or a sandbox without this call."""
 _BUFFER = 4 << 20
+# Without a reservation Linux maps more than memory and swap hold. The mmap module has its name from Python 3.13 on.
+_PRIVATE = mmap.MAP_PRIVATE | (0x4000 if sys.platform == "linux" else 0)
 
 
 class OpenFile:
@@ -53,7 +55,7 @@ class OpenFile:
             raise self._changed(f"{found.st_size} bytes, {before.size} when its header was read, and written to since")
 
     def mapped(self, info: TensorInfo) -> torch.Tensor:
-        """A tensor of the file, sharing its pages, which must not be written to.
+        """A tensor of the file, sharing its pages; what is written to it stays in this process.
 
         Raises:
             MemoryError: the process may not map as much (ulimit -v).
@@ -65,15 +67,11 @@ class OpenFile:
             return torch.empty(info.shape, dtype=dtype)
         if self._mapping is None:
             try:
-                self._mapping = mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
+                self._mapping = mmap.mmap(self._descriptor, 0, flags=_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
             except OSError as error:
                 raise MemoryError(f"{self.path}: {error.strerror}") from error
         count = torch.Size(info.shape).numel()
-        with warnings.catch_warnings():
-            # That it is not writable is meant: a private, writable mapping counts as memory.
-            warnings.filterwarnings("ignore", "The given buffer is not writable")
-            flat = torch.frombuffer(self._mapping, dtype=dtype, count=count, offset=info.offset)
-        return flat.view(info.shape)
+        return torch.frombuffer(self._mapping, dtype=dtype, count=count, offset=info.offset).view(info.shape)
 
     def read(self, buffer: memoryview, offset: int) -> None:
         """Fill the buffer with the file's bytes from an offset on.

@@ -133,10 +133,18 @@ def _cut(
         dict(zip(given, graph.inputs, strict=False)),
         dict(zip(results, graph.outputs, strict=True)),
         dict(zip(parameters, graph.inputs[len(given) :], strict=True)),
-        list(graph.initializers.values()),
+        _constants(graph),
         {id(value): _local_shape(value, kind) for node in nodes for value in node.outputs},
         paths,
     )
+
+
+def _constants(graph: ir.Graph) -> list[ir.Value]:
+    """Its initializers by their first use: their own order depends on what is traced beside."""
+    kept = {id(value) for value in graph.initializers.values()}
+    used = {id(value): value for node in graph for value in node.inputs if value is not None and id(value) in kept}
+    outputs = {id(value): value for value in graph.outputs if value is not None and id(value) in kept}
+    return list((used | outputs).values())
 
 
 def _read_lengths_in_order(graph: ir.Graph, takes: list[Take]) -> None:

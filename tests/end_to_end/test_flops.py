@@ -327,7 +327,10 @@ def test_flops_of_a_picture_as_json(directory: Path, golden: Path, capsys: pytes
     assert 0 < result["requests"][lines.index(("sparsevlm", 0.5))]["flops"]["pruning"] < most
 
 
-def test_flops_table_fits_a_terminal(directory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_flops_table_fits_a_terminal(
+    directory: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     assert main(["flops", str(directory), "--visual-tokens", "3000", "--text-tokens", "900", "--tiles", "12"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 120

@@ -85,6 +85,13 @@ def test_a_file_larger_than_memory_and_swap_is_mapped(tmp_path: Path) -> None:
     assert checkpoint.load("huge")[-2:].tolist() == [0, 0]
 
 
+def test_what_is_written_to_a_mapped_tensor_stays_in_the_process(tmp_path: Path) -> None:
+    file = write_sparse(tmp_path, 4096) / "model.safetensors"
+    before, checkpoint = file.read_bytes(), Checkpoint(tmp_path)
+    checkpoint.load("last").zero_()
+    assert not checkpoint.load("last").any() and file.read_bytes() == before
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/statm")
 def test_a_process_that_may_not_map_it_reads_it_all_the_same(tmp_path: Path) -> None:
     write_sparse(tmp_path, 4 << 30)

@@ -56,6 +56,26 @@ def test_a_kind_is_traced_once(calls: list[int]) -> None:
     assert older is not first and calls == [2, 1]
 
 
+class TwoConstants(nn.Module):
+    """Takes a 0 and a 1 of int64, as axes and as values."""
+
+    def forward(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        x = inputs["x"]
+        return {"y": x.unsqueeze(1).sum(0, keepdim=True) + x.unsqueeze(0).sum(1)[:, None]}
+
+
+def test_constants_come_by_their_first_use(calls: list[int]) -> None:
+    take: Take = (("T", 3), torch.float32)
+    two = Step("two", TwoConstants(), {"x": take}, {"x": "x"}, {"y": "y"})
+    # What is traced beside decides the order in which the exporter lists them.
+    found = templates_of([step(0), two, step(1, size=5)], opset=23)
+    for template in found:
+        used = [id(value) for node in template.nodes for value in node.inputs if value is not None]
+        first = [used.index(id(value)) for value in template.constants]
+        assert first == sorted(first)
+    assert all(len(template.constants) > 1 for template in found)
+
+
 def described(template: templates.Template) -> list[Any]:
     return [
         (node.op_type, [value.name is None for value in node.outputs], [template.shapes[id(v)] for v in node.outputs])
