@@ -136,6 +136,7 @@ def test_some_value_of_every_block_is_looked_at(shape: tuple[int, ...]) -> None:
     *_, rows, columns = shape
     of_rows = samples._sample(shape, 2, is_dense=True)[-1]
     of_columns = samples._sample(shape, 2, is_dense=False)[-1]
+    assert isinstance(of_rows, torch.Tensor) and isinstance(of_columns, torch.Tensor)
     for places, count, size in ((of_rows, rows, 2 * columns), (of_columns.flatten(), columns, 2 * rows)):
         assert places[0] == 0 and places[-1] == count - 1
         assert int(places.diff().max()) * size <= max(4 << 20, size)
