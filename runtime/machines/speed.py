@@ -22,6 +22,8 @@ MOST_READ_BYTES = 1 << 28
 """Several times what the last cache of most processors holds."""
 ROW = 1024
 REPEATS = 7
+LEAST_SECONDS = 0.1
+"""What is read in microseconds is read again for so long: other work of the machine stands in the way of most."""
 
 
 def peak_flops(root: Path = Path("/")) -> float:
@@ -58,9 +60,9 @@ def read_bandwidth(working_set: int) -> float:
     rows = max(1, min(working_set, MOST_READ_BYTES) // (4 * ROW))
     # Written, not zeroed: untouched pages would all be the same one.
     matrix, vector, product = np.ones((rows, ROW), np.float32), np.ones(ROW, np.float32), np.empty(rows, np.float32)
-    best = float("inf")
-    for _ in range(1 + REPEATS):
+    best, done, end = float("inf"), 0, time.perf_counter() + LEAST_SECONDS
+    while done <= REPEATS or time.perf_counter() < end:
         start = time.perf_counter()
         np.matmul(matrix, vector, out=product)
-        best = min(best, time.perf_counter() - start)
+        best, done = min(best, time.perf_counter() - start), done + 1
     return matrix.nbytes / best

@@ -104,12 +104,18 @@ def test_flops_are_those_of_the_command(
 def test_no_run_is_faster_than_its_roofline(
     name: str, model_dir: Callable[[str], Path], vlm: Callable[..., VLM]
 ) -> None:
-    report = plan(model_dir(name), tiles=1, text_tokens=8)
+    def bound() -> Report:
+        return plan(model_dir(name), tiles=1, text_tokens=8)
+
+    report = bound()
     model, side = vlm(name), report.sizes.config.vision.image_size
     picture = np.zeros((side, side, 3), np.uint8)
     message: Any = [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "a"}]}]
     least: dict[str, float] = {}
-    for _ in range(3):
+    # Other work slows what measures the machine, too: each bound is the least of several, by turns with the runs.
+    bounds = [report]
+    for _ in range(5):
+        bounds.append(bound())
         start = time.perf_counter()
         stats = model.generate(message, retention=1.0, max_new_tokens=4).stats
         whole = 1e3 * (time.perf_counter() - start)
@@ -121,7 +127,9 @@ def test_no_run_is_faster_than_its_roofline(
     # The plan is for no more than what ran.
     assert row.request.schedule.visual_tokens <= stats.visual_tokens
     assert row.request.text_tokens <= stats.text_tokens
-    assert report.times.vision.ms < least["vision"]
-    assert row.prefill.ms < least["prefill"]
-    assert row.decode.ms < least.get("decode", float("inf"))
-    assert report.times.vision.ms + row.prefill.ms < least["whole"]
+    vision = min(found.times.vision.ms for found in bounds)
+    prefill = min(found.times.rows[0].prefill.ms for found in bounds)
+    assert vision < least["vision"]
+    assert prefill < least["prefill"]
+    assert min(found.times.rows[0].decode.ms for found in bounds) < least.get("decode", float("inf"))
+    assert vision + prefill < least["whole"]
