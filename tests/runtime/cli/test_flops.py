@@ -98,8 +98,10 @@ def test_numbers_of_the_json_are_those_of_the_counter(toy_bundle: Path, capsys: 
     assert without["requests"][0]["reduction_with_vision"] is None
 
 
-def test_the_table(toy_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table(toy_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Columns without a number are left out; numbers stand to the right."""
+    # Workers of a test run say 80.
+    monkeypatch.setenv("COLUMNS", "120")
     lines = printed(capsys, "flops", str(toy_bundle), *COUNTS, "-r", "0.25").splitlines()
     assert lines[0] == "toy: 16 visual and 4 text tokens"
     header, none, pruned = lines[-3:]
