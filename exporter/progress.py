@@ -11,6 +11,8 @@ import time
 from fastmmoe.runtime.types import Say
 
 _SECONDS, _TERMINAL_SECONDS = 10.0, 2.0
+STEPS_SECONDS = 30.0
+"""Between lines on steps that take about the same time each."""
 
 
 class Lines:
@@ -65,6 +67,28 @@ class Progress:
         left = duration_text((self._total - self._done) / rate)
         of_it = f"{self._done / 1e9:.1f} of {self._total / 1e9:.1f} GB"
         self._say(f"{self._what}: {of_it}, {rate / 1e6:.0f} MB/s, {left} left")
+
+
+class Steps:
+    """How many steps of a work are done, said now and then with the time that the others take.
+
+    Args:
+        what: the line's beginning, with places for the steps that are done and for all.
+        total: number of steps.
+        say: gets the lines.
+    """
+
+    def __init__(self, what: str, total: int, say: Say) -> None:
+        self._what, self._total, self._say, self._done = what, total, say, 0
+        self._began = self._said = time.monotonic()
+
+    def add(self) -> None:
+        """Count a step that is done."""
+        self._done += 1
+        now = time.monotonic()
+        if now - self._said > STEPS_SECONDS:
+            self._said, left = now, (now - self._began) / self._done * (self._total - self._done)
+            self._say(f"{self._what.format(self._done, self._total)}; about {left:.0f} s left")
 
 
 def duration_text(seconds: float) -> str:

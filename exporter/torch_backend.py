@@ -23,7 +23,7 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class TorchBackend:
-    """See `Backend`. The parameters are float32, and there while it runs (`streamed_weights`).
+    """See `Backend`. The parameters are float32, and there while it runs.
 
     Attributes:
         cache_dtype: what the caches store.

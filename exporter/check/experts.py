@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastmmoe.exporter.check.stored import StoredWeights
+from fastmmoe.exporter.check.stored import StoredWeights, bits_of
 from fastmmoe.exporter.model import EXPERT_WEIGHTS
 from fastmmoe.exporter.ops.quantise import Packing, QuantisedWeights, dequantise
 from fastmmoe.runtime.types import Array
@@ -35,7 +35,7 @@ class Experts:
                 first = next(name for name in names if name.endswith(end))
                 self._shared[end] = _unpacked(weights, first, packing, directory / f"{end.rpartition('.')[2]}.floats")
         self.inputs: dict[str, Array] = {
-            weights.parameters[name].name: _bits(tensor)
+            weights.parameters[name].name: bits_of(tensor)
             for name in names
             if (tensor := self.parameter(name)) is not None
         }
@@ -47,11 +47,6 @@ class Experts:
             return None
         shared = next((tensor for end, tensor in self._shared.items() if name.endswith(end)), None)
         return self._weights.parameter(name) if shared is None else shared
-
-
-def _bits(tensor: torch.Tensor) -> Array:
-    array: Array = tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
-    return array
 
 
 def _unpacked(weights: StoredWeights, name: str, packing: Packing, file: Path) -> torch.Tensor:

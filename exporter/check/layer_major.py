@@ -7,7 +7,6 @@ layer's caches goes to the next call of its prompt there and then, and is droppe
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +14,11 @@ from dataclasses import dataclass
 import torch
 
 from fastmmoe.exporter.models.steps import Program, Tensors
+from fastmmoe.exporter.progress import Steps
 from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.types import Say
 
 Load = Callable[[str], torch.Tensor]
-_PROGRESS_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -63,8 +62,8 @@ def run_calls(
     part = Program(program.steps, {name: program.outputs[name] for name in wanted})
     values = [[_Values(calls, feeds) for feeds in calls.feeds] for calls in prompts]
     following = _following(program, prompts)
-    start = last = time.monotonic()
-    for k, (step, done) in enumerate(zip(part.steps, part.done_after(), strict=True)):
+    progress = Steps("checked step {} of {} in torch", len(part.steps), say)
+    for step, done in zip(part.steps, part.done_after(), strict=True):
         with torch.no_grad(), loaded(step.module, names, load):
             for calls in values:
                 for call, after in zip(calls, [*calls[1:], None], strict=True):
@@ -74,10 +73,7 @@ def run_calls(
                         after.update({following[name]: found[name] for name in found.keys() & following.keys()})
                     for name in done:
                         call.pop(name, None)
-        now = time.monotonic()
-        if now - last > _PROGRESS_SECONDS:
-            last, left = now, (now - start) / (k + 1) * (len(part.steps) - k - 1)
-            say(f"checked step {k + 1} of {len(part.steps)} in torch; about {left:.0f} s left")
+        progress.add()
     return [[{name: call[source] for name, source in part.outputs.items()} for call in calls] for calls in values]
 
 

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from fastmmoe.exporter.check.experts import Experts
-from fastmmoe.exporter.check.layer_major import Load
+from fastmmoe.exporter.check.layer_major import Calls, Load, run_calls
 from fastmmoe.exporter.check.portable import BodyChecks
 from fastmmoe.exporter.check.prompts import DECODE_STEPS, Embed, Outcome, Prompt, make_prompt, run_in, run_in_torch
 from fastmmoe.exporter.check.sessions import MappedOnnxRuntime
 from fastmmoe.exporter.check.stored import StoredWeights
-from fastmmoe.exporter.check.streamed import streamed_weights
 from fastmmoe.exporter.check.structure import CheckFailed
+from fastmmoe.exporter.graph.inputs import graph_program
 from fastmmoe.exporter.model import Model
 from fastmmoe.exporter.targets import ATOL
 from fastmmoe.runtime.bundle import graph_io
@@ -125,7 +125,7 @@ def compare(model: Model, written: Written, atol: float | None, say: Say) -> lis
     limit = ATOL if atol is None else atol
     vision_inputs = _picture(written.manifest.processor)
     say(f"checking vision: in torch, then in {written.label} ...")
-    features = _run_vision(model, written, vision_inputs)
+    features = _run_vision(model, written, vision_inputs, say)
     distance = _distance(written.load("vision").image_features(vision_inputs), features)
     features = features[:MOST_VISUAL]
     embedding = _Embedding(written, model)
@@ -340,10 +340,11 @@ def _picture(config: ProcessorConfig) -> dict[str, Array]:
     return cut.tile_inputs(pixels)
 
 
-def _run_vision(model: Model, written: Written, vision_inputs: dict[str, Array]) -> Array:
+def _run_vision(model: Model, written: Written, vision_inputs: dict[str, Array], say: Say) -> Array:
     vision, inputs = model.graphs.vision, {name: torch.from_numpy(value) for name, value in vision_inputs.items()}
-    with streamed_weights(vision, written.read(model, "vision")):
-        features: Array = vision(inputs)[graph_io.IMAGE_FEATURES].numpy()
+    load, wanted = written.read(model, "vision"), graph_io.IMAGE_FEATURES
+    ((found,),) = run_calls(vision, graph_program(model, "vision"), [Calls([inputs], {})], [wanted], load, say)
+    features: Array = found[wanted].numpy()
     return features
 
 

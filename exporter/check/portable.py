@@ -17,10 +17,13 @@ import onnx_ir as ir
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastmmoe.exporter.check.stored import bits_of
 from fastmmoe.exporter.check.structure import CheckFailed
+from fastmmoe.exporter.graph.weights import IR_DTYPES
 from fastmmoe.exporter.ops import DOMAIN, OPS, SPARSE_MOE
 from fastmmoe.exporter.ops.contract import Attributes, OpSpec
 from fastmmoe.exporter.ops.functions import OPSET, function_for
+from fastmmoe.exporter.ops.schema import attribute_value
 from fastmmoe.runtime.backends.onnxruntime import run_model
 from fastmmoe.runtime.bundle.manifest import graph_file
 from fastmmoe.runtime.types import Array
@@ -34,13 +37,6 @@ TRIES = 8
 ROWS = 8
 """Of a call of FmmSparseMoE."""
 _SPECS = {spec.name: spec for spec in OPS}
-_TYPES = {
-    torch.float32: ir.DataType.FLOAT,
-    torch.float16: ir.DataType.FLOAT16,
-    torch.bfloat16: ir.DataType.BFLOAT16,
-    torch.int32: ir.DataType.INT32,
-    torch.int8: ir.DataType.INT8,
-}
 
 
 def check_same_graph(directory: Path) -> None:
@@ -66,17 +62,12 @@ def check_same_graph(directory: Path) -> None:
 
 
 def _check_body(ours: onnx.NodeProto, theirs: onnx.NodeProto, bodies: dict[str, onnx.FunctionProto]) -> None:
-    attributes = {a.name: _plain(a) for a in ours.attribute}
+    attributes = {a.name: attribute_value(a) for a in ours.attribute}
     body = bodies.get(theirs.op_type)
     expected = ir.to_proto(function_for(_SPECS[ours.op_type], attributes))
     expected.name = theirs.op_type
     if body is None or body.SerializeToString(deterministic=True) != expected.SerializeToString(deterministic=True):
         raise CheckFailed(f"node {ours.name} has another body in the portable graph than its attributes ask for")
-
-
-def _plain(attribute: onnx.AttributeProto) -> Any:
-    value = onnx.helper.get_attribute_value(attribute)
-    return value.decode() if isinstance(value, bytes) else value
 
 
 class BodyChecks(TorchDispatchMode):
@@ -121,7 +112,7 @@ class BodyChecks(TorchDispatchMode):
         if spec.name == SPARSE_MOE.name:
             inputs, outputs = _some_rows(inputs, outputs)
         model = _model_of(spec, attributes, inputs)
-        results = run_model(model, {name: _array(tensor) for name, tensor in inputs.items()})
+        results = run_model(model, {name: bits_of(tensor) for name, tensor in inputs.items()})
         worst = [_distance(result, output) for result, output in zip(results, outputs, strict=True)]
         differences.append(np.inf if np.isnan(worst).any() else max(worst))
 
@@ -148,13 +139,6 @@ def _way(attributes: Attributes, inputs: dict[str, torch.Tensor], outputs: list[
     return rows == 1, len(outputs[0]) == rows, has_fewer, *(tensor.numel() == 0 for tensor in inputs.values())
 
 
-def _array(tensor: torch.Tensor) -> Array:
-    """Of bfloat16 the bits."""
-    tensor = tensor.contiguous()
-    array: Array = tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
-    return array
-
-
 def _distance(result: Array, expected: torch.Tensor) -> float:
     values = expected.double().numpy()
     return float(np.abs(result.astype(np.float64) - values).max(initial=0)) if result.shape == values.shape else np.inf
@@ -163,7 +147,7 @@ def _distance(result: Array, expected: torch.Tensor) -> float:
 def _model_of(spec: OpSpec, attributes: Attributes, inputs: dict[str, torch.Tensor]) -> bytes:
     """One call of the operator's body; outputs of bfloat16 become float32."""
     values = [
-        ir.Value(name=name, type=ir.TensorType(_TYPES[tensor.dtype]), shape=ir.Shape([None] * tensor.ndim))
+        ir.Value(name=name, type=ir.TensorType(IR_DTYPES[tensor.dtype]), shape=ir.Shape([None] * tensor.ndim))
         for name, tensor in inputs.items()
     ]
     names = [tensor.name for tensor in spec.outputs_for(attributes)]

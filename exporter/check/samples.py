@@ -9,7 +9,6 @@ places, or all of a layer moved on by one, differ in them.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
@@ -19,6 +18,7 @@ from fastmmoe.exporter.check.stored import LARGEST_ABSENT, StoredWeights
 from fastmmoe.exporter.check.structure import CheckFailed
 from fastmmoe.exporter.model import EXPERT_WEIGHTS, Model
 from fastmmoe.exporter.ops.quantise import Packing, QuantisedWeights, dequantise
+from fastmmoe.exporter.progress import Steps
 from fastmmoe.runtime.types import Say
 
 WHOLE = 1 << 12
@@ -29,7 +29,6 @@ _APART = 2 << 20
 """Bytes between samples, at most: of every block that is written in one go some value is looked at."""
 _STEP = 0.51
 """Distance from the checkpoint, in steps between neighbouring integers, that rounding leaves at most."""
-_PROGRESS_SECONDS = 30.0
 _TINY = 1e-30
 """Divides in place of zero."""
 
@@ -45,10 +44,9 @@ def check_samples(model: Model, weights: Mapping[str, StoredWeights], say: Say) 
         CheckFailed: a parameter is another one than the checkpoint's, or has no tensor.
         UnsupportedModel: the checkpoint's files changed meanwhile.
     """
-    start = last = time.monotonic()
     names = [f"{graph}.{name}" for graph, module in model.graphs.items() for name, _ in module.named_parameters()]
-    experts = 0
-    for done, name in enumerate(names):
+    experts, progress = 0, Steps("compared {} of {} parameters with the checkpoint", len(names), say)
+    for name in names:
         graph, _, parameter = name.partition(".")
         if not weights[graph].has(parameter):
             _check_absent(model, name)
@@ -57,10 +55,7 @@ def check_samples(model: Model, weights: Mapping[str, StoredWeights], say: Say) 
         else:
             _check_parameter(model, name, weights[graph].parameter(parameter))
         experts += model.config.moe.num_experts if name.endswith(EXPERT_WEIGHTS) else 0
-        now = time.monotonic()
-        if now - last > _PROGRESS_SECONDS:
-            last, left = now, (now - start) / (done + 1) * (len(names) - done - 1)
-            say(f"compared {done + 1} of {len(names)} parameters with the checkpoint; about {left:.0f} s left")
+        progress.add()
     return f"samples of {len(names)} parameters, with {experts} expert matrices, equal the checkpoint"
 
 

@@ -19,6 +19,7 @@ from fastmmoe.exporter.check.structure import CheckFailed
 from fastmmoe.exporter.graph.weights import ParameterTensor
 from fastmmoe.runtime.bundle.manifest import ExpertTensor, graph_file, weights_file
 from fastmmoe.runtime.files import size_text
+from fastmmoe.runtime.types import Array
 
 DTYPES = {
     onnx.TensorProto.FLOAT: torch.float32,
@@ -131,6 +132,13 @@ class StoredWeights:
             with self.path.open("rb") as file:
                 self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return self._mapping
+
+
+def bits_of(tensor: torch.Tensor) -> Array:
+    """A tensor's values as an array; of bfloat16, which NumPy lacks, the bits."""
+    tensor = tensor.contiguous()
+    array: Array = tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+    return array
 
 
 def _inline(tensor: onnx.TensorProto) -> torch.Tensor:

@@ -24,6 +24,7 @@ from torch import nn
 
 from fastmmoe.exporter.models.layers import VisionAttention
 from fastmmoe.exporter.ops import DOMAIN, SPARSE_MOE
+from fastmmoe.exporter.ops.schema import attribute_value
 from fastmmoe.runtime.bundle.manifest import (
     GRAPHS,
     ExpertsInfo,
@@ -89,7 +90,7 @@ def _take_out_experts(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
     for node in graph.node:
         if node.domain != DOMAIN or node.op_type != SPARSE_MOE.name:
             continue
-        attributes = {a.name: _plain(a) for a in node.attribute}
+        attributes = {a.name: attribute_value(a) for a in node.attribute}
         given = dict(zip((t.name for t in SPARSE_MOE.inputs_for(attributes)), node.input, strict=True))
         is_packed = attributes["weight_format"] != "float"
         for weight in WEIGHTS:
@@ -111,11 +112,6 @@ def _set_attributes(node: onnx.NodeProto, given: Mapping[str, str], attributes: 
     del node.attribute[:], node.input[:]
     node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
     node.input.extend(given[tensor.name] for tensor in SPARSE_MOE.inputs_for(attributes))
-
-
-def _plain(attribute: onnx.AttributeProto) -> Any:
-    value = helper.get_attribute_value(attribute)
-    return value.decode() if isinstance(value, bytes) else value
 
 
 def _widen(graph: onnx.GraphProto, kept: set[str], constants: Sequence[float]) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 from fastmmoe import __version__
 from fastmmoe.exporter.graph.templates import Dim, Template, as_expression, templates_of
 from fastmmoe.exporter.graph.tracing import GraphInput
-from fastmmoe.exporter.graph.weights import ParameterTensor, parameter_tensor
+from fastmmoe.exporter.graph.weights import IR_DTYPES, ParameterTensor, parameter_tensor
 from fastmmoe.exporter.models.steps import Part, Program, Step
 from fastmmoe.exporter.ops import DOMAIN
 
@@ -58,7 +58,7 @@ class _Stitcher:
         self._parameters = {id(p): name for name, p in module.named_parameters()}
         self._modules = {id(m): name for name, m in module.named_modules()}
         self._load = load
-        self._inputs = [_value(i.name, i.shape, _DTYPES[i.dtype]) for i in inputs]
+        self._inputs = [_value(i.name, i.shape, IR_DTYPES[i.dtype]) for i in inputs]
         self._values = dict(zip((i.name for i in inputs), self._inputs, strict=True))
         self._shapes: dict[str, tuple[Dim, ...]] = {i.name: _expressions(i.shape) for i in inputs}
         self._nodes: list[ir.Node] = []
@@ -130,7 +130,7 @@ class _Stitcher:
             value = self._values[source.name if isinstance(source, Part) else source]
             actual = (1,) if isinstance(source, Part) else self._shapes[source]
             where = f"{step.name or 'model'}: {local} is {value.dtype}{list(actual)}, expected {dtype}{list(shape)}"
-            if len(actual) != len(shape) or value.dtype != _DTYPES[dtype]:
+            if len(actual) != len(shape) or value.dtype != IR_DTYPES[dtype]:
                 raise ValueError(where)
             for d, a in zip(shape, actual, strict=True):
                 known = d if isinstance(d, int) else symbols.setdefault(sympy.Symbol(d, integer=True), a)
@@ -160,7 +160,7 @@ class _Stitcher:
         name = self._parameters[id(parameter)]
         kinds = self._weights[name]
         if order not in kinds:
-            tensor = parameter_tensor(name, _DTYPES[parameter.dtype], parameter.shape, self._load, order)
+            tensor = parameter_tensor(name, IR_DTYPES[parameter.dtype], parameter.shape, self._load, order)
             kinds[order] = _value(name, tensor.shape.numpy(), tensor.dtype)
             kinds[order].const_value = tensor
         return kinds[order]
@@ -198,15 +198,6 @@ class _Stitcher:
                     value.name = node.name if len(node.outputs) == 1 else f"{node.name}.{i}"
         for value, name in zip(graph.outputs, output_names, strict=True):
             value.name = name
-
-
-_DTYPES = {
-    torch.float32: ir.DataType.FLOAT,
-    torch.float16: ir.DataType.FLOAT16,
-    torch.bfloat16: ir.DataType.BFLOAT16,
-    torch.int32: ir.DataType.INT32,
-    torch.int8: ir.DataType.INT8,
-}
 
 
 def _value(name: str, shape: Sequence[int | str], dtype: ir.DataType) -> ir.Value:

@@ -9,6 +9,15 @@ import numpy as np
 import onnx_ir as ir
 import torch
 
+IR_DTYPES = {
+    torch.float32: ir.DataType.FLOAT,
+    torch.float16: ir.DataType.FLOAT16,
+    torch.bfloat16: ir.DataType.BFLOAT16,
+    torch.int32: ir.DataType.INT32,
+    torch.int8: ir.DataType.INT8,
+}
+"""Types of graphs' tensors."""
+
 
 class ParameterTensor(ir.LazyTensor):
     """A parameter, or a parameter with its axes in another order, read each time its values are asked for.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import onnx
 from onnx.defs import OpSchema
@@ -124,11 +125,16 @@ def _inference(spec: OpSpec) -> Callable[[InferenceContext], None]:
     return infer
 
 
+def attribute_value(attribute: onnx.AttributeProto) -> Any:
+    """Its value as contracts have it, strings as text."""
+    value = onnx.helper.get_attribute_value(attribute)
+    return value.decode() if isinstance(value, bytes) else value
+
+
 def _check_node(spec: OpSpec, context: InferenceContext) -> Attributes:
     """The node's attributes. Refuses what a schema cannot say: illegal values, inputs and outputs that are missing."""
     given = [context.get_attribute(a.name) for a in spec.attributes]
-    values = {a.name: onnx.helper.get_attribute_value(a) for a in given if a is not None}
-    attributes = {name: v.decode() if isinstance(v, bytes) else v for name, v in values.items()}
+    attributes = {a.name: attribute_value(a) for a in given if a is not None}
     try:
         spec.check_attributes(attributes)
     except ValueError as error:

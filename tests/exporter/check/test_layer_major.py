@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastmmoe.exporter.check import layer_major
-from fastmmoe.exporter.check.layer_major import Calls, run_calls
+from fastmmoe.exporter import progress
+from fastmmoe.exporter.check.layer_major import Calls, loaded, run_calls
 from fastmmoe.exporter.models.steps import Program, Step, Take, Tensors
 
 F32 = torch.float32
@@ -92,8 +92,53 @@ def test_only_what_was_asked_for_is_left() -> None:
 
 
 def test_what_takes_long_says_how_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layer_major, "_PROGRESS_SECONDS", -1.0)
+    monkeypatch.setattr(progress, "STEPS_SECONDS", -1.0)
     lines: list[str] = []
     run([calls(1.0)], Loads(), lines.append)
     assert [line.partition(";")[0] for line in lines] == [f"checked step {k} of 2 in torch" for k in (1, 2)]
     assert lines[-1].endswith("about 0 s left")
+
+
+def test_a_steps_values_are_there_while_it_runs_and_no_others() -> None:
+    model = Model(2)
+    during: list[list[str]] = []
+
+    def watch(*_: object) -> None:
+        assert not torch.is_grad_enabled()
+        during.append([name for name, p in model.named_parameters() if not p.is_meta])
+
+    for layer in model.layers:
+        layer.register_forward_hook(watch)
+    ((found,),) = run_calls(model, model.program(), [calls(1.0)], ["y"], Loads(), lambda line: None)
+    assert during == [["layers.0.scale"], ["layers.1.scale"]]
+    assert not found["y"].requires_grad and torch.is_grad_enabled()
+
+
+def test_after_it_the_module_is_as_it_was() -> None:
+    model = Model(2)
+    before = dict(model.named_parameters())
+    run_calls(model, model.program(), [calls(1.0)], ["y"], Loads(), lambda line: None)
+    after = dict(model.named_parameters())
+    assert before.keys() == after.keys() and all(before[name] is after[name] for name in before)
+
+
+def test_nothing_is_left_where_a_step_fails() -> None:
+    model = Model(2)
+
+    def fail(*_: object) -> None:
+        raise ValueError("no")
+
+    handle = model.layers[1].register_forward_hook(fail)
+    with pytest.raises(ValueError, match="no"):
+        run_calls(model, model.program(), [calls(1.0)], ["y"], Loads(), lambda line: None)
+    assert all(p.is_meta for p in model.parameters())
+    handle.remove()
+    run_calls(model, model.program(), [calls(1.0)], ["y"], Loads(), lambda line: None)
+
+
+def test_parameters_that_are_not_there_stay_so() -> None:
+    layer = Layer()
+    layer.register_parameter("absent", None)
+    with loaded(layer, {id(layer.scale): "layers.0.scale"}, Loads()):
+        assert layer.scale.tolist() == [2.0] and layer.absent is None
+    assert layer.scale.is_meta and layer.absent is None

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from fastmmoe.exporter import progress
 from fastmmoe.exporter.check import samples
 from fastmmoe.exporter.check.samples import check_samples
 from fastmmoe.exporter.check.structure import CheckFailed
@@ -166,7 +167,7 @@ def test_another_type_or_shape(checkpoint: Callable[[str], Path]) -> None:
 
 
 def test_what_takes_long_says_how_long(checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples, "_PROGRESS_SECONDS", -1.0)
+    monkeypatch.setattr(progress, "STEPS_SECONDS", -1.0)
     model = model_of(checkpoint("dsvl2-mha"), BF16, method="none")
     lines: list[str] = []
     check_samples(model, written(model), lines.append)
