@@ -7,9 +7,11 @@ foreach(isa IN LISTS isas)
   compile_for(${isa} gemm sparse_moe/cpu/gemm_kernel.cpp)
 endforeach()
 compile_attention()
+compile_panels()
 
 add_library(fastmmoe_ort SHARED
   ${attention_sources}
+  ${panel_sources}
   onnxruntime/attention_op.cpp
   onnxruntime/glue.cpp
   onnxruntime/infer.cpp

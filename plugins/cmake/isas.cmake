@@ -11,7 +11,8 @@ if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
   list(APPEND isa_definitions FASTMMOE_X86)
   set(avx2_flags -mavx2 -mfma)
   set(avx512_flags -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma)
-  set(avx512_bf16_flags ${avx512_flags} -mavx512bf16)
+  set(avx512_vnni_flags ${avx512_flags} -mavx512vnni)
+  set(avx512_bf16_flags ${avx512_vnni_flags} -mavx512bf16)
   set(amx_bf16_flags ${avx512_bf16_flags} -mamx-tile -mamx-bf16)
 endif()
 
@@ -37,6 +38,20 @@ foreach(source attend caches kernel plan)
   list(APPEND attention_sources "${plugins_dir}/attention/cpu/${source}.cpp")
 endforeach()
 list(APPEND attention_sources "${plugins_dir}/common/processor.cpp")
+
+# Products with weights in tile order, without the nodes that use them.
+set(panel_sources "${plugins_dir}/common/cpu/panels/panels.cpp")
+
+# compile_panels(): adds their object files to isa_objects.
+macro(compile_panels)
+  foreach(isa IN LISTS isas)
+    compile_for(${isa} panels common/cpu/panels/kernel.cpp)
+  endforeach()
+  if("avx2" IN_LIST isas)
+    compile_for(avx512_vnni panels common/cpu/panels/kernel.cpp)
+    compile_for(avx512_bf16 panels common/cpu/panels/kernel.cpp)
+  endif()
+endmacro()
 
 # compile_attention(): adds its object files to isa_objects. Only attention has products of bfloat16.
 macro(compile_attention)

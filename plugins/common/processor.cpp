@@ -16,7 +16,7 @@ namespace fastmmoe {
 namespace {
 
 constexpr const char* kVariable = "FASTMMOE_CPU_ISA";
-constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "avx512_bf16", "amx_bf16"};
+constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx_bf16"};
 
 #ifdef FASTMMOE_X86
 // Linux lets a process use tile registers, in all of its threads, once it has asked for them.
@@ -36,7 +36,8 @@ Isa widest_isa([[maybe_unused]] Isa allowed) {
   const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-    if (!__builtin_cpu_supports("avx512bf16")) return Isa::kAvx512;
+    if (!__builtin_cpu_supports("avx512vnni")) return Isa::kAvx512;
+    if (!__builtin_cpu_supports("avx512bf16")) return Isa::kAvx512Vnni;
     return allowed == Isa::kAmxBf16 && may_use_tiles() ? Isa::kAmxBf16 : Isa::kAvx512Bf16;
   }
   if (has_avx2) return Isa::kAvx2;
@@ -49,7 +50,7 @@ Isa allowed_isa() {
   if (value == nullptr) return Isa::kAmxBf16;
   const auto* found = std::find(std::begin(kNames), std::end(kNames), std::string(value));
   CHECK(found != std::end(kNames), kVariable, " is '", value,
-        "', expected baseline, avx2, avx512, avx512_bf16 or amx_bf16");
+        "', expected baseline, avx2, avx512, avx512_vnni, avx512_bf16 or amx_bf16");
   return static_cast<Isa>(found - std::begin(kNames));
 }
 

@@ -4,11 +4,11 @@
 namespace fastmmoe {
 
 /// Instruction sets for which kernels are compiled, each with those before it.
-enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512Bf16, kAmxBf16 };
+enum class Isa { kBaseline, kAvx2, kAvx512, kAvx512Vnni, kAvx512Bf16, kAmxBf16 };
 
 /// The widest that this processor has and the system lets this process use, no wider than the environment
-/// variable FASTMMOE_CPU_ISA names (baseline, avx2, avx512, avx512_bf16, amx_bf16). Looked at once. Throws
-/// CheckError where the variable names none of them.
+/// variable FASTMMOE_CPU_ISA names (baseline, avx2, avx512, avx512_vnni, avx512_bf16, amx_bf16). Looked at
+/// once. Throws CheckError where the variable names none of them.
 Isa isa_of_this_cpu();
 
 }  // namespace fastmmoe

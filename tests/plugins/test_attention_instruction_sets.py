@@ -170,7 +170,10 @@ def test_only_the_amx_variant_has_its_operations() -> None:
 
 
 TILE_OPERATIONS = ("ldtilecfg", "tilerelease", "tilezero", "tileloadd", "tilestored", "tdpbf16ps")
-OPERATIONS = {name: {"amx_bf16"} for name in TILE_OPERATIONS} | {"vdpbf16ps": {"avx512_bf16"}}
+OPERATIONS = {name: {"amx_bf16"} for name in TILE_OPERATIONS} | {
+    "vdpbf16ps": {"avx512_bf16"},
+    "vpdpbusd": {"avx512_vnni", "avx512_bf16"},
+}
 """Operations and the namespaces of all functions that have them."""
 
 

@@ -48,6 +48,7 @@ AttendFunctions attend_for_this_cpu() {
       if (__builtin_cpu_is("intel")) functions.many_rows = avx512::attend_functions().many_rows;
       return functions;
     }
+    case Isa::kAvx512Vnni:
     case Isa::kAvx512:
       return avx512::attend_functions();
     case Isa::kAvx2:

@@ -2,38 +2,20 @@
 // One call of attention_cpu: reads AttentionParams from standard input, whose pointers are numbers of bytes
 // (0: none), then the inputs one after the other; writes the outputs. Each array ends at a page that may not
 // be touched.
-#include <sys/mman.h>
-#include <unistd.h>
-
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
-#include <cstring>
 #include <exception>
 
 #include "attention/cpu/kernel.h"
+#include "testing/host_memory.h"
 
 namespace {
 
-constexpr size_t kAlignment = 64;
-constexpr int kUnwritten = 0xcd;
+using fastmmoe::testing::allocate;
+using fastmmoe::testing::read;
+using fastmmoe::testing::write;
 
 size_t bytes_of(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer); }
-
-size_t divided_up(size_t a, size_t b) { return (a + b - 1) / b; }
-
-void* allocate(size_t bytes) {
-  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE)), pages = divided_up(bytes, page);
-  void* start = mmap(nullptr, (pages + 1) * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (start == MAP_FAILED) std::abort();
-  char* const end = static_cast<char*>(start) + pages * page;
-  if (mprotect(end, page, PROT_NONE) != 0) std::abort();
-  return std::memset(end - divided_up(bytes, kAlignment) * kAlignment, kUnwritten, bytes);
-}
-
-void read(void* to, size_t bytes) {
-  if (std::fread(to, 1, bytes, stdin) != bytes) std::abort();
-}
 
 template <typename Pointer>
 void read_input(Pointer& input) {
@@ -73,9 +55,7 @@ void run() {
   });
   const void* const outputs[] = {params.output, params.present_key, params.present_value,
                                  params.present_position_ids, params.lse};
-  for (int i = 0; i < 5; ++i) {
-    if (std::fwrite(outputs[i], 1, bytes[i], stdout) != bytes[i]) std::abort();
-  }
+  for (int i = 0; i < 5; ++i) write(outputs[i], bytes[i]);
 }
 
 }  // namespace

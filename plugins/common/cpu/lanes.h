@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+// Vectors of this instruction set (FASTMMOE_ISA), for the files that are compiled once for each.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "common/half.h"
+
+namespace fastmmoe::FASTMMOE_ISA {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kLanes = 16;
+#elif defined(__AVX2__)
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+
+typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
+typedef int32_t Ints __attribute__((vector_size(kLanes * sizeof(int32_t))));
+typedef uint32_t Bits __attribute__((vector_size(kLanes * sizeof(uint32_t))));
+typedef uint16_t HalfBits __attribute__((vector_size(kLanes * sizeof(uint16_t))));
+
+inline Vector load(const float* from) {
+  Vector value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+inline Ints load(const int32_t* from) {
+  Ints value;
+  std::memcpy(&value, from, sizeof value);
+  return value;
+}
+
+inline Vector load(const Bfloat16* from) {
+  HalfBits bits;
+  std::memcpy(&bits, from, sizeof bits);
+  return float_from_bfloat16<Vector>(__builtin_convertvector(bits, Bits));
+}
+
+inline Vector load(const Float16* from) {
+  HalfBits bits;
+  std::memcpy(&bits, from, sizeof bits);
+  return float_from_float16<Vector>(__builtin_convertvector(bits, Bits));
+}
+
+inline void store(Vector value, float* to) { std::memcpy(to, &value, sizeof value); }
+
+inline Vector all(float value) { return value - Vector{}; }
+inline Ints all(int32_t value) { return value - Ints{}; }
+
+inline Vector greater(Vector a, Vector b) { return a > b ? a : b; }
+
+// 2^x for x <= 0 within 2e-7 of it, 0 where it is less than 2^-125; NaN stays.
+inline Vector power_of_two(Vector x) {
+  const Vector least = all(-125.0f), rounder = all(0x1.8p23f);
+  const Vector near = x < least ? least : x;
+  const Vector rounded = near + rounder;  // the integer is in the low bits
+  const Vector rest = near - (rounded - rounder);
+  Vector power = all(0x1.41fbbcp-13f);
+  power = power * rest + 0x1.5f3e54p-10f;
+  power = power * rest + 0x1.3b2d4cp-7f;
+  power = power * rest + 0x1.c6aee8p-5f;
+  power = power * rest + 0x1.ebfbdcp-3f;
+  power = power * rest + 0x1.62e430p-1f;
+  power = power * rest + 1.0f;
+  const Bits exponent = reinterpret_bits<Bits>(rounded) << 23;
+  const Vector scaled = reinterpret_bits<Vector>(reinterpret_bits<Bits>(power) + exponent);
+  return x < least ? all(0.0f) : scaled;
+}
+
+}  // namespace
+}  // namespace fastmmoe::FASTMMOE_ISA

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: Apache-2.0
+// Compiled once for each instruction set with FASTMMOE_ISA = its name. It uses no function of the standard
+// library that could be shared with other files: the linker would then run one instruction set everywhere.
+#include "common/cpu/panels/float_products.h"
+#include "common/cpu/panels/kernels.h"
+
+#ifdef __AVX512BF16__
+#include "common/cpu/panels/pair_products.h"
+#endif
+#ifdef __AVX512VNNI__
+#include "common/cpu/panels/byte_products.h"
+#include "common/cpu/panels/byte_rows.h"
+#endif
+
+namespace fastmmoe::FASTMMOE_ISA {
+
+PanelKernels panel_kernels();  // panels.cpp names it
+PanelKernels panel_kernels() {
+  PanelKernels kernels{{prepare_floats, multiply_floats}, {}, {}};
+#ifdef __AVX512BF16__
+  kernels.bfloat16 = {prepare_pairs, multiply_pairs};
+#endif
+#ifdef __AVX512VNNI__
+  kernels.int8 = {prepare_bytes, multiply_bytes};
+#endif
+  return kernels;
+}
+
+}  // namespace fastmmoe::FASTMMOE_ISA

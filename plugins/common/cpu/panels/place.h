@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+// A column of a panel. For the files that are compiled once for each instruction set.
+#pragma once
+
+#include "common/cpu/panels/panels.h"
+
+namespace fastmmoe::FASTMMOE_ISA {
+namespace {
+
+/// Where a column's weights, scales and zeros are. The column is the first of a group.
+struct PanelPlace {
+  const std::byte* tiles;
+  const Float16* scale;
+  const int8_t* zero;
+
+  PanelPlace(const PanelMatrix& matrix, int64_t panel, int64_t column)
+      : tiles(static_cast<const std::byte*>(matrix.tiles) +
+              panel * panel_bytes(matrix.format, matrix.columns) + panel_bytes(matrix.format, column)),
+        scale(nullptr),
+        zero(nullptr) {
+    if (matrix.group_size == 0) return;
+    const int64_t groups = (matrix.columns + matrix.group_size - 1) / matrix.group_size;
+    const int64_t group = (panel * groups + column / matrix.group_size) * kPanelOutputs;
+    scale = matrix.scale + group;
+    if (matrix.zero != nullptr) zero = matrix.zero + group;
+  }
+};
+
+template <typename Value>
+Value least_of(Value a, Value b) {
+  return a < b ? a : b;
+}
+
+}  // namespace
+}  // namespace fastmmoe::FASTMMOE_ISA

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0
+// One call of multiply_panels: reads a Call, rows [T, K], tiles, scales and zeros from standard input; writes
+// which arithmetic it was, and y.
+#include <cstdio>
+#include <exception>
+#include <vector>
+
+#include "common/cpu/panels/panels.h"
+#include "testing/host_memory.h"
+
+namespace {
+
+using namespace fastmmoe;
+
+struct Call {
+  int64_t format, outputs, columns, group_size, has_zeros, is_exact, rows, first_panel, panels, y_stride;
+};
+
+template <typename Value>
+const Value* read_array(int64_t count) {
+  if (count == 0) return nullptr;
+  const size_t bytes = static_cast<size_t>(count) * sizeof(Value);
+  void* memory = testing::allocate(bytes, sizeof(Value));
+  testing::read(memory, bytes);
+  return static_cast<const Value*>(memory);
+}
+
+void run() {
+  Call call;
+  testing::read(&call, sizeof call);
+  const int64_t all_panels = (call.outputs + kPanelOutputs - 1) / kPanelOutputs;
+  const int64_t groups = call.group_size == 0 ? 0 : (call.columns + call.group_size - 1) / call.group_size;
+  const int64_t scales = all_panels * groups * kPanelOutputs;
+  PanelMatrix matrix{};
+  matrix.format = static_cast<PanelFormat>(call.format);
+  matrix.outputs = call.outputs;
+  matrix.columns = call.columns;
+  matrix.group_size = call.group_size;
+  const auto* x = read_array<float>(call.rows * call.columns);
+  matrix.tiles = read_array<std::byte>(all_panels * panel_bytes(matrix.format, call.columns));
+  matrix.scale = read_array<Float16>(scales);
+  matrix.zero = read_array<int8_t>(call.has_zeros ? scales : 0);
+  const PanelRows rows =
+      panel_rows(matrix.format, call.columns, call.group_size, call.has_zeros != 0, call.is_exact != 0);
+  std::vector<const std::byte*> pointers;
+  for (int64_t r = 0; r < call.rows; ++r) {
+    auto* row = static_cast<std::byte*>(testing::allocate(static_cast<size_t>(rows.bytes)));
+    for (int64_t c = 0; c < call.columns; c += PanelRows::kGranule) {
+      const int64_t left = call.columns - c;
+      rows.prepare(x + r * call.columns + c, c, left < PanelRows::kGranule ? left : PanelRows::kGranule, row);
+    }
+    pointers.push_back(row);
+  }
+  const size_t size = static_cast<size_t>(call.rows * call.y_stride) * sizeof(float);
+  auto* y = static_cast<float*>(testing::allocate(size));
+  multiply_panels(
+      {&matrix, &rows, call.first_panel, call.panels, pointers.data(), call.rows, y, call.y_stride});
+  const auto arithmetic = static_cast<int64_t>(rows.arithmetic);
+  testing::write(&arithmetic, sizeof arithmetic);
+  testing::write(y, size);
+}
+
+}  // namespace
+
+int main() {
+  try {
+    run();
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+}

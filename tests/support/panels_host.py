@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Products with weights in tile order in a program of their own (plugins/testing/panels_host)."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+from fastmmoe.exporter.ops.quantise import Packing, dequantise
+from fastmmoe.exporter.ops.tiles import to_panels, to_tiles
+from fastmmoe.runtime.types import Array
+
+SOURCE = Path(__file__).resolve().parents[2] / "plugins" / "testing" / "panels_host"
+FORMATS = ("bfloat16", "int8", "int4")
+ARITHMETICS = ("float", "bfloat16", "int8")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A matrix [N, K] as a kernel takes it, and what it stands for."""
+
+    weight_format: str
+    group_size: int
+    tiles: Array
+    scale: Array | None
+    zero: Array | None
+    values: Array  # float32 [N, K]
+
+
+def make_weights(values: Array, weight_format: str, group_size: int = 0, zero_points: bool = False) -> Weights:
+    """float32 [N, K], rounded to the format and put into tile order."""
+    if weight_format == "bfloat16":
+        rounded = values.astype(ml_dtypes.bfloat16)
+        return Weights(weight_format, 0, to_tiles(rounded), None, None, rounded.astype(np.float32))
+    columns = values.shape[1]
+    # Words of int4 have 8 columns.
+    padded = np.pad(values, [(0, 0), (0, -columns % 8)]) if weight_format == "int4" else values
+    packing = Packing(weight_format, group_size, zero_points)  # type: ignore[arg-type]
+    packed = packing.quantise(padded)
+    zero = None if packed.zero is None else to_panels(packed.zero)
+    meant = dequantise(packed, weight_format, group_size)[:, :columns]
+    return Weights(weight_format, group_size, to_tiles(packed.values), to_panels(packed.scale), zero, meant)
+
+
+class PanelsHost:
+    """A build of the program, and how it is run."""
+
+    def __init__(self, build: Path, settings: list[str], emulator: tuple[str, ...] = ()) -> None:
+        """settings: of CMake. emulator: the words before the program's path."""
+        for command in (
+            ["cmake", "-S", str(SOURCE), "-B", str(build), *settings],
+            ["cmake", "--build", str(build), "--parallel", "2"],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+        self.command = [*emulator, str(build / "panels_host")]
+
+    def __call__(
+        self,
+        x: Array,
+        weights: Weights,
+        *,
+        isa: str,
+        is_exact: bool = False,
+        panels: tuple[int, int] | None = None,
+        more: int = 0,
+    ) -> tuple[str, Array]:
+        """Which arithmetic it was, and y [T, 16 panels].
+
+        Args:
+            panels: first panel and number of panels; None = all.
+            more: floats after each row of y, which must stay as they are.
+        """
+        outputs, columns = weights.values.shape
+        first, count = panels or (0, -(-outputs // 16))
+        has_zeros = weights.zero is not None
+        call = (FORMATS.index(weights.weight_format), outputs, columns, weights.group_size, has_zeros, is_exact)
+        stride = 16 * count + more
+        parts = [struct.pack("10q", *call, len(x), first, count, stride), x.astype(np.float32).tobytes()]
+        parts += [array.tobytes() for array in (weights.tiles, weights.scale, weights.zero) if array is not None]
+        environment = {**os.environ, "FASTMMOE_CPU_ISA": isa}
+        done = subprocess.run(self.command, input=b"".join(parts), capture_output=True, env=environment, check=False)
+        assert done.returncode == 0, f"{done.returncode}: {done.stderr.decode()[-4000:]}"
+        y = np.frombuffer(done.stdout[8:], np.float32).reshape(len(x), stride)
+        assert (y[:, 16 * count :].view(np.uint32) == 0xCDCDCDCD).all()
+        return ARITHMETICS[int.from_bytes(done.stdout[:8], "little")], y[:, : 16 * count]
