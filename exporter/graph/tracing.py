@@ -16,11 +16,12 @@ import torch
 from onnx_ir.passes import common as passes
 from torch.export import Dim
 
-from fastmmoe.exporter.ops import ATTENTION, DOMAIN, OPS, SPARSE_MOE, TOKEN_PRUNE
+from fastmmoe.exporter.ops import ATTENTION, DOMAIN, OPS, SPARSE_MOE, TOKEN_PRUNE, VISION_ATTENTION
 from fastmmoe.exporter.ops.attention import torch_op as _attention  # noqa: F401  (registers the operator)
 from fastmmoe.exporter.ops.schema import register_schemas
 from fastmmoe.exporter.ops.sparse_moe import torch_op as _moe  # noqa: F401  (registers the operator)
 from fastmmoe.exporter.ops.token_prune import torch_op as _prune  # noqa: F401  (registers the operator)
+from fastmmoe.exporter.ops.vision_attention import torch_op as _vision  # noqa: F401  (registers the operator)
 
 MAX_DIMENSION = 1 << 20
 
@@ -67,6 +68,7 @@ def export_module(
                 torch.ops.fastmmoe.sparse_moe.default: _translate_sparse_moe,
                 torch.ops.fastmmoe.token_prune.default: _translate_token_prune,
                 torch.ops.fastmmoe.attention.default: _translate_attention,
+                torch.ops.fastmmoe.vision_attention.default: _translate_vision_attention,
             },
         )
     assert traced is not None and traced.exported_program is not None
@@ -123,6 +125,10 @@ def _translate_attention(
 ) -> Any:
     tensors = (query, key, past_key, past_lengths, sequence_ids, sequence_offsets, *others)
     return _fastmmoe.FmmAttention(*tensors, **ATTENTION.decode(attributes))
+
+
+def _translate_vision_attention(qkv: Any, attributes: str) -> Any:
+    return _fastmmoe.FmmVisionAttention(qkv, **VISION_ATTENTION.decode(attributes))
 
 
 def _drop_absent_outputs(model: ir.Model) -> None:

@@ -8,19 +8,27 @@ from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE
 from fastmmoe.exporter.ops.sparse_moe.reference import sparse_moe_reference
 from fastmmoe.exporter.ops.token_prune.contract import TOKEN_PRUNE
 from fastmmoe.exporter.ops.token_prune.reference import token_prune_reference
+from fastmmoe.exporter.ops.vision_attention.contract import VISION_ATTENTION
+from fastmmoe.exporter.ops.vision_attention.reference import vision_attention_reference
 
-OPS: tuple[OpSpec, ...] = (SPARSE_MOE, TOKEN_PRUNE, ATTENTION)
+ENGINE_OPS: tuple[OpSpec, ...] = (SPARSE_MOE, TOKEN_PRUNE, ATTENTION)
+"""Those that GPUs run, too."""
+
+OPS: tuple[OpSpec, ...] = (*ENGINE_OPS, VISION_ATTENTION)
 
 __all__ = [
     "ATTENTION",
     "DOMAIN",
+    "ENGINE_OPS",
     "OPS",
     "SPARSE_MOE",
     "TOKEN_PRUNE",
+    "VISION_ATTENTION",
     "Attribute",
     "OpSpec",
     "Tensor",
     "attention_reference",
     "sparse_moe_reference",
     "token_prune_reference",
+    "vision_attention_reference",
 ]

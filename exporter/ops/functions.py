@@ -18,6 +18,8 @@ from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE
 from fastmmoe.exporter.ops.sparse_moe.function import build_sparse_moe
 from fastmmoe.exporter.ops.token_prune.contract import TOKEN_PRUNE
 from fastmmoe.exporter.ops.token_prune.function import build_token_prune
+from fastmmoe.exporter.ops.vision_attention.contract import VISION_ATTENTION
+from fastmmoe.exporter.ops.vision_attention.function import build_vision_attention
 
 OPSET = 23
 """Version of the standard operators in the bodies; onnxruntime has it since 1.23."""
@@ -26,6 +28,7 @@ _BODIES: dict[str, Callable[..., Any]] = {
     SPARSE_MOE.name: build_sparse_moe,
     TOKEN_PRUNE.name: build_token_prune,
     ATTENTION.name: build_attention,
+    VISION_ATTENTION.name: build_vision_attention,
 }
 _ELEMENT_TYPES = {"float": ir.DataType.FLOAT, "int32": ir.DataType.INT32, "int8": ir.DataType.INT8}
 

@@ -15,14 +15,17 @@ add_library(fastmmoe_ort SHARED
   onnxruntime/attention_op.cpp
   onnxruntime/glue.cpp
   onnxruntime/infer.cpp
+  onnxruntime/library_ops.cpp
   onnxruntime/older_library.cpp
   onnxruntime/register.cpp
   onnxruntime/sparse_moe_op.cpp
   onnxruntime/token_prune_op.cpp
+  onnxruntime/vision_attention_op.cpp
   sparse_moe/cpu/kernel.cpp
   sparse_moe/cpu/gemm.cpp
   sparse_moe/cpu/route.cpp
   token_prune/cpu/kernel.cpp
+  vision_attention/cpu/kernel.cpp
   ${isa_objects}
   $<TARGET_OBJECTS:fastmmoe_nodes>)
 target_include_directories(fastmmoe_ort PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}")

@@ -34,7 +34,7 @@ endfunction()
 
 # FmmAttention on the CPU, without the nodes that call it.
 set(attention_sources "")
-foreach(source attend caches kernel plan)
+foreach(source attend caches kernel plan scratch)
   list(APPEND attention_sources "${plugins_dir}/attention/cpu/${source}.cpp")
 endforeach()
 list(APPEND attention_sources "${plugins_dir}/common/processor.cpp")

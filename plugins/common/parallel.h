@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 
@@ -10,5 +11,14 @@ namespace fastmmoe {
 /// done. If a body throws, one of the exceptions is thrown again by the caller. Kernels get it as an
 /// argument, so that they know no framework; their results do not depend on how many threads it has.
 using ParallelFor = std::function<void(int64_t count, const std::function<void(int64_t)>& body)>;
+
+/// Items in their order, each by the next thread that is free, whatever share of them the threads were to get.
+inline void run_in_order(int64_t items, const ParallelFor& parallel_for,
+                         const std::function<void(int64_t)>& body) {
+  std::atomic<int64_t> next{0};
+  parallel_for(items, [&](int64_t) {
+    for (int64_t item = next++; item < items; item = next++) body(item);
+  });
+}
 
 }  // namespace fastmmoe

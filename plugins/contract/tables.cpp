@@ -107,7 +107,20 @@ const OpContract& attention::contract() {
   return contract;
 }
 
-std::vector<const OpContract*> all_contracts() { return {&sparse_moe::contract(), &token_prune::contract(), &attention::contract()}; }
+const OpContract& vision_attention::contract() {
+  static const OpContract contract{"FmmVisionAttention", 1,
+    {{"qkv", {{"B", 0, {{1, 'B'}}, 0}, {"T", 0, {{1, 'T'}}, 0}, {"3", 3, {}, 0}, {"N", 0, {{1, 'N'}}, 0}, {"D", 0, {{1, 'D'}}, 0}}, {ElementType::kFloat, ElementType::kFloat16, ElementType::kBfloat16}, 'F', kAlways, {}, false, kNoAlias}},
+    {{"output", {{"B", 0, {{1, 'B'}}, 0}, {"T", 0, {{1, 'T'}}, 0}, {"N", 0, {{1, 'N'}}, 0}, {"D", 0, {{1, 'D'}}, 0}}, {ElementType::kFloat, ElementType::kFloat16, ElementType::kBfloat16}, 'F', kAlways, {}, false, kNoAlias}},
+    {{"scale", AttributeKind::kFloat, {}, {}, false, 0, 0},
+     {"compute", AttributeKind::kString, {"float32", "bfloat16"}, {}, false, 0, 0}},
+    {{'B', 1, 65536},
+     {'T', 1, 65536},
+     {'N', 1, 1024},
+     {'D', 1, 1024}}};
+  return contract;
+}
+
+std::vector<const OpContract*> all_contracts() { return {&sparse_moe::contract(), &token_prune::contract(), &attention::contract(), &vision_attention::contract()}; }
 
 }  // namespace fastmmoe
 // clang-format on

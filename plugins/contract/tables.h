@@ -6,6 +6,7 @@
 #include "contract/contract.h"
 #include "sparse_moe/contract.h"
 #include "token_prune/contract.h"
+#include "vision_attention/contract.h"
 
 // clang-format off
 namespace fastmmoe {
@@ -36,6 +37,14 @@ enum Output : size_t { kOutput, kPresentKey, kPresentValue, kPresentPositionIds,
 enum Attribute : size_t { kWindow, kValueWidth, kScale, kHasSinks, kWritesPositionIds, kHasLse };
 const OpContract& contract();
 }  // namespace attention
+
+namespace vision_attention {
+enum Input : size_t { kQkv };
+enum Output : size_t { kOutput };
+enum Attribute : size_t { kScale, kCompute };
+inline Compute compute_of(const NodeAttributes& node) { return static_cast<Compute>(node.integer(kCompute)); }
+const OpContract& contract();
+}  // namespace vision_attention
 
 }  // namespace fastmmoe
 // clang-format on

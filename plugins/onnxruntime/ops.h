@@ -7,9 +7,14 @@
 
 namespace fastmmoe {
 
-/// The operators of a library, one for each type that F may have there. They live as long as the process.
+/// The kernels of an operator, one for each type that F may have in a library. They live as long as the
+/// process.
 std::vector<const OrtCustomOp*> sparse_moe_ops();
 std::vector<const OrtCustomOp*> token_prune_ops();
 std::vector<const OrtCustomOp*> attention_ops();
+std::vector<const OrtCustomOp*> vision_attention_ops();
+
+/// All that a library has.
+std::vector<const OrtCustomOp*> library_ops();
 
 }  // namespace fastmmoe

@@ -14,8 +14,8 @@ namespace {
 OrtCustomOpDomain* make_domain() {
   OrtCustomOpDomain* domain = nullptr;
   Ort::ThrowOnError(Ort::GetApi().CreateCustomOpDomain("fastmmoe", &domain));
-  for (const auto& ops : {sparse_moe_ops(), token_prune_ops(), attention_ops()}) {
-    for (const OrtCustomOp* op : ops) Ort::ThrowOnError(Ort::GetApi().CustomOpDomain_Add(domain, op));
+  for (const OrtCustomOp* op : library_ops()) {
+    Ort::ThrowOnError(Ort::GetApi().CustomOpDomain_Add(domain, op));
   }
   return domain;
 }

@@ -7,12 +7,12 @@
 #include <cmath>
 #include <limits>
 #include <memory>
-#include <utility>
 #include <vector>
 
 #include "attention/cpu/attend.h"
 #include "attention/cpu/caches.h"
 #include "attention/cpu/plan.h"
+#include "attention/cpu/scratch.h"
 #include "common/divide.h"
 
 namespace fastmmoe {
@@ -32,43 +32,6 @@ static_assert(kMostA * kMostK * (kMostC / kKeysPerPart + 1) <=
 static_assert(kMostC <= std::numeric_limits<int32_t>::max() - kKeysPerPart, "rows of a cache");
 
 constexpr float kLog2E = 1.44269504f, kLn2 = 0.693147181f;
-
-// Floats that live as long as their thread: memory that is new on each call would cost a page fault for each
-// 4 KiB.
-class ThreadMemory {
- public:
-  float* reserve(int64_t count) {
-    constexpr uintptr_t kAlignment = kMostLanes * sizeof(float);
-    if (count > count_) {
-      count_ = 0;
-      floats_.reset(new float[static_cast<size_t>(count + kMostLanes)]);
-      count_ = count;
-    }
-    const uintptr_t past = reinterpret_cast<uintptr_t>(floats_.get()) % kAlignment;
-    return floats_.get() + (kAlignment - past) % kAlignment / sizeof(float);
-  }
-
- private:
-  std::unique_ptr<float[]> floats_;
-  int64_t count_ = 0;
-};
-
-AttendScratch scratch_of_thread(int64_t D, int64_t W) {
-  thread_local ThreadMemory memory;
-  constexpr int64_t kScores = std::max(kKeysPerTile * kRowsPerTile, kFewRows * kKeysPerPart);
-  const int64_t keys = padded(D), values = padded(W);
-  float* next = memory.reserve((kRowsPerTile + kKeysPerTile) * (keys + values) + kScores + 2 * kRowsPerTile);
-  const auto take = [&next](int64_t count) { return std::exchange(next, next + count); };
-  AttendScratch scratch{};
-  scratch.query = take(kRowsPerTile * keys);
-  scratch.keys = take(kKeysPerTile * keys);
-  scratch.values = take(kKeysPerTile * values);
-  scratch.scores = take(kScores);
-  scratch.greatest = take(kRowsPerTile);
-  scratch.total = take(kRowsPerTile);
-  scratch.output = take(kRowsPerTile * values);
-  return scratch;
-}
 
 // Softmax and sums of one row over some of its keys.
 struct Partial {
@@ -272,14 +235,6 @@ class Call {
   int64_t group_;
   std::unique_ptr<Parts[]> parts_;
 };
-
-// Items in their order, each by the next thread that is free, whatever share of them the threads were to get.
-void run_in_order(int64_t items, const ParallelFor& parallel_for, const std::function<void(int64_t)>& body) {
-  std::atomic<int64_t> next{0};
-  parallel_for(items, [&](int64_t) {
-    for (int64_t item = next++; item < items; item = next++) body(item);
-  });
-}
 
 }  // namespace
 

@@ -9,7 +9,7 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from fastmmoe.exporter.ops import ATTENTION, OPS, SPARSE_MOE, TOKEN_PRUNE
+from fastmmoe.exporter.ops import ATTENTION, OPS, SPARSE_MOE, TOKEN_PRUNE, VISION_ATTENTION
 from fastmmoe.exporter.ops.functions import OPSET, function_for
 from tests.support.attention_cases import SMALL
 from tests.support.operators import MERGES, moe_attributes
@@ -20,6 +20,7 @@ def variants() -> Iterator[ir.Function]:
     for method, bias in (("greedy", 0), ("noaux_tc", 1)):
         yield function_for(SPARSE_MOE, moe_attributes(topk_method=method, n_group=4, topk_group=2, expert_bias=bias))
     yield from (function_for(ATTENTION, case.attributes) for case in SMALL)
+    yield function_for(VISION_ATTENTION, {"scale": 0.125, "compute": "float32"})
 
 
 def test_bodies_hold_standard_operators_and_distinct_names() -> None:
@@ -44,6 +45,7 @@ def test_functions_declare_what_the_contract_declares(spec: Any) -> None:
         SPARSE_MOE.name: moe_attributes(expert_bias=1),
         TOKEN_PRUNE.name: {"window": 3, "merge": "mean"},
         ATTENTION.name: SMALL[11].attributes,
+        VISION_ATTENTION.name: {"scale": 0.125, "compute": "bfloat16"},
     }[spec.name]
     function = function_for(spec, attributes)
     assert [value.name for value in function.inputs] == [tensor.name for tensor in spec.inputs_for(attributes)]

@@ -12,7 +12,7 @@ from onnx.checker import ValidationError
 from onnx.defs import OpSchema
 from onnx.shape_inference import InferenceError
 
-from fastmmoe.exporter.ops import ATTENTION, DOMAIN, OPS, SPARSE_MOE, TOKEN_PRUNE, OpSpec
+from fastmmoe.exporter.ops import ATTENTION, DOMAIN, ENGINE_OPS, OPS, SPARSE_MOE, TOKEN_PRUNE, VISION_ATTENTION, OpSpec
 from fastmmoe.exporter.ops.schema import conditional_places, register_schemas
 from tests.support.operator_bodies import body_model
 from tests.support.operators import (
@@ -30,6 +30,7 @@ ATTRIBUTES: dict[str, dict[str, Any]] = {
         "writes_position_ids": 0,
         "has_lse": 1,
     },
+    VISION_ATTENTION.name: {"scale": 0.125, "compute": "bfloat16"},
 }
 TYPES = {"F": "float16", "W": "bfloat16", "S": "bfloat16"}
 
@@ -84,6 +85,7 @@ def test_inference_knows_types_and_dimensions(with_function: bool) -> None:
             ("BFLOAT16", ["B", "K", "C", "W"]),
             ("FLOAT", ["T", "N"]),
         ],
+        VISION_ATTENTION.name: [("FLOAT16", ["B", "T", "N", "D"])],
     }
     for spec in OPS:
         model = make(spec, with_function=with_function)
@@ -166,7 +168,7 @@ def test_inference_alone_refuses_a_missing_attribute() -> None:
         onnx.shape_inference.infer_shapes(model)
 
 
-@pytest.mark.parametrize("spec", OPS, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", ENGINE_OPS, ids=lambda spec: spec.name)
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [

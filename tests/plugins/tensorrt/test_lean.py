@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from fastmmoe.exporter.ops import OPS
+from fastmmoe.exporter.ops import ENGINE_OPS
 from fastmmoe.plugins import tensorrt_library_path
 from tests.support.attention_cases import SMALL
 from tests.support.operators import moe_attributes
@@ -70,9 +70,9 @@ def test_x86_64(version: str) -> None:
             "outputs": len(spec.outputs_for(complete[spec.name])),
             "fields": [attribute.name for attribute in spec.attributes],
         }
-        for spec in OPS
+        for spec in ENGINE_OPS
     ]
-    assert [spec.name for spec in OPS] == list(complete)
+    assert [spec.name for spec in ENGINE_OPS] == list(complete)
     assert plugins == [*expected, *expected, None]
     assert done.stderr == REFUSAL
 

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from fastmmoe.exporter.ops import OPS, sparse_moe_reference, token_prune_reference
+from fastmmoe.exporter.ops import ENGINE_OPS, sparse_moe_reference, token_prune_reference
 from fastmmoe.exporter.ops.quantise import quantise
 from fastmmoe.runtime.types import Array
 from tests.support.operators import moe_attributes, moe_inputs, prune_inputs
@@ -62,7 +62,7 @@ def check_prune(outputs: list[Array], inputs: dict[str, Array], attributes: dict
 def test_creators_declare_what_the_exporter_writes(host: Any) -> None:
     types = {"int": 5, "float": 1, "string": 6}  # kINT32, kFLOAT32, kCHAR
     assert host.creators() == [
-        ["fastmmoe", spec.name, "1", *(f"{a.name}:{types[a.kind]}" for a in spec.attributes)] for spec in OPS
+        ["fastmmoe", spec.name, "1", *(f"{a.name}:{types[a.kind]}" for a in spec.attributes)] for spec in ENGINE_OPS
     ]
 
 

@@ -13,7 +13,7 @@ import onnxruntime as ort
 import pytest
 
 from fastmmoe import __version__
-from fastmmoe.exporter.ops import OPS
+from fastmmoe.exporter.ops import ENGINE_OPS, OPS
 from fastmmoe.plugins import cuda_library_path, native_library_path
 from fastmmoe.runtime.backends import native
 from fastmmoe.runtime.backends.native import register_cuda_ops, register_native_ops
@@ -105,7 +105,7 @@ def test_the_operators_for_cuda(options: Any, registered: list[str], monkeypatch
     path = cuda_library_path()
     if not path.is_file():
         pytest.skip(f"needs {path} (make plugins)")
-    register_cuda_ops(options, {spec.name: spec.version for spec in OPS})
+    register_cuda_ops(options, {spec.name: spec.version for spec in ENGINE_OPS})
     assert registered == [str(path)]
     monkeypatch.setenv("FASTMMOE_ORT_CUDA_LIBRARY", "/nowhere/a.so")
     with pytest.raises(BundleMismatch, match=r"^CUDA library /nowhere/a\.so is missing; build it with `make plugins`$"):

@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+// The operators of the library for ONNX Runtime's CPU provider.
+#include "onnxruntime/ops.h"
+
+namespace fastmmoe {
+
+std::vector<const OrtCustomOp*> library_ops() {
+  std::vector<const OrtCustomOp*> found;
+  for (const auto& ops : {sparse_moe_ops(), token_prune_ops(), attention_ops(), vision_attention_ops()}) {
+    found.insert(found.end(), ops.begin(), ops.end());
+  }
+  return found;
+}
+
+}  // namespace fastmmoe
