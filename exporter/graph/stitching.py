@@ -41,8 +41,8 @@ def trace(
         name: the graph's.
         opset: version of the standard operators; what it lacks is spelled out.
     Returns:
-        Model with weights that are read lazily (`ParameterTensor`), nodes named by module path, no metadata of this
-        machine. Its bytes do not depend on what was traced before.
+        Model with weights that are read lazily (`ParameterTensor`), nodes named by their step and their module's path,
+        no metadata of this machine. Its bytes do not depend on what was traced before.
     """
     templates = templates_of(program.steps, opset=opset)
     stitcher = _Stitcher(module, inputs, load)
@@ -154,7 +154,11 @@ class _Stitcher:
         self._paths[id(node)] = path
 
     def _path(self, step: Step, local: str) -> str:
-        return self._modules.get(id(step.module.get_submodule(local)), step.name)
+        """What a node is named after. A site asks its layer's router: that node is the site's, not the MoE block's."""
+        own = self._modules.get(id(step.module.get_submodule(local)), "")
+        if own and f"{own}.".startswith(f"{step.name}." if step.name else ""):
+            return own
+        return ".".join(filter(None, (step.name, local)))
 
     def _weight(self, parameter: nn.Parameter, order: tuple[int, ...] | None) -> ir.Value:
         name = self._parameters[id(parameter)]
@@ -185,7 +189,7 @@ class _Stitcher:
         return self._constants[key]
 
     def _name(self, graph: ir.Graph, output_names: list[str]) -> None:
-        """Nodes get their module's path, values their node's name, outputs those of the graph."""
+        """Nodes get their step's name and module's path, values their node's name, outputs those of the graph."""
         outputs = {id(value) for value in graph.outputs}
         counts: Counter[str] = Counter()
         for node in graph:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from fastmmoe.exporter.models.layers import RMSNorm, rotate
+from fastmmoe.exporter.models.layers import RMSNorm, Rotary
 from fastmmoe.exporter.ops import ATTENTION
 from fastmmoe.exporter.ops.attention import torch_op as _attention  # noqa: F401  (registers the operator)
 from fastmmoe.exporter.ops.contract import Attributes
@@ -40,8 +40,8 @@ def attend(
     past: list[torch.Tensor],
     tokens: Tokens,
     watches: list[Watch],
+    watched: WatchedAttention,
     *,
-    scale: float,
     window: int = 0,
     value_width: int = 0,
     sinks: torch.Tensor | None = None,
@@ -53,6 +53,7 @@ def attend(
         k: [T, Nkv, D].
         v: [T, Nkv, W]; None: the first value_width columns of k.
         past: the layer's caches [B, Nkv, C, D or W]: keys, and values unless v is None.
+        watched: gives what the watches ask for; its scale is the operator's.
         window: see the contract; 0: none.
         sinks: [N], one more logit for each head, or None.
     """
@@ -60,7 +61,7 @@ def attend(
     attributes: Attributes = {
         "window": window,
         "value_width": value_width,
-        "scale": scale,
+        "scale": watched.scale,
         "has_sinks": int(sinks is not None),
         "writes_position_ids": int(writes_position_ids),
         "has_lse": int(bool(watches)),
@@ -73,35 +74,41 @@ def attend(
     ids = (tokens.past_lengths, tokens.sequence_ids, tokens.sequence_offsets)
     output, *found = torch.ops.fastmmoe.attention(q, k, past[0], *ids, others, ATTENTION.encode(attributes))
     present, found = found[: len(past)], found[len(past) :]
-    watched = [
-        # Keys are rated as they are stored.
-        watched_attention(q, k.to(past[0].dtype), found[-1], scale, watch, tokens.sequence_ids)
-        for watch in watches
-    ]
-    return Attended(output, present, found[0] if writes_position_ids else None, watched)
+    # Keys are rated as they are stored.
+    rated = [watched(q, k.to(past[0].dtype), found[-1], watch, tokens.sequence_ids) for watch in watches]
+    return Attended(output, present, found[0] if writes_position_ids else None, rated)
 
 
-def watched_attention(
-    q: torch.Tensor, k: torch.Tensor, lse: torch.Tensor, scale: float, watch: Watch, sequence_ids: torch.Tensor
-) -> torch.Tensor:
+class WatchedAttention(nn.Module):
     """Attention of some query rows on the rows of their call: mean over heads, weighted sum over the rows.
 
     Args:
-        q: [T, N, D].
-        k: [T, Nkv, D].
-        lse: [T, N] float32, logarithm of what each row's softmax divides by; what it has of keys outside of the call,
-            and of sinks, makes a row's attention sum to less than 1.
-    Returns:
-        [T] float32.
+        scale: of a query's product with a key.
     """
-    T, Nkv, R, G = k.shape[0], k.shape[1], watch.rows.shape[0], q.shape[1] // k.shape[1]
-    rows = q.index_select(0, watch.rows).float().view(R, Nkv, G, q.shape[2]).permute(1, 2, 0, 3)  # [Nkv, G, R, D]
-    scores = torch.matmul(rows, k.float().permute(1, 2, 0)[:, None]) * scale  # [Nkv, G, R, T]
-    scores = scores - lse.index_select(0, watch.rows).view(R, Nkv, G, 1).permute(1, 2, 0, 3)
-    is_same = sequence_ids.index_select(0, watch.rows)[:, None] == sequence_ids[None, :]
-    is_seen = is_same & (torch.arange(T)[None, :] <= watch.rows[:, None])  # [R, T]
-    probs = scores.masked_fill(~is_seen, float("-inf")).exp().mean((0, 1))
-    return (probs * watch.weights[:, None]).sum(0)
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(
+        self, q: torch.Tensor, k: torch.Tensor, lse: torch.Tensor, watch: Watch, sequence_ids: torch.Tensor
+    ) -> torch.Tensor:
+        """The watch's attention, [T] float32.
+
+        Args:
+            q: [T, N, D].
+            k: [T, Nkv, D].
+            lse: [T, N] float32, logarithm of what each row's softmax divides by; what it has of keys outside of the
+                call, and of sinks, makes a row's attention sum to less than 1.
+        """
+        T, Nkv, R, G = k.shape[0], k.shape[1], watch.rows.shape[0], q.shape[1] // k.shape[1]
+        rows = q.index_select(0, watch.rows).float().view(R, Nkv, G, q.shape[2]).permute(1, 2, 0, 3)  # [Nkv, G, R, D]
+        scores = torch.matmul(rows, k.float().permute(1, 2, 0)[:, None]) * self.scale  # [Nkv, G, R, T]
+        scores = scores - lse.index_select(0, watch.rows).view(R, Nkv, G, 1).permute(1, 2, 0, 3)
+        is_same = sequence_ids.index_select(0, watch.rows)[:, None] == sequence_ids[None, :]
+        is_seen = is_same & (torch.arange(T)[None, :] <= watch.rows[:, None])  # [R, T]
+        probs = scores.masked_fill(~is_seen, float("-inf")).exp().mean((0, 1))
+        return (probs * watch.weights[:, None]).sum(0)
 
 
 class GroupedAttention(nn.Module):
@@ -129,7 +136,8 @@ class GroupedAttention(nn.Module):
         window: int = 0,
     ) -> None:
         super().__init__()
-        self.heads, self.kv_heads, self.scale, self.window = heads, kv_heads, head_dim**-0.5, window
+        self.heads, self.kv_heads, self.window = heads, kv_heads, window
+        self.rotary, self.watched = Rotary(), WatchedAttention(head_dim**-0.5)
         self.cache_shape = (kv_heads, head_dim)
         self.q_proj = nn.Linear(hidden_size, heads * head_dim, bias=bias)
         self.k_proj = nn.Linear(hidden_size, kv_heads * head_dim, bias=bias)
@@ -142,8 +150,8 @@ class GroupedAttention(nn.Module):
     def forward(self, x: torch.Tensor, tokens: Tokens, past: list[torch.Tensor], watches: list[Watch]) -> Attended:
         """x [T, H] -> output [T, H]."""
         T = x.shape[0]
-        q = rotate(self.q_norm(self.q_proj(x).view(T, self.heads, -1)), tokens.cos, tokens.sin)
-        k = rotate(self.k_norm(self.k_proj(x).view(T, self.kv_heads, -1)), tokens.cos, tokens.sin)
+        q = self.rotary(self.q_norm(self.q_proj(x).view(T, self.heads, -1)), tokens.cos, tokens.sin)
+        k = self.rotary(self.k_norm(self.k_proj(x).view(T, self.kv_heads, -1)), tokens.cos, tokens.sin)
         v = self.v_proj(x).view(T, self.kv_heads, -1)
-        y = attend(q, k, v, past, tokens, watches, scale=self.scale, window=self.window, sinks=self.sinks)
+        y = attend(q, k, v, past, tokens, watches, self.watched, window=self.window, sinks=self.sinks)
         return replace(y, output=self.o_proj(y.output.flatten(1)))

@@ -58,6 +58,9 @@ from fastmmoe.exporter.pruning.sites import (
 from fastmmoe.runtime.bundle import graph_io, signatures
 from fastmmoe.runtime.method.policy import ALL, FASTMMOE, RANDOM, SPARSEVLM, UNMODIFIED, Policy
 
+HEAD = "head"
+"""Name of the last step."""
+
 
 class DecoderLayer(nn.Module):
     """Pre-norm layer. `self_attn` and `mlp` are the family's; `mlp` is a dense Mlp or a MoeBlock."""
@@ -144,12 +147,12 @@ class _Builder:
             self._group(g, layers)
         if every_row:
             outputs = {graph_io.LOGITS: graph_io.LOGITS}
-            self._add("", EveryRow(norm, lm_head), [RESIDUAL], [], outputs)
+            self._add(HEAD, EveryRow(norm, lm_head), [RESIDUAL], [], outputs)
             return Program(self._steps, outputs)
         given = {PROMPT_POSITIONS: graph_io.POSITION_IDS, PROMPT_OFFSETS: graph_io.SEQUENCE_OFFSETS}
         outputs = {name: name for name in (graph_io.LOGITS, graph_io.NEXT_IDS, graph_io.NEXT_POSITION_IDS)}
         taken = [RESIDUAL, graph_io.SEQUENCE_OFFSETS]
-        self._add("", NextTokens(norm, lm_head), taken, [], outputs, given)
+        self._add(HEAD, NextTokens(norm, lm_head), taken, [], outputs, given)
         return Program(self._steps, outputs | self._outputs)
 
     def _add(
@@ -180,10 +183,10 @@ class _Builder:
         """What is known before the first layer."""
         if RANDOM in self._policy.methods:
             given = [graph_io.RANDOM_SCORES, graph_io.VISUAL_INDEX, graph_io.POSITION_IDS]
-            self._add("", RandomScores(), given, [RANDOM_SCORES])
+            self._add("random_scores", RandomScores(), given, [RANDOM_SCORES])
         if SPARSEVLM in self._policy.methods:
             given = [graph_io.INPUTS_EMBEDS, graph_io.VISUAL_INDEX, graph_io.RATER_SLOTS]
-            self._add("", RaterWeights(), given, [RATER_WEIGHTS])
+            self._add("rater_weights", RaterWeights(), given, [RATER_WEIGHTS])
 
     def _group(self, g: int, layers: tuple[int, ...]) -> None:
         m, policy, slides = self._model, self._policy, [i for i in layers if self._model.layers[i].self_attn.window]
@@ -194,7 +197,7 @@ class _Builder:
         takes = [graph_io.POSITION_IDS, graph_io.SEQUENCE_IDS, PAST_LENGTHS]
         takes += [graph_io.SEQUENCE_OFFSETS] * renumbers + [graph_io.METHOD] * (renumbers and policy.method == ALL)
         lengths = {PRESENT_LENGTHS: graph_io.present_name(graph_io.past_lengths(g))}
-        self._add("", module, takes, [COS, SIN, *[ROTARY_POSITIONS] * renumbers], lengths)
+        self._add(f"groups.{g}", module, takes, [COS, SIN, *[ROTARY_POSITIONS] * renumbers], lengths)
         for i in layers:
             self._attention(i, g, is_first_sliding=slides[:1] == [i])
             self._prune(i, "moe")
@@ -238,7 +241,7 @@ class _Builder:
             own = own_inputs(site, s)
             module = PruneSite(policy, site, watches, mlp.experts if FASTMMOE in site.methods else None)
             self._add(
-                f"layers.{i}",
+                f"layers.{i}.token_prune",
                 module,
                 [*states, *scores, *rows, *others],
                 [*states, *scores, *rows],

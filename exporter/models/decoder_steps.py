@@ -54,12 +54,29 @@ class RaterWeights(nn.Module):
         return {RATER_WEIGHTS: rater_weights(visual, text)}
 
 
-class GroupTokens(nn.Module):
-    """What the layers of a group share: angles of its rows, and lengths of its caches after the call.
+class RotaryAngles(nn.Module):
+    """Positions [T] -> cos and sin of their angles, [T, 1, rotary / 2].
 
     Args:
         dtype: of cos and sin.
         rope_scale: what they are multiplied by.
+    """
+
+    def __init__(self, inv_freq: nn.Parameter, dtype: torch.dtype, rope_scale: float) -> None:
+        super().__init__()
+        self.inv_freq, self.dtype, self.rope_scale = inv_freq, dtype, rope_scale
+
+    def forward(self, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        angles = position_ids.float()[:, None, None] * self.inv_freq
+        cos, sin = angles.cos() * self.rope_scale, angles.sin() * self.rope_scale
+        return cos.to(self.dtype), sin.to(self.dtype)
+
+
+class GroupTokens(nn.Module):
+    """What the layers of a group share: angles of its rows, and lengths of its caches after the call.
+
+    Args:
+        inv_freq, dtype, rope_scale: see `RotaryAngles`.
         renumbers: positions become those of what is left of each sequence, for requests of SparseVLM v1.5.
         method: the policy's.
     """
@@ -68,7 +85,7 @@ class GroupTokens(nn.Module):
         self, inv_freq: nn.Parameter, dtype: torch.dtype, rope_scale: float, method: str, *, renumbers: bool
     ) -> None:
         super().__init__()
-        self.inv_freq, self.dtype, self.rope_scale, self.renumbers = inv_freq, dtype, rope_scale, renumbers
+        self.rotary, self.renumbers = RotaryAngles(inv_freq, dtype, rope_scale), renumbers
         self.method = method if renumbers else ""
 
     def forward(self, inputs: Tensors) -> Tensors:
@@ -78,9 +95,7 @@ class GroupTokens(nn.Module):
         found = {PRESENT_LENGTHS: past_lengths + new.to(torch.int32)}
         if self.renumbers:
             position_ids = found[ROTARY_POSITIONS] = self._positions(inputs)
-        angles = position_ids.float()[:, None, None] * self.inv_freq
-        scaled = (angles.cos() * self.rope_scale, angles.sin() * self.rope_scale)
-        return found | {name: value.to(self.dtype) for name, value in zip((COS, SIN), scaled, strict=True)}
+        return found | dict(zip((COS, SIN), self.rotary(position_ids), strict=True))
 
     def _positions(self, inputs: Tensors) -> torch.Tensor:
         """[T] int32: the numbers of what is left of the original sequence, or the original ones."""
@@ -91,6 +106,17 @@ class GroupTokens(nn.Module):
         compact = before + row - offsets.index_select(0, a)
         active = is_active(self.method, SPARSEVLM, inputs)
         return compact if active is True else torch.where(torch.as_tensor(active), compact, position_ids)
+
+
+class WatchedRows(nn.Module):
+    """The rows of a call that a watch looks at, by its name."""
+
+    def forward(self, name: str, inputs: Tensors) -> Watch:
+        if name == LAST:
+            last = inputs[graph_io.SEQUENCE_OFFSETS][1:] - 1
+            return Watch(last, torch.ones_like(last, dtype=torch.float32))
+        # The raters are the last rows of the sequence, however many have been pruned before them.
+        return Watch(_last_rows(inputs[graph_io.RATER_SLOTS], inputs[RESIDUAL]), inputs[RATER_WEIGHTS])
 
 
 class AttentionStep(nn.Module):
@@ -106,7 +132,7 @@ class AttentionStep(nn.Module):
         super().__init__()
         self.input_layernorm, self.self_attn = layer.input_layernorm, layer.self_attn
         self.post_attention_layernorm = layer.post_attention_layernorm
-        self.watches, self.writes_positions = watches, writes_positions
+        self.watches, self.writes_positions, self.watched_rows = watches, writes_positions, WatchedRows()
 
     def forward(self, inputs: Tensors) -> Tensors:
         attention, residual = self.self_attn, inputs[RESIDUAL]
@@ -121,7 +147,7 @@ class AttentionStep(nn.Module):
             has_new_positions=not self.writes_positions,
         )
         caches = [inputs[past(part)] for part in attention.cache_parts]
-        watches = [self._watch(name, inputs) for name in self.watches]
+        watches = [self.watched_rows(name, inputs) for name in self.watches]
         y = attention(self.input_layernorm(residual), tokens, caches, watches)
         residual = residual + y.output
         found = {RESIDUAL: residual, HIDDEN_STATES: self.post_attention_layernorm(residual)}
@@ -129,14 +155,6 @@ class AttentionStep(nn.Module):
         if y.present_position_ids is not None:
             found[PRESENT_POSITION_IDS] = y.present_position_ids
         return found | {watched(name): a for name, a in zip(self.watches, y.watched, strict=True)}
-
-    @staticmethod
-    def _watch(name: str, inputs: Tensors) -> Watch:
-        if name == LAST:
-            last = inputs[graph_io.SEQUENCE_OFFSETS][1:] - 1
-            return Watch(last, torch.ones_like(last, dtype=torch.float32))
-        # The raters are the last rows of the sequence, however many have been pruned before them.
-        return Watch(_last_rows(inputs[graph_io.RATER_SLOTS], inputs[RESIDUAL]), inputs[RATER_WEIGHTS])
 
 
 class FeedForward(nn.Module):

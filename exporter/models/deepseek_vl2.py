@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastmmoe.exporter.checkpoint.reader import WeightRule
-from fastmmoe.exporter.models.attention import Attended, GroupedAttention, attend
+from fastmmoe.exporter.models.attention import Attended, GroupedAttention, WatchedAttention, attend
 from fastmmoe.exporter.models.decoder import DecoderLayer, LanguageModel, MoeBlock
 from fastmmoe.exporter.models.deepseek_vl2_config import Config, MlaConfig, VisionConfig
 from fastmmoe.exporter.models.deepseek_vl2_config import read_config as read_config
@@ -23,12 +23,12 @@ from fastmmoe.exporter.models.layers import (
     PATCHES,
     Mlp,
     RMSNorm,
+    Rotary,
     SparseMoe,
     VisionAttention,
     VisionBlock,
     VisionMlp,
     rotary_frequencies,
-    rotate,
     vision_program,
 )
 from fastmmoe.exporter.models.steps import Program, Take
@@ -145,13 +145,13 @@ class LatentAttention(nn.Module):
         super().__init__()
         self.heads, self.mla = c.num_attention_heads, mla
         self.cache_shape = (1, mla.kv_lora_rank + mla.qk_rope_head_dim)
-        self.scale = (mla.qk_nope_head_dim + mla.qk_rope_head_dim) ** -0.5
         self.q_proj = nn.Linear(c.hidden_size, self.heads * (mla.qk_nope_head_dim + mla.qk_rope_head_dim), bias=False)
         self.kv_a_proj_with_mqa = nn.Linear(c.hidden_size, mla.kv_lora_rank + mla.qk_rope_head_dim, bias=False)
         self.kv_a_layernorm = RMSNorm(mla.kv_lora_rank, LATENT_NORM_EPS)
         self.w_uk = nn.Parameter(torch.empty(self.heads, mla.qk_nope_head_dim, mla.kv_lora_rank))
         self.w_uv = nn.Parameter(torch.empty(self.heads, mla.kv_lora_rank, mla.v_head_dim))
         self.o_proj = nn.Linear(self.heads * mla.v_head_dim, c.hidden_size, bias=False)
+        self.rotary, self.watched = Rotary(), WatchedAttention((mla.qk_nope_head_dim + mla.qk_rope_head_dim) ** -0.5)
 
     def forward(self, x: torch.Tensor, tokens: Tokens, past: list[torch.Tensor], watches: list[Watch]) -> Attended:
         """x [T, H] -> output [T, H]."""
@@ -159,11 +159,11 @@ class LatentAttention(nn.Module):
         q = self.q_proj(x).view(T, self.heads, -1)
         q_nope, q_pe = q.split((mla.qk_nope_head_dim, mla.qk_rope_head_dim), dim=-1)
         q_latent = torch.matmul(q_nope.transpose(0, 1), self.w_uk).transpose(0, 1)
-        q = torch.cat((q_latent, rotate(q_pe, tokens.cos, tokens.sin)), dim=-1)
+        q = torch.cat((q_latent, self.rotary(q_pe, tokens.cos, tokens.sin)), dim=-1)
         c, k_pe = self.kv_a_proj_with_mqa(x).split((mla.kv_lora_rank, mla.qk_rope_head_dim), dim=-1)
-        c, k_pe = self.kv_a_layernorm(c)[:, None], rotate(k_pe[:, None], tokens.cos, tokens.sin)
+        c, k_pe = self.kv_a_layernorm(c)[:, None], self.rotary(k_pe[:, None], tokens.cos, tokens.sin)
         latent = torch.cat((c, k_pe), dim=-1)
-        y = attend(q, latent, None, past, tokens, watches, scale=self.scale, value_width=mla.kv_lora_rank)
+        y = attend(q, latent, None, past, tokens, watches, self.watched, value_width=mla.kv_lora_rank)
         output = torch.matmul(y.output.transpose(0, 1), self.w_uv).transpose(0, 1).reshape(T, -1)
         return replace(y, output=self.o_proj(output))
 

@@ -26,7 +26,9 @@ class Embedding(nn.Module):
 
     def program(self) -> Program:
         """The module as a step."""
-        return Program.of(self, {graph_io.INPUT_IDS: (("T",), torch.int32)}, (graph_io.INPUTS_EMBEDS,))
+        return Program.of(
+            self, {graph_io.INPUT_IDS: (("T",), torch.int32)}, (graph_io.INPUTS_EMBEDS,), name="embedding"
+        )
 
 
 @dataclass(frozen=True)

@@ -118,10 +118,12 @@ def rotary_frequencies(theta: float, dim: int, yarn: YarnConfig | None = None) -
     return plain / yarn.factor * ramp + plain * (1 - ramp)
 
 
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding, halves layout: x [T, N, D], cos and sin [T, 1, D / 2]."""
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+class Rotary(nn.Module):
+    """Rotary embedding, halves layout: x [T, N, D], cos and sin [T, 1, D / 2]. A module so that its nodes say so."""
+
+    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 class VisionBlock(nn.Module):
@@ -171,13 +173,13 @@ def vision_program(
     """
     before = {name: take for name, take in takes.items() if name not in layout}
     after = {name: takes[name] for name in layout}
-    steps = [Step("", patches, before, {name: name for name in before}, {PATCHES: f"{PATCHES}.0"})]
+    steps = [Step("patches", patches, before, {name: name for name in before}, {PATCHES: f"{PATCHES}.0"})]
     for i, block in enumerate(blocks):
         reads, writes = {PATCHES: f"{PATCHES}.{i}"}, {PATCHES: f"{PATCHES}.{i + 1}"}
         steps.append(Step(f"blocks.{i}", VisionBlockStep(block), {PATCHES: block_take}, reads, writes))
     reads = {PATCHES: f"{PATCHES}.{len(blocks)}"} | {name: name for name in after}
     results = {graph_io.IMAGE_FEATURES: graph_io.IMAGE_FEATURES}
-    return Program([*steps, Step("", projector, {PATCHES: block_take} | after, reads, results)], results)
+    return Program([*steps, Step("projector", projector, {PATCHES: block_take} | after, reads, results)], results)
 
 
 class VisionAttention(nn.Module):

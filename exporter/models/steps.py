@@ -35,7 +35,8 @@ class Step:
     have steps that are alike.
 
     Attributes:
-        name: path of what it is part of, such as "layers.3"; "" = the model itself.
+        name: what its nodes are named after, such as "layers.3" or "head"; "" = the model itself. What of the model is
+            inside it is named by its own path, all else by the step's.
         module: parameters and submodules are the model's own.
         takes: shapes and dtypes of the module's inputs by its own names. Lengths of one name are equal in this step; a
             name means nothing outside of it.
@@ -85,10 +86,10 @@ class Program:
         return found
 
     @classmethod
-    def of(cls, module: nn.Module, takes: dict[str, Take], outputs: tuple[str, ...]) -> Program:
-        """A module as one step, its names being the program's."""
+    def of(cls, module: nn.Module, takes: dict[str, Take], outputs: tuple[str, ...], name: str = "") -> Program:
+        """A module as one step of this name, the module's names being the program's."""
         names = {name: name for name in outputs}
-        return cls([Step("", module, takes, {name: name for name in takes}, names)], names)
+        return cls([Step(name, module, takes, {name: name for name in takes}, names)], names)
 
     def run(self, inputs: Mapping[str, torch.Tensor]) -> Tensors:
         """All results, in order; what no later step needs is dropped on the way."""

@@ -27,6 +27,11 @@ OPS = {"FmmAttention", "FmmSparseMoE", "FmmTokenPrune"}
 TRACES = re.compile(rb"/(home|root|usr|tmp|opt|Users|private|var)/|\.py\b|site-packages|Traceback|File \"|line \d+")
 MODULE = re.compile(r"^[a-z_]+(\.\w+)*/[A-Z]\w*$")
 MODULE_OF_OP = {"FmmSparseMoE": re.compile(r"^layers\.\d+\.mlp\.experts/FmmSparseMoE$")}
+PLACES = {
+    "vision": {"patches", "blocks", "projector"},
+    "embedding": {"embedding"},
+    "language_model": {"groups", "layers", "head"},
+}
 LARGEST_GRAPH_BYTES = 300_000
 
 
@@ -156,10 +161,10 @@ def test_node_names_are_module_paths(directory: Path) -> None:
         names = [node.name for node in nodes]
         assert len(set(names)) == len(names)
         for node in nodes:
-            # Without a slash: the graph's top module, whose path is empty.
-            assert MODULE.match(node.name) or re.match(rf"^{node.op_type}(_\d+)?$", node.name), node.name
+            assert MODULE.match(node.name), node.name
             if node.op_type in MODULE_OF_OP:
                 assert MODULE_OF_OP[node.op_type].match(node.name), node.name
+        assert {re.match(r"^[a-z_]+", name)[0] for name in names} <= PLACES[graph]  # type: ignore[index]
         if graph != "embedding":
             inside = [name for name in names if re.match(r"^(blocks|layers)\.\d+[./]", name)]
             assert len(inside) > len(names) / 2

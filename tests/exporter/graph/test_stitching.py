@@ -137,19 +137,42 @@ def test_a_stitched_decoder_is_the_whole_one_bit_by_bit() -> None:
     assert len(kept) == len(METHODS)
 
 
-def test_nodes_are_named_by_their_layer() -> None:
-    model = decoder(method="fastmmoe", prune_layers=(2,)).to("meta")
+def node_names(model: LanguageModel) -> list[str]:
     graph = trace(model, model.program(), decoder_inputs(model), no_load, name="decoder", opset=OPSET).graph
-    names = [node.name for node in graph]
-    assert len({*names}) == len(names) and None not in names
-    for kind, expected in (("FmmAttention", "layers.{}.self_attn/FmmAttention"), ("FmmTokenPrune", "layers.2/{}")):
-        assert [n for n in names if n and n.endswith(kind)] == (
-            [expected.format(i) for i in range(4)] if kind == "FmmAttention" else [expected.format(kind)]
-        )
-    assert [n for n in names if n and n.endswith("FmmSparseMoE")] == [
-        f"layers.{i}.mlp.experts/FmmSparseMoE" for i in (1, 2, 3)
-    ]
-    assert {"layers.2.mlp.experts.router/Gemm", "layers.2.mlp.experts.router/Gemm_2"} <= {*names}
+    return [str(node.name) for node in graph]
+
+
+def test_nodes_are_named_by_their_layer() -> None:
+    names = node_names(decoder(method="fastmmoe", prune_layers=(2,)).to("meta"))
+    for expected, layers in (
+        ("layers.{}.self_attn/FmmAttention", range(4)),
+        ("layers.{}.token_prune/FmmTokenPrune", (2,)),
+        ("layers.{}.mlp.experts/FmmSparseMoE", (1, 2, 3)),
+    ):
+        operator = expected.partition("/")[2]
+        assert [n for n in names if n.endswith(operator)] == [expected.format(i) for i in layers]
+    assert {"layers.2.mlp.experts.router/Gemm", "layers.2.token_prune.experts.router/Gemm"} <= {*names}
+
+
+PLACE = re.compile(r"((?:random_scores|rater_weights|head|groups\.\d|layers\.\d)(?:\.\w+)*)/[A-Z][A-Za-z]*(?:_\d+)?")
+
+
+def test_no_node_is_without_its_layer_group_or_end() -> None:
+    """Every method: what is not of a layer is of a group, of what comes before all of them, or of the head."""
+    names = node_names(decoder(method="all", prune_layers=(2,), window=3, sliding=(0, 3)).to("meta"))
+    assert len({*names}) == len(names)
+    places = {found[1] for name in names if (found := PLACE.fullmatch(name)) or pytest.fail(name)}
+    assert places >= {"random_scores", "rater_weights", "groups.0", "groups.0.rotary", "groups.1.rotary", "head"}
+    assert places >= {"head.norm", "head.lm_head", "layers.0", "layers.0.mlp.up_proj", "layers.1.mlp.shared_experts"}
+    # FastV prunes behind the layer before.
+    of_site = {place for place in places if "prune" in place or "watched" in place}
+    assert of_site == {
+        *(f"layers.{i}.{inside}" for i in (1, 2) for inside in ("watched_rows", "self_attn.watched", "token_prune")),
+        "layers.2.token_prune.experts.router",
+    }
+    assert {place for place in places if place.endswith(".rotary") and place.startswith("layers")} == {
+        f"layers.{i}.self_attn.rotary" for i in range(4)
+    }
 
 
 def no_load(name: str) -> torch.Tensor:

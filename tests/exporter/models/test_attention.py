@@ -15,7 +15,7 @@ import torch
 
 from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
 from fastmmoe.exporter.models import internvl3_5
-from fastmmoe.exporter.models.attention import GroupedAttention, attend, watched_attention
+from fastmmoe.exporter.models.attention import GroupedAttention, WatchedAttention, attend
 from fastmmoe.exporter.pruning.tokens import Tokens, Watch
 
 FLOAT32_TOLERANCE = 1e-4
@@ -72,7 +72,7 @@ def test_attention_sinks_of_gpt_oss(golden: Path) -> None:
     assert last_rows.sum(1).min() < 0.5
     q, k, v = (x.transpose(0, 1) for x in (q, k, v))
     watch, past = Watch(ints(T - 1), torch.ones(1)), empty(kv_heads, T, width)
-    y = attend(q, k, v, past, tokens_of(T), [watch], scale=scale, sinks=attention.sinks)
+    y = attend(q, k, v, past, tokens_of(T), [watch], WatchedAttention(scale), sinks=attention.sinks)
     np.testing.assert_allclose(y.output.transpose(0, 1), expected, rtol=0, atol=FLOAT32_TOLERANCE)
     np.testing.assert_allclose(y.watched[0], last_rows.mean(0), rtol=0, atol=FLOAT32_TOLERANCE)
 
@@ -164,7 +164,7 @@ def seen(tokens: Tokens, cached: list[list[int]], new: list[int], width: int, wi
         values[b, 0, : len(numbers)] = one_hot[numbers]
     keys = torch.where(values.isnan(), values, 0.0)
     q, k, v = torch.zeros(len(new), 1, width), torch.zeros(len(new), 1, width), one_hot[new][:, None]
-    y = attend(q, k, v, [keys, values], tokens, [], scale=1.0, window=window)
+    y = attend(q, k, v, [keys, values], tokens, [], WatchedAttention(1.0), window=window)
     return (y.output[:, 0] > 0).int().tolist()
 
 
@@ -216,7 +216,7 @@ def test_attention_with_grouped_heads(kv_heads: int) -> None:
         cache[0, :, :2] = rows[:2].transpose(0, 1)
     for values, caches, width in ((v, past, 0), (None, past[:1], 6)):
         new = None if values is None else values[2:]
-        y = attend(q, k[2:], new, caches, tokens_of(3, 2), [], scale=0.3, value_width=width)
+        y = attend(q, k[2:], new, caches, tokens_of(3, 2), [], WatchedAttention(0.3), value_width=width)
         source = (k[..., :6] if values is None else values).transpose(0, 1).double()
         expected = probabilities @ source.repeat_interleave(4 // kv_heads, dim=0)
         np.testing.assert_allclose(y.output.transpose(0, 1), expected, rtol=TOLERANCE, atol=TOLERANCE)
@@ -232,22 +232,22 @@ def test_watched_rows_are_weighed(kv_heads: int) -> None:
     rows = plain_attention(q[:3], k[:3], 0.3).mean(0)
     scores = torch.stack([q[:, n].double() @ k[:, n // (4 // kv_heads)].double().T for n in range(4)], 1) * 0.3
     lse = scores[:, :, :3].masked_fill(torch.arange(3) > torch.arange(5)[:, None, None], -math.inf).logsumexp(-1)
-    found = watched_attention(q, k, lse.float(), 0.3, watch, ints(0, 0, 0, 0, 4))
+    found = WatchedAttention(0.3)(q, k, lse.float(), watch, ints(0, 0, 0, 0, 4))
     expected = torch.cat((0.75 * rows[2] + 0.25 * rows[0], torch.zeros(2)))
     np.testing.assert_allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE)
     assert (found.dtype, float(found.sum())) == (torch.float32, pytest.approx(1.0))
-    assert watched_attention(q, k, lse.float(), 0.3, Watch(ints(1), torch.ones(1)), ints(3, 4, 4, 4, 4))[0] == 0
+    assert WatchedAttention(0.3)(q, k, lse.float(), Watch(ints(1), torch.ones(1)), ints(3, 4, 4, 4, 4))[0] == 0
 
 
 def test_watched_keys_are_rated_as_they_are_stored() -> None:
     q, k = normal(3, 4, 8), normal(3, 2, 8)
     past = [torch.zeros(1, 2, 3, 8, dtype=torch.bfloat16) for _ in range(2)]
-    y = attend(q, k, k, past, tokens_of(3, capacity=3), [Watch(ints(2), torch.ones(1))], scale=0.3)
+    y = attend(q, k, k, past, tokens_of(3, capacity=3), [Watch(ints(2), torch.ones(1))], WatchedAttention(0.3))
     rows = plain_attention(q, k.bfloat16().float(), 0.3).mean(0)
     np.testing.assert_allclose(y.watched[0], rows[2], rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def test_no_watched_row_watches_nothing() -> None:
     watch = Watch(torch.empty(0, dtype=torch.int32), torch.empty(0))
-    found = watched_attention(normal(5, 4, 8), normal(5, 2, 8), torch.zeros(5, 4), 0.3, watch, ints(0, 0, 0, 0, 0))
+    found = WatchedAttention(0.3)(normal(5, 4, 8), normal(5, 2, 8), torch.zeros(5, 4), watch, ints(0, 0, 0, 0, 0))
     assert found.tolist() == [0.0] * 5

@@ -16,12 +16,12 @@ from fastmmoe.exporter.models.layers import (
     Mlp,
     MoeConfig,
     RMSNorm,
+    Rotary,
     SparseMoe,
     VisionAttention,
     VisionBlock,
     VisionMlp,
     rotary_frequencies,
-    rotate,
     vision_program,
 )
 from fastmmoe.exporter.models.steps import Take
@@ -74,7 +74,7 @@ def test_positions_turn_halves() -> None:
     """Pairs are (i, i + D / 2); a quarter turn makes (-second, first) of them."""
     x = torch.tensor([[[1.0, 2.0, 3.0, 4.0]], [[1.0, 2.0, 3.0, 4.0]]])
     cos, sin = torch.tensor([[[1.0, 1.0]], [[0.0, 1.0]]]), torch.tensor([[[0.0, 0.0]], [[1.0, 0.0]]])
-    assert rotate(x, cos, sin).tolist() == [[[1, 2, 3, 4]], [[-3, 2, 1, 4]]]
+    assert Rotary()(x, cos, sin).tolist() == [[[1, 2, 3, 4]], [[-3, 2, 1, 4]]]
 
 
 MOE = MoeConfig(num_experts=6, top_k=2, intermediate_size=5, scoring_func="softmax")
@@ -179,7 +179,7 @@ def test_a_tower_is_a_chain_of_blocks() -> None:
     first, last = Chained("pixels", PATCHES), Chained(PATCHES, graph_io.IMAGE_FEATURES)
     blocks = nn.ModuleList(nn.Hardtanh(i, 9) for i in (1, 2))
     program = vision_program(first, blocks, last, takes, block_take=block, layout=("layout",))
-    assert [step.name for step in program.steps] == ["", "blocks.0", "blocks.1", ""]
+    assert [step.name for step in program.steps] == ["patches", "blocks.0", "blocks.1", "projector"]
     assert [list(step.takes) for step in program.steps] == [["pixels"], [PATCHES], [PATCHES], [PATCHES, "layout"]]
     found = program.run({"pixels": torch.tensor([[0.0, 3.0]]), "layout": torch.zeros(0)})
     assert found[graph_io.IMAGE_FEATURES].tolist() == [[4, 12]]
