@@ -26,7 +26,11 @@ from demo_training.stages import (
 )
 
 SCENES, VALIDATION = 40_000, 1_000
-SMOKE_STEPS, SMOKE_SCENES = {"symbols": 70, "vision": 80, "joint": 25, "experts": 5}, 16
+# Scenes and steps of a trial.
+SMOKE = {
+    "short": (4, {"symbols": 35, "vision": 40, "joint": 12, "experts": 2}),
+    "long": (16, {"symbols": 70, "vision": 80, "joint": 25, "experts": 5}),
+}
 
 
 def main() -> int:
@@ -34,24 +38,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("out", type=Path, metavar="OUT", help="directory for scenes, states, logs and the checkpoint")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--smoke", action="store_true", help="a minute on 16 scenes, to see that it learns them")
+    parser.add_argument(
+        "--smoke", nargs="?", const="long", choices=SMOKE, help="on few scenes, to see that it learns them"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     train(arguments.out, smoke=arguments.smoke)
     return 0
 
 
-def train(out: Path, *, smoke: bool = False) -> None:
-    """Train into `out`; with `smoke` few steps on 16 scenes, which also stand for those it is looked at with."""
+def train(out: Path, *, smoke: str | None = None) -> None:
+    """Train into `out`; with `smoke` (key of SMOKE) on few scenes, which also stand for those it is looked at with."""
     checkpoint = out / "checkpoint"
     checkpoint.mkdir(parents=True, exist_ok=True)
     write_config(checkpoint)
     tokenizer = checkpoint / "tokenizer.json"
-    scenes = make_scenes(out / "scenes", "train", 0, SMOKE_SCENES if smoke else SCENES, tokenizer)
+    count, steps = SMOKE[smoke] if smoke else (SCENES, {})
+    scenes = make_scenes(out / "scenes", "train", 0, count, tokenizer)
     validation = scenes if smoke else make_scenes(out / "scenes", "validation", 0, VALIDATION, tokenizer)
     data, configs = Data(scenes, validation, tokenizer), CONFIGS
     if smoke:
-        configs = {name: shortened(config, SMOKE_STEPS[name], SMOKE_SCENES) for name, config in CONFIGS.items()}
+        configs = {name: shortened(config, steps[name], count) for name, config in CONFIGS.items()}
     on_symbols = symbols_stage(out, data, configs["symbols"])
     vision = vision_stage(out, data, configs["vision"], on_symbols.symbols)
     model = VisionLanguageModel(vision, on_symbols.decoder)
