@@ -35,7 +35,7 @@ from fastmmoe.exporter.pruning.policy_file import PolicyFile, write_policy
 from fastmmoe.exporter.pruning.settings import PolicyModel, PolicyOptions
 from fastmmoe.runtime.cost.budget import STEPS
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.files import write_atomically
+from fastmmoe.runtime.files import check_parent, write_atomically
 from fastmmoe.runtime.types import Say
 
 STATISTICS_FILE, FRONT_FILE, SUMMARY_FILE, POLICY_FILE = (
@@ -90,14 +90,15 @@ def calibrate(options: CalibrationOptions, say: Say = print) -> Path:
         CalibrationFailed: nothing meets the goal, or the exported graph does not confirm it.
     """
     options.validate()
-    out = options.directory
-    out.mkdir(parents=True, exist_ok=True)
-    checkpoint = checkpoint_directory(options.model).absolute()
+    out, checkpoint = options.directory, checkpoint_directory(options.model).absolute()
+    check_parent(out)
+    identity, data = Checkpoint(checkpoint).identity, load_data(options)
+    # Not before what a user may have mistyped is known to be good.
+    out.mkdir(exist_ok=True)
     # Workers read the questions from here.
     scratch_directory = tempfile.TemporaryDirectory(prefix=".calibrate.", dir=out.absolute())
     with scratch_directory as scratch, torch_threads(options.threads):
-        model = load_model(checkpoint, Checkpoint(checkpoint).identity)
-        data = load_data(options)
+        model = load_model(checkpoint, identity)
         say(f"{options.data}: {len(data.calibration)} questions, {len(data.held_out)} held out; {data.note}")
         if options.activations:
             _record_activations(model, data.calibration, out, say)

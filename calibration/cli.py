@@ -4,14 +4,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from fastmmoe.calibration.options import BACKENDS, FLOPS_REDUCTION, QUALITY_OPTIONS, CalibrationOptions
-from fastmmoe.exporter.cli import add_target
-from fastmmoe.exporter.config import DEMO
+from fastmmoe.exporter.cli import MODEL_HELP, add_target
+from fastmmoe.exporter.config import checkpoint_directory
 from fastmmoe.runtime.cli.command import check_installed, preparing, resumable, saying_what_memory_lacks
+from fastmmoe.runtime.cli.output import Lines, add_output, print_json
+from fastmmoe.runtime.cli.values import share
 
 DESCRIPTION = """Find the pruning settings of a model on questions about pictures: quality against counted FLOPs of the
 prefill. Writes policy.json, which fastmmoe-export --policy reads, after the exported graph has confirmed it; front.json
@@ -23,9 +26,7 @@ def add_calibrate(commands: Any) -> None:
     """Add the command to a parser's subcommands; every default is that of `CalibrationOptions`."""
     d = CalibrationOptions()
     parser = commands.add_parser("calibrate", help="find pruning settings on your data", description=DESCRIPTION)
-    parser.add_argument(
-        "model", nargs="?", default=d.model, help=f"checkpoint directory, or {DEMO} = the built-in one (default)"
-    )
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument(
         "--data", default=d.data, metavar="DIR", help="pictures and questions.jsonl, or builtin (default)"
     )
@@ -39,6 +40,7 @@ def add_calibrate(commands: Any) -> None:
         action="store_true",
         help="record the ranges of activations that quantisation needs, and do not search",
     )
+    add_output(parser)
     parser.set_defaults(function=_calibrate)
 
 
@@ -46,12 +48,12 @@ def _add_goal(parser: argparse.ArgumentParser) -> None:
     goal = parser.add_argument_group("goal, one of").add_mutually_exclusive_group()
     goal.add_argument(
         "--flops-reduction",
-        type=float,
+        type=share,
         metavar="S",
         help=f"best quality that saves at least this share of the prefill (default {FLOPS_REDUCTION})",
     )
     goal.add_argument(
-        "--min-quality", type=float, metavar="Q", help="fewest FLOPs at this share of the full model's quality"
+        "--min-quality", type=share, metavar="Q", help="fewest FLOPs at this share of the full model's quality"
     )
     goal.add_argument(
         "--max-ttft-ms", type=float, metavar="MS", help="best quality with the first token in time on this machine"
@@ -104,13 +106,27 @@ def read_arguments(arguments: argparse.Namespace) -> CalibrationOptions:
 
 
 def _calibrate(arguments: argparse.Namespace) -> int:
-    options = read_arguments(arguments)
+    options, say = read_arguments(arguments), Lines.of(arguments)
     check_installed("calibration", MODULES, "calibrate")
     with preparing("fastmmoe"):
+        from fastmmoe.exporter.checkpoint.reader import Checkpoint
+
+        Checkpoint(checkpoint_directory(options.model))
+        say(f"calibrating {options.model} in {options.directory}: loading torch ...")
         from fastmmoe.calibration.calibrate import calibrate
 
     # Ranges are written at the end only.
     goes_on = nullcontext() if options.activations else resumable(options.directory)
     with goes_on, saying_what_memory_lacks("lower --jobs, end other programs, or use a machine with more memory"):
-        calibrate(options, say=lambda line: print(line, flush=True))
+        calibrate(options, say)
+    if arguments.json:
+        print_json(_plain(options))
     return 0
+
+
+def _plain(options: CalibrationOptions) -> dict[str, Any]:
+    """What --json prints of a calibration: what it wrote; docs/calibration.md has the fields."""
+    out = options.directory
+    names = () if options.activations else ("policy", "front")
+    found = {name: json.loads((out / f"{name}.json").read_bytes()) for name in names}
+    return {"out": out, "files": sorted(path.name for path in out.iterdir() if path.is_file())} | found

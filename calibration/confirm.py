@@ -84,6 +84,7 @@ def confirm(vlm: VLM, samples: Sequence[Sample], expected: Outcomes, kind: Kind,
     values, times = [], []
     for sample, token in zip(samples, expected.first_tokens.tolist(), strict=True):
         answer = vlm.generate(sample.messages, max_new_tokens=max_new_tokens)
+        assert answer.stats.ttft_ms is not None, "nothing ends these requests early"
         times.append(answer.stats.ttft_ms)
         is_right = answer.text.strip() == sample.answer if kind == "accuracy" else answer.token_ids[0] == token
         values.append(float(is_right))

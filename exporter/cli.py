@@ -11,15 +11,15 @@ import functools
 import os
 import shlex
 import sys
+import time
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastmmoe import __version__
 from fastmmoe.exporter.config import DEMO, ExportConfig
 from fastmmoe.exporter.fit.cli import add_plan
-from fastmmoe.exporter.progress import Lines
 from fastmmoe.exporter.pruning.policy_file import read_policy
 from fastmmoe.exporter.pruning.settings import EXPERT_FACTOR, FAMILY_ROWS, METHOD_OPTIONS, PolicyOptions
 from fastmmoe.exporter.targets import ATOL, DTYPES
@@ -32,15 +32,24 @@ from fastmmoe.runtime.cli.command import (
     saying_what_memory_lacks,
 )
 from fastmmoe.runtime.cli.completion import add_completion
+from fastmmoe.runtime.cli.output import Lines, add_output, print_json
+from fastmmoe.runtime.cli.values import share
 from fastmmoe.runtime.machines.targets import TARGETS, target_names
 from fastmmoe.runtime.method.policy import SETTINGS, Setting
+
+if TYPE_CHECKING:
+    from fastmmoe.exporter.export import Exported
 
 DESCRIPTION = """Export a DeepSeek-VL2 or InternVL3.5 (MoE) checkpoint to a bundle: ONNX graphs with FastMMoE inside,
 weights, tokenizer and manifest. The written graphs are checked against torch before OUT appears."""
 
 COMMAND = "fastmmoe-export"
 MODULES = ("torch", "onnx", "onnx_ir", "onnxscript", "safetensors")
+MODEL_HELP = f"checkpoint directory, or {DEMO} = the built-in one"
 MEMORY_HINT = "end other programs, or export on a machine with more memory; --dtype fp16 stores experts in half of it"
+
+_TYPES: dict[Any, Any] = {int: int, float: share}
+"""Of a setting's value -> of its argument: all that are no whole numbers are shares."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -57,18 +66,22 @@ def add_export(commands: Any) -> None:
     add_plan(commands)
     parser = commands.add_parser("export", help="make a bundle of a checkpoint", description=DESCRIPTION)
     _add_arguments(parser)
-    parser.set_defaults(function=lambda arguments: run(config_of(arguments), "fastmmoe"))
+    parser.set_defaults(function=lambda arguments: _run(arguments, "fastmmoe"))
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     config = ExportConfig()
+    parser.add_argument("model", metavar="MODEL", help=MODEL_HELP)
     parser.add_argument(
-        "model", nargs="?", default=config.model, help=f"checkpoint directory, or {DEMO} = the built-in one (default)"
-    )
-    parser.add_argument(
-        "out", nargs="?", type=Path, default=config.out, help="directory to make (default ./MODEL-TARGET)"
+        "out",
+        nargs="?",
+        type=Path,
+        default=config.out,
+        metavar="OUT",
+        help="directory to make (default ./MODEL-TARGET)",
     )
     add_options(parser)
+    add_output(parser)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -165,12 +178,12 @@ def _add_pruning(group: argparse._ArgumentGroup) -> None:
     )
     add(
         "--expert-factor",
-        type=float,
+        type=share,
         metavar="F",
         help=f"share of the experts that visual tokens use from layer 2 on (default {EXPERT_FACTOR})",
     )
     for setting in SETTINGS.values():
-        kind: dict[str, Any] = {"choices": setting.choices} if setting.choices else {"type": setting.type}
+        kind: dict[str, Any] = {"choices": setting.choices} if setting.choices else {"type": _TYPES[setting.type]}
         kind |= {"metavar": setting.metavar} if setting.metavar else {}
         add(f"--{setting.name.replace('_', '-')}", help=f"{setting.what} (default {_default(setting)})", **kind)
 
@@ -203,16 +216,24 @@ def config_of(arguments: argparse.Namespace) -> ExportConfig:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code 0; 1 where the check of the output fails; 2 for what the user can mend; 130 when interrupted."""
-    return run_command(COMMAND, lambda: run(read_arguments(argv), COMMAND))
+    return run_command(COMMAND, lambda: _run(build_parser().parse_args(argv), COMMAND))
 
 
-def run(config: ExportConfig, command: str) -> int:
-    """Export, say each step, and return the exit code; command: what errors call the program.
+def _run(arguments: argparse.Namespace, command: str) -> int:
+    return run(config_of(arguments), command, Lines.of(arguments), is_json=arguments.json)
 
+
+def run(config: ExportConfig, command: str, say: Lines | None = None, *, is_json: bool = False) -> int:
+    """Export, and return the exit code.
+
+    Args:
+        command: what errors call the program.
+        say: gets a line for each step; None = on stdout.
+        is_json: print what was exported as one JSON object, too.
     Raises:
         InvalidRequest: see `check_installed`, `plan_export` and `run_export`.
     """
-    say = Lines()
+    say, start = say or Lines(), time.monotonic()
     check_installed("the export", MODULES, "export")
     # Threads of torch that wait would take the time of those that compute, where another program wants the cores, too.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
@@ -220,20 +241,41 @@ def run(config: ExportConfig, command: str) -> int:
         from fastmmoe.exporter.plan import plan_export
 
         plan = plan_export(config, say)
+        say(f"exporting {plan.name} for {plan.target.name} to {plan.out}: loading torch ...")
         from fastmmoe.exporter.check.structure import CheckFailed
         from fastmmoe.exporter.export import run_export
 
     try:
         with saying_what_memory_lacks(MEMORY_HINT):
-            run_export(plan, say)
+            exported = run_export(plan, say)
     except CheckFailed as error:
         print(f"{command}: check failed: {error}", file=sys.stderr)
         return 1
     with leaving(f"{plan.out} was written"):
         # A path that begins with a dash would be taken for an option.
         out = f"./{plan.out}" if str(plan.out).startswith("-") else str(plan.out)
-        say(plan.target.next_step.format(out=shlex.quote(out)))
+        next_step = plan.target.next_step.format(out=shlex.quote(out))
+        say(next_step)
+        if is_json:
+            print_json(_plain(exported, plan.out) | {"seconds": time.monotonic() - start, "next_step": next_step})
     return 0
+
+
+def _plain(exported: Exported, out: Path) -> dict[str, Any]:
+    """What --json prints of an export; docs/export-check.md has the fields."""
+    manifest, sizes = exported.manifest, [path.stat().st_size for path in out.iterdir()]
+    names = ("model", "family", "target", "dtype", "activation_dtype", "cache_dtype")
+    return {
+        "bundle": out,
+        **{name: getattr(manifest, name) for name in names},
+        "experts": manifest.experts.weight_format,
+        "methods": manifest.policy.methods,
+        "default_method": manifest.policy.default_method,
+        "retention": manifest.policy.retention,
+        "files": len(sizes),
+        "bytes": sum(sizes),
+        "differences": [asdict(one) for one in exported.differences],
+    }
 
 
 def _layers(text: str) -> tuple[int, ...]:

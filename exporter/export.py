@@ -7,7 +7,7 @@ import functools
 import hashlib
 import shutil
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import onnx_ir as ir
@@ -15,6 +15,7 @@ import torch
 
 from fastmmoe import __version__
 from fastmmoe.exporter.check.bundle import WrittenBundle, check_bundle
+from fastmmoe.exporter.check.parity import Difference
 from fastmmoe.exporter.check.stored import Initializer, initializers_of
 from fastmmoe.exporter.check.weights import check_weights
 from fastmmoe.exporter.checkpoint.config_reader import listed
@@ -44,6 +45,7 @@ from fastmmoe.runtime.bundle.manifest import (
     MANIFEST,
     PLUGIN,
     TOKENIZER,
+    Manifest,
     graph_file,
     weights_file,
     write_manifest,
@@ -69,10 +71,20 @@ def export(config: ExportConfig, say: Say = print) -> Path:
     Raises:
         As `plan_export` and `run_export`.
     """
-    return run_export(plan_export(config, say), say)
+    plan = plan_export(config, say)
+    run_export(plan, say)
+    return plan.out
 
 
-def run_export(plan: ExportPlan, say: Say) -> Path:
+@dataclass(frozen=True)
+class Exported:
+    """A bundle that is at its place; differences: from torch, as the check found them."""
+
+    manifest: Manifest
+    differences: list[Difference]
+
+
+def run_export(plan: ExportPlan, say: Say) -> Exported:
     """Write the bundle of a plan.
 
     Raises:
@@ -105,14 +117,14 @@ def run_export(plan: ExportPlan, say: Say) -> Path:
         staged = output.scratch / STAGED
         with abandoning(output.abandon):
             written = _write(staged, plan, model, processor, journal, say)
-            check_bundle(written, output.scratch / CHECKED, model, config.policy, config.atol, say)
+            differences = check_bundle(written, output.scratch / CHECKED, model, config.policy, config.atol, say)
         if target.tensorrt is not None and target.tensorrt.is_ahead_of_time:
             build_engines(staged, say=say, verify=False)
         output.publish(staged)
         # In here, for whoever interrupts now is told that the bundle was written.
         leave_stamp(plan.out, written.manifest, written.hashed_at)
         say(f"wrote {plan.out}: {_contents(plan.out)}")
-    return plan.out
+    return Exported(written.manifest, differences)
 
 
 def _key(plan: ExportPlan) -> str:

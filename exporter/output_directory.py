@@ -25,8 +25,8 @@ from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.files import (
     RESUMABLE,
     WriteFailed,
+    check_parent,
     is_resumable,
-    real_path,
     remove_left_scratch,
     remove_own_scratch,
     scratch_directory,
@@ -202,10 +202,7 @@ def _resolve(given: Path, model: Path) -> Path:
         raise InvalidRequest(
             f"{given}: a symbolic link to {given.readlink()}, which is not there: remove it or give another place"
         )
-    path = real_path(given)
-    if not path.parent.is_dir():
-        missing = next(p for p in reversed(path.parents) if not p.is_dir())
-        raise InvalidRequest(f"{given}: {missing} is not a directory: make it first, or correct the path")
+    path = check_parent(given)
     if path in _own_places(path.anchor):
         raise InvalidRequest(f"{given}: is {path}, where you work or live: give the name of a new directory")
     if path == Path(os.path.realpath(model)):

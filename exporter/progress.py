@@ -1,40 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lines for the user: what is said once, and how far long work is, with its rate and the time left."""
+"""Lines for the user on how far long work is, with its rate and the time left."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 import time
 
+from fastmmoe.runtime.cli.output import SECONDS, Lines
 from fastmmoe.runtime.types import Say
 
-_SECONDS, _TERMINAL_SECONDS = 10.0, 2.0
 STEPS_SECONDS = 30.0
 """Between lines on steps that take about the same time each."""
-
-
-class Lines:
-    """Prints lines. On a terminal a line of progress takes the place of the one before."""
-
-    def __init__(self) -> None:
-        self._is_terminal = sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
-        self._last_is_progress = False
-        self.seconds = _TERMINAL_SECONDS if self._is_terminal else _SECONDS
-
-    def __call__(self, line: str) -> None:
-        self._last_is_progress = False
-        print(line, flush=True)
-
-    def progress(self, line: str) -> None:
-        """Print a line of progress."""
-        if self._is_terminal:
-            # A line that wraps would not be cleared as a whole.
-            line = line[: max(shutil.get_terminal_size().columns - 1, 1)]
-        up = "\x1b[A\x1b[2K" if self._is_terminal and self._last_is_progress else ""
-        print(f"{up}{line}", flush=True)
-        self._last_is_progress = True
 
 
 class Progress:
@@ -48,7 +23,7 @@ class Progress:
     def __init__(self, what: str, say: Say) -> None:
         self._what = what
         self._say = say.progress if isinstance(say, Lines) else say
-        self._seconds = say.seconds if isinstance(say, Lines) else _SECONDS
+        self._seconds = say.seconds if isinstance(say, Lines) else SECONDS
         self.start(0)
 
     def start(self, total: int) -> None:

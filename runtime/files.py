@@ -90,6 +90,19 @@ def real_path(path: Path) -> Path:
     return Path(real)
 
 
+def check_parent(given: Path) -> Path:
+    """The absolute path, links followed, of a directory that a user wants to be made.
+
+    Raises:
+        InvalidRequest: the folder it is to be in is not there, as of a mistyped path; see `real_path`.
+    """
+    path = real_path(given)
+    if not path.parent.is_dir():
+        missing = next(p for p in reversed(path.parents) if not p.is_dir())
+        raise InvalidRequest(f"{given}: {missing} is not a directory: make it first, or correct the path")
+    return path
+
+
 def check_beside(directory: Path, out: Path) -> None:
     """Raise InvalidRequest where files are to be written into a bundle, which holds what was exported alone."""
     inner, outer = real_path(out), real_path(directory)

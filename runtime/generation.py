@@ -65,9 +65,9 @@ class RequestStats:
         return 1 - self.retention
 
     @property
-    def ttft_ms(self) -> float:
-        """Time to the first token."""
-        return self.preprocess_ms + self.vision_ms + self.prefill_ms
+    def ttft_ms(self) -> float | None:
+        """Time to the first token; None where the request ended before its prefill."""
+        return None if self.prefill_ms == 0 else self.preprocess_ms + self.vision_ms + self.prefill_ms
 
     @property
     def flops_reduction(self) -> float:

@@ -102,7 +102,8 @@ class VLM:
         """Answer a conversation token by token.
 
         Args:
-            messages: Hugging Face schema; pictures are paths, PIL images or uint8 arrays [height, width, 3].
+            messages: Hugging Face schema; pictures are paths, bytes of files, PIL images or uint8 arrays
+                [height, width, 3].
             cancel: a threading.Event; once it is set, by any thread, the answer ends before the next graph call.
             options: fields of `RequestOptions`.
         Raises:

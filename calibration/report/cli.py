@@ -4,13 +4,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
 from pathlib import Path
 from typing import Any
 
 from fastmmoe.runtime.cli.command import check_installed, preparing, resumable, saying_what_memory_lacks
-from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.cli.output import Lines, add_output, print_json
+from fastmmoe.runtime.cli.values import share, shares
+from fastmmoe.runtime.files import check_parent
 
 DESCRIPTION = """Measure accuracy, counted FLOPs and latency of every pruning method of a comparison bundle
 (fastmmoe-export MODEL OUT --method all) on questions with known answers, and write report.html, report.md and
@@ -28,8 +31,8 @@ def add_report(commands: Any) -> None:
     )
     report.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the report goes")
     report.add_argument("--questions", type=int, metavar="N", help="default: 2000, of a directory all")
-    report.add_argument("--retentions", default=RETENTIONS, metavar="R,R,...", help="default %(default)s")
-    report.add_argument("--min-quality", type=float, default=0.955, metavar="Q", help=_MIN_QUALITY)
+    report.add_argument("--retentions", type=shares, default=RETENTIONS, metavar="R,R,...", help="default %(default)s")
+    report.add_argument("--min-quality", type=share, default=0.955, metavar="Q", help=_MIN_QUALITY)
     numbers = {
         "--seed": (0, "of the drawn scenes, and of the bootstrap"),
         "--seeds": (3, "of method random, averaged"),
@@ -40,6 +43,7 @@ def add_report(commands: Any) -> None:
     for option, (default, text) in numbers.items():
         report.add_argument(option, type=int, default=default, metavar="N", help=f"{text} (default %(default)s)")
     report.add_argument("--jobs", type=int, metavar="N", help="questions answered at once (default: one per core)")
+    add_output(report)
     report.set_defaults(function=_report)
 
 
@@ -47,17 +51,18 @@ _MIN_QUALITY = "accuracy over the full model's that the recommended setting is s
 
 
 def _report(arguments: argparse.Namespace) -> int:
+    say = Lines.of(arguments)
     check_installed("the report", MODULES, "report")
-    retentions = _numbers(arguments.retentions)
+    check_parent(arguments.out)
     with preparing("fastmmoe"):
         from fastmmoe.calibration.report.build import ReportOptions, build_report
-        from fastmmoe.calibration.report.page import HTML
+        from fastmmoe.calibration.report.page import HTML, NUMBERS
 
     options = ReportOptions(
         data=arguments.data,
         out=arguments.out,
         questions=arguments.questions,
-        retentions=retentions,
+        retentions=arguments.retentions,
         seeds=arguments.seeds,
         resamples=arguments.resamples,
         seed=arguments.seed,
@@ -69,15 +74,10 @@ def _report(arguments: argparse.Namespace) -> int:
     )
     hint = "lower --jobs, end other programs, or use a machine with more memory"
     with resumable(arguments.out), saying_what_memory_lacks(hint):
-        report = build_report(arguments.bundle, options, say=lambda line: print(line, flush=True))
+        report = build_report(arguments.bundle, options, say)
     for claim in report.claims:
-        print(f"{'holds' if claim.holds else 'does not hold'}: {claim.found}")
-    print(f"wrote {arguments.out / HTML}")
+        say(f"{'holds' if claim.holds else 'does not hold'}: {claim.found}")
+    say(f"wrote {arguments.out / HTML}")
+    if arguments.json:
+        print_json(json.loads((arguments.out / NUMBERS).read_bytes()))
     return 0
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise InvalidRequest(f"--retentions {text}: expected numbers such as 0.9,0.5,0.1") from error

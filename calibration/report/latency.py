@@ -130,6 +130,7 @@ def _request(vlm: VLM, planner: Planner, questions: Questions, setting: Setting,
     next(run.tokens())
     stats = run.stats[0]
     stats.preprocess_ms = preprocess_ms
+    assert stats.ttft_ms is not None, "nothing ends these requests early"
     return stats.prefill_ms, stats.ttft_ms
 
 

@@ -41,7 +41,7 @@ class WrittenBundle:
 
 def check_bundle(
     bundle: WrittenBundle, scratch: Path, model: Model, options: PolicyOptions, atol: float | None, say: Say
-) -> None:
+) -> list[Difference]:
     """Check a bundle by itself.
 
     Args:
@@ -50,6 +50,8 @@ def check_bundle(
         options: that it was made with.
         atol: see `compare`.
         say: is called with a line for each step, and while it takes long.
+    Returns:
+        Differences from torch, all within their tolerances.
     Raises:
         CheckFailed: something is not what the checkpoint and its configuration ask for.
         BundleMismatch: a graph is not what the manifest says.
@@ -74,6 +76,7 @@ def check_bundle(
         say(_difference_line(difference))
     if not all(difference.is_ok for difference in differences):
         raise CheckFailed("the exported graphs differ from torch by more than the tolerance; nothing was written")
+    return differences
 
 
 def _differences(

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from fastmmoe.exporter.config import ExportConfig
 from fastmmoe.exporter.targets import DTYPES
-from fastmmoe.runtime.cli.flops import numbers
+from fastmmoe.runtime.cli.output import add_json, print_json
+from fastmmoe.runtime.cli.values import shares
 from fastmmoe.runtime.machines.devices import DEVICES
 from fastmmoe.runtime.machines.targets import target_names
 
@@ -48,7 +48,7 @@ def add_plan(commands: Any) -> None:
     plan.add_argument(
         "-r",
         "--retention",
-        type=numbers,
+        type=shares,
         default=RETENTIONS,
         metavar="R,R,...",
         help=f"shares of visual tokens to keep (default {','.join(map(str, RETENTIONS))})",
@@ -59,7 +59,7 @@ def add_plan(commands: Any) -> None:
     plan.add_argument(
         "--reserve", type=float, metavar="GB", help="left to others (default: 2 where system and GPU share memory, 1)"
     )
-    plan.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    add_json(plan)
     plan.set_defaults(function=_plan)
 
 
@@ -67,7 +67,10 @@ def _plan(arguments: argparse.Namespace) -> int:
     from fastmmoe.exporter.fit.text import as_json, describe
 
     report = make_report(arguments.model, _options(arguments), arguments.retention)
-    print(json.dumps(as_json(report)) if arguments.json else "\n".join(describe(report)))
+    if arguments.json:
+        print_json(as_json(report))
+    else:
+        print("\n".join(describe(report)))
     return 0 if report.fit.fits else DOES_NOT_FIT
 
 

@@ -118,7 +118,7 @@ def verify_bundle(directory: Path, say: Say = say_on_stderr) -> Generator[str, N
     if wrong:
         raise BundleMismatch("; ".join(wrong))
     size = sum(entry.bytes for entry in manifest.files.values())
-    yield f"[✓] {len(manifest.files)} files, {size / 1e6:.1f} MB: SHA-256 as exported"
+    yield f"{len(manifest.files)} files, {size / 1e6:.1f} MB: SHA-256 as exported"
     opened = Bundle(directory, manifest, {name: state for name, state in states.items() if state is not None})
     opened.check_unchanged()
     _remember(opened, began)
@@ -139,7 +139,7 @@ def _verify_engines(directory: Path, engines: Engines, say: Say) -> str:
     wrong = [f"{directory / name}: missing" for name in missing] or damaged_contents(directory, engines.files, say)
     if wrong:
         raise BundleMismatch(f"{'; '.join(wrong)}; build the engines again: fastmmoe build {directory}")
-    return f"[✓] engines of {engines.module} {engines.tensorrt_version}: SHA-256 as built, of this manifest"
+    return f"engines of {engines.module} {engines.tensorrt_version}: SHA-256 as built, of this manifest"
 
 
 def _has_size(state: FileState | None, entry: FileEntry) -> bool:

@@ -16,7 +16,7 @@ from fastmmoe.runtime.camera.controller import Choice, Controller
 from fastmmoe.runtime.camera.fit import SHARE
 from fastmmoe.runtime.camera.frames import RGB, check_order, to_picture
 from fastmmoe.runtime.camera.reader import Clock, Frame, NewestFrame
-from fastmmoe.runtime.camera.settings import RETENTIONS, Settings
+from fastmmoe.runtime.camera.settings import RETENTIONS, Settings, read_range
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.request.image_reader import Picture
 from fastmmoe.runtime.request.options import RequestOptions
@@ -118,10 +118,10 @@ def watch(
             `VLM.generate_stream` refuses.
         BaseException: what the source raises, once its last frame has been answered.
     """
-    for name in _CHOSEN.keys() & options.keys():
-        raise InvalidRequest(f"option {name} is not of single requests here: {_CHOSEN[name]}")
-    _check(prompt, system, budget_ms, share, frames)
-    settings = Settings(vlm.manifest, RequestOptions.of(options), retention)
+    request = check_arguments(
+        prompt, system=system, budget_ms=budget_ms, share=share, frames=frames, retention=retention, **options
+    )
+    settings = Settings(vlm.manifest, request, retention)
     loop = Loop(vlm, prompt, settings, budget_ms, check_order(order), system, share, clock, options)
     return _read_and_answer(loop, source, frames)
 
@@ -188,8 +188,23 @@ class Loop:
         return [*system, {"role": "user", "content": content}]
 
 
-def _check(prompt: Any, system: Any, budget_ms: Any, share: Any, frames: Any) -> None:
-    """Raise InvalidRequest where an argument of `watch` is of another type or outside its range."""
+def check_arguments(
+    prompt: Any,
+    *,
+    system: Any = None,
+    budget_ms: Any = None,
+    share: Any = SHARE,
+    frames: Any = None,
+    retention: Any = RETENTIONS,
+    **options: Any,
+) -> RequestOptions:
+    """The options of each request of `watch`, whose arguments these are; no model is needed.
+
+    Raises:
+        InvalidRequest: one is of another type or outside its range.
+    """
+    for name in _CHOSEN.keys() & options.keys():
+        raise InvalidRequest(f"option {name} is not of single requests here: {_CHOSEN[name]}")
     if not isinstance(prompt, str):
         raise InvalidRequest(f"prompt is of type {type(prompt).__name__}: expected a string, the question")
     if not isinstance(system, (str, NoneType)):
@@ -200,6 +215,8 @@ def _check(prompt: Any, system: Any, budget_ms: Any, share: Any, frames: Any) ->
         raise InvalidRequest(f"share {share!r:.60}: expected a number between 0 and 1, such as 0.9")
     if frames is not None and not (isinstance(frames, int) and not isinstance(frames, bool) and frames > 0):
         raise InvalidRequest(f"frames {frames!r:.60}: expected at least 1, a whole number, or None")
+    read_range(retention)
+    return RequestOptions.of(options)
 
 
 def _is_number(value: Any) -> bool:

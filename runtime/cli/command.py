@@ -44,8 +44,25 @@ class OutOfMemory(FastmmoeError):
     """Memory that the work needs is not there."""
 
 
+class _Formatter(argparse.HelpFormatter):
+    """Breaks a usage's line between alternatives, too, where it is wider than the terminal."""
+
+    def _format_usage(self, *arguments: Any) -> str:
+        return "\n".join(part for line in super()._format_usage(*arguments).split("\n") for part in self._parts(line))
+
+    def _parts(self, line: str) -> Iterator[str]:
+        indent = " " * (len(line) - len(line.lstrip()) + 1)
+        while len(line) > self._width and (end := line.rfind(" |", len(indent), self._width)) > 0:
+            yield line[:end]
+            line = f"{indent}{line[end + 1 :]}"
+        yield line
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """Argument errors are one line that names the help, without the usage block, and what may have been meant."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"formatter_class": _Formatter} | options)
 
     def error(self, message: str) -> NoReturn:
         # A subcommand's parser is called "fastmmoe run"; every error line starts with the command alone.

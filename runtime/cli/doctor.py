@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import textwrap
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from fastmmoe.runtime.cli.output import add_json, print_json
 
 if TYPE_CHECKING:
     from fastmmoe.runtime.doctor.host import Finding
@@ -29,7 +30,7 @@ def add_doctor(commands: Any) -> None:
     doctor.add_argument(
         "--quick", action="store_true", help="do not have TensorRT build for this GPU, which takes seconds"
     )
-    doctor.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    add_json(doctor)
     doctor.set_defaults(function=_doctor)
 
 
@@ -43,7 +44,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             print("\n".join(describe(finding)), flush=True)
     if arguments.json:
-        print(json.dumps({"worst": worst(found), "findings": [asdict(finding) for finding in found]}))
+        print_json({"worst": worst(found), "findings": [asdict(finding) for finding in found]})
     return HAS_PROBLEM if worst(found) == "problem" else 0
 
 

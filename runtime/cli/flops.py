@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -12,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastmmoe.runtime.cli.command import check_text
+from fastmmoe.runtime.cli.output import add_json, print_json
 from fastmmoe.runtime.cli.table import align, number
+from fastmmoe.runtime.cli.values import IMAGE_HELP, read_pictures, share, shares
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.method.policy import ALL, UNMODIFIED
 
@@ -64,7 +65,7 @@ def add_counting(commands: Any) -> None:
     flops.add_argument(
         "-r",
         "--retention",
-        type=numbers,
+        type=shares,
         default=DEFAULT_RETENTIONS,
         metavar="R,R,...",
         help=f"shares of visual tokens to keep (default {','.join(map(str, DEFAULT_RETENTIONS))})",
@@ -74,7 +75,7 @@ def add_counting(commands: Any) -> None:
     plan = commands.add_parser("plan-retention", help="find the retention for a budget", description=PLAN_DESCRIPTION)
     _add_prompt(plan)
     target = plan.add_mutually_exclusive_group(required=True)
-    target.add_argument("--flops-reduction", type=float, metavar="S", help="share of the prefill to save, [0, 1)")
+    target.add_argument("--flops-reduction", type=share, metavar="S", help="share of the prefill to save, [0, 1)")
     target.add_argument("--max-gflops", type=float, metavar="X", help="of the prefill")
     target.add_argument("--max-tokens-kept", type=int, metavar="N", help="visual tokens after the last stage")
     plan.add_argument("--method", metavar="M", help="of those in the bundle (default: the bundle's)")
@@ -83,22 +84,14 @@ def add_counting(commands: Any) -> None:
 
 def _add_prompt(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="OUT", help="the bundle's directory")
-    parser.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be given again")
+    parser.add_argument("--image", action="append", default=[], metavar="FILE", help=IMAGE_HELP)
     parser.add_argument("--prompt", metavar="TEXT", help="the question (default: none, only the chat template)")
     parser.add_argument("--max-tiles", type=int, metavar="N", help="the most local tiles of a picture")
     parser.add_argument("--visual-tokens", type=int, metavar="V", help="instead of pictures")
     parser.add_argument("--text-tokens", type=int, metavar="N", help="instead of a question")
     parser.add_argument("--tiles", type=int, metavar="N", help="with --visual-tokens: counts the vision tower, too")
     parser.add_argument("--visual-top-k", type=int, metavar="N", help="experts per visual token")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
-
-
-def numbers(text: str) -> tuple[float, ...]:
-    """The type of an option that takes several, separated by commas."""
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers such as 1.0,0.5,0.25") from error
+    add_json(parser)
 
 
 def _flops(arguments: argparse.Namespace) -> int:
@@ -112,7 +105,7 @@ def _flops(arguments: argparse.Namespace) -> int:
         for options in _requests(arguments, manifest)
     ]
     if arguments.json:
-        print(json.dumps(_size_dict(requests[0], size) | {"requests": [_request_dict(r) for r in requests]}))
+        print_json(_size_dict(requests[0], size) | {"requests": [_request_dict(r) for r in requests]})
     else:
         print("\n".join([_heading(manifest, requests[0], size), TABLE_NOTE, "", *_flops_table(requests)]))
     return 0
@@ -152,7 +145,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         **size.counts,
     )
     if arguments.json:
-        print(json.dumps(_size_dict(request, size) | _request_dict(request)))
+        print_json(_size_dict(request, size) | _request_dict(request))
     else:
         print(_heading(manifest, request, size), _describe(request), sep="\n")
     return 0
@@ -178,7 +171,7 @@ def _prompt_size(a: argparse.Namespace, manifest: Manifest) -> PromptSize:
         raise InvalidRequest("give --image and --prompt, or --visual-tokens and --text-tokens")
     check_text("--prompt", a.prompt)
     tokenizer = a.bundle / TOKENIZER if TOKENIZER in manifest.files else None
-    content: list[dict[str, Any]] = [{"type": "image", "image": path} for path in a.image]
+    content: list[dict[str, Any]] = [{"type": "image", "image": path} for path in read_pictures(a.image)]
     content += [] if a.prompt is None else [{"type": "text", "text": a.prompt}]
     processor = Processor(manifest.processor, tokenizer)
     inputs = processor([{"role": "user", "content": content}], max_tiles=a.max_tiles)

@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 from fastmmoe.runtime.backends.settings import AUTO, PROVIDERS
 from fastmmoe.runtime.cli.command import add_no_verify, check_modules
+from fastmmoe.runtime.cli.output import add_json, print_json
+from fastmmoe.runtime.cli.values import share
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.files import size_text
+from fastmmoe.runtime.files import check_parent, size_text
 from fastmmoe.runtime.machines.threads import check_threads
 
 GOLDEN_DESCRIPTION = """Write inputs and outputs of a bundle's graphs, of one request with random pixels and words, in
@@ -34,10 +35,10 @@ def _add_golden(commands: Any) -> None:
     golden = commands.add_parser("golden", help="write golden files for Polygraphy", description=GOLDEN_DESCRIPTION)
     golden.add_argument("bundle", type=Path, metavar="OUT", help="the bundle's directory")
     golden.add_argument("directory", type=Path, metavar="DIR", help="where to write; files in it are replaced")
-    golden.add_argument("--retention", type=float, metavar="R", help="of the prompt (default: the bundle's)")
+    golden.add_argument("--retention", type=share, metavar="R", help="of the prompt (default: the bundle's)")
     golden.add_argument("--seed", type=int, default=0, metavar="N", help="of pixels and words (default %(default)s)")
     add_no_verify(golden)
-    golden.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    add_json(golden)
     golden.set_defaults(function=_golden)
 
 
@@ -61,7 +62,7 @@ def _add_triton(commands: Any) -> None:
     triton.add_argument("--bundle-path", metavar="PATH", help="where the server sees the bundle (default: where it is)")
     triton.add_argument("--image", help="container image with tritonserver (default: a release of NVIDIA's)")
     add_no_verify(triton)
-    triton.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    add_json(triton)
     triton.set_defaults(function=_triton)
 
 
@@ -72,12 +73,13 @@ def _golden(arguments: argparse.Namespace) -> int:
 
     if arguments.seed < 0:
         raise InvalidRequest(f"--seed {arguments.seed}: expected 0 or more")
+    check_parent(arguments.directory)
     options = RequestOptions(retention=arguments.retention, max_new_tokens=TOKENS)
     verify = not arguments.no_verify
     found = write_golden(arguments.bundle, arguments.directory, options, seed=arguments.seed, verify=verify)
     loader = arguments.directory / DATA_LOADER
     if arguments.json:
-        print(json.dumps({"graphs": [asdict(one) for one in found], "data_loader": str(loader)}, default=str))
+        print_json({"graphs": [asdict(one) for one in found], "data_loader": loader})
         return 0
     for one in found:
         calls = "1 call" if one.calls == 1 else f"{one.calls} calls"
@@ -91,13 +93,14 @@ def _triton(arguments: argparse.Namespace) -> int:
     from fastmmoe.runtime.interop.triton_repository import RepositoryOptions, write_repository
 
     check_threads("--threads", arguments.threads)
+    check_parent(arguments.directory)
     names = {field.name for field in fields(RepositoryOptions)}
     given = {name: value for name, value in vars(arguments).items() if name in names and value is not None}
     options = RepositoryOptions(**given)
     verify = not arguments.no_verify
     found = write_repository(arguments.bundle, arguments.directory, options, verify=verify)
     if arguments.json:
-        print(json.dumps(asdict(found), default=str))
+        print_json(asdict(found))
         return 0
     print(f"model repository: {found.models} ({found.config})\nclusters: {found.kubernetes}, {found.kserve}")
     print(f"serve it: {found.launch}")

@@ -17,6 +17,7 @@ from fastmmoe.runtime.cli.completion import add_completion
 from fastmmoe.runtime.cli.doctor import add_doctor
 from fastmmoe.runtime.cli.flops import add_counting
 from fastmmoe.runtime.cli.interop import add_interop_commands
+from fastmmoe.runtime.cli.output import Lines, add_output, print_json
 from fastmmoe.runtime.cli.run import add_run
 from fastmmoe.runtime.cli.watch import add_watch
 
@@ -62,6 +63,7 @@ def _add_build(commands: Any) -> None:
         "--dry-run", action="store_true", help="print the trtexec command of each engine, and build nothing"
     )
     add_no_verify(build)
+    add_output(build)
     build.set_defaults(function=_build)
 
 
@@ -76,6 +78,8 @@ def _call(arguments: argparse.Namespace) -> int:
 
 
 def _build(arguments: argparse.Namespace) -> int:
+    import msgspec
+
     from fastmmoe.runtime.backends.tensorrt.build import BuildOptions, build_engines, show_commands
 
     options = BuildOptions(
@@ -86,16 +90,17 @@ def _build(arguments: argparse.Namespace) -> int:
         max_batch=arguments.max_batch,
         workspace_mib=arguments.workspace,
     )
-
-    def say(line: str) -> None:
-        print(line, flush=True)
-
-    verify = not arguments.no_verify
+    say, verify = Lines.of(arguments), not arguments.no_verify
     if arguments.dry_run:
-        show_commands(arguments.bundle, options, say=say, verify=verify)
+        lines: list[str] = []
+        show_commands(arguments.bundle, options, say=lines.append if arguments.json else say, verify=verify)
+        if arguments.json:
+            print_json({"lines": lines})
         return 0
     engines = build_engines(arguments.bundle, options, say=say, verify=verify)
-    print(f"wrote {', '.join(engines.files)} in {arguments.bundle}")
+    say(f"wrote {', '.join(engines.files)} in {arguments.bundle}")
+    if arguments.json:
+        print_json(msgspec.to_builtins(engines))
     return 0
 
 

@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastmmoe.runtime.cli.command import add_no_verify, add_provider, check_text, saying_what_memory_lacks
+from fastmmoe.runtime.cli.output import add_json, print_json
+from fastmmoe.runtime.cli.values import IMAGE_HELP, read_pictures, share
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.files import check_replaceable, replacing
 from fastmmoe.runtime.machines.threads import check_threads
@@ -40,7 +42,7 @@ def add_run(commands: Any) -> None:
     """Add the subcommand."""
     run = commands.add_parser("run", help="answer about pictures", description=DESCRIPTION)
     run.add_argument("bundle", type=Path, metavar="OUT", help="the bundle's directory")
-    run.add_argument("--image", action="append", default=[], metavar="FILE", help="a picture; may be given again")
+    run.add_argument("--image", action="append", default=[], metavar="FILE", help=IMAGE_HELP)
     run.add_argument("--prompt", metavar="TEXT", help="the question, about the pictures in front of it")
     run.add_argument("--system", metavar="TEXT", help="system prompt (default: the model's own)")
     run.add_argument(
@@ -52,18 +54,18 @@ def add_run(commands: Any) -> None:
     add_provider(run)
     run.add_argument("--portable", action="store_true", help="without the native library (slow)")
     add_no_verify(run)
-    run.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    add_json(run)
     run.set_defaults(function=_run)
 
 
 def _add_method(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", choices=METHODS, help="of those in the bundle (default: the bundle's)")
     rate = parser.add_mutually_exclusive_group()
-    rate.add_argument("--retention", type=float, metavar="R", help="share of visual tokens to keep, (0, 1]")
-    rate.add_argument("--pruning-rate", type=float, metavar="Q", help="share to remove, [0, 1): 1 - retention")
+    rate.add_argument("--retention", type=share, metavar="R", help="share of visual tokens to keep, (0, 1]")
+    rate.add_argument("--pruning-rate", type=share, metavar="Q", help="share to remove, [0, 1): 1 - retention")
     parser.add_argument("--visual-top-k", type=int, metavar="N", help="experts per visual token")
     parser.add_argument(
-        "--alpha", type=float, metavar="A", help="redundancy against importance, 0 to 1 (default: the bundle's)"
+        "--alpha", type=share, metavar="A", help="redundancy against importance, 0 to 1 (default: the bundle's)"
     )
     parser.add_argument(
         "--max-tiles",
@@ -74,10 +76,10 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_generation(parser: argparse.ArgumentParser) -> None:
-    numbers: dict[str, tuple[type, str, str]] = {
+    numbers: dict[str, tuple[Callable[[str], float], str, str]] = {
         "--max-new-tokens": (int, "N", "the most tokens of the answer"),
         "--temperature": (float, "T", "above 0 tokens are drawn, 0 takes the most probable one"),
-        "--top-p": (float, "P", "draw from the most probable tokens of this share, (0, 1]"),
+        "--top-p": (share, "P", "draw from the most probable tokens of this share, (0, 1]"),
         "--top-k": (int, "K", "draw from so many of the most probable tokens; 0 = all"),
         "--seed": (int, "N", "of what is drawn, and of method random"),
     }
@@ -102,6 +104,7 @@ def _add_generation(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     _check_combination(arguments)
+    arguments.image = read_pictures(arguments.image)
     with saying_what_memory_lacks(MEMORY_HINT):
         return _load_and_run(arguments)
 
@@ -131,6 +134,8 @@ def _check_combination(a: argparse.Namespace) -> None:
         raise InvalidRequest(f"--inputs takes the place of messages and has no text: leave out {', '.join(given)}")
     if a.inputs is None and a.prompt is None:
         raise InvalidRequest("give --prompt (and --image), or --inputs and --dump")
+    if a.inputs is None and not a.image and not a.prompt.strip():
+        raise InvalidRequest("--prompt is empty and there is no --image: nothing is asked")
     check_text("--prompt", a.prompt)
     check_text("--system", a.system)
     for option, texts in (("--stop", a.stop), ("--choices", a.choices)):
@@ -151,7 +156,10 @@ def _run_tensors(vlm: VLM, arguments: argparse.Namespace, options: dict[str, Any
     with replacing(arguments.dump, sum(value.nbytes for value in outputs.values())) as file:
         np.savez(file, **outputs)  # type: ignore[arg-type]
     shapes = {name: list(value.shape) for name, value in outputs.items()}
-    print(json.dumps(shapes) if arguments.json else f"wrote {arguments.dump}: {', '.join(outputs)}")
+    if arguments.json:
+        print_json(shapes)
+    else:
+        print(f"wrote {arguments.dump}: {', '.join(outputs)}")
     return 0
 
 
@@ -169,10 +177,7 @@ def _answer(vlm: VLM, arguments: argparse.Namespace, options: dict[str, Any]) ->
     if is_warm:
         vlm.warm_up(messages, **options)
     if arguments.json:
-        # Other encodings' escapes of what they lack are not JSON's.
-        is_utf8 = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-        found = answer_dict(vlm.generate(messages, **options)) | {"warm": is_warm}
-        print(json.dumps(found, ensure_ascii=not is_utf8))
+        print_json(answer_dict(vlm.generate(messages, **options)) | {"warm": is_warm})
         return 0
     pieces = []
     for piece in vlm.generate_stream(messages, **options):
@@ -215,15 +220,25 @@ def _details(answer: Answer) -> list[str]:
 
 def describe(stats: RequestStats, *, is_warm: bool) -> str:
     """One request in two lines: token counts, then FLOPs and times."""
-    stages = " -> ".join(f"{count:,}" for count in (stats.visual_tokens, *stats.kept_visual_tokens))
     decode = f"{sum(stats.decode_ms) / len(stats.decode_ms):.1f} ms/token" if stats.decode_ms else "none"
-    # A deadline may have ended the request before its prefill.
-    first = "first token after" if stats.prefill_ms else "ended without a token after"
+    if stats.ttft_ms is None:
+        first = f"ended without a token after {stats.preprocess_ms + stats.vision_ms:.0f} ms"
+    else:
+        first = f"first token after {stats.ttft_ms:.0f} ms"
     return (
-        f"{stats.method}: visual tokens {stages}, text tokens {stats.text_tokens:,}, "
-        f"retention {stats.retention:g}, pruning rate {stats.pruning_rate:g}\n"
+        f"{_counts(stats)}\n"
         f"prefill {stats.prefill_flops / 1e9:.3f} GFLOPs ({stats.flops_reduction:.1%} less), "
-        f"{first} {stats.ttft_ms:.0f} ms (vision {stats.vision_ms:.0f}, prefill {stats.prefill_ms:.0f}), "
+        f"{first} (vision {stats.vision_ms:.0f}, prefill {stats.prefill_ms:.0f}), "
         f"decode {decode}, provider {stats.provider}, "
         f"{'warm' if is_warm else 'first request: slower than those after it (--warm-up)'}"
+    )
+
+
+def _counts(stats: RequestStats) -> str:
+    if not stats.visual_tokens:
+        return f"no picture, so nothing to prune: text tokens {stats.text_tokens:,}"
+    stages = " -> ".join(f"{count:,}" for count in (stats.visual_tokens, *stats.kept_visual_tokens))
+    return (
+        f"{stats.method}: visual tokens {stages}, text tokens {stats.text_tokens:,}, "
+        f"retention {stats.retention:g}, pruning rate {stats.pruning_rate:g}"
     )

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastmmoe.runtime.cli.command import add_no_verify, add_provider, check_text
+from fastmmoe.runtime.cli.output import add_json, print_json
+from fastmmoe.runtime.cli.values import shares
 from fastmmoe.runtime.machines.threads import check_threads
 from fastmmoe.runtime.method.policy import METHODS
 
@@ -54,15 +55,12 @@ def add_watch(commands: Any) -> None:
     watch.add_argument("--method", choices=METHODS, help="of those in the bundle (default: the bundle's)")
     add_provider(watch)
     add_no_verify(watch)
-    watch.add_argument("--json", action="store_true", help="one JSON object a frame instead of text")
+    add_json(watch, "one JSON object a frame instead of text")
     watch.set_defaults(function=_watch)
 
 
 def _range(text: str) -> float | tuple[float, ...]:
-    try:
-        first, *rest = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected a number such as 0.5, or two as in 0.15,1") from error
+    first, *rest = shares(text)
     return (first, *rest) if rest else first
 
 
@@ -83,27 +81,20 @@ def _watch(arguments: argparse.Namespace) -> int:
 
 
 def _seen(arguments: argparse.Namespace) -> Iterator[Seen]:
-    from fastmmoe.runtime.camera.loop import watch
+    from fastmmoe.runtime.camera.loop import check_arguments, watch
     from fastmmoe.runtime.camera.settings import RETENTIONS
     from fastmmoe.runtime.camera.sources import open_source
     from fastmmoe.runtime.vlm import VLM
 
+    names = ("budget_ms", "system", "frames", "method", "max_tiles", "max_new_tokens")
+    asked = {name: getattr(arguments, name) for name in names}
+    asked["retention"] = RETENTIONS if arguments.retention is None else arguments.retention
+    # A large bundle takes long to load.
+    check_arguments(arguments.prompt, **asked)
     source, order = open_source(arguments.source, arguments.fps)
     vlm = VLM(arguments.bundle, provider=arguments.provider, threads=arguments.threads, verify=not arguments.no_verify)
     with vlm:
-        yield from watch(
-            vlm,
-            source,
-            arguments.prompt,
-            budget_ms=arguments.budget_ms,
-            order=arguments.order or order,
-            system=arguments.system,
-            retention=RETENTIONS if arguments.retention is None else arguments.retention,
-            frames=arguments.frames,
-            method=arguments.method,
-            max_tiles=arguments.max_tiles,
-            max_new_tokens=arguments.max_new_tokens,
-        )
+        yield from watch(vlm, source, arguments.prompt, order=arguments.order or order, **asked)
 
 
 @dataclass
@@ -118,7 +109,7 @@ class _Shown:
         """Print a frame's answer."""
         self.stats.append(seen.stats)
         if self.is_json:
-            print(json.dumps(frame_dict(seen)), flush=True)
+            print_json(frame_dict(seen))
             return
         columns = min(shutil.get_terminal_size().columns, WIDTH) if self.is_live else WIDTH
         text = line(seen)[: columns - 1]

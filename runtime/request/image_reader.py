@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import stat
 import struct
@@ -43,6 +44,8 @@ MAX_FILE_BYTES = 1 << 29
 BACKGROUND = (255, 255, 255)
 """Where a picture is transparent."""
 
+BYTES = (bytes, bytearray, memoryview)
+
 ADVICE = "give a readable PNG, JPEG or other picture file"
 COLOUR_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
 SWAPPED = (5, 6, 7, 8)
@@ -57,7 +60,8 @@ class Picture:
     """A picture of which the header alone has been read, so that requests are refused before pixels are decoded.
 
     Args:
-        source: a file (str or Path), a PIL image at its present frame, or an array uint8 [height, width, 3].
+        source: a file (str or Path), what is in one (bytes), a PIL image at its present frame, or an array uint8
+            [height, width, 3].
     Raises:
         InvalidRequest: not a picture or not a regular file, a format that is not read, too large, or without pixels.
 
@@ -76,12 +80,13 @@ class Picture:
         elif isinstance(source, Image.Image):
             self._name = f"image (PIL, {source.mode}, {source.size[0]}x{source.size[1]})"
             self.size = self._guarded(lambda: _upright_size(source, source.getexif()))
-        elif isinstance(source, (str, Path)):
-            self._name = f"image {_printable(str(source))}"
+        elif isinstance(source, (str, Path, *BYTES)):
+            self._name = f"image {_file_name(source)}"
             self.size = self._guarded(lambda: _file_size(source))
         else:
             raise InvalidRequest(
-                f"image of type {type(source).__name__}: expected a file path, a PIL image or a uint8 array"
+                f"image of type {type(source).__name__}: expected a file path, a file's bytes, a PIL image or "
+                "a uint8 array"
             )
         if min(self.size) < 1:
             raise InvalidRequest(f"image of {self.size[0]}x{self.size[1]} pixels: expected at least 1x1")
@@ -132,8 +137,7 @@ def open_image(source: Any) -> Image:
     """The picture upright and in RGB, see the rules at the top of this file; metadata is left behind.
 
     Args:
-        source: a file (str or Path), a PIL image, or an array uint8 [height, width, 3]. The orientation that a PIL
-            image carries is applied, too.
+        source: as of `Picture`. The orientation that a PIL image carries is applied, too.
     Raises:
         InvalidRequest: see `Picture` and its `decode`.
     """
@@ -144,8 +148,11 @@ class _Refused(Exception):
     """Why a picture is refused, without its name."""
 
 
-def _printable(name: str) -> str:
-    """The name on one line, shortened in the middle."""
+def _file_name(source: Any) -> str:
+    """A file's name on one line, shortened in the middle; how many its bytes are where they are given."""
+    if isinstance(source, BYTES):
+        return f"({len(source):,} bytes)"
+    name = str(source)
     name = name if name.isprintable() else ascii(name)
     return name if len(name) <= 200 else f"{name[:100]}...{name[-90:]}"
 
@@ -153,31 +160,39 @@ def _printable(name: str) -> str:
 def _array_size(array: npt.NDArray[Any]) -> tuple[int, int]:
     if array.dtype != np.uint8 or array.ndim != 3 or array.shape[2] != 3:
         raise InvalidRequest(
-            f"image array {array.dtype} {list(array.shape)}: expected uint8 [height, width, 3] in RGB order"
+            f"image array {array.dtype} {list(array.shape)}: expected uint8 [height, width, 3] in RGB order; of "
+            "other frames of cameras runtime.camera.frames.to_picture makes that"
         )
     return array.shape[1], array.shape[0]
 
 
-def _check_file(path: str | Path) -> None:
-    """Whether it can be opened without waiting for another process, and is not larger than any picture."""
-    if re.match(r"(data|https?|ftp|file|s3|gs|rtsp):", str(path), re.IGNORECASE):
+def _opened(source: Any) -> BinaryIO:
+    """The file, if it can be opened without waiting for another process and is not larger than any picture."""
+    if isinstance(source, BYTES):
+        _check_size(len(source))
+        return io.BytesIO(source)
+    if re.match(r"(data|https?|ftp|file|s3|gs|rtsp):", str(source), re.IGNORECASE):
         raise _Refused("addresses are not read; save the picture to a file and give its path")
-    status = Path(path).stat()
+    status = Path(source).stat()
     if stat.S_ISDIR(status.st_mode):
         raise _Refused(f"Is a directory; {ADVICE}")
     if not stat.S_ISREG(status.st_mode):
         raise _Refused(f"is a device, a pipe or a socket; {ADVICE}")
-    if status.st_size == 0:
+    _check_size(status.st_size)
+    return Path(source).open("rb")
+
+
+def _check_size(count: int) -> None:
+    if count == 0:
         raise _Refused(f"is empty; {ADVICE}")
-    if status.st_size > MAX_FILE_BYTES:
-        raise _Refused(f"{status.st_size:,} bytes, expected at most {MAX_FILE_BYTES:,}; make it smaller")
+    if count > MAX_FILE_BYTES:
+        raise _Refused(f"{count:,} bytes, expected at most {MAX_FILE_BYTES:,}; make it smaller")
 
 
-def _file_size(path: str | Path) -> tuple[int, int]:
+def _file_size(source: Any) -> tuple[int, int]:
     from PIL import Image
 
-    _check_file(path)
-    with Path(path).open("rb") as file:
+    with _opened(source) as file:
         is_plain_png = _has_late_metadata(file) is False
         file.seek(0)
         with _open(file) as image:
@@ -185,9 +200,8 @@ def _file_size(path: str | Path) -> tuple[int, int]:
             return _upright_size(image, Image.Image.getexif(image) if is_plain_png else image.getexif())
 
 
-def _decode_file(path: str | Path) -> Image:
-    _check_file(path)
-    with Path(path).open("rb") as file, _open(file) as image:
+def _decode_file(source: Any) -> Image:
+    with _opened(source) as file, _open(file) as image:
         return _upright_rgb(image, _layout(image))
 
 

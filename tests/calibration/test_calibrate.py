@@ -21,6 +21,7 @@ from fastmmoe.calibration.samples import load_data
 from fastmmoe.exporter.pruning.policy_file import read_policy
 from fastmmoe.runtime.cli.main import main
 from fastmmoe.runtime.errors import InvalidRequest
+from tests.support.documented import undocumented
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -57,10 +58,14 @@ def test_a_policy_is_found_and_confirmed(
     assert "## Data that the search has not seen: 2 questions, 1 pictures" in text
     assert "does what torch does on 100.0%" in text
     # Nothing is left to try, so a second run ends in the same place.
-    code, printed, errors = run("internvl-qwen3moe", "--data", str(data), "--trials", "9", "--flops-reduction", "0.3")
-    assert (code, errors) == (0, "")
-    assert "\ntrial " not in printed
+    again = ("--data", str(data), "--trials", "9", "--flops-reduction", "30%", "--json")
+    code, printed, errors = run("internvl-qwen3moe", *again)
+    assert code == 0 and "4 questions, 2 held out" in errors
+    assert "\ntrial " not in errors
     assert read_policy(out / "policy.json") == policy
+    found = json.loads(printed)
+    assert found["policy"] == json.loads((out / "policy.json").read_text()) and found["files"] == names
+    assert undocumented("calibrate", found) == []
 
 
 def test_a_model_that_knows_nothing(run: Run, write_data: Callable[..., Path], tmp_path: Path) -> None:
@@ -71,8 +76,12 @@ def test_a_model_that_knows_nothing(run: Run, write_data: Callable[..., Path], t
 
 
 def test_activations_instead_of_a_search(run: Run, write_data: Callable[..., Path], tmp_path: Path) -> None:
-    code, _, errors = run("dsvl2-mha", "--data", str(write_data(2)), "--activations")
-    assert (code, errors) == (0, "")
+    code, printed, _ = run("dsvl2-mha", "--data", str(write_data(2)), "--activations", "--json")
+    assert code == 0
+    assert json.loads(printed) == {
+        "out": str(tmp_path / "out"),
+        "files": ["activations.json", "activations.safetensors"],
+    }
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["activations.json", "activations.safetensors"]
     ranges = json.loads((tmp_path / "out" / "activations.json").read_text())["ranges"]
     assert {"vision.blocks.0.attn.qkv", "projector.layers.0", "language.lm_head"} <= ranges.keys()

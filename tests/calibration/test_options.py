@@ -59,9 +59,10 @@ def test_command_names_the_extra(capsys: pytest.CaptureFixture[str], monkeypatch
 
 def test_bad_arguments_load_nothing_heavy() -> None:
     code = (
-        "import sys; from fastmmoe.runtime.cli.main import main; code = main(['calibrate', '--min-quality', '2']); "
+        "import sys; from fastmmoe.runtime.cli.main import main; "
+        "code = main(['calibrate', 'demo', '--min-quality', '1.5']); "
         "print(sorted({'torch', 'optuna', 'joblib', 'onnx'} & sys.modules.keys())); sys.exit(code)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (2, "[]\n")
-    assert result.stderr == "fastmmoe: error: --min-quality 2.0: expected a number between 0 and 1\n"
+    assert result.stderr == "fastmmoe: error: --min-quality 1.5: expected a number between 0 and 1\n"

@@ -20,6 +20,7 @@ from fastmmoe.runtime.bundle.verification import open_bundle
 from fastmmoe.runtime.cli.main import main
 from fastmmoe.runtime.errors import BundleMismatch, NotFinite
 from fastmmoe.runtime.vlm import VLM
+from tests.support.documented import undocumented
 
 Refusal = Callable[..., str]
 MUTATIONS = 150
@@ -173,6 +174,13 @@ def test_weights_that_change_under_a_loaded_bundle(own_bundle: Path) -> None:
 def test_verify_and_inspect(own_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", str(own_bundle)]) == 0
     assert [line[:4] for line in capsys.readouterr().out.splitlines()] == ["[✓] "] * 2
+    assert main(["verify", str(own_bundle), "--json"]) == 0
+    output = capsys.readouterr()
+    verified = json.loads(output.out)
+    assert output.err.count("[✓] ") == len(verified["checks"]) == 2 and undocumented("verify", verified) == []
+    assert verified["files"] == len(list(own_bundle.iterdir())) - 1
+    assert main(["verify", str(own_bundle), "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
     assert main(["inspect", str(own_bundle), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     manifest = read_manifest(own_bundle)

@@ -4,24 +4,31 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from fastmmoe.exporter import cli
+from fastmmoe.exporter import cli, export
+from fastmmoe.exporter.check.parity import Difference
 from fastmmoe.exporter.config import ExportConfig
+from fastmmoe.runtime.bundle.manifest import load_manifest
 from fastmmoe.runtime.cli.main import build_parser
 from fastmmoe.runtime.cli.main import main as fastmmoe
+from fastmmoe.runtime.machines.targets import TARGETS
+from tests.support.documented import undocumented
+from tests.support.manifests import write_toy_bundle
 
 ARGUMENTS: tuple[tuple[str, ...], ...] = (
-    (),
+    ("demo",),
     ("some/model", "out", "--overwrite", "--target", "rtx", "--dtype", "bf16", "--atol", "0.001"),
-    ("--experts", "int4", "--group-size", "64", "--zero-points", "--chat-template", "checkpoint"),
-    ("--kv-cache-dtype", "bf16"),
+    ("demo", "--experts", "int4", "--group-size", "64", "--zero-points", "--chat-template", "checkpoint"),
+    ("demo", "--kv-cache-dtype", "bf16"),
     (
         "demo",
         "--method",
@@ -56,15 +63,63 @@ def test_both_take_the_same_options() -> None:
 def test_both_export_the_same(arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     exports: list[tuple[ExportConfig, str]] = []
 
-    def export(config: ExportConfig, command: str) -> int:
+    def exported(config: ExportConfig, command: str, *_: object, **__: object) -> int:
         exports.append((config, command))
         return 0
 
-    monkeypatch.setattr(cli, "run", export)
+    monkeypatch.setattr(cli, "run", exported)
     assert cli.main(arguments) == 0
     assert fastmmoe(["export", *arguments]) == 0
     assert exports[0][0] == exports[1][0]
     assert [command for _, command in exports] == ["fastmmoe-export", "fastmmoe"]
+
+
+def test_a_forgotten_model_exports_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for call in (cli.main, lambda argv: fastmmoe(["export", *argv])):
+        with pytest.raises(SystemExit) as end:
+            call(["--target", "jetson-orin"])
+        assert end.value.code == 2
+        assert "the following arguments are required: MODEL" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_first_line_comes_before_torch(tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).with_name("fastmmoe-export")), "demo", "out"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            times = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+            # Torch alone takes longer than that, of a processor's time.
+            assert sum(map(int, times[11:13])) / os.sysconf("SC_CLK_TCK") < 1
+        finally:
+            process.kill()
+    assert line == "exporting demo for cpu to out: loading torch ...\n"
+
+
+def test_an_export_in_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    out = write_toy_bundle(tmp_path / "out")
+
+    def run_export(plan: Any, say: Any) -> export.Exported:
+        say("tracing")
+        return export.Exported(load_manifest(out), [Difference("vision", 2e-6, 1e-4)])
+
+    plan = SimpleNamespace(name="toy", out=out, target=TARGETS["cpu"])
+    monkeypatch.setattr("fastmmoe.exporter.plan.plan_export", lambda *_: plan)
+    monkeypatch.setattr(export, "run_export", run_export)
+    assert cli.main(["demo", str(out), "--json"]) == 0
+    output = capsys.readouterr()
+    found = json.loads(output.out)
+    assert output.err.splitlines()[1:] == ["tracing", found["next_step"]]
+    assert found["bundle"] == str(out) and found["methods"][0] == "none"
+    assert found["differences"] == [{"what": "vision", "value": 2e-6, "tolerance": 1e-4}]
+    assert found["files"] == len(list(out.iterdir())) and found["bytes"] > 0 and found["seconds"] > 0
+    assert undocumented("export", found) == []
+    assert cli.main(["demo", str(out), "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
 
 
 def test_errors_begin_with_the_command_that_was_called(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,14 +27,14 @@ print(code, *(name for name in ("torch", "onnx", "onnx_ir", "onnxscript") if nam
 """
 
 REFUSALS = {
-    "retention": (["--retention", "50"], "retention 50.0: expected a number in (0, 1]"),
-    "alpha": (["--alpha", "2"], "--alpha 2.0: expected 0 to 1"),
+    "retention": (["--retention", "1.5"], "retention 1.5: expected a number in (0, 1]"),
+    "alpha": (["--alpha", "1.5"], "--alpha 1.5: expected 0 to 1"),
     "merge ratio": (["--merge-ratio", "nan"], "--merge-ratio nan: expected 0 to 1"),
     "window": (["--window", "0"], "--window 0: expected 1 to 64"),
     "expert factor": (["--expert-factor", "0"], "--expert-factor 0.0: expected a number in (0, 1]"),
     "no layers": (["--prune-layers", ","], "--prune-layers is empty"),
     "layers": (["--prune-layers", "2,1"], "--prune-layers 2,1: expected ascending layers"),
-    "method none": (["--method", "none", "--retention", "7"], "retention 7.0: expected a number in (0, 1]"),
+    "method none": (["--method", "none", "--retention", "1.7"], "retention 1.7: expected a number in (0, 1]"),
     "layers of none": (["--method", "none", "--prune-layers", "1"], "--method none prunes nothing"),
     "tolerance": (["--atol", "0"], "--atol 0.0: expected a positive number"),
     "type": (["--target", "rtx", "--dtype", "fp32"], "--dtype fp32: target rtx takes"),

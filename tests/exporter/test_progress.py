@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from fastmmoe.exporter import progress
-from fastmmoe.exporter.progress import Lines, Progress, duration_text
+from fastmmoe.exporter.progress import Progress, duration_text
+from fastmmoe.runtime.cli.output import Lines
 
 
 class Clock:

@@ -104,7 +104,7 @@ class ScriptedVLM:
             prefill_ms=factor * (PREFILL_MS + GFLOP_MS * request.prefill.total / 1e9),
             decode_ms=[factor * STEP_MS] * STEPS,
         )
-        self.clock.now += (stats.ttft_ms + sum(stats.decode_ms)) / 1e3
+        self.clock.now += (stats.vision_ms + stats.prefill_ms + sum(stats.decode_ms)) / 1e3
         self.asked.append((messages, options))
         return Answer("yes", (1, 2, 3), "stop", stats)
 

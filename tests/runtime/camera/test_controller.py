@@ -120,6 +120,7 @@ def test_pictures_that_cannot_be_smaller_than_a_size_change_their_settings() -> 
         picture = {"type": "image", "image": np.zeros((64, 64, 3), np.uint8)}
         chosen = {"retention": choice.setting.retention, "max_tiles": choice.setting.max_tiles}
         answer = vlm.generate([{"role": "user", "content": [picture]}], **chosen)
+        assert answer.stats.ttft_ms is not None
         controller.observe(answer.stats, answer.stats.ttft_ms + sum(answer.stats.decode_ms))
     wide = controller.choose((96, 32))
     assert wide.setting.tiles == 4 and wide.limit == NOTHING

@@ -64,7 +64,7 @@ def test_prompts_that_cannot_be_counted(
 def test_numbers_that_are_none(toy_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["flops", str(toy_bundle), *COUNTS, "--retention", "1.0,half"])
-    assert "'1.0,half': expected numbers such as 1.0,0.5,0.25" in capsys.readouterr().err
+    assert "'half': expected a share such as 0.5, or 50%" in capsys.readouterr().err
 
 
 def test_each_method_and_retention_once(comparison: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -13,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -233,6 +235,7 @@ def test_a_request_in_two_lines() -> None:
 
 def test_a_request_in_json() -> None:
     found = json.loads(json.dumps(STATS.plain()))
+    assert replace(STATS, prefill_ms=0.0).plain()["ttft_ms"] is None
     derived = {"pruning_rate": 0.25, "ttft_ms": 121.4, "flops_reduction": 0.25}
     assert {name: found[name] for name in derived} == pytest.approx(derived)
     assert found.keys() == {f.name for f in fields(RequestStats)} - {"kept_index"} | derived.keys()
@@ -315,6 +318,31 @@ def test_choices_and_log_probabilities_in_text(
         "'ri' -0.5000 (60.7%): 'ri' -0.5000, '\\n' -2.0000",
         "ended early: deadline",
     ]
+
+
+def test_a_request_without_a_picture() -> None:
+    said = describe(replace(STATS, visual_tokens=0, kept_visual_tokens=(0, 0), tiles=0), is_warm=True)
+    assert said.splitlines()[0] == "no picture, so nothing to prune: text tokens 1,200"
+
+
+def test_nothing_is_asked(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(vlm, "VLM", Speaker)
+    Speaker.asked.clear()
+    for prompt in ("", " \n"):
+        assert main(["run", "out", "--prompt", prompt]) == 2
+        assert capsys.readouterr().err == (
+            "fastmmoe: error: --prompt is empty and there is no --image: nothing is asked\n"
+        )
+    assert Speaker.asked == []
+    assert main(["run", "out", "--prompt", "", "--image", "a.png"]) == 0
+
+
+def test_a_picture_from_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vlm, "VLM", Speaker)
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"picture"), isatty=lambda: False))
+    assert main(["run", "out", "--image", "-", "--prompt", "Why?", "--retention", "25%"]) == 0
+    _, ((message,), options) = Speaker.asked
+    assert message["content"][0] == {"type": "image", "image": b"picture"} and options["retention"] == 0.25
 
 
 def test_an_answer_in_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

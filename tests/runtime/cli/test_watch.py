@@ -119,7 +119,9 @@ def test_an_interrupt_says_how_many_were_answered(
     [
         (["--budget-ms", "0"], "budget_ms 0.0: expected a number of milliseconds above 0"),
         (["--retention", "0.5,0.2"], "retention (0.5, 0.2): expected"),
-        (["--retention", "half"], "expected a number such as 0.5, or two as in 0.15,1"),
+        (["--retention", "half"], "'half': expected a share such as 0.5, or 50%"),
+        (["--frames", "0"], "frames 0: expected at least 1"),
+        (["--max-new-tokens", "0"], "max_new_tokens 0: expected at least 1"),
         (["--fps", "-1"], "fps -1: expected"),
         (["--source", "/nowhere/*"], "no file has this pattern"),
     ],
@@ -133,6 +135,8 @@ def test_what_a_user_can_mend_is_one_line(
         code = int(str(end.code))
     err = capsys.readouterr().err
     assert code == 2 and said in err and len(err.splitlines()) <= 2
+    # The bundle was not loaded for it.
+    assert made == []
 
 
 def test_the_summary_says_when_the_budget_is_below_the_floor() -> None:

@@ -332,6 +332,18 @@ def test_unusable_pictures(tmp_path: Path, golden: Path) -> None:
         assert len(str(error.value)) < 500
 
 
+def test_bytes_of_a_file_are_its_picture(golden: Path) -> None:
+    data = (golden / "dsvl2-inputs" / "img2_300x260.png").read_bytes()
+    expected = pixels(golden / "dsvl2-inputs" / "img2_300x260.png")
+    for source in (data, bytearray(data), memoryview(data)):
+        np.testing.assert_array_equal(pixels(source), expected)
+    cases = [(b"", r"^image \(0 bytes\): is empty"), (b"abc", r"^image \(3 bytes\): cannot identify image file")]
+    cases.append((data[:-20], rf"^image \({len(data) - 20:,} bytes\): the PNG file is truncated"))
+    for source, message in cases:
+        with pytest.raises(InvalidRequest, match=message):
+            open_image(source)
+
+
 def test_size_limits(golden: Path, saved: Saved, monkeypatch: pytest.MonkeyPatch) -> None:
     bomb = png((12_000, 9_000), 1, 0, [bytes(1125)] * 12_000)
     with warnings.catch_warnings():
