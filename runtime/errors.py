@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 
 _BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 """Line breaks and what else moves a terminal's cursor: file names and damaged files may hold it."""
@@ -12,6 +14,12 @@ _BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 def without_breaks(text: str) -> str:
     """The text with such characters as escapes."""
     return _BREAKS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message about a word that is not known: the one that is closest to it, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 class FastmmoeError(Exception):

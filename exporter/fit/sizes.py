@@ -22,7 +22,7 @@ from fastmmoe.exporter.pruning.settings import Layers, PolicyOptions, resolve_po
 from fastmmoe.exporter.targets import activation_dtype
 from fastmmoe.runtime.bundle import manifest as bundle
 from fastmmoe.runtime.cost.weights import count_weights
-from fastmmoe.runtime.errors import UnsupportedModel
+from fastmmoe.runtime.errors import UnsupportedModel, did_you_mean
 from fastmmoe.runtime.files import real_path
 from fastmmoe.runtime.machines.targets import Target
 from fastmmoe.runtime.method.policy import Policy
@@ -115,6 +115,7 @@ def _read(model: str) -> tuple[dict[str, Any], Path, str]:
     except UnsupportedModel as error:
         if directory.exists():
             raise
-        raise UnsupportedModel(f"{error}; names that need none: {', '.join(by_name.values())}") from None
+        meant = did_you_mean(model.rpartition("/")[2], by_name.values())
+        raise UnsupportedModel(f"{error}; names that need none: {', '.join(by_name.values())}{meant}") from None
     values = parse_object(read_bytes(directory / CONFIG_FILE), directory / CONFIG_FILE)
     return values, directory, DEMO if model == DEMO else real_path(directory).name

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib.util
 import io
 import os
@@ -13,7 +12,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +22,7 @@ from fastmmoe.runtime.backends.distribution import MODULE as ONNXRUNTIME
 from fastmmoe.runtime.backends.distribution import check_onnxruntime
 from fastmmoe.runtime.backends.settings import AUTO, PROVIDERS
 from fastmmoe.runtime.cli.start import INTERRUPTED, NOTHING, SIGNALS, ending, open_missing_streams
-from fastmmoe.runtime.errors import FastmmoeError, InvalidRequest, without_breaks
+from fastmmoe.runtime.errors import FastmmoeError, InvalidRequest, did_you_mean, without_breaks
 
 USER_ERROR = 2
 BROKEN_PIPE = 128 + signal.SIGPIPE
@@ -84,23 +83,18 @@ class ArgumentParser(argparse.ArgumentParser):
         names = [_shown(action) for action in self._get_positional_actions()]
         if option.lstrip("-").upper().startswith(tuple(names)):
             return f"; what has no name comes in this order: {self.prog} {' '.join(names)}"
-        return _did_you_mean(option, self._option_string_actions)
+        return did_you_mean(option, self._option_string_actions)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         try:
             super()._check_value(action, value)
         except argparse.ArgumentError as error:
-            error.message += _did_you_mean(str(value), map(str, action.choices or ()))
+            error.message += did_you_mean(str(value), map(str, action.choices or ()))
             raise
 
 
 def _shown(positional: argparse.Action) -> str:
     return str(positional.metavar or positional.dest).upper()
-
-
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def add_provider(parser: argparse.ArgumentParser) -> None:

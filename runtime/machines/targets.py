@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import difflib
 import functools
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from fastmmoe.runtime.errors import did_you_mean
 from fastmmoe.runtime.machines.devices import DEVICES
 
 
@@ -285,6 +285,4 @@ def find_target(name: str) -> Target | None:
 
 def unknown_target(name: str) -> str:
     """What an error says of a target that is not there."""
-    close = difflib.get_close_matches(name, target_names(), n=1)
-    meant = f"; did you mean {close[0]}?" if close else ""
-    return f"{name!r}: this fastmmoe has {', '.join(TARGETS)}{meant}"
+    return f"{name!r}: this fastmmoe has {', '.join(TARGETS)}{did_you_mean(name, target_names())}"

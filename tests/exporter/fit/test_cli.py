@@ -49,7 +49,9 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert error == "fastmmoe: error: --experts int4: target cpu takes float\n"
     code, _, error = plan(capsys, "no-such-model")
     assert code == 2 and "no such directory" in error and error.count("\n") == 1
-    assert "names that need none: deepseek-vl2-tiny, " in error
+    assert "names that need none: deepseek-vl2-tiny, " in error and "did you mean" not in error
+    _, _, error = plan(capsys, "deepseek-ai/deepseek-vl2-smal")
+    assert error.endswith("; did you mean deepseek-vl2-small?\n")
 
 
 def test_json_has_what_was_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
