@@ -36,6 +36,9 @@ PARTS = {
 }
 """Columns of the table -> parts of the total."""
 OTHER = "other"
+STAGES, VISION, PRUNING = "visual tokens", "+vision", "pruning"
+NOT_NEEDED = (PRUNING, VISION, STAGES)
+"""Columns in the order in which narrow terminals lack them."""
 WIDTH = 120
 """Of a table that no terminal shows."""
 TABLE_NOTE = """GFLOPs of the prefill; pruning is not in the total
@@ -220,7 +223,8 @@ def _heading(manifest: Manifest, request: RequestFlops, size: PromptSize) -> str
 def _flops_table(requests: Sequence[RequestFlops]) -> list[str]:
     """Aligned lines: GFLOPs by part and in total, what is saved, and pruning, which the total leaves out.
 
-    Where they would be wider than the terminal, the smallest parts share a column, or all are left out.
+    Where they would be wider than the terminal, the smallest parts share a column, or all are left out, and then
+    `NOT_NEEDED`.
     """
     sums = {title: [_sum_parts(request, names) for request in requests] for title, names in PARTS.items()}
     parts = {title: counts for title, counts in sums.items() if any(counts)}
@@ -230,22 +234,36 @@ def _flops_table(requests: Sequence[RequestFlops]) -> list[str]:
         shown = {title: counts for title, counts in parts.items() if title not in smallest[:few]}
         if few:
             shown[OTHER] = [sum(counts) for counts in zip(*(parts[title] for title in smallest[:few]), strict=True)]
-        lines = align(_rows(requests, shown), left=3)
+        lines = _lines(_columns(requests, shown))
         if max(map(len, lines)) <= width:
             return lines
-    return align(_rows(requests, {}), left=3)
+    columns = _columns(requests, {})
+    for title in ("", *NOT_NEEDED):
+        columns.pop(title, None)
+        lines = _lines(columns)
+        if max(map(len, lines)) <= width:
+            break
+    return lines
 
 
-def _rows(requests: Sequence[RequestFlops], parts: Mapping[str, Sequence[int]]) -> list[list[str]]:
-    has_vision = any(request.vision for request in requests)
-    vision = ["+vision"] if has_vision else []
-    rows = [["method", "R", "visual tokens", *parts, "total", "saved", *vision, "pruning"]]
-    for line, request in enumerate(requests):
-        counts = [*(counts[line] for counts in parts.values()), request.prefill.total]
-        saved = [f"{request.reduction:.1%}", *([f"{request.reduction_with_vision:.1%}"] if has_vision else [])]
-        start = [request.schedule.method, f"{request.schedule.retention:g}", stages(request)]
-        rows.append([*start, *map(_gflops, counts), *saved, _gflops(request.prefill.pruning)])
-    return rows
+def _columns(requests: Sequence[RequestFlops], parts: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:
+    """Cells of each column by its title."""
+    columns = {
+        "method": [request.schedule.method for request in requests],
+        "R": [f"{request.schedule.retention:g}" for request in requests],
+        STAGES: [stages(request) for request in requests],
+        **{title: [_gflops(count) for count in counts] for title, counts in parts.items()},
+        "total": [_gflops(request.prefill.total) for request in requests],
+        "saved": [f"{request.reduction:.1%}" for request in requests],
+    }
+    if any(request.vision for request in requests):
+        columns[VISION] = [f"{request.reduction_with_vision:.1%}" for request in requests]
+    return columns | {PRUNING: [_gflops(request.prefill.pruning) for request in requests]}
+
+
+def _lines(columns: Mapping[str, Sequence[str]]) -> list[str]:
+    left = 3 if STAGES in columns else 2
+    return align([list(columns), *map(list, zip(*columns.values(), strict=True))], left=left)
 
 
 def _sum_parts(request: RequestFlops, names: Sequence[str]) -> int:

@@ -126,6 +126,26 @@ def test_the_table(toy_bundle: Path, capsys: pytest.CaptureFixture[str], monkeyp
     assert ", vision tower 0.000 GFLOPs" in with_vision[1]
 
 
+@pytest.mark.parametrize(
+    ("width", "columns"),
+    [
+        (80, "method R visual tokens attention other total saved +vision pruning"),
+        (72, "method R visual tokens total saved +vision pruning"),
+        (56, "method R visual tokens total saved +vision"),
+        (48, "method R visual tokens total saved"),
+        (40, "method R total saved"),
+        (8, "method R total saved"),
+    ],
+)
+def test_the_table_is_as_wide_as_the_terminal(
+    width: int, columns: str, toy_bundle: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = printed(capsys, "flops", str(toy_bundle), *COUNTS, "--tiles", "2", "-r", "0.25").splitlines()[-3:]
+    assert lines[0].split() == columns.split()
+    assert all(len(line) <= max(width, 30) for line in lines)
+
+
 def test_the_columns_are_the_parts_of_the_total() -> None:
     flops = PrefillFlops(**{name: 1 << i for i, name in enumerate(PrefillFlops.__dataclass_fields__)})
     assert sum(getattr(flops, name) for names in PARTS.values() for name in names) == flops.total
