@@ -35,7 +35,7 @@ from fastmmoe.exporter.pruning.policy_file import PolicyFile, write_policy
 from fastmmoe.exporter.pruning.settings import PolicyModel, PolicyOptions
 from fastmmoe.runtime.cost.budget import STEPS
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.files import check_parent, write_atomically
+from fastmmoe.runtime.files import write_atomically
 from fastmmoe.runtime.types import Say
 
 STATISTICS_FILE, FRONT_FILE, SUMMARY_FILE, POLICY_FILE = (
@@ -91,7 +91,6 @@ def calibrate(options: CalibrationOptions, say: Say = print) -> Path:
     """
     options.validate()
     out, checkpoint = options.directory, checkpoint_directory(options.model).absolute()
-    check_parent(out)
     identity, data = Checkpoint(checkpoint).identity, load_data(options)
     # Not before what a user may have mistyped is known to be good.
     out.mkdir(exist_ok=True)

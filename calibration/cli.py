@@ -15,6 +15,7 @@ from fastmmoe.exporter.config import checkpoint_directory
 from fastmmoe.runtime.cli.command import check_installed, preparing, resumable, saying_what_memory_lacks
 from fastmmoe.runtime.cli.output import Lines, add_output, print_json
 from fastmmoe.runtime.cli.values import share
+from fastmmoe.runtime.files import check_parent
 
 DESCRIPTION = """Find the pruning settings of a model on questions about pictures: quality against counted FLOPs of the
 prefill. Writes policy.json, which fastmmoe-export --policy reads, after the exported graph has confirmed it; front.json
@@ -112,6 +113,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
         from fastmmoe.exporter.checkpoint.reader import Checkpoint
 
         Checkpoint(checkpoint_directory(options.model))
+        check_parent(options.directory)
         say(f"calibrating {options.model} in {options.directory}: loading torch ...")
         from fastmmoe.calibration.calibrate import calibrate
 

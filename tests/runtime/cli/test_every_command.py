@@ -164,6 +164,26 @@ def test_completion_knows_every_command_and_option(capsys: pytest.CaptureFixture
         assert {option.strip("'") for option in options.split()} == set(parser._option_string_actions)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("export", "demo", "OUT"),
+        ("calibrate", "demo", "--out", "OUT"),
+        ("report", "nowhere", "--out", "OUT"),
+        ("golden", "nowhere", "OUT"),
+        ("triton", "nowhere", "OUT"),
+    ],
+    ids=" ".join,
+)
+def test_no_folder_is_made_above_a_directory(
+    arguments: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "mistyped" / "out")
+    assert exit_code(*(out if one == "OUT" else one for one in arguments)) == 2
+    assert f"{out}: {tmp_path / 'mistyped'} is not a directory: make it first" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_what_is_close_to_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     for name in NAMES:
         word = name[:-2] + name[:-3:-1]
