@@ -67,13 +67,13 @@ def _add_triton(commands: Any) -> None:
 
 
 def _golden(arguments: argparse.Namespace) -> int:
+    check_parent(arguments.directory)
     check_modules("golden", ("polygraphy",), "polygraphy")
     from fastmmoe.runtime.interop.golden import DATA_LOADER, TOKENS, write_golden
     from fastmmoe.runtime.request.options import RequestOptions
 
     if arguments.seed < 0:
         raise InvalidRequest(f"--seed {arguments.seed}: expected 0 or more")
-    check_parent(arguments.directory)
     options = RequestOptions(retention=arguments.retention, max_new_tokens=TOKENS)
     verify = not arguments.no_verify
     found = write_golden(arguments.bundle, arguments.directory, options, seed=arguments.seed, verify=verify)

@@ -12,8 +12,8 @@ from fastmmoe.runtime.errors import InvalidRequest
 STDIN = "-"
 IMAGE_HELP = f"a picture, {STDIN} = standard input; may be given again"
 DIGITS = 12
-LEAST_PERCENTAGE = 2
-"""Of a number without its sign."""
+LEAST_PERCENTAGE = 5
+"""A number from there to 100 is more likely meant in per cent than as a share that is far out of its range."""
 _EXAMPLE = "expected a share such as 0.5, or 50%"
 
 

@@ -152,4 +152,4 @@ def test_printed_commands_can_be_pasted(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(export, "run_export", lambda plan, report: plan.out)
     assert main(["demo", "my bundle"]) == 0
-    assert capsys.readouterr().out.startswith("run it: fastmmoe run 'my bundle' --image")
+    assert "\nrun it: fastmmoe run 'my bundle' --image" in capsys.readouterr().out
