@@ -36,6 +36,8 @@ def tensor_row(tensor: Tensor) -> tuple[str, ...]:
         if condition is not None:
             attribute, values = condition
             meaning += f" {words} `{attribute}` = {' or '.join(map(str, values))}."
+    if tensor.tiled:
+        meaning += f" As tiles: [{', '.join(tensor.tiled)}]."
     if tensor.alias is not None:
         meaning += f" May have the address of `{tensor.alias}`."
     return f"`{tensor.name}`", f"[{', '.join(tensor.shape)}]", ", ".join(tensor.types), meaning
@@ -183,8 +185,9 @@ def cpp_tensor(spec: OpSpec, tensor: Tensor) -> str:
     """A TensorContract of contract.h."""
     variable = f"'{tensor.types[0]}'" if tensor.types[0] in spec.type_variables else "0"
     alias = str([t.name for t in spec.inputs].index(tensor.alias)) if tensor.alias else "kNoAlias"
-    shape = braces(map(cpp_dimension, tensor.shape))
-    return braces([quoted(tensor.name), shape, cpp_types(spec, tensor), variable, *cpp_condition(spec, tensor), alias])
+    shape, tiled = (braces(map(cpp_dimension, shape)) for shape in (tensor.shape, tensor.tiled))
+    condition = cpp_condition(spec, tensor)
+    return braces([quoted(tensor.name), shape, cpp_types(spec, tensor), variable, *condition, alias, tiled])
 
 
 def cpp_condition(spec: OpSpec, tensor: Tensor) -> list[str]:

@@ -68,6 +68,8 @@ class SparseMoe(nn.Module):
                 "weight_format": "float",
                 "group_size": 0,
                 "zero_points": 0,
+                "weight_layout": "logical",
+                "expert_size": 0,
             }
         )
         self.router = nn.Linear(hidden_size, E, bias=config.expert_bias)

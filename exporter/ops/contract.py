@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 DOMAIN = "fastmmoe"
+LAYOUT, TILES = "weight_layout", "tiles"
+"""The attribute by which weights have another order, and that order."""
 
 AttributeValue = int | float | str
 Attributes = dict[str, AttributeValue]
@@ -79,6 +81,7 @@ class Tensor:
             a node leaves no gap for those it does not have.
         unless: attribute and its values with which a node does not have it, instead of only_if.
         alias: of an output: the input that it is with some rows written; both may have one address.
+        tiled: its shape where the attribute weight_layout is tiles; empty = the same.
     """
 
     name: str
@@ -88,6 +91,12 @@ class Tensor:
     only_if: tuple[str, tuple[AttributeValue, ...]] | None = None
     unless: tuple[str, tuple[AttributeValue, ...]] | None = None
     alias: str | None = None
+    tiled: tuple[str, ...] = ()
+
+    def shape_with(self, attributes: Attributes) -> tuple[str, ...]:
+        """The shape that a node with these attributes asks for."""
+        is_tiled = attributes.get(LAYOUT) == TILES
+        return self.tiled if is_tiled and self.tiled else self.shape
 
     @property
     def is_conditional(self) -> bool:
@@ -223,7 +232,7 @@ class OpSpec:
         binding = Binding({}, dict(self.known_sizes(attributes)))
         for tensor in expected:
             wrong = self._bind_type(tensor, inputs[tensor.name], binding) or self._bind_shape(
-                tensor, list(inputs[tensor.name].shape), binding
+                tensor, tensor.shape_with(attributes), list(inputs[tensor.name].shape), binding
             )
             if wrong:
                 raise ValueError(f"{self.name}: {wrong}")
@@ -243,10 +252,10 @@ class OpSpec:
             return f"{tensor.name} is {element_type}, expected {bound} as the other tensors of type {variable}"
         return None
 
-    def _bind_shape(self, tensor: Tensor, shape: list[int], binding: Binding) -> str | None:
-        if len(shape) != len(tensor.shape):
-            return f"{tensor.name} is {shape}, expected rank {len(tensor.shape)}: [{', '.join(tensor.shape)}]"
-        for dimension, size in zip(map(Dimension.parse, tensor.shape), shape, strict=True):
+    def _bind_shape(self, tensor: Tensor, expected: tuple[str, ...], shape: list[int], binding: Binding) -> str | None:
+        if len(shape) != len(expected):
+            return f"{tensor.name} is {shape}, expected rank {len(expected)}: [{', '.join(expected)}]"
+        for dimension, size in zip(map(Dimension.parse, expected), shape, strict=True):
             solved = dimension.solve(size)
             if solved is not None and solved[0] not in binding.sizes:
                 letter, value, fits = solved
@@ -258,7 +267,7 @@ class OpSpec:
             else:
                 fits = dimension.evaluate(binding.sizes) == size
             if not fits:
-                return f"{tensor.name} is {shape}, expected {_expected_shape(tensor, binding.sizes)}"
+                return f"{tensor.name} is {shape}, expected {_expected_shape(expected, binding.sizes)}"
         return None
 
     def encode(self, attributes: Attributes) -> str:
@@ -273,10 +282,10 @@ class OpSpec:
         return attributes
 
 
-def _expected_shape(tensor: Tensor, sizes: dict[str, int]) -> str:
+def _expected_shape(shape: tuple[str, ...], sizes: dict[str, int]) -> str:
     """ "[E, 2I, H] = [16, 2I, 24]" where I is not known yet."""
-    known = ((dimension.text, dimension.evaluate(sizes)) for dimension in map(Dimension.parse, tensor.shape))
-    return f"[{', '.join(tensor.shape)}] = [{', '.join(text if n is None else str(n) for text, n in known)}]"
+    known = ((dimension.text, dimension.evaluate(sizes)) for dimension in map(Dimension.parse, shape))
+    return f"[{', '.join(shape)}] = [{', '.join(text if n is None else str(n) for text, n in known)}]"
 
 
 def check_rows(op: str, name: str, rows: npt.NDArray[Any], T: int) -> None:

@@ -30,7 +30,12 @@ _BODIES: dict[str, Callable[..., Any]] = {
     ATTENTION.name: build_attention,
     VISION_ATTENTION.name: build_vision_attention,
 }
-_ELEMENT_TYPES = {"float": ir.DataType.FLOAT, "int32": ir.DataType.INT32, "int8": ir.DataType.INT8}
+_ELEMENT_TYPES = {
+    "float": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT16,
+    "int32": ir.DataType.INT32,
+    "int8": ir.DataType.INT8,
+}
 
 
 def function_for(spec: OpSpec, attributes: dict[str, Any]) -> ir.Function:
@@ -46,7 +51,7 @@ def function_for(spec: OpSpec, attributes: dict[str, Any]) -> ir.Function:
         A function of the contract's name in the domain fastmmoe with the inputs `spec.inputs_for(attributes)`, element
         types of type variables left open. Add it to the `functions` of an `onnx_ir.Model`.
     Raises:
-        ValueError: the attributes are not the contract's, have values it does not allow, or ask for integer weights.
+        ValueError: the attributes are not the contract's or have values it does not allow.
     Source: the NumPy references beside the contracts; same results, tie rules included.
     """
     spec.check_attributes(attributes)

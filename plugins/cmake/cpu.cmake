@@ -5,6 +5,7 @@ include(cmake/isas.cmake)
 
 foreach(isa IN LISTS isas)
   compile_for(${isa} gemm sparse_moe/cpu/gemm_kernel.cpp)
+  compile_for(${isa} rows sparse_moe/cpu/rows_kernel.cpp)
 endforeach()
 compile_attention()
 compile_panels()
@@ -12,6 +13,7 @@ compile_panels()
 add_library(fastmmoe_ort SHARED
   ${attention_sources}
   ${panel_sources}
+  common/cpu/scratch.cpp
   onnxruntime/attention_op.cpp
   onnxruntime/glue.cpp
   onnxruntime/infer.cpp
@@ -21,9 +23,14 @@ add_library(fastmmoe_ort SHARED
   onnxruntime/sparse_moe_op.cpp
   onnxruntime/token_prune_op.cpp
   onnxruntime/vision_attention_op.cpp
-  sparse_moe/cpu/kernel.cpp
+  sparse_moe/cpu/dequantise.cpp
   sparse_moe/cpu/gemm.cpp
+  sparse_moe/cpu/kernel.cpp
+  sparse_moe/cpu/logical.cpp
+  sparse_moe/cpu/plan.cpp
   sparse_moe/cpu/route.cpp
+  sparse_moe/cpu/rows.cpp
+  sparse_moe/cpu/tiled.cpp
   token_prune/cpu/kernel.cpp
   vision_attention/cpu/kernel.cpp
   ${isa_objects}

@@ -40,9 +40,8 @@ void check_integer(const OpContract& contract, const AttributeContract& attribut
 }
 
 // Gives a letter its size where the dimension has one letter not known yet; false where it does not fit.
-bool bind(const OpContract& contract, const TensorContract& tensor, const std::vector<int64_t>& shape,
-          size_t d, Sizes& sizes) {
-  const Dimension& dimension = tensor.shape[d];
+bool bind(const OpContract& contract, const TensorContract& tensor, const Dimension& dimension,
+          const std::vector<int64_t>& shape, size_t d, Sizes& sizes) {
   if (dimension.divisor != 0 || dimension.terms.size() != 1 || sizes.has(dimension.terms[0].letter)) {
     return sizes.evaluate(dimension) == shape[d];
   }
@@ -55,14 +54,14 @@ bool bind(const OpContract& contract, const TensorContract& tensor, const std::v
 }
 
 // "[E, 2I, H] = [16, 2I, 24]" where I is not known yet.
-std::string expected_shape(const TensorContract& tensor, const Sizes& sizes) {
+std::string expected_shape(const std::vector<Dimension>& shape, const Sizes& sizes) {
   const auto known = [&](const Dimension& dimension) {
     const auto& terms = dimension.terms;
     const auto has = [&](const Dimension::Term& term) { return sizes.has(term.letter); };
     return std::all_of(terms.begin(), terms.end(), has) ? std::to_string(sizes.evaluate(dimension))
                                                         : std::string(dimension.text);
   };
-  return as_text(tensor.shape) + " = [" + joined(tensor.shape, ", ", known) + "]";
+  return as_text(shape) + " = [" + joined(shape, ", ", known) + "]";
 }
 
 }  // namespace
@@ -110,7 +109,11 @@ std::string contracts_as_json() {
 
 NodeAttributes::NodeAttributes(const OpContract& contract, const AttributeSource& source)
     : contract_(&contract), integers_(contract.attributes.size()), numbers_(contract.attributes.size()) {
-  for (size_t i = 0; i < contract.attributes.size(); ++i) read(i, source);
+  for (size_t i = 0; i < contract.attributes.size(); ++i) {
+    read(i, source);
+    const AttributeContract& attribute = contract.attributes[i];
+    is_tiled_ |= attribute.name == std::string("weight_layout") && text(i) == std::string("tiles");
+  }
   inputs_ = choose(contract.inputs);
   outputs_ = choose(contract.outputs);
 }
@@ -196,12 +199,13 @@ Sizes bind_inputs(const NodeAttributes& attributes, const std::vector<TensorInfo
   for (size_t i = 0; i < inputs.size(); ++i) {
     const TensorContract& tensor = contract.inputs[attributes.inputs()[i]];
     const std::vector<int64_t>& shape = inputs[i].shape;
+    const std::vector<Dimension>& expected = attributes.shape_of(tensor);
     types.check(tensor, inputs[i].type);
-    CHECK(shape.size() == tensor.shape.size(), contract.name, ": ", tensor.name, " is ", as_text(shape),
-          ", expected rank ", tensor.shape.size(), ": ", as_text(tensor.shape));
+    CHECK(shape.size() == expected.size(), contract.name, ": ", tensor.name, " is ", as_text(shape),
+          ", expected rank ", expected.size(), ": ", as_text(expected));
     for (size_t d = 0; d < shape.size(); ++d) {
-      CHECK(shape[d] >= 0 && bind(contract, tensor, shape, d, sizes), contract.name, ": ", tensor.name,
-            " is ", as_text(shape), ", expected ", expected_shape(tensor, sizes));
+      CHECK(shape[d] >= 0 && bind(contract, tensor, expected[d], shape, d, sizes), contract.name, ": ",
+            tensor.name, " is ", as_text(shape), ", expected ", expected_shape(expected, sizes));
     }
   }
   return sizes;

@@ -39,8 +39,9 @@ struct TensorContract {
   char variable;  // tensors of the same letter have the same type; 0: the type stands alone
   int attribute;  // a node has the tensor if this attribute has one of these values; kAlways
   std::vector<int64_t> values;
-  bool is_excluded;  // a node has the tensor if the attribute has none of them
-  int alias;         // of an output: the input whose address it may have; kNoAlias
+  bool is_excluded;              // a node has the tensor if the attribute has none of them
+  int alias;                     // of an output: the input whose address it may have; kNoAlias
+  std::vector<Dimension> tiled;  // the shape with weight_layout tiles; empty: the same
 };
 
 enum class AttributeKind { kInt, kFloat, kString };
@@ -100,6 +101,11 @@ class NodeAttributes {
     return contract_->attributes[attribute].texts[static_cast<size_t>(integers_[attribute])];
   }
 
+  /// The shape that the node asks for.
+  const std::vector<Dimension>& shape_of(const TensorContract& tensor) const {
+    return is_tiled_ && !tensor.tiled.empty() ? tensor.tiled : tensor.shape;
+  }
+
   /// The inputs of the node in order: their places in the contract.
   const std::vector<size_t>& inputs() const { return inputs_.places; }
   bool has(size_t input) const { return inputs_.positions[input] >= 0; }
@@ -126,6 +132,7 @@ class NodeAttributes {
   const OpContract* contract_;
   std::vector<int64_t> integers_;
   std::vector<float> numbers_;
+  bool is_tiled_ = false;
   Tensors inputs_, outputs_;
 };
 

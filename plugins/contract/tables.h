@@ -14,12 +14,13 @@ namespace fastmmoe {
 namespace sparse_moe {
 enum Input : size_t { kHiddenStates, kRouterLogits, kVisualIndex, kVisualTopK, kCorrectionBias, kGateUp, kDown, kGateUpBias, kDownBias, kGateUpScale, kDownScale, kGateUpZero, kDownZero };
 enum Output : size_t { kOutput };
-enum Attribute : size_t { kTopK, kScoringFunc, kTopkMethod, kNGroup, kTopkGroup, kNormTopkProb, kRoutedScalingFactor, kReductionWeights, kActivation, kSwigluLimit, kExpertBias, kWeightFormat, kGroupSize, kZeroPoints };
+enum Attribute : size_t { kTopK, kScoringFunc, kTopkMethod, kNGroup, kTopkGroup, kNormTopkProb, kRoutedScalingFactor, kReductionWeights, kActivation, kSwigluLimit, kExpertBias, kWeightFormat, kGroupSize, kZeroPoints, kWeightLayout, kExpertSize };
 inline ScoringFunc scoring_func_of(const NodeAttributes& node) { return static_cast<ScoringFunc>(node.integer(kScoringFunc)); }
 inline TopkMethod topk_method_of(const NodeAttributes& node) { return static_cast<TopkMethod>(node.integer(kTopkMethod)); }
 inline ReductionWeights reduction_weights_of(const NodeAttributes& node) { return static_cast<ReductionWeights>(node.integer(kReductionWeights)); }
 inline Activation activation_of(const NodeAttributes& node) { return static_cast<Activation>(node.integer(kActivation)); }
 inline WeightFormat weight_format_of(const NodeAttributes& node) { return static_cast<WeightFormat>(node.integer(kWeightFormat)); }
+inline WeightLayout weight_layout_of(const NodeAttributes& node) { return static_cast<WeightLayout>(node.integer(kWeightLayout)); }
 const OpContract& contract();
 }  // namespace sparse_moe
 

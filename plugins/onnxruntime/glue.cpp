@@ -150,7 +150,10 @@ ParallelFor parallel_for_of(OrtKernelContext* context) {
   return [context](int64_t count, const std::function<void(int64_t)>& body) {
     if (count == 0) return;
     Loop loop{&body, {}, false, {}};
-    Ort::KernelContext(context).ParallelFor(run_item, static_cast<size_t>(count), 0, &loop);
+    // As many batches as items: threads take one after the other, where fewer batches would be divided
+    // beforehand.
+    Ort::KernelContext(context).ParallelFor(run_item, static_cast<size_t>(count), static_cast<size_t>(count),
+                                            &loop);
     if (loop.lacks_memory) throw std::bad_alloc();
     if (loop.error[0] != '\0') throw std::runtime_error(loop.error.data());
   };

@@ -96,8 +96,9 @@ size_t list_aliases(const OpContract& contract, int** inputs, int** outputs) noe
 void release_aliases(int* inputs, int* outputs) noexcept;
 
 /// A custom operator of which everything is read from the contract. Kernel has a constructor from
-/// (const OrtKernelInfo*), `void compute(OrtKernelContext*) const`, `static const OpContract& contract()`,
-/// `static constexpr const char* kProvider` and `static constexpr ElementType kFloatType`: what F is.
+/// (const OrtKernelInfo*), or from that and whether it computes exactly, `void compute(OrtKernelContext*)
+/// const`, `static const OpContract& contract()`, `static constexpr const char* kProvider` and `static
+/// constexpr ElementType kFloatType`: what F is.
 template <typename Kernel>
 struct KernelHolder {
   Kernel kernel;
@@ -108,7 +109,7 @@ struct KernelHolder {
 
 template <typename Kernel>
 struct CustomOp : Ort::CustomOpBase<CustomOp<Kernel>, KernelHolder<Kernel>, true> {
-  CustomOp() {
+  explicit CustomOp(bool is_exact = false) : is_exact_(is_exact) {
     OrtCustomOp::version = std::min<uint32_t>(ORT_API_VERSION, kOrtApiVersion);
     if (has_inferred_outputs(Kernel::contract())) {
       OrtCustomOp::InferOutputShapeFn = [](const OrtCustomOp*, OrtShapeInferContext* context) noexcept {
@@ -122,7 +123,13 @@ struct CustomOp : Ort::CustomOpBase<CustomOp<Kernel>, KernelHolder<Kernel>, true
   }
 
   OrtStatus* CreateKernelV2(const OrtApi&, const OrtKernelInfo* info, void** kernel) const noexcept {
-    return guarded(GetName(), [&] { *kernel = new KernelHolder<Kernel>{Kernel(info)}; });
+    return guarded(GetName(), [&] {
+      if constexpr (std::is_constructible_v<Kernel, const OrtKernelInfo*, bool>) {
+        *kernel = new KernelHolder<Kernel>{Kernel(info, is_exact_)};
+      } else {
+        *kernel = new KernelHolder<Kernel>{Kernel(info)};
+      }
+    });
   }
   const char* GetName() const { return Kernel::contract().name; }
   const char* GetExecutionProviderType() const { return Kernel::kProvider; }
@@ -142,6 +149,8 @@ struct CustomOp : Ort::CustomOpBase<CustomOp<Kernel>, KernelHolder<Kernel>, true
   }
 
  private:
+  bool is_exact_;
+
   static OrtCustomOpInputOutputCharacteristic characteristic_of(const TensorContract& tensor) {
     return tensor.attribute == kAlways ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL;
   }

@@ -2,6 +2,7 @@
 // The library's C functions.
 #include <onnxruntime_cxx_api.h>
 
+#include <array>
 #include <string>
 
 #include "contract/exports.h"
@@ -11,10 +12,25 @@
 namespace fastmmoe {
 namespace {
 
-OrtCustomOpDomain* make_domain() {
+// An entry of the session's configuration, given before the library: "1" for checks.
+constexpr const char* kExactEntry = "fastmmoe.exact";
+
+bool wants_exact(const OrtSessionOptions* options) {
+  int has_entry = 0;
+  Ort::ThrowOnError(Ort::GetApi().HasSessionConfigEntry(options, kExactEntry, &has_entry));
+  if (has_entry == 0) return false;
+  std::array<char, 8> value{};
+  size_t size = value.size();
+  Ort::ThrowOnError(Ort::GetApi().GetSessionConfigEntry(options, kExactEntry, value.data(), &size));
+  const std::string text(value.data());
+  CHECK(text == "0" || text == "1", kExactEntry, " is '", text, "', expected 0 or 1");
+  return text == "1";
+}
+
+OrtCustomOpDomain* make_domain(bool is_exact) {
   OrtCustomOpDomain* domain = nullptr;
   Ort::ThrowOnError(Ort::GetApi().CreateCustomOpDomain("fastmmoe", &domain));
-  for (const OrtCustomOp* op : library_ops()) {
+  for (const OrtCustomOp* op : library_ops(is_exact)) {
     Ort::ThrowOnError(Ort::GetApi().CustomOpDomain_Add(domain, op));
   }
   return domain;
@@ -34,9 +50,10 @@ FASTMMOE_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* opt
   }
   Ort::InitApi(api);
   return fastmmoe::guarded("fastmmoe operators", [&] {
-    // One domain for all sessions. It is never released, as sessions may outlive any moment this library
-    // could choose.
-    static OrtCustomOpDomain* const domain = fastmmoe::make_domain();
-    Ort::ThrowOnError(api->AddCustomOpDomain(options, domain));
+    // One domain for all sessions that are alike. It is never released, as sessions may outlive any moment
+    // this library could choose.
+    static OrtCustomOpDomain* const fast = fastmmoe::make_domain(false);
+    static OrtCustomOpDomain* const exact = fastmmoe::make_domain(true);
+    Ort::ThrowOnError(api->AddCustomOpDomain(options, fastmmoe::wants_exact(options) ? exact : fast));
   });
 }

@@ -16,11 +16,8 @@ class SparseMoeKernel {
   static constexpr const char* kProvider = "CPUExecutionProvider";
   static constexpr ElementType kFloatType = ElementType::kFloat;
 
-  explicit SparseMoeKernel(const OrtKernelInfo* info)
-      : node_(read_node(contract(), info)), attributes_(read_attributes(node_)) {
-    CHECK(attributes_.weight_format == WeightFormat::kFloat,
-          "FmmSparseMoE: packed weights have no CPU kernel, expected weight_format float");
-  }
+  SparseMoeKernel(const OrtKernelInfo* info, bool is_exact)
+      : node_(read_node(contract(), info)), attributes_(read_attributes(node_)), is_exact_(is_exact) {}
 
   void compute(OrtKernelContext* context) const {
     SparseMoeParams params = read_inputs(Inputs(node_, context));
@@ -40,7 +37,10 @@ class SparseMoeKernel {
     params.H = sizes['H'];
     params.I = sizes['I'];
     params.E = sizes['E'];
-    params.weight_type = float_type(infos[node_.position(kGateUp)].type);
+    params.is_exact = is_exact_;
+    if (attributes_.weight_format == WeightFormat::kFloat) {
+      params.weight_type = float_type(infos[node_.position(kGateUp)].type);
+    }
     params.hidden_states = inputs.data<float>(kHiddenStates);
     params.router_logits = inputs.data<float>(kRouterLogits);
     params.visual_index = inputs.data<int32_t>(kVisualIndex);
@@ -52,6 +52,8 @@ class SparseMoeKernel {
     params.correction_bias = inputs.data<float>(kCorrectionBias);
     params.gate_up = inputs.data(kGateUp);
     params.down = inputs.data(kDown);
+    params.gate_up_packed = {inputs.data<Float16>(kGateUpScale), inputs.data<int8_t>(kGateUpZero)};
+    params.down_packed = {inputs.data<Float16>(kDownScale), inputs.data<int8_t>(kDownZero)};
     params.gate_up_bias = inputs.data<float>(kGateUpBias);
     params.down_bias = inputs.data<float>(kDownBias);
     return params;
@@ -59,13 +61,14 @@ class SparseMoeKernel {
 
   NodeAttributes node_;
   SparseMoeAttributes attributes_;
+  bool is_exact_;
 };
 
 }  // namespace
 
-std::vector<const OrtCustomOp*> sparse_moe_ops() {
-  static const CustomOp<SparseMoeKernel> op;
-  return {&op};
+std::vector<const OrtCustomOp*> sparse_moe_ops(bool is_exact) {
+  static const CustomOp<SparseMoeKernel> fast(false), exact(true);
+  return {is_exact ? &exact : &fast};
 }
 
 }  // namespace fastmmoe

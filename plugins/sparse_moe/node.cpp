@@ -19,6 +19,8 @@ SparseMoeAttributes read_attributes(const NodeAttributes& node) {
   result.weight_format = weight_format_of(node);
   result.group_size = node.integer(kGroupSize);
   result.zero_points = node.integer(kZeroPoints) == 1;
+  result.weight_layout = weight_layout_of(node);
+  result.expert_size = node.integer(kExpertSize);
   const bool has_groups = result.topk_method != TopkMethod::kGreedy;
   CHECK(!has_groups || result.topk_group <= result.n_group, "FmmSparseMoE: attribute topk_group is ",
         result.topk_group, ", expected at most n_group = ", result.n_group);
@@ -28,20 +30,38 @@ SparseMoeAttributes read_attributes(const NodeAttributes& node) {
   const bool has_zeros = !is_float && result.weight_format != WeightFormat::kFp8;
   CHECK(has_zeros || !result.zero_points, "FmmSparseMoE: attribute zero_points is 1 with weight_format ",
         node.text(kWeightFormat), ", expected 0");
+  const bool is_tiled = result.weight_layout == WeightLayout::kTiles;
+  CHECK(is_tiled == (result.expert_size > 0), "FmmSparseMoE: attribute expert_size is ", result.expert_size,
+        " with weight_layout ", node.text(kWeightLayout), ", expected 0 with logical only");
+  CHECK(!is_tiled || result.weight_format != WeightFormat::kFp8,
+        "FmmSparseMoE: attribute weight_layout is tiles with weight_format fp8, expected logical");
   return result;
+}
+
+void check_logical(const NodeAttributes& node) {
+  CHECK(weight_layout_of(node) == WeightLayout::kLogical,
+        "FmmSparseMoE: attribute weight_layout is tiles, expected logical on CUDA: tiles are for the CPU");
 }
 
 Sizes check_inputs(const NodeAttributes& node, const std::vector<TensorInfo>& inputs) {
   const SparseMoeAttributes attributes = read_attributes(node);
   Sizes known;
-  known.set('p', attributes.weight_format == WeightFormat::kInt4 ? 2 : 1);
-  known.set('g', attributes.group_size);
-  const Sizes sizes = fastmmoe::bind_inputs(node, inputs, known);
+  const bool is_int4 = attributes.weight_format == WeightFormat::kInt4;
   const bool is_float = attributes.weight_format == WeightFormat::kFloat;
+  known.set('p', is_int4 ? 2 : 1);
+  known.set('g', attributes.group_size);
+  known.set('n', 16);
+  known.set('w', is_float ? 2 : is_int4 ? 8 : 4);
+  known.set('b', is_float ? 2 : 4);
+  const bool is_tiled = attributes.weight_layout == WeightLayout::kTiles;
+  if (is_tiled) known.set('I', attributes.expert_size);
+  const Sizes sizes = fastmmoe::bind_inputs(node, inputs, known);
   const ElementType weights = inputs[node.position(kGateUp)].type;
   CHECK(is_float == (weights != ElementType::kInt8), "FmmSparseMoE: gate_up is ", name_of(weights),
         ", expected ", is_float ? "float, float16 or bfloat16" : "int8", " with weight_format ",
         node.text(kWeightFormat));
+  CHECK(!is_tiled || !is_float || weights == ElementType::kBfloat16, "FmmSparseMoE: gate_up is ",
+        name_of(weights), ", expected bfloat16 with weight_layout tiles");
   CHECK(attributes.top_k <= sizes['E'], "FmmSparseMoE: top_k is ", attributes.top_k,
         ", expected at most E = ", sizes['E']);
   const bool has_groups = attributes.topk_method != TopkMethod::kGreedy;

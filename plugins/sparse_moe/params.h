@@ -24,6 +24,8 @@ struct SparseMoeAttributes {
   sparse_moe::WeightFormat weight_format;
   int64_t group_size;  // columns that share a scale; 0 with kFloat
   bool zero_points;
+  sparse_moe::WeightLayout weight_layout;
+  int64_t expert_size;  // I with kTiles, else 0
 };
 
 }  // namespace fastmmoe

@@ -13,7 +13,9 @@ class SparseMoePlugin final : public ContractPlugin {
  public:
   SparseMoePlugin(NodeAttributes node, std::string name)
       : ContractPlugin(std::move(node), std::move(name)),
-        format_(read_attributes(this->node()).weight_format) {}
+        format_(read_attributes(this->node()).weight_format) {
+    check_logical(this->node());
+  }
 
  private:
   std::unique_ptr<ContractPlugin> copy() const override {

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     import onnxruntime
 
 
+EXACT_ENTRY = "fastmmoe.exact"
+"""Entry of a session's configuration, set before the operators are registered: with "1" they round nothing that they
+multiply, as checks want it (plugins/onnxruntime/register.cpp)."""
+
+
 class _Library(NamedTuple):
     """A library with the operators: what it is called, where it is, what makes it, and what else there is."""
 

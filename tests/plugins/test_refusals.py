@@ -120,8 +120,13 @@ MOE_ATTRIBUTES: list[tuple[dict[str, Any], str]] = [
     ({"activation": "gelu"}, "attribute activation is 'gelu', supported are swiglu, swiglu_oai"),
     ({"swiglu_limit": "7"}, "attribute swiglu_limit is missing or no float; every attribute must be given"),
     (
-        {"weight_format": "int8", "group_size": 32},
-        "packed weights have no CPU kernel, expected weight_format float",
+        {"weight_layout": "tiles"},
+        "attribute expert_size is 0 with weight_layout tiles, expected 0 with logical only",
+    ),
+    ({"expert_size": 20}, "attribute expert_size is 20 with weight_layout logical, expected 0 with logical only"),
+    (
+        {"weight_layout": "tiles", "expert_size": 20, "weight_format": "fp8", "group_size": 32},
+        "attribute weight_layout is tiles with weight_format fp8, expected logical",
     ),
     (
         {"weight_format": "int4"},

@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 
 from fastmmoe.exporter.ops import DOMAIN, OPS
-from fastmmoe.runtime.backends.native import register_native_ops
+from fastmmoe.runtime.backends.native import EXACT_ENTRY, register_native_ops
 from fastmmoe.runtime.types import Array
 
 _SPECS = {spec.name: spec for spec in OPS}
@@ -53,10 +53,13 @@ class NativeNode:
         attributes: dict[str, Any],
         threads: int = 1,
         library: Path | None = None,
+        is_exact: bool | str = False,
     ) -> None:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # a refused input is logged as well as raised
+        if is_exact:
+            options.add_session_config_entry(EXACT_ENTRY, "1" if is_exact is True else is_exact)
         if library is None:
             register_native_ops(options, {})
         else:

@@ -19,7 +19,7 @@ from fastmmoe.runtime.types import Array
 _HALF = ("float16", "bfloat16")
 
 
-ONNX_NAMES = {"float32": "float", "float16": "float16", "bfloat16": "bfloat16"}
+ONNX_NAMES = {"float32": "float", "float16": "float16", "bfloat16": "bfloat16", "int8": "int8"}
 
 
 def body_model(
@@ -40,7 +40,7 @@ def body_model(
 
     def declare(tensor: Tensor, suffix: str = "", element_type: str = "") -> ir.Value:
         dtype = ir.DataType[(element_type or names[tensor]).upper()]
-        return ir.val(tensor.name + suffix, dtype=dtype, shape=tensor.shape)
+        return ir.val(tensor.name + suffix, dtype=dtype, shape=tensor.shape_with(attributes))
 
     given, returned = spec.inputs_for(attributes), spec.outputs_for(attributes)
     inner = {tensor: declare(tensor) for tensor in (*given, *returned)}

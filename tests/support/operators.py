@@ -37,6 +37,8 @@ MOE_ATTRIBUTES: dict[str, Any] = {
     "weight_format": "float",
     "group_size": 0,
     "zero_points": 0,
+    "weight_layout": "logical",
+    "expert_size": 0,
 }
 
 

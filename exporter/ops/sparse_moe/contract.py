@@ -8,7 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from fastmmoe.exporter.ops.contract import Attribute, Attributes, Binding, Constant, OpSpec, Size, Tensor, check_rows
+from fastmmoe.exporter.ops.contract import (
+    LAYOUT,
+    TILES,
+    Attribute,
+    Attributes,
+    Binding,
+    Constant,
+    OpSpec,
+    Size,
+    Tensor,
+    check_rows,
+)
+from fastmmoe.exporter.ops.tiles import PANEL_ROWS, WORD_COLUMNS
 from fastmmoe.runtime.method.policy import REDUCTIONS
 
 PACKED_WEIGHTS = ("weight_format", ("int8", "int4", "fp8"))
@@ -25,6 +37,11 @@ def _rule(attributes: Attributes) -> str | None:
         return f"attribute group_size is {group_size} with weight_format {weight_format}, expected 0 with float only"
     if weight_format in ("float", "fp8") and attributes["zero_points"]:
         return f"attribute zero_points is 1 with weight_format {weight_format}, expected 0"
+    layout, expert_size = attributes[LAYOUT], attributes["expert_size"]
+    if (layout == TILES) != (expert_size > 0):  # type: ignore[operator]
+        return f"attribute expert_size is {expert_size} with weight_layout {layout}, expected 0 with logical only"
+    if layout == TILES and weight_format == "fp8":
+        return "attribute weight_layout is tiles with weight_format fp8, expected logical"
     return None
 
 
@@ -35,6 +52,8 @@ def _input_rule(attributes: Attributes, binding: Binding) -> str | None:
     if is_float != (weights != "int8"):
         expected = "float, float16 or bfloat16" if is_float else "int8"
         return f"gate_up is {weights}, expected {expected} with weight_format {weight_format}"
+    if is_float and attributes[LAYOUT] == TILES and weights != "bfloat16":
+        return f"gate_up is {weights}, expected bfloat16 with weight_layout tiles"
     if attributes["top_k"] > sizes["E"]:  # type: ignore[operator]
         return f"top_k is {attributes['top_k']}, expected at most E = {sizes['E']}"
     if attributes["topk_method"] in GROUPED_METHODS and sizes["E"] % attributes["n_group"]:  # type: ignore[operator]
@@ -45,8 +64,11 @@ def _input_rule(attributes: Attributes, binding: Binding) -> str | None:
 
 
 def _known_sizes(attributes: Attributes) -> dict[str, int]:
-    """p and g of the weights."""
-    return {"p": 2 if attributes["weight_format"] == "int4" else 1, "g": int(attributes["group_size"])}
+    """p and g of the weights; of tiles n, w and b, and I, which they do not tell."""
+    weight_format = str(attributes["weight_format"])
+    known = {"p": 2 if weight_format == "int4" else 1, "g": int(attributes["group_size"])}
+    known |= {"n": PANEL_ROWS, "w": WORD_COLUMNS.get(weight_format, 0), "b": 2 if weight_format == "float" else 4}
+    return known | ({"I": int(attributes["expert_size"])} if attributes[LAYOUT] == TILES else {})
 
 
 SWIGLU_OAI_ALPHA = 1.702
@@ -61,7 +83,9 @@ SPARSE_MOE = OpSpec(
         "visual_top_k of them (FastMMoE, arXiv 2511.17885, expert activation reduction). Shared experts are not part "
         "of it. Weights are floating-point, or integers q that stand for scale (q - zero), or floats q of 8 bits that "
         "stand for scale q: p of them in an element (2 with int4, else 1), each scale and zero shared by "
-        "g = group_size columns of a row."
+        "g = group_size columns of a row. As tiles (of bfloat16, int8 and int4) weights lie in panels of n = 16 rows "
+        "and words of w columns, b elements each: w is 2, 4 or 8, b is 2, 4 or 4; gate and up panels take turns; what "
+        "fills up panels and words is 0."
     ),
     type_variables={
         "F": ("float", "float16", "bfloat16"),
@@ -78,14 +102,33 @@ SPARSE_MOE = OpSpec(
             ("float",),
             "Added to the scores for choosing only (noaux_tc); ignored by the other methods.",
         ),
-        Tensor("gate_up", ("E", "2I", "H/p"), ("W",), "Gate rows, then up rows, of every expert."),
-        Tensor("down", ("E", "H", "I/p"), ("W",), "Down projection of every expert."),
+        Tensor(
+            "gate_up",
+            ("E", "2I", "H/p"),
+            ("W",),
+            "Gate rows, then up rows, of every expert.",
+            tiled=("E", "I/n", "2", "H/w", "n", "b"),
+        ),
+        Tensor(
+            "down",
+            ("E", "H", "I/p"),
+            ("W",),
+            "Down projection of every expert.",
+            tiled=("E", "H/n", "I/w", "n", "b"),
+        ),
         Tensor("gate_up_bias", ("E", "2I"), ("F",), "Bias of gate_up.", only_if=("expert_bias", (1,))),
         Tensor("down_bias", ("E", "H"), ("F",), "Bias of down.", only_if=("expert_bias", (1,))),
-        Tensor("gate_up_scale", ("E", "2I", "H/g"), ("float16",), "Scales of gate_up.", only_if=PACKED_WEIGHTS),
-        Tensor("down_scale", ("E", "H", "I/g"), ("float16",), "Scales of down.", only_if=PACKED_WEIGHTS),
-        Tensor("gate_up_zero", ("E", "2I", "H/g"), ("int8",), "Zeros of gate_up.", only_if=("zero_points", (1,))),
-        Tensor("down_zero", ("E", "H", "I/g"), ("int8",), "Zeros of down.", only_if=("zero_points", (1,))),
+        *(
+            Tensor(f"{weight}_{part}", shape, (kind,), f"{meaning} of {weight}.", only_if=only_if, tiled=tiled)
+            for part, kind, meaning, only_if in (
+                ("scale", "float16", "Scales", PACKED_WEIGHTS),
+                ("zero", "int8", "Zeros", ("zero_points", (1,))),
+            )
+            for weight, shape, tiled in (
+                ("gate_up", ("E", "2I", "H/g"), ("E", "I/n", "2", "H/g", "n")),
+                ("down", ("E", "H", "I/g"), ("E", "H/n", "I/g", "n")),
+            )
+        ),
     ),
     outputs=(Tensor("output", ("T", "H"), ("F",), "Weighted sum of the chosen experts."),),
     attributes=(
@@ -139,6 +182,13 @@ SPARSE_MOE = OpSpec(
             "1: gate_up_zero and down_zero are given. 0: the zero of int8 is 0, that of int4 is 8.",
             choices=(0, 1),
         ),
+        Attribute(
+            LAYOUT,
+            "string",
+            "Order of the weights, scales and zeros: logical, or tiles, which kernels of the CPU read as they lie.",
+            choices=("logical", TILES),
+        ),
+        Attribute("expert_size", "int", "I with tiles; 0 with logical.", limits=(0, 1 << 18)),
     ),
     sizes=(
         Size("T", 0, 1 << 24, "Tokens."),

@@ -9,8 +9,14 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from fastmmoe.exporter.ops.building import as_float, as_int, column, filled, loop_body, rows, stage
-from fastmmoe.exporter.ops.sparse_moe.contract import SWIGLU_OAI_ALPHA, WEIGHT_FLOOR
+from fastmmoe.exporter.ops.contract import LAYOUT, TILES
+from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE, SWIGLU_OAI_ALPHA, WEIGHT_FLOOR
+from fastmmoe.exporter.ops.sparse_moe.stored_weights import StoredWeights
 from fastmmoe.runtime.method.policy import PRESERVE_SUM
+
+BIASES = ("gate_up_bias", "down_bias")
+_FIRST_WEIGHT = 5
+"""Place of gate_up among the inputs."""
 
 
 def build_sparse_moe(
@@ -22,14 +28,12 @@ def build_sparse_moe(
     correction_bias: ir.Value,
     gate_up: ir.Value,
     down: ir.Value,
-    *biases: ir.Value,
+    *others: ir.Value,
     attributes: dict[str, Any],
 ) -> ir.Value:
-    """The body's output; inputs and output as in `SPARSE_MOE`. Raises ValueError for integer weights."""
-    if attributes["weight_format"] != "float":
-        raise ValueError(
-            f"FmmSparseMoE: weight_format {attributes['weight_format']} has no function body, expected float"
-        )
+    """The body's output; inputs and output as in `SPARSE_MOE`."""
+    names = [tensor.name for tensor in SPARSE_MOE.inputs_for(attributes)]
+    weights_of = dict(zip(names[_FIRST_WEIGHT:], (gate_up, down, *others), strict=True))
     with stage(op, "route"):
         choice, scores = _score(op, router_logits, correction_bias, attributes)
         best, selected = op.TopK(choice, [attributes["top_k"]], axis=1, _outputs=["best", "selected"])  # [T, k] each
@@ -38,7 +42,7 @@ def build_sparse_moe(
         weights = _weigh(op, weights, limit, attributes)
     with stage(op, "experts"):
         x = as_float(op, hidden_states)
-        out = _run_experts(op, x, selected, weights, (gate_up, down, *biases), attributes)
+        out = _run_experts(op, x, selected, weights, weights_of, attributes)
         return op.CastLike(out, hidden_states)
 
 
@@ -115,7 +119,7 @@ def _run_experts(
     x: ir.Value,
     selected: ir.Value,
     weights: ir.Value,
-    tensors: tuple[ir.Value, ...],
+    tensors: dict[str, ir.Value],
     attributes: dict[str, Any],
 ) -> ir.Value:
     """Weighted sum [T, H] over the chosen experts: a loop over those that some token uses."""
@@ -138,10 +142,11 @@ def _run_experts(
 
 
 def _expert(
-    op: OpBuilder, x: ir.Value, expert: ir.Value, tensors: tuple[ir.Value, ...], attributes: dict[str, Any]
+    op: OpBuilder, x: ir.Value, expert: ir.Value, tensors: dict[str, ir.Value], attributes: dict[str, Any]
 ) -> ir.Value:
     """One expert on its rows: [n, H] -> [n, H]. Only this expert's weights are converted to float32."""
-    gate_up, down, *biases = (as_float(op, op.Gather(t, expert, axis=0)) for t in tensors)
+    gate_up, down = (w.of_expert(op, expert, attributes) for w in _stored(op, x, tensors, attributes))
+    biases = [as_float(op, op.Gather(tensors[name], expert, axis=0)) for name in BIASES if name in tensors]
     both = op.Gemm(x, gate_up, *biases[:1], transB=1)  # [n, 2I]
     gate, up = op.Split(both, axis=1, num_outputs=2, _outputs=["gate", "up"])
     if attributes["activation"] == "swiglu":
@@ -151,3 +156,21 @@ def _expert(
         gate, up = op.Min(gate, limit), op.Clip(up, -limit, limit)
         act = op.Mul(op.Add(up, 1.0), op.Mul(gate, op.Sigmoid(op.Mul(gate, SWIGLU_OAI_ALPHA))))
     return op.Gemm(act, down, *biases[1:], transB=1)
+
+
+def _stored(
+    op: OpBuilder, x: ir.Value, tensors: dict[str, ir.Value], attributes: dict[str, Any]
+) -> tuple[StoredWeights, StoredWeights]:
+    """gate_up and down of all experts."""
+    H = op.Shape(x, start=1, end=2)
+    I = attributes["expert_size"]  # noqa: E741
+    if attributes[LAYOUT] != TILES and attributes["weight_format"] != "float":
+        # Of integers in rows it is told by the rows of gate_up.
+        I = op.Div(op.Shape(tensors["gate_up"], start=1, end=2), [2])  # noqa: E741
+    gate_up, down = (
+        [tensors["gate_up"], tensors.get("gate_up_scale"), tensors.get("gate_up_zero")],
+        [tensors["down"], tensors.get("down_scale"), tensors.get("down_zero")],
+    )
+    return StoredWeights(*gate_up, is_gate_up=True, rows=I, columns=H), StoredWeights(
+        *down, is_gate_up=False, rows=H, columns=I
+    )

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from fastmmoe.exporter.ops.contract import LAYOUT, TILES
 from fastmmoe.exporter.ops.quantise import QuantisedWeights, dequantise
 from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE, SWIGLU_OAI_ALPHA, WEIGHT_FLOOR, check_moe_inputs
+from fastmmoe.exporter.ops.sparse_moe.tile_order import untile_scales, untile_weights
 from fastmmoe.runtime.method.policy import PRESERVE_SUM
 from fastmmoe.runtime.types import Array
 
@@ -125,11 +127,8 @@ def sparse_moe_reference(
     only_some = (gate_up_bias, down_bias, gate_up_scale, down_scale, gate_up_zero, down_zero)
     named = zip((t.name for t in SPARSE_MOE.inputs), (*tensors, *only_some), strict=True)
     check_moe_inputs(attributes, {name: array for name, array in named if array is not None})
-    if attributes["weight_format"] != "float":
-        assert gate_up_scale is not None and down_scale is not None
-        packing = attributes["weight_format"], attributes["group_size"]
-        gate_up = dequantise(QuantisedWeights(gate_up, gate_up_scale, gate_up_zero), *packing)
-        down = dequantise(QuantisedWeights(down, down_scale, down_zero), *packing)
+    gate_up = stored_floats((gate_up, gate_up_scale, gate_up_zero), hidden_states.shape[1], attributes, True)
+    down = stored_floats((down, down_scale, down_zero), hidden_states.shape[1], attributes, False)
     T = hidden_states.shape[0]
     is_visual = np.zeros(T, bool)
     is_visual[visual_index] = True
@@ -144,6 +143,25 @@ def sparse_moe_reference(
         y = activate_reference(gate, up, attributes) @ down[e].astype(np.float32).T + _row(down_bias, e)
         out[token] += weights[token, slot][:, None] * y
     return out.astype(hidden_states.dtype)
+
+
+def stored_floats(
+    stored: tuple[Array, Array | None, Array | None], H: int, attributes: dict[str, Any], is_gate_up: bool
+) -> Array:
+    """Weights [E, 2I, H] or [E, H, I] as floats from how they are stored."""
+    (values, scale, zero), weight_format = stored, attributes["weight_format"]
+    if attributes[LAYOUT] == TILES:
+        expert_size = attributes["expert_size"]
+        rows, columns = (expert_size, H) if is_gate_up else (H, expert_size)
+        width = -(-columns // 8) * 4 if weight_format == "int4" else columns
+        values = untile_weights(values, rows, width, is_gate_up=is_gate_up)
+        scale, zero = (None if t is None else untile_scales(t, rows, is_gate_up=is_gate_up) for t in (scale, zero))
+    else:
+        columns = values.shape[-1] * (2 if weight_format == "int4" else 1)
+    if weight_format == "float":
+        return values
+    assert scale is not None
+    return dequantise(QuantisedWeights(values, scale, zero), weight_format, attributes["group_size"])[..., :columns]
 
 
 def _row(bias: Array | None, e: int) -> Array | float:

@@ -4,9 +4,9 @@
 
 namespace fastmmoe {
 
-std::vector<const OrtCustomOp*> library_ops() {
+std::vector<const OrtCustomOp*> library_ops(bool is_exact) {
   std::vector<const OrtCustomOp*> found;
-  for (const auto& ops : {sparse_moe_ops(), token_prune_ops(), attention_ops()}) {
+  for (const auto& ops : {sparse_moe_ops(is_exact), token_prune_ops(), attention_ops()}) {
     found.insert(found.end(), ops.begin(), ops.end());
   }
   return found;

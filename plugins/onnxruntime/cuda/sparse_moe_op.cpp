@@ -18,6 +18,7 @@ class SparseMoeKernel {
 
   explicit SparseMoeKernel(const OrtKernelInfo* info) : node_(read_node(contract(), info)) {
     read_attributes(node_);  // refuses those that do not go together
+    check_logical(node_);
   }
 
   void compute(OrtKernelContext* context) const {
@@ -37,7 +38,7 @@ class SparseMoeKernel {
 
 }  // namespace
 
-std::vector<const OrtCustomOp*> sparse_moe_ops() {
+std::vector<const OrtCustomOp*> sparse_moe_ops(bool) {
   static const CustomOp<SparseMoeKernel<ElementType::kFloat16>> half;
   static const CustomOp<SparseMoeKernel<ElementType::kBfloat16>> bfloat16;
   return {&half, &bfloat16};

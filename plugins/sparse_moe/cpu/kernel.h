@@ -10,6 +10,12 @@
 
 namespace fastmmoe {
 
+/// What integers and fp8 have beside them; null where the format has none.
+struct PackedWeights {
+  const Float16* scale;
+  const int8_t* zero;
+};
+
 /// Row-major arrays without gaps. The caller has checked them: 1 <= visual_top_k <= top_k <= E, visual_index
 /// ascending and below T.
 struct SparseMoeParams {
@@ -20,12 +26,14 @@ struct SparseMoeParams {
   const float* router_logits;    // [T, E]
   const int32_t* visual_index;   // [V]
   const float* correction_bias;  // [E]
-  FloatType weight_type;         // of gate_up and down
-  const void* gate_up;           // [E, 2I, H]: gate rows, then up rows
+  FloatType weight_type;         // of gate_up and down with weight_format float
+  const void* gate_up;           // [E, 2I, H]: gate rows, then up rows; or as the contract has tiles
   const void* down;              // [E, H, I]
-  const float* gate_up_bias;     // [E, 2I], or null
-  const float* down_bias;        // [E, H], or null
-  float* output;                 // [T, H]
+  PackedWeights gate_up_packed, down_packed;
+  const float* gate_up_bias;  // [E, 2I], or null
+  const float* down_bias;     // [E, H], or null
+  bool is_exact;              // tiles: arithmetic in float, for checks
+  float* output;              // [T, H]
 };
 
 /// Writes output. The result is the same bit for bit for any number of threads, and a token's row does not

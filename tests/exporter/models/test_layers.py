@@ -100,6 +100,8 @@ def test_a_moe_block_carries_its_attributes() -> None:
         "weight_format": "float",
         "group_size": 0,
         "zero_points": 0,
+        "weight_layout": "logical",
+        "expert_size": 0,
     }
     biases = {"router.bias", "gate_up_bias", "down_bias"}
     without = {name for name, _ in SparseMoe(4, MOE, "none").named_parameters()}

@@ -187,9 +187,3 @@ def test_group_operators_only_where_groups_limit_the_choice() -> None:
     ):
         function = function_for(SPARSE_MOE, four_experts(topk_method=method, n_group=4, topk_group=topk_group))
         assert sum(node.op_type == "TopK" for node in ir.traversal.RecursiveGraphIterator(function)) == count
-
-
-def test_integer_weights_are_refused() -> None:
-    attributes = four_experts(weight_format="int4", group_size=32)
-    with pytest.raises(ValueError, match="weight_format int4 has no function body, expected float"):
-        function_for(SPARSE_MOE, attributes)
