@@ -7,6 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+from fastmmoe.runtime.backends.node_times import Call
 from fastmmoe.runtime.bundle.manifest import LanguageModelInfo, Manifest
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk, Rows
@@ -144,6 +145,14 @@ class Observable(Backend, Protocol):
 
         The n-th node's are called `OPERATOR.NAME.n`.
         """
+
+
+@runtime_checkable
+class Profilable(Backend, Protocol):
+    """A backend that can tell how long the nodes of its graphs took, where its settings asked for that."""
+
+    def end_profiling(self) -> dict[str, list[Call]]:
+        """Of each graph, its calls since the bundle was loaded. Later ones may not be noted."""
 
 
 def observable(backend: Backend) -> Observable:

@@ -41,7 +41,7 @@ def load_backend(bundle: Bundle, settings: Settings = DEFAULTS) -> Backend:
     else:
         from fastmmoe.runtime.backends.tensorrt.loading import load_engines
 
-        backend = load_engines(directory, manifest, portable=settings.portable)
+        backend = load_engines(directory, manifest, portable=settings.portable, notes_times=settings.profile)
     try:
         bundle.check_unchanged()
     except BundleMismatch:

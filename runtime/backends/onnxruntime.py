@@ -7,6 +7,7 @@ Raises BackendMissing on import where ONNX Runtime is not installed.
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from fastmmoe.runtime.backends.device_memory import ort_value
 from fastmmoe.runtime.backends.distribution import check_onnxruntime
 from fastmmoe.runtime.backends.fit import check_fit, check_operators, check_weight_files
 from fastmmoe.runtime.backends.native import register_native_ops
+from fastmmoe.runtime.backends.node_times import Call, read_trace
 from fastmmoe.runtime.backends.settings import CPU, DEFAULTS, Settings
 from fastmmoe.runtime.bundle import graph_io, signatures
 from fastmmoe.runtime.bundle.manifest import GRAPHS, Manifest, graph_file, weights_file
@@ -137,6 +139,8 @@ class OnnxRuntime(OfManifest):
             raise BundleMismatch(f"{directory}: the bundle has no portable variant")
         self.manifest, self._directory, self._settings = manifest, directory, settings
         self._shown: dict[str, str] = {}
+        if settings.profile:
+            self._traces = tempfile.TemporaryDirectory(prefix="fastmmoe-")
         self._sessions = {graph: self._load(graph, observed) for graph in graphs}
         self._weights = MappedFiles(directory / name for name in map(weights_file, graphs) if name in manifest.files)
         given = {tensor.name for tensor in signatures.signatures(manifest)["language_model"].inputs}
@@ -186,9 +190,9 @@ class OnnxRuntime(OfManifest):
         """The same language model with further outputs; see `Observable`. Needs the package onnx, to name them."""
         return type(self)(self._directory, self.manifest, self._settings, graphs=("language_model",), observed=observed)
 
-    def end_profiling(self) -> Path:
-        """The language model's node times, where the settings ask for them; no more are written."""
-        return Path(self._sessions["language_model"].end_profiling())
+    def end_profiling(self) -> dict[str, list[Call]]:
+        """See `Profilable`."""
+        return {graph: read_trace(Path(session.end_profiling())) for graph, session in self._sessions.items()}
 
     def _session(self, graph: str) -> ort.InferenceSession:
         """Raises InvalidRequest once the model is closed."""
@@ -237,11 +241,10 @@ class OnnxRuntime(OfManifest):
         options.add_session_config_entry(_SPINNING, str(int(settings.spinning)))
         # Errors are raised; their lines would stand among the command's own.
         options.log_severity_level = 4
-        if graph == "language_model":
-            if settings.profile is not None:
-                options.enable_profiling, options.profile_file_prefix = True, settings.profile
-            if not settings.portable:
-                self._register(options)
+        if settings.profile:
+            options.enable_profiling, options.profile_file_prefix = True, str(Path(self._traces.name) / graph)
+        if graph == "language_model" and not settings.portable:
+            self._register(options)
         return options
 
     def _register(self, options: ort.SessionOptions) -> None:

@@ -20,14 +20,14 @@ class Settings:
         threads: size of ONNX Runtime's pool; 0 = one for each core that this process may use.
         spinning: idle threads ask for work without a pause. They find it sooner, and take the cores from whatever
             else runs: on a busy machine requests take several times as long (docs/benchmark.md).
-        profile: start of the name of a file that the language model's node times are written to; None = no such file.
+        profile: take the time of every node (`Profilable`), which takes time itself.
     """
 
     provider: str = AUTO
     portable: bool = False
     threads: int = 0
     spinning: bool = False
-    profile: str | None = None
+    profile: bool = False
 
 
 DEFAULTS = Settings()

@@ -3,9 +3,7 @@
 
 from __future__ import annotations
 
-import json
 import statistics
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from benchmark_tools.graph_sites import SiteNodes
 from benchmark_tools.prefill import Prompt, Setting, plan
 from fastmmoe.runtime.backends.base import Observed
 from fastmmoe.runtime.backends.batch import Batch
+from fastmmoe.runtime.backends.node_times import Call
 from fastmmoe.runtime.backends.onnxruntime import OnnxRuntime
 from fastmmoe.runtime.backends.settings import Settings
 from fastmmoe.runtime.bundle.manifest import Manifest, graph_file
@@ -26,7 +25,6 @@ from fastmmoe.runtime.types import Array
 
 WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 ROUTING = Observed("FmmSparseMoE", {"router_logits": 1, "visual_index": 2})
-NODE_SUFFIX = "_kernel_time"
 RUNS = 3
 
 
@@ -59,17 +57,16 @@ def probe(
     )
     schedules = {setting: plan(manifest, setting) for setting in settings}
     experts: dict[Setting, tuple[int, ...]] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        profiled = Settings(threads=threads, profile=str(Path(scratch) / "profile"))
-        backend = OnnxRuntime(directory, manifest, profiled, graphs=("language_model",), observed=ROUTING)
-        for run in range(RUNS):
-            print(f"profile {run + 1} of {RUNS}", flush=True)
-            for setting, schedule in schedules.items():
-                batch = Batch(backend)
-                chunk = Chunk(0, prompt.inputs_embeds, prompt.visual_index, schedule)
-                batch.extend([chunk], alpha=manifest.policy.alpha)
-                experts[setting] = _experts_used(batch.observed, schedule, manifest)
-        runs = _node_times(backend.end_profiling(), sites)
+    profiled = Settings(threads=threads, profile=True)
+    backend = OnnxRuntime(directory, manifest, profiled, graphs=("language_model",), observed=ROUTING)
+    for run in range(RUNS):
+        print(f"profile {run + 1} of {RUNS}", flush=True)
+        for setting, schedule in schedules.items():
+            batch = Batch(backend)
+            chunk = Chunk(0, prompt.inputs_embeds, prompt.visual_index, schedule)
+            batch.extend([chunk], alpha=manifest.policy.alpha)
+            experts[setting] = _experts_used(batch.observed, schedule, manifest)
+    runs = [_node_times(call, sites) for call in backend.end_profiling()["language_model"]]
     if len(runs) != RUNS * len(settings):
         raise BenchmarkError(f"the profile has {len(runs)} runs, expected {RUNS * len(settings)}")
     every = sites.of_sites(range(len(manifest.policy.sites)))
@@ -93,20 +90,15 @@ def _experts_used(observed: dict[str, Array], schedule: Schedule, manifest: Mani
     return tuple(used)
 
 
-def _node_times(profile: Path, sites: SiteNodes) -> list[dict[str, float]]:
-    """Microseconds of every node, for every run in order."""
-    events = json.loads(profile.read_text(encoding="utf-8"))
-    runs = sorted((e["ts"], e["ts"] + e["dur"]) for e in events if e["name"] == "model_run")
-    times: list[dict[str, float]] = [{} for _ in runs]
-    for event in events:
-        if event.get("cat") != "Node" or not event["name"].endswith(NODE_SUFFIX):
-            continue
-        run = next(i for i, (start, end) in enumerate(runs) if start <= event["ts"] <= end)
-        name = sites.original_name(event["name"].removesuffix(NODE_SUFFIX))
-        times[run][name] = times[run].get(name, 0) + event["dur"]
+def _node_times(call: Call, sites: SiteNodes) -> dict[str, float]:
+    """Milliseconds of every node of the graph in a call."""
+    times: dict[str, float] = {}
+    for node in call:
+        name = sites.original_name(node.name)
+        times[name] = times.get(name, 0.0) + node.ms
     return times
 
 
 def _median_share(runs: list[dict[str, float]], names: set[str]) -> float:
     """What these nodes take of the time of all nodes; fused nodes count for the first of them."""
-    return statistics.median(sum(us for name, us in run.items() if name in names) / sum(run.values()) for run in runs)
+    return statistics.median(sum(ms for name, ms in run.items() if name in names) / sum(run.values()) for run in runs)

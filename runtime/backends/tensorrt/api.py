@@ -152,6 +152,22 @@ def make_logger(trt: Any) -> Any:
     return Logger()
 
 
+def make_profiler(trt: Any) -> Any:
+    """A profiler of TensorRT's that notes layers as they ran, (name, milliseconds), in `layers`."""
+
+    class Profiler(trt.IProfiler):
+        """Is told of every layer before the call that queued them returns."""
+
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+            self.layers: list[tuple[str, float]] = []
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            self.layers.append((layer_name, ms))
+
+    return Profiler()
+
+
 def _failure(trt: Any, logger: Any, what: str, *reasons: str) -> EngineBuildFailed:
     # The plugin's own message says more than what TensorRT makes of it.
     ours = [message for message in logger.errors if OPERATORS in message]

@@ -16,6 +16,7 @@ import numpy as np
 
 from fastmmoe.runtime.backends.base import Feeds, OfManifest, Steps
 from fastmmoe.runtime.backends.elements import as_dtype, no_room, tensor_bytes
+from fastmmoe.runtime.backends.node_times import Call
 from fastmmoe.runtime.backends.rows import PromptRows, placements
 from fastmmoe.runtime.backends.settings import TENSORRT
 from fastmmoe.runtime.backends.tensorrt.caches import CachePool, DeviceCaches, Storage, copy_caches
@@ -114,11 +115,17 @@ class TensorRT(OfManifest):
             tensors = ((n, own.outputs[n], outputs[n], self._outputs[n].dtype) for n in wanted)
             return own.results.fetch(tensors, own.stream)
 
-    def decode(self, feeds: Feeds, caches: DeviceCaches, steps: int) -> Steps:
-        """Steps of a captured graph; see `Backend.decode`."""
+    def decode(self, feeds: Feeds, caches: DeviceCaches, steps: int) -> Steps | None:
+        """Steps of a captured graph, where no times of layers are noted; see `Backend.decode`."""
+        if self._own.notes_times:
+            return None
         arrays = self._arrays(feeds)
         self._limits.check_call(arrays)
         return self._steps.run(self._call, arrays, caches, steps)
+
+    def end_profiling(self) -> dict[str, list[Call]]:
+        """See `Profilable`."""
+        return {graph: list(calls) for graph, calls in self._own.calls.items()}
 
     def close(self) -> None:
         """See `Backend.close`."""

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from fastmmoe.runtime.backends.tensorrt.api import one_line
+from fastmmoe.runtime.backends.node_times import Call, NodeTime
+from fastmmoe.runtime.backends.tensorrt.api import make_profiler, one_line
 from fastmmoe.runtime.backends.tensorrt.device import Address, Stream
 from fastmmoe.runtime.backends.tensorrt.profiles import Profile
 from fastmmoe.runtime.bundle.manifest import ENGINES
@@ -40,12 +41,16 @@ class Engine:
         aliases: outputs that have the address of an input, and which.
     Raises:
         BundleMismatch: TensorRT refuses the file, or it is of another graph.
+
+    Attributes:
+        calls: times of its layers, of the contexts that note them.
     """
 
     def __init__(
         self, trt: Any, logger: Any, runtime: Any, path: Path, signature: Signature, aliases: Mapping[str, str]
     ) -> None:
         self._trt, self.logger, self.path, self.signature = trt, logger, path, signature
+        self.calls: list[Call] = []
         if not path.stat().st_size:
             raise self._misfit("is empty")
         with path.open("rb") as file:
@@ -84,16 +89,24 @@ class Engine:
         sizes = (self._engine.get_device_memory_size_for_profile_v2(i) for i in range(self.profiles))
         return max(int(size) for size in sizes)
 
-    def context(self, profile: int, scratch: tuple[Address, int], stream: Stream) -> Context:
+    def context(
+        self, profile: int, scratch: tuple[Address, int], stream: Stream, *, notes_times: bool = False
+    ) -> Context:
         """A context of one profile for good, on a block of device memory (address, bytes) that is its own while it
         runs.
+
+        Args:
+            notes_times: of its layers, in `calls`; a call then returns once it is done, and cannot be captured.
         """
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         made = self._engine.create_execution_context(strategy)
         if made is None or not made.set_optimization_profile_async(profile, stream):
             raise RunFailed(f"{self.path}: no context of profile {profile}: {last_error(self.logger)}")
         made.set_device_memory(*scratch)
-        return Context(self, made)
+        profiler = make_profiler(self._trt) if notes_times else None
+        if profiler is not None:
+            made.profiler = profiler
+        return Context(self, made, profiler)
 
     def _check_tensors(self, aliases: Mapping[str, str]) -> None:
         engine, mode = self._engine, self._trt.TensorIOMode
@@ -125,8 +138,9 @@ class Engine:
 class Context:
     """What runs an engine. It may be used by one thread at a time; what it queues runs in the stream's order."""
 
-    def __init__(self, engine: Engine, context: Any) -> None:
-        self._engine, self._context = engine, context
+    def __init__(self, engine: Engine, context: Any, profiler: Any = None) -> None:
+        """profiler: the context's (`make_profiler`), None where times are not noted."""
+        self._engine, self._context, self._profiler = engine, context, profiler
         self._shapes: dict[str, Shape] = {}
         self._addresses: dict[str, Address] = {}
 
@@ -150,6 +164,9 @@ class Context:
             self._set(inputs, outputs, addresses)
             if not self._context.execute_async_v3(stream):
                 raise self._failure("cannot run it")
+            if self._profiler is not None:
+                self._engine.calls.append([NodeTime(name, "", ms) for name, ms in self._profiler.layers])
+                self._profiler.layers.clear()
         except BaseException:
             # TensorRT keeps some of what it was given: the next run says all of it again.
             self._shapes.clear()

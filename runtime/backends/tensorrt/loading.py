@@ -40,11 +40,12 @@ NO_DRIVER = 35
 """cudaErrorInsufficientDriver: what CUDA answers without a driver, too."""
 
 
-def load_engines(directory: Path, manifest: Manifest, *, portable: bool = False) -> TensorRT:
+def load_engines(directory: Path, manifest: Manifest, *, portable: bool = False, notes_times: bool = False) -> TensorRT:
     """The engines of a bundle, ready to run.
 
     Args:
         portable: asks for graphs without operators of our own, which engines are not.
+        notes_times: of every layer; every call then waits for the device, and steps are not captured.
 
     Raises:
         BackendMissing: cuda-bindings or TensorRT is not installed, or there is no driver or GPU that they work with.
@@ -66,7 +67,7 @@ def load_engines(directory: Path, manifest: Manifest, *, portable: bool = False)
     trt = _tensorrt(directory, manifest, engines)
     _check_memory(directory, manifest, engines, device, gpu)
     try:
-        return TensorRT(manifest, Resources(trt, device, directory, manifest, engines))
+        return TensorRT(manifest, Resources(trt, device, directory, manifest, engines, notes_times=notes_times))
     except OutOfDeviceMemory as error:
         raise OutOfDeviceMemory(
             f"{directory}: its engines, with room for the greatest call, do not fit on {gpu.name}: end other programs, "

@@ -30,6 +30,7 @@ class Resources:
 
     Args:
         trt: the module `tensorrt` or `tensorrt_rtx`.
+        notes_times: of every layer, in `calls`; nothing can be captured then.
     Raises:
         BundleMismatch: an engine or the plugin cannot be loaded, or does not fit the manifest.
         OutOfDeviceMemory: they do not fit on the device.
@@ -40,11 +41,22 @@ class Resources:
         embeds: address of inputs_embeds.
         outputs: addresses of the language model's outputs but the caches.
         experts: addresses of the experts' weights.
+        calls: of each graph the times of its layers, call by call; empty where they are not noted.
         staging, results: what passes between host and device.
     """
 
-    def __init__(self, trt: Any, device: Device, directory: Path, manifest: Manifest, engines: Engines) -> None:
+    def __init__(
+        self,
+        trt: Any,
+        device: Device,
+        directory: Path,
+        manifest: Manifest,
+        engines: Engines,
+        *,
+        notes_times: bool = False,
+    ) -> None:
         self.device, self.limits, self.directory = device, engines.limits, directory
+        self.notes_times = notes_times
         with contextlib.ExitStack() as stack:
             self._stack = stack
             self._open(trt, manifest, engines)
@@ -62,6 +74,7 @@ class Resources:
         read = self._read_engines(trt, manifest)
         for graph, profiles in engine_profiles(manifest, engines.limits).items():
             read[graph].check_profiles(profiles)
+        self.calls = {graph: engine.calls for graph, engine in read.items()}
         language_model = read["language_model"]
         scratch = [
             self._scratch(size)
@@ -72,10 +85,10 @@ class Resources:
             )
         ]
         # Prefill and decode share a block: they run one after the other.
-        self.prefill = language_model.context(PREFILL, scratch[0], self.stream)
-        self.decode = language_model.context(DECODE, scratch[0], self.stream)
-        self.embedding = read["embedding"].context(0, scratch[1], self.stream)
-        vision = read["vision"].context(0, scratch[2], low)
+        self.prefill = language_model.context(PREFILL, scratch[0], self.stream, notes_times=self.notes_times)
+        self.decode = language_model.context(DECODE, scratch[0], self.stream, notes_times=self.notes_times)
+        self.embedding = read["embedding"].context(0, scratch[1], self.stream, notes_times=self.notes_times)
+        vision = read["vision"].context(0, scratch[2], low, notes_times=self.notes_times)
         self._allocate(manifest, engines)
         self._open_vision(manifest, engines, vision, low)
         stack.callback(self._drop_contexts)

@@ -13,7 +13,7 @@ from device_double.device import Device
 from device_double.memory import ALIGNMENT, Block, Region, watch
 from device_double.misuse import Misuse
 from device_double.streams import SCRATCH, Work
-from device_double.trt_types import Dims, ILogger
+from device_double.trt_types import Dims, ILogger, IProfiler
 from device_double.twin import from_device, to_device, unpack
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 DYNAMIC = -1
 NO_PROFILE = -1
+LAYER_MS = 0.25
 
 
 class IExecutionContext:
@@ -33,6 +34,7 @@ class IExecutionContext:
         self._refused: dict[str, str] = {}
         self._addresses: dict[str, int] = {}
         self._scratch = (0, 0) if scratch is None else (scratch.ptr, scratch.size)
+        self._profiler: IProfiler | None = None
         self._settled: tuple[int, dict[str, tuple[int, ...]]] | None = None
         # The first context of an engine has profile 0; another has none until it is told.
         self._profile = NO_PROFILE if engine._contexts else 0
@@ -56,6 +58,15 @@ class IExecutionContext:
     def all_binding_shapes_specified(self) -> bool:
         """Whether every input has a shape."""
         return not self.infer_shapes()
+
+    @property
+    def profiler(self) -> IProfiler | None:
+        """Is told the time of every layer: here of each node LAYER_MS, before the call returns."""
+        return self._profiler
+
+    @profiler.setter
+    def profiler(self, profiler: IProfiler | None) -> None:
+        self._profiler = profiler
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
         """Choose a profile; shapes of inputs must be set again if it is another one."""
@@ -131,9 +142,15 @@ class IExecutionContext:
             work = self._work()
             if lane.capture is not None and lane.capture.is_invalid:
                 return self._fail("execute_async_v3: the capture is invalid")
+            if lane.capture is not None and self._profiler is not None:
+                return self._fail("execute_async_v3: a context with a profiler cannot be captured")
             self._check_capture(is_captured=lane.capture is not None)
             device.counters.enqueues += 1
             device.scheduler.queue(lane, work)
+            if self._profiler is not None:
+                device.scheduler.synchronize(lane)
+                for node in self._engine._file.graph().graph.node:
+                    self._profiler.report_layer_time(node.name, LAYER_MS)
         return True
 
     def _check_capture(self, *, is_captured: bool) -> None:

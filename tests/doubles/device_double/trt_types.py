@@ -164,6 +164,17 @@ class ILogger:
         raise NotImplementedError
 
 
+class IProfiler:
+    """Base of profilers."""
+
+    def __init__(self) -> None:
+        pass
+
+    def report_layer_time(self, layer_name: str, ms: float) -> None:
+        """Take the time of a layer."""
+        raise NotImplementedError
+
+
 class Logger(ILogger):
     """Writes messages to stderr."""
 

@@ -48,13 +48,12 @@ def test_threads_and_spinning(registered: list[dict[str, int]]) -> None:
         options_of("vision", Settings(threads=-1))
 
 
-def test_only_the_language_model_is_profiled_and_has_operators_of_our_own(registered: list[dict[str, int]]) -> None:
-    settings = Settings(profile="nodes")
+def test_only_the_language_model_has_operators_of_our_own(registered: list[dict[str, int]]) -> None:
     for graph in ("vision", "embedding"):
-        assert not options_of(graph, settings).enable_profiling
+        options_of(graph, DEFAULTS)
     assert registered == []
-    options = options_of("language_model", settings)
-    assert options.enable_profiling and options.profile_file_prefix == "nodes"
+    options_of("language_model", DEFAULTS)
+    assert len(registered) == 1
 
 
 def test_portable_does_without_the_native_library(registered: list[dict[str, int]], tmp_path: Path) -> None:

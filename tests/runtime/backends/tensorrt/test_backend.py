@@ -17,13 +17,14 @@ from fastmmoe.runtime.backends.batch import Batch
 from fastmmoe.runtime.backends.rows import PromptRows
 from fastmmoe.runtime.backends.tensorrt.backend import TensorRT
 from fastmmoe.runtime.backends.tensorrt.device import OutOfDeviceMemory
+from fastmmoe.runtime.backends.tensorrt.loading import load_engines
 from fastmmoe.runtime.backends.tensorrt.memory import host_view
 from fastmmoe.runtime.errors import InvalidRequest, RunFailed
 from fastmmoe.runtime.method.call import Chunk
 from fastmmoe.runtime.method.schedule import plan_request
 from fastmmoe.runtime.types import Array
 from tests.support.double import Double, Modules
-from tests.support.toy_engines import EXPERT_SUM, embedding_table, load_toy
+from tests.support.toy_engines import EXPERT_SUM, embedding_table, graph_model, load_toy, write_engine_bundle
 
 SCHEDULES = 10
 
@@ -312,3 +313,27 @@ def test_everything_is_given_back(case: Case) -> None:
     del batch, features
     gc.collect()
     assert case.live_bytes() == (0, 0)
+
+
+def test_layers_are_timed_call_by_call(double: Double, tmp_path: Path) -> None:
+    """Of each graph, in the order of the calls, whichever context ran them; steps are calls of their own then."""
+    modules = double.modules()
+    directory = tmp_path / "bundle"
+    manifest = write_engine_bundle(directory, modules.trt)
+    case = Case.__new__(Case)
+    case.modules, case.backend = modules, load_engines(directory, manifest, notes_times=True)
+    batch = Batch(case.backend)
+    batch.extend([case.chunk(0, [1, 9, 9], [1, 2], case.features(0.5, 2))], alpha=0.3)
+    assert batch.decode([case.chunk(0, [1])], alpha=0.3, steps=4) is None
+    batch.extend([case.chunk(0, [1])], alpha=0.3)
+    found = case.backend.end_profiling()
+    assert {graph: len(calls) for graph, calls in found.items()} == {"vision": 1, "embedding": 2, "language_model": 2}
+    for graph, calls in found.items():
+        names = [node.name for node in graph_model(manifest, graph).graph.node]
+        assert all([node.name for node in call] == names and {node.ms for node in call} == {0.25} for call in calls)
+    case.backend.close()
+
+
+def test_no_times_are_noted_unasked(case: Case) -> None:
+    Batch(case.backend).extend([case.chunk(0, [1])], alpha=0.3)
+    assert not any(case.backend.end_profiling().values())
