@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fastmmoe.exporter.fit.plan import Fit, Machine
 from fastmmoe.runtime.cost.flops import RequestFlops, compare_prefill, vision_flops
 from fastmmoe.runtime.cost.memory import cache_bytes, cache_capacities, layer_rows
+from fastmmoe.runtime.cost.rates import rates_of, rates_of_cpu
 from fastmmoe.runtime.cost.roofline import (
     Rates,
     Work,
@@ -17,7 +18,6 @@ from fastmmoe.runtime.cost.roofline import (
     prefill_work,
     vision_work,
 )
-from fastmmoe.runtime.machines.speed import peak_flops, read_bandwidth
 from fastmmoe.runtime.method.schedule import Schedule
 
 
@@ -49,16 +49,10 @@ class Times:
 def find_rates(machine: Machine, weights: int) -> Rates:
     """What the machine does in a second at most; a CPU's memory is measured for a moment.
 
-    Experts of 8 and 4 bits are multiplied in 16 bits, as the kernels do.
-
     Args:
         weights: bytes.
     """
-    device = machine.device
-    if device is not None:
-        mode = f", {device.power_mode}" if device.power_mode else ""
-        return Rates(1e12 * device.fp16_tflops, 1e9 * device.gb_per_s, f"data sheet{mode}")
-    return Rates(peak_flops(), read_bandwidth(weights), "cores, width and clock; memory measured")
+    return rates_of_cpu(weights) if machine.device is None else rates_of(machine.device)
 
 
 def find_times(machine: Machine, found: Fit, retentions: Sequence[float], new_tokens: int) -> Times:

@@ -64,7 +64,7 @@ def block(rates: Rates, flops: int, size: int) -> Work:
 
 
 def vision_work(manifest: Manifest, parts: Mapping[str, int], rates: Rates, tiles: int) -> Work:
-    """The vision graph on so many tiles.
+    """The vision graph on so many tiles, in one call.
 
     Args:
         parts: bytes of the weights (`weights_bytes`).
@@ -80,12 +80,14 @@ def prefill_work(
     schedule: Schedule,
     tokens: int,
     past: Sequence[int] | None = None,
+    sequences: int = 1,
 ) -> Work:
     """A call of the language model: a prompt, or with past rows of every layer one token more.
 
     Args:
         parts: bytes of the weights (`weights_bytes`).
         tokens: T of the prompt, visual tokens included.
+        sequences: so many alike in one call, which read the weights once.
     """
     info, policy = manifest.language_model, manifest.policy
     layers = count_layers(info, policy, schedule, tokens, past=past)
@@ -96,29 +98,37 @@ def prefill_work(
         cached = 0 if past is None else past[layer]
         if layer in info.sliding_layers and info.sliding_window is not None:
             cached = min(cached, info.sliding_window)
-        total += block(rates, flops.projections + flops.attention, parts["attention"] // info.layers + cached * row)
+        size = parts["attention"] // info.layers + sequences * cached * row
+        total += block(rates, sequences * (flops.projections + flops.attention), size)
         if layer not in info.moe_layers:
-            total += block(rates, flops.dense, parts["dense"] // dense_layers)
+            total += block(rates, sequences * flops.dense, parts["dense"] // dense_layers)
             continue
         moe = len(info.moe_layers)
-        used = _experts_used(info, policy, schedule, layer, tokens)
+        used = _experts_used(info, policy, schedule, layer, tokens, sequences)
         size = (parts["router"] + parts["shared_experts"] + int(parts[EXPERTS] * used / info.num_experts)) // moe
-        total += block(rates, flops.router + flops.routed_experts + flops.shared_experts, size)
-    return total + block(rates, 2 * info.hidden_size * info.vocab_size, parts["head"])
+        total += block(rates, sequences * (flops.router + flops.routed_experts + flops.shared_experts), size)
+    return total + block(rates, sequences * 2 * info.hidden_size * info.vocab_size, parts["head"])
 
 
 def decode_work(
-    manifest: Manifest, parts: Mapping[str, int], rates: Rates, text: Schedule, rows: Sequence[int]
+    manifest: Manifest,
+    parts: Mapping[str, int],
+    rates: Rates,
+    text: Schedule,
+    rows: Sequence[int],
+    sequences: int = 1,
 ) -> Work:
-    """The step of one token after so many cached rows of every layer.
+    """The step of one token of each sequence after so many cached rows of every layer.
 
     Args:
         text: the schedule of a request without visual tokens.
     """
-    return prefill_work(manifest, parts, rates, text, 1, rows)
+    return prefill_work(manifest, parts, rates, text, 1, rows, sequences)
 
 
-def _experts_used(info: LanguageModelInfo, policy: Policy, schedule: Schedule, layer: int, tokens: int) -> float:
+def _experts_used(
+    info: LanguageModelInfo, policy: Policy, schedule: Schedule, layer: int, tokens: int, sequences: int
+) -> float:
     """Experts of a layer that the rows which reach its MoE block are expected to use."""
     before = [
         s for s, site in enumerate(policy.sites) if site.layer < layer or (site.layer, site.point) == (layer, "moe")
@@ -126,7 +136,8 @@ def _experts_used(info: LanguageModelInfo, policy: Policy, schedule: Schedule, l
     visual = schedule.keep[before[-1]] if before and schedule.visual_tokens else schedule.visual_tokens
     visual_top_k = schedule.visual_top_k[info.moe_layers.index(layer)]
     missed = (1 - info.top_k / info.num_experts) ** (tokens - schedule.visual_tokens)
-    return info.num_experts * (1 - missed * (1 - visual_top_k / info.num_experts) ** visual)
+    missed *= (1 - visual_top_k / info.num_experts) ** visual
+    return info.num_experts * (1 - missed**sequences)
 
 
 def flat_retention(time_at: Callable[[float], float]) -> float:

@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterator
 
 from fastmmoe.runtime.doctor.host import Finding, Host, plain, shown
+from fastmmoe.runtime.machines.data_sheet import read_board
 
 RELEASE = "etc/nv_tegra_release"
 PACKAGES = "var/lib/dpkg/status"
-MODELS = ("proc/device-tree/model", "sys/firmware/devicetree/base/model")
 REINSTALL = "sudo apt install --reinstall nvidia-l4t-core"
 FLASH = "flash JetPack 6.2 or 7.2: https://developer.nvidia.com/embedded/jetpack"
 UPGRADE = "sudo apt update && sudo apt dist-upgrade && sudo apt install nvidia-jetpack"
@@ -27,7 +27,7 @@ def is_jetson(host: Host) -> bool:
 
 def model_name(host: Host) -> str:
     """The board's name; "" where the firmware tells none."""
-    return next((plain(text) for name in MODELS if (text := host.text(name))), "")
+    return plain(read_board(host.root))
 
 
 def jetpack_of(release: tuple[int, int, int]) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import pytest
 
-from fastmmoe.exporter.fit import times
 from fastmmoe.exporter.fit.plan import PlanOptions, find_machine, fit
 from fastmmoe.exporter.fit.sizes import read_sizes
 from fastmmoe.exporter.fit.times import Times, find_rates, find_times
+from fastmmoe.runtime.cost import rates
 from fastmmoe.runtime.cost.flops import compare_prefill
 from fastmmoe.runtime.cost.roofline import FLAT
 from fastmmoe.runtime.errors import InvalidRequest
@@ -23,16 +23,16 @@ def times_of(model: str, target: str, *retentions: float) -> Times:
 
 def test_rates_are_those_of_the_data_sheet() -> None:
     device = DEVICES["orin-nx-16gb"]
-    rates = find_rates(find_machine(PlanOptions("orin-nx-16gb")), 1)
-    assert (rates.flops, rates.bytes) == (device.fp16_tflops * 1e12, device.gb_per_s * 1e9)
-    assert rates.source == "data sheet, 40 W (Super)"
+    found = find_rates(find_machine(PlanOptions("orin-nx-16gb")), 1)
+    assert (found.flops, found.bytes) == (device.fp16_tflops * 1e12, device.gb_per_s * 1e9)
+    assert found.source == "data sheet, 40 W (Super)"
 
 
 def test_rates_of_a_cpu_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(times, "peak_flops", lambda: 5.0)
-    monkeypatch.setattr(times, "read_bandwidth", lambda size: 2.0 * size)
-    rates = find_rates(find_machine(PlanOptions("cpu")), 123)
-    assert (rates.flops, rates.bytes) == (5.0, 246.0)
+    monkeypatch.setattr(rates, "peak_flops", lambda: 5.0)
+    monkeypatch.setattr(rates, "read_bandwidth", lambda size: 2.0 * size)
+    found = find_rates(find_machine(PlanOptions("cpu")), 123)
+    assert (found.flops, found.bytes) == (5.0, 246.0)
 
 
 @pytest.mark.parametrize("target", ["orin-nano-8gb", "thor-t5000", "h100", "rtx"])

@@ -109,3 +109,18 @@ def test_the_retention_below_which_time_stops_falling() -> None:
     assert flat_retention(lambda r: max(1.0, 4 * r)) == 0.275
     assert flat_retention(lambda r: 1.0) == 1.0
     assert flat_retention(lambda r: r) == 0.0001
+
+
+def test_sequences_of_a_call_share_the_weights(manifest: Manifest) -> None:
+    info, parts = manifest.language_model, parts_of(manifest)
+    plan, text = schedule(manifest, 0.5), schedule(manifest, 1.0).for_text()
+    one, three = (prefill_work(manifest, parts, SLOW_PRODUCTS, plan, 60, None, count) for count in (1, 3))
+    assert three.flops == 3 * one.flops and three.ms == pytest.approx(3 * one.ms)
+    rows = [100] * info.layers
+    row = info.layers * 100 * info.cache_shape[0] * info.cache_shape[1] * len(info.cache_parts) * 4
+    steps = {
+        count: decode_work(manifest, parts, SLOW_MEMORY, text, rows, count).bytes - count * row for count in (1, 3)
+    }
+    missed = 1 - info.top_k / info.num_experts
+    more = parts["routed_experts"] * (missed - missed**3)
+    assert steps[3] - steps[1] == pytest.approx(more, abs=len(info.moe_layers))

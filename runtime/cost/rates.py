@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much this machine, or one of a data sheet, computes and reads in a second at most."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from fastmmoe.runtime.backends.settings import CPU
+from fastmmoe.runtime.bundle.manifest import Manifest
+from fastmmoe.runtime.cost.roofline import Rates
+from fastmmoe.runtime.cost.weights import count_weights, weights_bytes
+from fastmmoe.runtime.machines.data_sheet import find_device
+from fastmmoe.runtime.machines.devices import Device
+from fastmmoe.runtime.machines.gpu import find_gpu
+from fastmmoe.runtime.machines.speed import peak_flops, read_bandwidth
+
+
+def rates_of(device: Device) -> Rates:
+    """Those of its data sheet, in 16 bits: experts of 8 and 4 bits are multiplied in 16, as the kernels do."""
+    mode = f", {device.power_mode}" if device.power_mode else ""
+    return Rates(1e12 * device.fp16_tflops, 1e9 * device.gb_per_s, f"data sheet{mode}")
+
+
+def rates_of_cpu(working_set: int) -> Rates:
+    """This machine's processor; its memory is measured for a moment.
+
+    Args:
+        working_set: bytes that are read again and again; few of them stay in caches.
+    """
+    return Rates(peak_flops(), read_bandwidth(working_set), "cores, width and clock; memory measured")
+
+
+def rates_here(provider: str, working_set: int, root: Path = Path("/")) -> Rates | None:
+    """Of what computes on this machine; None where it is a GPU without an entry in devices.py.
+
+    Args:
+        provider: as `Backend.provider` has it.
+        working_set: see `rates_of_cpu`.
+        root: where proc and sys are.
+    """
+    if provider == CPU:
+        return rates_of_cpu(working_set)
+    gpu = find_gpu()
+    device = None if gpu is None else find_device(gpu, root)
+    return None if device is None else rates_of(device)
+
+
+def matrix_bytes(manifest: Manifest) -> Mapping[str, int]:
+    """Bytes of a bundle's matrices by part, for `roofline`; a manifest does not tell of norms and biases."""
+    return weights_bytes(manifest, count_weights(manifest.language_model, manifest.vision, {}))
