@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmmoe import __version__
+from fastmmoe.runtime.cli.bench import add_bench
 from fastmmoe.runtime.cli.bundle import add_bundle_commands
 from fastmmoe.runtime.cli.command import ArgumentParser, add_no_verify, run_command
 from fastmmoe.runtime.cli.completion import add_completion
@@ -35,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_completion(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_run(commands)
+    add_bench(commands)
     add_watch(commands)
     _add_build(commands)
     add_counting(commands)

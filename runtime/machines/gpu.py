@@ -12,7 +12,7 @@ DRIVER = "libcuda.so.1"
 BINDINGS = "cuda.bindings.runtime"
 COMPUTE_CAPABILITY_MAJOR = 75
 COMPUTE_CAPABILITY_MINOR = 76
-NAME_BYTES = 256
+NAME_BYTES, BUS_ID_BYTES = 256, 32
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,19 @@ def driver_cuda() -> tuple[int, int] | None:
     if driver.cuDriverGetVersion(ctypes.byref(version)) != 0:
         return None
     return version.value // 1000, version.value % 1000 // 10
+
+
+def pci_bus_id() -> str | None:
+    """Where the first GPU is, "0000:01:00.0": other libraries of the driver count in another order."""
+    try:
+        driver = ctypes.CDLL(DRIVER)
+    except OSError:
+        return None
+    device, name = ctypes.c_int(), ctypes.create_string_buffer(BUS_ID_BYTES)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGet(ctypes.byref(device), 0) != 0:
+        return None
+    failed = driver.cuDeviceGetPCIBusId(name, BUS_ID_BYTES, device)
+    return None if failed else name.value.decode(errors="replace")
 
 
 def of_properties(found: Any) -> Gpu:

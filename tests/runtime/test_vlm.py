@@ -15,7 +15,7 @@ from fastmmoe.runtime.errors import BundleMismatch, InvalidRequest
 from fastmmoe.runtime.request.options import RequestOptions
 from fastmmoe.runtime.request.processor import Processor
 from fastmmoe.runtime.vlm import VLM
-from tests.support.echo import Echo, scores_of
+from tests.support.echo import echo_vlm, scores_of
 from tests.support.manifests import toy_manifest
 from tests.support.processors import MakeProcessor
 from tests.support.scripted_run import ScriptedRun
@@ -50,16 +50,6 @@ def test_what_is_no_list_of_conversations(conversations: Any) -> None:
 def test_no_conversations(conversations: Any) -> None:
     with pytest.raises(InvalidRequest, match=r"^no conversations: expected at least one$"):
         object.__new__(VLM).generate_batch(conversations)
-
-
-def echo_vlm(processor: Processor | None = None) -> tuple[VLM, Echo]:
-    """The small manifest's, on a backend that computes nothing, and that backend."""
-    manifest = toy_manifest("deepseek_vl2")
-    echo = Echo(manifest.language_model, manifest.policy, longest=manifest.processor.max_position_embeddings)
-    vlm: Any = object.__new__(VLM)
-    vlm.manifest, vlm.backend = manifest, echo
-    vlm.processor = Processor(manifest.processor, None) if processor is None else processor
-    return vlm, echo
 
 
 def test_outputs_of_one_row_of_tensors() -> None:

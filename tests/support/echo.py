@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,10 @@ from fastmmoe.runtime.bundle.manifest import LanguageModelInfo
 from fastmmoe.runtime.bundle.signatures import layer_groups
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
 from fastmmoe.runtime.method.policy import Policy
+from fastmmoe.runtime.request.processor import Processor
 from fastmmoe.runtime.types import Array
+from fastmmoe.runtime.vlm import VLM
+from tests.support.manifests import toy_manifest
 
 
 @dataclass
@@ -52,7 +56,7 @@ class Echo:
     made: list[EchoCaches] = field(default_factory=list)
     calls: list[dict[str, Array]] = field(default_factory=list)
     pictures: list[dict[str, Array]] = field(default_factory=list)
-    logits: float | Callable[[dict[str, Array]], Array] = 0.5
+    logits: float | Array | Callable[[dict[str, Array]], Array] = 0.5
     longest: int = 1 << 16
     steps_ahead: bool = False
     may_rewind: bool = False
@@ -134,3 +138,18 @@ class Echo:
 def scores_of(*chosen: int, vocab_size: int) -> Array:
     """Logits [sequences, vocab] whose greatest are these tokens'."""
     return np.eye(vocab_size, dtype=np.float32)[list(chosen)]
+
+
+def echo_vlm(processor: Processor | None = None) -> tuple[VLM, Echo]:
+    """The small manifest's, on a backend that computes nothing, and that backend.
+
+    Args:
+        processor: instead of the manifest's, whose positions it takes.
+    """
+    manifest = toy_manifest("deepseek_vl2")
+    vlm: Any = object.__new__(VLM)
+    vlm.processor = Processor(manifest.processor, None) if processor is None else processor
+    longest = vlm.processor.config.max_position_embeddings
+    echo = Echo(manifest.language_model, manifest.policy, longest=longest)
+    vlm.manifest, vlm.backend = manifest, echo
+    return vlm, echo

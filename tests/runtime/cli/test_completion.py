@@ -33,7 +33,17 @@ def script(shell: str, capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize("shell", SHELLS)
 def test_every_command_is_in_the_script(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     text = script(shell, capsys)
-    for name in ("run", "verify", "doctor", "plan", "plan-retention", "export", "max-new-tokens", "prune-layers"):
+    for name in (
+        "run",
+        "verify",
+        "doctor",
+        "bench",
+        "plan",
+        "plan-retention",
+        "export",
+        "max-new-tokens",
+        "prune-layers",
+    ):
         assert name in text
 
 

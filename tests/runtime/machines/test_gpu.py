@@ -30,10 +30,16 @@ int cuDeviceGetAttribute(int* value, int attribute, int device) {
   *value = attribute == 75 ? 8 : attribute == 76 ? 7 : -1;
   return 0;
 }
+int cuDeviceGetPCIBusId(char* name, int size, int device) {
+  if (device != 7 || size < 13) return 101;
+  std::strcpy(name, "0000:01:00.0");
+  return 0;
+}
 int cuDriverGetVersion(int* version) { *version = 12060; return INIT; }
 }
 """
-ASK = "from fastmmoe.runtime.machines.gpu import driver_cuda, find_gpu; print(find_gpu(), driver_cuda())"
+ASK = "from fastmmoe.runtime.machines.gpu import driver_cuda, find_gpu, pci_bus_id; "
+ASK += "print(find_gpu(), driver_cuda(), pci_bus_id())"
 
 
 def ask(folder: Path) -> str:
@@ -44,7 +50,9 @@ def ask(folder: Path) -> str:
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
-@pytest.mark.parametrize(("init", "answer"), [(0, "Gpu(name='Orin', sm=87) (12, 6)"), (100, "None None")])
+@pytest.mark.parametrize(
+    ("init", "answer"), [(0, "Gpu(name='Orin', sm=87) (12, 6) 0000:01:00.0"), (100, "None None None")]
+)
 def test_answer_of_the_driver(init: int, answer: str, tmp_path: Path) -> None:
     source = tmp_path / "driver.cpp"
     source.write_text(DRIVER)
@@ -55,7 +63,7 @@ def test_answer_of_the_driver(init: int, answer: str, tmp_path: Path) -> None:
 
 def test_damaged_driver(tmp_path: Path) -> None:
     (tmp_path / "libcuda.so.1").write_text("no library")
-    assert ask(tmp_path) == "None None"
+    assert ask(tmp_path) == "None None None"
 
 
 @pytest.mark.parametrize(("described", "found"), [("sm=87,name=Orin", Gpu("Orin", 87)), ("none", None), ("old", None)])

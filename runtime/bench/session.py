@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole measurement of a loaded bundle: energy, rates and the machine beside the requests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing, nullcontext
+from dataclasses import asdict, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from fastmmoe.runtime.backends.settings import CPU
+from fastmmoe.runtime.bench.machine import describe_bundle, describe_machine
+from fastmmoe.runtime.bench.measuring import Bench, Round
+from fastmmoe.runtime.bench.result import SCHEMA, Result
+from fastmmoe.runtime.bench.rows import least_working_set, make_rows
+from fastmmoe.runtime.bench.settings import BenchOptions
+from fastmmoe.runtime.cost.rates import rates_here
+from fastmmoe.runtime.cost.roofline import Rates
+from fastmmoe.runtime.doctor.host import Host
+from fastmmoe.runtime.machines.power import Meter, find_meter
+from fastmmoe.runtime.machines.threads import usable_cores
+from fastmmoe.runtime.types import Say
+from fastmmoe.runtime.vlm import VLM
+
+THIS = Host()
+BUSY = 0.5
+"""Share of the cores that others may take before it is said."""
+
+
+def measure(
+    vlm: VLM,
+    directory: Path,
+    options: BenchOptions,
+    *,
+    threads: int = 0,
+    portable: bool = False,
+    host: Host = THIS,
+    say: Say = lambda _: None,
+) -> tuple[Result, list[Round]]:
+    """Measure a bundle.
+
+    Args:
+        threads, portable: what it was loaded with.
+        say: is called with a line of progress.
+    Returns:
+        The result, and the requests that it stands for.
+    Raises:
+        InvalidRequest: see `Bench`.
+    """
+    provider, manifest = vlm.backend.provider, vlm.manifest
+    machine, working_set = describe_machine(host, provider, threads), least_working_set(manifest)
+    # Other work slows what measures the machine, too: the bound is that of the faster of two.
+    before = rates_here(provider, working_set, host.root)
+    meter = find_meter(provider, host.root)
+    with nullcontext() if meter is None else closing(meter):
+        bench = Bench(vlm, options, meter, say)
+        rounds = bench.run()
+    rates = _faster(before, rates_here(provider, working_set, host.root))
+    settings = asdict(options) | {
+        "threads": threads,
+        "portable": portable,
+        "order": "round robin",
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "text_tokens": len(bench.prompt.input_ids) - len(bench.prompt.visual_index),
+        "visual_tokens": len(bench.prompt.visual_index),
+        "tiles": sum(bench.prompt.tile_counts),
+        "energy": None if meter is None else meter.source,
+    }
+    result = Result(
+        schema=SCHEMA,
+        machine=machine,
+        bundle=describe_bundle(directory, manifest),
+        settings=settings,
+        rates=None if rates is None else asdict(rates),
+        rows=tuple(make_rows(rounds, manifest, rates)),
+        notes=tuple(_notes(machine, rates, meter)),
+    )
+    return result, rounds
+
+
+def _faster(one: Rates | None, other: Rates | None) -> Rates | None:
+    if one is None or other is None:
+        return None
+    return replace(one, bytes=max(one.bytes, other.bytes), flops=max(one.flops, other.flops))
+
+
+def _notes(machine: dict[str, Any], rates: Rates | None, meter: Meter | None) -> Iterator[str]:
+    if rates is None:
+        yield f"no roofline: no data sheet of {machine['gpu']} is known (runtime/machines/devices.py)"
+    if meter is None:
+        nvml = "" if machine["provider"] == CPU else ", no NVML"
+        yield f"no joules: there is no INA3221 power monitor{nvml} to read"
+    cores = usable_cores()
+    if machine["load"] > BUSY * cores:
+        yield f"load {machine['load']:g} on {cores} cores before it began: other work slowed it"

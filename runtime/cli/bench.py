@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fastmmoe bench: how fast a bundle is on this machine, and two such measurements beside each other."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastmmoe.runtime.bench.settings import NEW_TOKENS, PROMPT, REPETITIONS, RETENTIONS, WARMUP, BenchOptions
+from fastmmoe.runtime.cli.command import add_no_verify, add_provider, check_text, saying_what_memory_lacks
+from fastmmoe.runtime.cli.flops import numbers
+from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.files import check_replaceable, write_atomically
+from fastmmoe.runtime.machines.threads import check_threads
+from fastmmoe.runtime.method.policy import METHODS
+
+if TYPE_CHECKING:
+    from fastmmoe.runtime.bench.measuring import Round
+    from fastmmoe.runtime.bench.result import Result
+
+DESCRIPTION = """Measure a bundle on this machine: vision, prefill at each retention, a decode step, time to the first
+token and the whole request, each beside the least time that the machine could take. Or compare two measurements of a
+bundle, which -o json wrote."""
+FORMS = ("md", "csv", "json", "jsonl")
+MEMORY_HINT = "lower --depth, --batch, --concurrency or --max-tiles, or end other programs"
+
+
+def add_bench(commands: Any) -> None:
+    """Add the command to a parser's subcommands."""
+    bench = commands.add_parser("bench", help="measure a bundle's times on this machine", description=DESCRIPTION)
+    bench.add_argument("bundle", type=Path, nargs="?", metavar="OUT", help="the bundle's directory")
+    bench.add_argument(
+        "--compare", type=Path, nargs=2, metavar=("A.json", "B.json"), help="two measurements, instead of measuring"
+    )
+    shown = ",".join(f"{value:g}" for value in RETENTIONS)
+    bench.add_argument(
+        "-r", "--retention", type=numbers, metavar="R,R,...", help=f"shares of visual tokens to keep (default {shown})"
+    )
+    bench.add_argument("-n", type=int, metavar="N", help=f"requests of each setting that count (default {REPETITIONS})")
+    bench.add_argument("--warmup", type=int, metavar="N", help=f"requests before, that do not (default {WARMUP})")
+    bench.add_argument("-o", choices=FORMS, metavar="FORM", help=f"{', '.join(FORMS)} (default md)")
+    bench.add_argument("--json", action="store_true", help="as -o json: one JSON object instead of text")
+    bench.add_argument(
+        "--image", action="append", metavar="FILE", help="a picture; may be given again (default: a drawn one)"
+    )
+    bench.add_argument("--prompt", metavar="TEXT", help=f"the question (default {PROMPT!r})")
+    bench.add_argument("--new-tokens", type=int, metavar="N", help=f"decoded by each request (default {NEW_TOKENS})")
+    bench.add_argument("--depth", type=counts, metavar="N,N,...", help="tokens of the prompt (default: as it is)")
+    bench.add_argument("--batch", type=counts, metavar="N,N,...", help="sequences of a packed call (default 1)")
+    bench.add_argument("--concurrency", type=counts, metavar="N,N,...", help="requests at once (default 1)")
+    bench.add_argument("--method", choices=METHODS, help="of those in the bundle (default: the bundle's)")
+    bench.add_argument("--max-tiles", type=int, metavar="N", help="the most local tiles of a picture")
+    bench.add_argument("--export-times", type=Path, metavar="FILE", help="every request, as trtexec writes times")
+    add_provider(bench)
+    bench.add_argument("--portable", action="store_true", help="without the native library (slow)")
+    add_no_verify(bench)
+    bench.set_defaults(function=_bench)
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """The type of an option that takes several whole numbers, separated by commas."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected whole numbers such as 1,2,4") from error
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    form = _form(arguments)
+    if arguments.compare is not None:
+        return _compare(arguments, form)
+    if arguments.bundle is None:
+        raise InvalidRequest("give a bundle's directory, or --compare A.json B.json")
+    options = _options(arguments)
+    check_text("--prompt", arguments.prompt)
+    check_threads("--threads", arguments.threads)
+    if arguments.export_times is not None:
+        check_replaceable(arguments.export_times)
+    with saying_what_memory_lacks(MEMORY_HINT):
+        result, rounds = _measure(arguments, options)
+    from fastmmoe.runtime.bench.trtexec import export_times
+    from fastmmoe.runtime.cli.bench_text import write
+
+    if arguments.export_times is not None:
+        write_atomically(arguments.export_times, json.dumps(export_times(rounds), indent=1).encode())
+    print("\n".join(write(result, form)))
+    for note in result.notes:
+        print(note, file=sys.stderr)
+    return 0
+
+
+def _form(arguments: argparse.Namespace) -> str:
+    if arguments.json and arguments.o not in (None, "json"):
+        raise InvalidRequest(f"--json and -o {arguments.o}: give one")
+    return "json" if arguments.json else arguments.o or "md"
+
+
+def _options(arguments: argparse.Namespace) -> BenchOptions:
+    given = {
+        "retentions": arguments.retention,
+        "depths": arguments.depth,
+        "batches": arguments.batch,
+        "concurrencies": arguments.concurrency,
+        "repetitions": arguments.n,
+        "warmup": arguments.warmup,
+        "new_tokens": arguments.new_tokens,
+        "images": None if arguments.image is None else tuple(arguments.image),
+        "prompt": arguments.prompt,
+        "method": arguments.method,
+        "max_tiles": arguments.max_tiles,
+    }
+    return BenchOptions(**{name: value for name, value in given.items() if value is not None})
+
+
+def _measure(arguments: argparse.Namespace, options: BenchOptions) -> tuple[Result, list[Round]]:
+    from fastmmoe.runtime.bench.session import measure
+    from fastmmoe.runtime.vlm import VLM
+
+    vlm = VLM(
+        arguments.bundle,
+        provider=arguments.provider,
+        portable=arguments.portable,
+        threads=arguments.threads,
+        verify=not arguments.no_verify,
+    )
+    live = sys.stderr.isatty()
+
+    def say(line: str) -> None:
+        if live:
+            print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+
+    with vlm:
+        try:
+            found = measure(
+                vlm, arguments.bundle, options, threads=arguments.threads, portable=arguments.portable, say=say
+            )
+        finally:
+            say("")
+    return found
+
+
+def _compare(arguments: argparse.Namespace, form: str) -> int:
+    import msgspec
+
+    from fastmmoe.runtime.bench.comparison import compare
+    from fastmmoe.runtime.cli.bench_text import compared
+
+    if given := list(_measuring_options(arguments)):
+        raise InvalidRequest(f"--compare reads what was measured: leave out {', '.join(given)}")
+    if form not in ("md", "json"):
+        raise InvalidRequest(f"-o {form}: a comparison is written as md or json")
+    found = compare(*arguments.compare)
+    print(json.dumps(msgspec.to_builtins(found)) if form == "json" else "\n".join(compared(found)))
+    return 0
+
+
+def _measuring_options(arguments: argparse.Namespace) -> Iterator[str]:
+    """Those that were given."""
+    if arguments.bundle is not None:
+        yield str(arguments.bundle)
+    if arguments.n is not None:
+        yield "-n"
+    names = ("retention", "warmup", "image", "prompt", "new_tokens", "depth", "batch", "concurrency", "method")
+    for name in (*names, "max_tiles", "export_times"):
+        if getattr(arguments, name) is not None:
+            yield f"--{name.replace('_', '-')}"

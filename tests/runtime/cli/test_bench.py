@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""fastmmoe bench on a backend that computes nothing: its options, forms and refusals."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from fastmmoe.runtime import vlm as vlm_module
+from fastmmoe.runtime.bench.result import Row, read_result
+from fastmmoe.runtime.cli.main import main
+from tests.support.bench_results import BUNDLE, make_result, make_row
+from tests.support.echo import Echo, echo_vlm
+from tests.support.processors import MakeProcessor
+
+DOCS = Path(__file__).parents[3] / "docs" / "bench.md"
+QUICK = ("-n", "1", "--warmup", "0", "--new-tokens", "2")
+
+
+@pytest.fixture
+def loaded(processor: MakeProcessor, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Echo, Any, dict[str, Any]]]:
+    """Backends, directories and arguments of the bundles that were loaded."""
+    found: list[tuple[Echo, Any, dict[str, Any]]] = []
+
+    def load(directory: Path, **given: Any) -> Any:
+        model, echo = echo_vlm(processor("dsvl2-mha"))
+        echo.provider = "cpu"
+        found.append((echo, directory, given))
+        return model
+
+    monkeypatch.setattr(vlm_module, "VLM", load)
+    return found
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    capsys.readouterr()
+    try:
+        code: Any = main(["bench", *arguments])
+    except SystemExit as end:
+        code = end.code
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "") and err.count("\n") == 1 and err.startswith("fastmmoe: error: ")
+    return err
+
+
+def test_a_table(loaded: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "bundle", *QUICK, "-r", "1.0,0.5"]) == 0
+    out, err = capsys.readouterr()
+    assert re.search(r"^\| prefill \d+ r0\.5 ", out, flags=re.M) and max(map(len, out.splitlines())) <= 80
+    assert "no joules: there is no INA3221 power monitor to read\n" in err and "repetition" not in err
+    ((_, directory, given),) = loaded
+    assert directory == Path("bundle")
+    assert given == {"provider": "auto", "portable": False, "threads": 0, "verify": True}
+
+
+def test_json_is_both(loaded: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """docs/bench.md has every key."""
+    assert main(["bench", "bundle", *QUICK, "--json"]) == 0
+    text = capsys.readouterr().out
+    (tmp_path / "a.json").write_text(text)
+    assert len(read_result(tmp_path / "a.json").rows) == 1 + 3 * 4
+    assert main(["bench", "bundle", *QUICK, "-o", "json"]) == 0
+    found, other = json.loads(text), json.loads(capsys.readouterr().out)
+    assert found.keys() == other.keys() and found["bundle"] == other["bundle"]
+    page = DOCS.read_text(encoding="utf-8")
+    keys = [*found, *found["machine"], *found["bundle"], *found["settings"], *Row.__struct_fields__]
+    assert not [key for key in keys if f"`{key}`" not in page]
+
+
+def test_options_reach_the_requests(loaded: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    shape = ("--depth", "900", "--batch", "1,2", "--concurrency", "2", "--method", "none", "--max-tiles", "1")
+    assert main(["bench", "bundle", *QUICK, "-r", "1.0", *shape, "--threads", "1", "--no-verify", "-o", "jsonl"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    kinds = {(row["test"], row["batch"], row["concurrency"]) for row in rows}
+    assert {("decode", 1, 1), ("decode", 2, 1), ("request", 1, 2)} < kinds and len(rows) == 1 + 4 + 3 + 2
+    assert {row["tokens"] for row in rows if row["test"] == "prefill"} == {900, 1800}
+    assert loaded[0][2] == {"provider": "auto", "portable": False, "threads": 1, "verify": False}
+    assert rows[0]["settings"]["method"] == "none" and rows[0]["settings"]["max_tiles"] == 1
+
+
+def test_times_of_trtexec_are_written(loaded: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "times.json"
+    assert main(["bench", "bundle", "-n", "3", "-r", "0.5", "--new-tokens", "2", "--export-times", str(path)]) == 0
+    assert [one["name"] for one in json.loads(path.read_text())] == ["request r0.5"] * 3
+
+
+def test_a_terminal_sees_the_progress(
+    loaded: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    assert main(["bench", "bundle", *QUICK, "-r", "0.5"]) == 0
+    err = capsys.readouterr().err
+    assert err.startswith("\r\x1b[Krepetition 1 of 1\r\x1b[Kno joules: ")
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Any:
+    """Function (name, row, bundle) -> path of a written measurement."""
+
+    def write(name: str, row: Row, bundle: dict[str, Any] = BUNDLE) -> str:
+        path = tmp_path / name
+        path.write_text(json.dumps(msgspec.to_builtins(make_result(row, bundle=bundle))))
+        return str(path)
+
+    return write
+
+
+def test_two_beside_each_other(files: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = files("a.json", make_row()), files("b.json", make_row(tuple(2 * one for one in make_row().samples_ms)))
+    assert main(["bench", "--compare", a, b]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^prefill 74 r0\.5 +10\.2 +20\.4 +2\.000 +1\.\d+-2\.\d+ +100\.0% slower$", out, flags=re.M)
+    assert main(["bench", "--compare", a, b, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["schema"] == "fastmmoe-bench-compare/1" and found["rows"][0]["ratio"] == pytest.approx(2)
+    page = DOCS.read_text(encoding="utf-8")
+    assert not [key for key in (*found, *found["rows"][0]) if f"`{key}`" not in page]
+
+
+def test_refusals_of_comparisons(files: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    a, other = files("a.json", make_row()), files("b.json", make_row(), BUNDLE | {"sha256": "cd" * 32})
+    assert "are of different bundles" in refusal(capsys, "--compare", a, other)
+    assert "no such file" in refusal(capsys, "--compare", a, "absent.json")
+    said = refusal(capsys, "bundle", "--compare", a, a, "-n", "3", "--new-tokens", "4")
+    assert "--compare reads what was measured: leave out bundle, -n, --new-tokens" in said
+    assert "-o csv: a comparison is written as md or json" in refusal(capsys, "--compare", a, a, "-o", "csv")
+    assert "expected 2 arguments" in refusal(capsys, "--compare", a)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((), "give a bundle's directory, or --compare A.json B.json"),
+        (("bundle", "-n", "0"), "-n 0: expected 1 or more"),
+        (("bundle", "-r", "2"), "retention 2.0: expected a number in (0, 1]"),
+        (("bundle", "-r", "half"), "'half': expected numbers such as 1.0,0.5,0.25"),
+        (("bundle", "--batch", "1.5"), "'1.5': expected whole numbers such as 1,2,4"),
+        (("bundle", "--threads", "-1"), "--threads -1: expected 0 or more"),
+        (("bundle", "-o", "xml"), "invalid choice: 'xml'"),
+        (("bundle", "-o", "csv", "--json"), "--json and -o csv: give one"),
+        (("bundle", "--export-times", "/absent/times.json"), "/absent is no directory; give another place"),
+        (("bundle", "--concurrency", "999"), "--concurrency 999: expected at most 64"),
+    ],
+)
+def test_refusals_before_anything_is_loaded(
+    arguments: tuple[str, ...], said: str, loaded: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in refusal(capsys, *arguments)
+    assert loaded == []
+
+
+def test_a_prompt_without_room(loaded: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "--depth 3: the prompt has " in refusal(capsys, "bundle", "--depth", "3")
