@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from fastmmoe.runtime.bundle.manifest import LanguageModelInfo, Manifest, VisionInfo
-from fastmmoe.runtime.cost.weights import expert_weights, projection_weights, projector_weights, vision_block_weights
+from fastmmoe.runtime.cost.weights import expert_weights, projection_weights, vision_weights
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.method.policy import FASTMMOE, FASTV, MLERP, SPARSEVLM, UNMODIFIED, Policy
 from fastmmoe.runtime.method.schedule import Schedule, plan_request
@@ -175,7 +175,7 @@ def count_prefill(
         rater_rows: text rows after the last picture, which sparsevlm rates by; None = all text rows.
         past: cached tokens of every layer, of a conversation that goes on; None = none.
     """
-    ends = PrefillFlops(head=2 * info.hidden_size * info.vocab_size, norms=NORM_OPERATIONS * info.hidden_size)
+    ends = PrefillFlops(head=head_flops(info), norms=NORM_OPERATIONS * info.hidden_size)
     if schedule.method == SPARSEVLM and schedule.prunes:
         raters = tokens - schedule.visual_tokens if rater_rows is None else rater_rows
         ends.pruning += 2 * schedule.visual_tokens * raters * info.hidden_size
@@ -212,11 +212,21 @@ def count_layers(
 
 def vision_flops(info: VisionInfo, hidden_size: int, tiles: int) -> int:
     """FLOPs of the vision graph for this many tiles. A class token counts as one more patch."""
-    rows, width = info.rows_per_tile, info.width
-    block = 2 * rows * vision_block_weights(info) + 4 * rows * rows * width
-    patches = 2 * rows * info.patch_inputs * width
-    projector = 2 * info.tokens_per_tile * projector_weights(info, hidden_size)
-    return tiles * (patches + info.layers * block + projector)
+    return sum(vision_parts_flops(info, hidden_size, tiles).values())
+
+
+def vision_parts_flops(info: VisionInfo, hidden_size: int, tiles: int) -> dict[str, int]:
+    """`vision_flops` by the parts of `vision_weights`."""
+    rows, weights = info.rows_per_tile, vision_weights(info, hidden_size)
+    flops = {part: 2 * rows * count for part, count in weights.items()}
+    flops["attention"] += info.layers * 4 * rows * rows * info.width
+    flops["projector"] = 2 * info.tokens_per_tile * weights["projector"]
+    return {part: tiles * count for part, count in flops.items()}
+
+
+def head_flops(info: LanguageModelInfo) -> int:
+    """FLOPs of the vocabulary's matrix for a row."""
+    return 2 * info.hidden_size * info.vocab_size
 
 
 def _add_attention(flops: PrefillFlops, info: LanguageModelInfo, layer: int, rows: int, past: int) -> None:

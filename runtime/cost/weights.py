@@ -34,14 +34,14 @@ def expert_weights(info: LanguageModelInfo) -> int:
     return 3 * info.hidden_size * info.moe_intermediate_size
 
 
-def vision_block_weights(vision: VisionInfo) -> int:
-    """Weights of a block of the vision tower."""
-    return 4 * vision.width * vision.width + 2 * vision.width * vision.mlp_width
-
-
-def projector_weights(vision: VisionInfo, hidden_size: int) -> int:
-    """Weights between the vision tower and the language model."""
-    return vision.projector_inputs * hidden_size + hidden_size * hidden_size
+def vision_weights(vision: VisionInfo, hidden_size: int) -> dict[str, int]:
+    """Weights of the vision graph's matrices by part."""
+    return {
+        "patches": vision.patch_inputs * vision.width,
+        "attention": vision.layers * 4 * vision.width * vision.width,
+        "mlp": vision.layers * 2 * vision.width * vision.mlp_width,
+        "projector": vision.projector_inputs * hidden_size + hidden_size * hidden_size,
+    }
 
 
 def count_weights(info: LanguageModelInfo, vision: VisionInfo, small: Mapping[str, int]) -> dict[str, int]:
@@ -52,9 +52,7 @@ def count_weights(info: LanguageModelInfo, vision: VisionInfo, small: Mapping[st
     """
     H, moe = info.hidden_size, len(info.moe_layers)
     matrices = {
-        "vision": vision.patch_inputs * vision.width
-        + vision.layers * vision_block_weights(vision)
-        + projector_weights(vision, H),
+        "vision": sum(vision_weights(vision, H).values()),
         "embedding": info.vocab_size * H,
         "attention": info.layers * projection_weights(info),
         "dense": (info.layers - moe) * 3 * H * info.dense_intermediate_size,

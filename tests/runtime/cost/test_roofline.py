@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from fastmmoe.runtime.bundle.manifest import Manifest
+from fastmmoe.runtime.cost.demands import Demand
 from fastmmoe.runtime.cost.flops import count_prefill, vision_flops
 from fastmmoe.runtime.cost.roofline import Rates, Work, block, decode_work, flat_retention, prefill_work, vision_work
 from fastmmoe.runtime.cost.weights import count_weights, weights_bytes
@@ -35,9 +36,9 @@ def schedule(manifest: Manifest, retention: float, visual: int = 40) -> Schedule
 
 def test_a_block_takes_the_greater_of_computing_and_reading() -> None:
     rates = Rates(2e3, 1e3, "test")
-    assert block(rates, 4000, 1000) == Work(4000, 1000, 2000.0, 1000.0, 2000.0)
-    assert block(rates, 1000, 1000).ms == 1000.0
-    assert (block(rates, 4000, 1000) + block(rates, 1000, 1000)).ms == 3000.0
+    assert block(rates, Demand(4000, 1000)) == Work(4000, 1000, 2000.0, 1000.0, 2000.0)
+    assert block(rates, Demand(1000, 1000)).ms == 1000.0
+    assert (block(rates, Demand(4000, 1000)) + block(rates, Demand(1000, 1000))).ms == 3000.0
 
 
 def test_a_prefill_of_products_takes_its_flops(manifest: Manifest) -> None:
