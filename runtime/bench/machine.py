@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import fastmmoe
+from fastmmoe import __version__
 from fastmmoe.runtime.backends.distribution import DISTRIBUTIONS
 from fastmmoe.runtime.backends.settings import CPU, TENSORRT
 from fastmmoe.runtime.bundle.manifest import Manifest, manifest_sha256, read_engines
@@ -53,7 +53,7 @@ def describe_machine(host: Host, provider: str, threads: int) -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 2),
         "system": f"{platform.machine()}, {platform.system()} {platform.release()}",
         "versions": dict(_versions(provider)) | ({"driver": card["driver"]} if card else {}),
-        "commit": find_commit(host, Path(fastmmoe.__file__).resolve().parents[1]),
+        "commit": find_commit(host, Path(__file__).resolve().parents[2]),
     }
 
 
@@ -104,7 +104,7 @@ def _ask_card(host: Host) -> dict[str, str]:
 
 
 def _versions(provider: str) -> Iterator[tuple[str, str]]:
-    yield "fastmmoe", fastmmoe.__version__
+    yield "fastmmoe", __version__
     names = ("tensorrt", "tensorrt_rtx", "cuda-bindings") if provider == TENSORRT else DISTRIBUTIONS
     for name in names:
         try:

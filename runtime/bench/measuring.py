@@ -79,11 +79,12 @@ class Bench:
         InvalidRequest: pictures or a prompt that the bundle does not take.
 
     Attributes:
+        options: as they were given.
         prompt: the request as it is.
     """
 
     def __init__(self, vlm: VLM, options: BenchOptions, meter: Meter | None = None, say: Say = lambda _: None) -> None:
-        self._vlm, self._options, self._meter, self._say = vlm, options, meter, say
+        self._vlm, self.options, self._meter, self._say = vlm, options, meter, say
         pictures: Sequence[Any] = options.images or (draw_picture(),)
         content = [{"type": "image", "image": picture} for picture in pictures]
         self._messages = [{"role": "user", "content": [*content, {"type": "text", "text": options.prompt}]}]
@@ -96,7 +97,7 @@ class Bench:
         Raises:
             InvalidRequest: a request that the bundle does not take.
         """
-        settings, options = self._options.settings(), self._options
+        settings, options = self.options.settings(), self.options
         for setting in settings:
             self._check_room(setting)
         workers = max(setting.concurrency for setting in settings)
@@ -116,7 +117,7 @@ class Bench:
 
     def _check_room(self, setting: Setting) -> None:
         """Raise InvalidRequest where prompt and answer have no room: the request would be shorter than it is said."""
-        own, longest, new = len(self.prompt.input_ids), self._vlm.backend.longest, self._options.new_tokens
+        own, longest, new = len(self.prompt.input_ids), self._vlm.backend.longest, self.options.new_tokens
         tokens = own if setting.depth is None else setting.depth
         if tokens < own:
             raise InvalidRequest(f"--depth {tokens}: the prompt has {own:,} tokens as it is; give as many or more")
@@ -148,7 +149,7 @@ class Bench:
         return Round(setting, tuple(requests), wall_ms, joules)
 
     def _request(self, setting: Setting) -> Request:
-        vlm, options = self._vlm, self._options.request(setting.retention)
+        vlm, options = self._vlm, self.options.request(setting.retention)
         start = time.perf_counter()
         start_ms = 1e3 * (start - self._begin)
         inputs = [

@@ -58,26 +58,30 @@ def measure(
         bench = Bench(vlm, options, meter, say)
         rounds = bench.run()
     rates = _faster(before, rates_here(provider, working_set, host.root))
-    settings = asdict(options) | {
-        "threads": threads,
-        "portable": portable,
-        "order": "round robin",
-        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "text_tokens": len(bench.prompt.input_ids) - len(bench.prompt.visual_index),
-        "visual_tokens": len(bench.prompt.visual_index),
-        "tiles": sum(bench.prompt.tile_counts),
-        "energy": None if meter is None else meter.source,
-    }
     result = Result(
         schema=SCHEMA,
         machine=machine,
         bundle=describe_bundle(directory, manifest),
-        settings=settings,
+        settings=_settings(bench, meter) | {"threads": threads, "portable": portable},
         rates=None if rates is None else asdict(rates),
         rows=tuple(make_rows(rounds, manifest, rates)),
         notes=tuple(_notes(machine, rates, meter)),
     )
     return result, rounds
+
+
+def _settings(bench: Bench, meter: Meter | None) -> dict[str, Any]:
+    """How it was measured."""
+    options, prompt = bench.options, bench.prompt
+    return asdict(options) | {
+        "images": ["-" if isinstance(image, bytes) else image for image in options.images],
+        "order": "round robin",
+        "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "text_tokens": len(prompt.input_ids) - len(prompt.visual_index),
+        "visual_tokens": len(prompt.visual_index),
+        "tiles": sum(prompt.tile_counts),
+        "energy": None if meter is None else meter.source,
+    }
 
 
 def _faster(one: Rates | None, other: Rates | None) -> Rates | None:

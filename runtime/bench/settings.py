@@ -38,7 +38,7 @@ class BenchOptions:
     Attributes:
         repetitions, warmup: requests of each setting that count, and that do not.
         new_tokens: decoded by every request, whatever they are.
-        images: paths; none = a drawn picture.
+        images: paths or files; none = a drawn picture.
         method, max_tiles: as in `RequestOptions`.
     Raises:
         InvalidRequest: a value outside its range.
@@ -51,7 +51,7 @@ class BenchOptions:
     repetitions: int = REPETITIONS
     warmup: int = WARMUP
     new_tokens: int = NEW_TOKENS
-    images: tuple[str, ...] = ()
+    images: tuple[str | bytes, ...] = ()
     prompt: str = PROMPT
     method: str | None = None
     max_tiles: int | None = None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastmmoe.runtime.bench.settings import NEW_TOKENS, PROMPT, REPETITIONS, RETENTIONS, WARMUP, BenchOptions
 from fastmmoe.runtime.cli.command import add_no_verify, add_provider, check_text, saying_what_memory_lacks
-from fastmmoe.runtime.cli.flops import numbers
+from fastmmoe.runtime.cli.values import IMAGE_HELP, read_pictures, shares
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.files import check_replaceable, write_atomically
 from fastmmoe.runtime.machines.threads import check_threads
@@ -38,15 +38,13 @@ def add_bench(commands: Any) -> None:
     )
     shown = ",".join(f"{value:g}" for value in RETENTIONS)
     bench.add_argument(
-        "-r", "--retention", type=numbers, metavar="R,R,...", help=f"shares of visual tokens to keep (default {shown})"
+        "-r", "--retention", type=shares, metavar="R,R,...", help=f"shares of visual tokens to keep (default {shown})"
     )
     bench.add_argument("-n", type=int, metavar="N", help=f"requests of each setting that count (default {REPETITIONS})")
     bench.add_argument("--warmup", type=int, metavar="N", help=f"requests before, that do not (default {WARMUP})")
     bench.add_argument("-o", choices=FORMS, metavar="FORM", help=f"{', '.join(FORMS)} (default md)")
     bench.add_argument("--json", action="store_true", help="as -o json: one JSON object instead of text")
-    bench.add_argument(
-        "--image", action="append", metavar="FILE", help="a picture; may be given again (default: a drawn one)"
-    )
+    bench.add_argument("--image", action="append", metavar="FILE", help=f"{IMAGE_HELP} (default: a drawn one)")
     bench.add_argument("--prompt", metavar="TEXT", help=f"the question (default {PROMPT!r})")
     bench.add_argument("--new-tokens", type=int, metavar="N", help=f"decoded by each request (default {NEW_TOKENS})")
     bench.add_argument("--depth", type=counts, metavar="N,N,...", help="tokens of the prompt (default: as it is)")
@@ -108,7 +106,7 @@ def _options(arguments: argparse.Namespace) -> BenchOptions:
         "repetitions": arguments.n,
         "warmup": arguments.warmup,
         "new_tokens": arguments.new_tokens,
-        "images": None if arguments.image is None else tuple(arguments.image),
+        "images": None if arguments.image is None else tuple(read_pictures(arguments.image)),
         "prompt": arguments.prompt,
         "method": arguments.method,
         "max_tiles": arguments.max_tiles,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from PIL import Image
 
 from fastmmoe.runtime import vlm as vlm_module
 from fastmmoe.runtime.bench.result import Row, read_result
@@ -83,6 +85,18 @@ def test_options_reach_the_requests(loaded: Any, capsys: pytest.CaptureFixture[s
     assert rows[0]["settings"]["method"] == "none" and rows[0]["settings"]["max_tiles"] == 1
 
 
+def test_pictures_are_files_or_standard_input(
+    loaded: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "a.png")
+    given = io.TextIOWrapper(io.BytesIO((tmp_path / "a.png").read_bytes()))
+    monkeypatch.setattr("sys.stdin", given)
+    path = str(tmp_path / "a.png")
+    assert main(["bench", "bundle", *QUICK, "-r", "50%", "--image", "-", "--image", path, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["settings"]["images"] == ["-", path]
+    assert len(loaded[0][0].pictures) == 1
+
+
 def test_times_of_trtexec_are_written(loaded: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = tmp_path / "times.json"
     assert main(["bench", "bundle", "-n", "3", "-r", "0.5", "--new-tokens", "2", "--export-times", str(path)]) == 0
@@ -138,7 +152,7 @@ def test_refusals_of_comparisons(files: Any, capsys: pytest.CaptureFixture[str])
         ((), "give a bundle's directory, or --compare A.json B.json"),
         (("bundle", "-n", "0"), "-n 0: expected 1 or more"),
         (("bundle", "-r", "2"), "retention 2.0: expected a number in (0, 1]"),
-        (("bundle", "-r", "half"), "'half': expected numbers such as 1.0,0.5,0.25"),
+        (("bundle", "-r", "half"), "'half': expected a share such as 0.5, or 50%"),
         (("bundle", "--batch", "1.5"), "'1.5': expected whole numbers such as 1,2,4"),
         (("bundle", "--threads", "-1"), "--threads -1: expected 0 or more"),
         (("bundle", "-o", "xml"), "invalid choice: 'xml'"),
