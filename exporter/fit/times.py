@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastmmoe.exporter.fit.plan import Fit, Machine
+from fastmmoe.runtime.bundle.manifest import Manifest
 from fastmmoe.runtime.cost.flops import RequestFlops, compare_prefill, vision_flops
 from fastmmoe.runtime.cost.memory import cache_bytes, cache_capacities, layer_rows
-from fastmmoe.runtime.cost.rates import rates_of, rates_of_cpu
+from fastmmoe.runtime.cost.rates import rates_of, rates_of_cpu, shortest_numbers
 from fastmmoe.runtime.cost.roofline import (
     Rates,
     Work,
@@ -46,13 +47,16 @@ class Times:
     flat: float
 
 
-def find_rates(machine: Machine, weights: int) -> Rates:
+def find_rates(machine: Machine, weights: int, manifest: Manifest) -> Rates:
     """What the machine does in a second at most; a CPU's memory is measured for a moment.
 
     Args:
         weights: bytes.
+        manifest: of the bundle that is planned.
     """
-    return rates_of_cpu(weights) if machine.device is None else rates_of(machine.device)
+    if machine.device is not None:
+        return rates_of(machine.device)
+    return rates_of_cpu(weights, shortest_numbers(manifest))
 
 
 def find_times(machine: Machine, found: Fit, retentions: Sequence[float], new_tokens: int) -> Times:
@@ -62,7 +66,7 @@ def find_times(machine: Machine, found: Fit, retentions: Sequence[float], new_to
         InvalidRequest: a retention outside (0, 1].
     """
     manifest, limits, parts = found.manifest, found.limits, found.needs.weights
-    rates = find_rates(machine, sum(parts.values()))
+    rates = find_rates(machine, sum(parts.values()), manifest)
     tokens, visual, tiles = limits.max_tokens, limits.max_visual, limits.max_tiles
     info, policy = manifest.language_model, manifest.policy
     vision = vision_flops(manifest.vision, info.hidden_size, tiles)

@@ -16,7 +16,7 @@ from fastmmoe.runtime.bench.measuring import Bench, Round
 from fastmmoe.runtime.bench.result import SCHEMA, Result
 from fastmmoe.runtime.bench.rows import least_working_set, make_rows
 from fastmmoe.runtime.bench.settings import BenchOptions
-from fastmmoe.runtime.cost.rates import rates_here
+from fastmmoe.runtime.cost.rates import rates_here, shortest_numbers
 from fastmmoe.runtime.cost.roofline import Rates
 from fastmmoe.runtime.doctor.host import Host
 from fastmmoe.runtime.machines.power import Meter, find_meter
@@ -52,12 +52,13 @@ def measure(
     provider, manifest = vlm.backend.provider, vlm.manifest
     machine, working_set = describe_machine(host, provider, threads), least_working_set(manifest)
     # Other work slows what measures the machine, too: the bound is that of the faster of two.
-    before = rates_here(provider, working_set, host.root)
+    numbers = shortest_numbers(manifest)
+    before = rates_here(provider, working_set, host.root, numbers=numbers)
     meter = find_meter(provider, host.root)
     with nullcontext() if meter is None else closing(meter):
         bench = Bench(vlm, options, meter, say)
         rounds = bench.run()
-    rates = _faster(before, rates_here(provider, working_set, host.root))
+    rates = _faster(before, rates_here(provider, working_set, host.root, numbers=numbers))
     result = Result(
         schema=SCHEMA,
         machine=machine,

@@ -13,7 +13,7 @@ from fastmmoe.runtime.cost.weights import count_weights, weights_bytes
 from fastmmoe.runtime.machines.data_sheet import find_device
 from fastmmoe.runtime.machines.devices import Device
 from fastmmoe.runtime.machines.gpu import find_gpu
-from fastmmoe.runtime.machines.speed import peak_flops, read_bandwidth
+from fastmmoe.runtime.machines.speed import Numbers, peak_flops, read_bandwidth
 
 
 def rates_of(device: Device) -> Rates:
@@ -22,28 +22,39 @@ def rates_of(device: Device) -> Rates:
     return Rates(1e12 * device.fp16_tflops, 1e9 * device.gb_per_s, f"data sheet{mode}")
 
 
-def rates_of_cpu(working_set: int) -> Rates:
+def rates_of_cpu(working_set: int, numbers: Numbers = "float32") -> Rates:
     """This machine's processor; its memory is measured for a moment.
 
     Args:
         working_set: bytes that are read again and again; few of them stay in caches.
+        numbers: see `peak_flops`.
     """
-    return Rates(peak_flops(), read_bandwidth(working_set), "cores, width and clock; memory measured")
+    source = "cores, width and clock; memory measured"
+    return Rates(peak_flops(numbers=numbers), read_bandwidth(working_set), source)
 
 
-def rates_here(provider: str, working_set: int, root: Path = Path("/")) -> Rates | None:
+def rates_here(
+    provider: str, working_set: int, root: Path = Path("/"), *, numbers: Numbers = "float32"
+) -> Rates | None:
     """Of what computes on this machine; None where it is a GPU without an entry in devices.py.
 
     Args:
         provider: as `Backend.provider` has it.
-        working_set: see `rates_of_cpu`.
+        working_set, numbers: see `rates_of_cpu`.
         root: where proc and sys are.
     """
     if provider == CPU:
-        return rates_of_cpu(working_set)
+        return rates_of_cpu(working_set, numbers)
     gpu = find_gpu()
     device = None if gpu is None else find_device(gpu, root)
     return None if device is None else rates_of(device)
+
+
+def shortest_numbers(manifest: Manifest) -> Numbers:
+    """The shortest numbers that operators of the CPU may multiply in a bundle."""
+    if manifest.experts.weight_format != "float":
+        return "int8"
+    return "bfloat16" if manifest.dtype == "bf16" or manifest.cache_dtype == "bfloat16" else "float32"
 
 
 def matrix_bytes(manifest: Manifest) -> Mapping[str, int]:

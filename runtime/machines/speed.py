@@ -6,15 +6,23 @@ from __future__ import annotations
 import re
 import time
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from fastmmoe.runtime.machines.threads import usable_cores
 
+Numbers: TypeAlias = Literal["float32", "bfloat16", "int8"]
 FLOPS_PER_CYCLE = {"avx512f": 64, "fma": 32, "avx": 16, "asimd": 32}
 """A core's float32 operations a cycle by what /proc/cpuinfo says of it, the first that it has: two units of fused
 multiply-adds of that width (asimd: four of 128 bits, as the widest have; the Jetsons' cores have two)."""
 OTHERWISE = 8
+SHORTER: dict[Numbers, dict[str, int]] = {
+    "float32": {},
+    "bfloat16": {"amx_bf16": 1024, "avx512_bf16": 128, "avx512_fp16": 128, "bf16": 128},
+    "int8": {"amx_int8": 2048, "avx512_vnni": 256, "avx_vnni": 128, "i8mm": 256, "asimddp": 128},
+}
+"""The same where shorter numbers are multiplied, by instructions of their own; a product and its sum are two."""
 BOOST = 1.5
 """Greatest clock over the present one where the system tells only this one: what servers' processors have is less."""
 UNKNOWN_HZ = 4e9
@@ -26,11 +34,12 @@ LEAST_SECONDS = 0.1
 """What is read in microseconds is read again for so long: other work of the machine stands in the way of most."""
 
 
-def peak_flops(root: Path = Path("/")) -> float:
-    """Float32 operations a second that no program exceeds on the cores which this process may use.
+def peak_flops(root: Path = Path("/"), numbers: Numbers = "float32") -> float:
+    """Operations a second that no program exceeds on the cores which this process may use.
 
     Args:
         root: where proc and sys are.
+        numbers: the shortest that are multiplied.
     """
     try:
         text = (root / "proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
@@ -39,6 +48,7 @@ def peak_flops(root: Path = Path("/")) -> float:
     found = re.search(r"^(?:flags|Features)\s*:(.*)$", text, flags=re.MULTILINE)
     flags = set(found[1].split()) if found else set()
     per_cycle = next((count for flag, count in FLOPS_PER_CYCLE.items() if flag in flags), OTHERWISE)
+    per_cycle = max([per_cycle, *(count for flag, count in SHORTER[numbers].items() if flag in flags)])
     return usable_cores(root) * per_cycle * _greatest_hz(root, text)
 
 

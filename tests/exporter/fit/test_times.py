@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+from msgspec.structs import replace
 
 from fastmmoe.exporter.fit.plan import PlanOptions, find_machine, fit
 from fastmmoe.exporter.fit.sizes import read_sizes
@@ -13,6 +14,7 @@ from fastmmoe.runtime.cost.flops import compare_prefill
 from fastmmoe.runtime.cost.roofline import FLAT
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.machines.devices import DEVICES
+from tests.support.manifests import toy_manifest
 
 
 def times_of(model: str, target: str, *retentions: float) -> Times:
@@ -23,16 +25,18 @@ def times_of(model: str, target: str, *retentions: float) -> Times:
 
 def test_rates_are_those_of_the_data_sheet() -> None:
     device = DEVICES["orin-nx-16gb"]
-    found = find_rates(find_machine(PlanOptions("orin-nx-16gb")), 1)
+    found = find_rates(find_machine(PlanOptions("orin-nx-16gb")), 1, toy_manifest("deepseek_vl2"))
     assert (found.flops, found.bytes) == (device.fp16_tflops * 1e12, device.gb_per_s * 1e9)
     assert found.source == "data sheet, 40 W (Super)"
 
 
 def test_rates_of_a_cpu_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rates, "peak_flops", lambda: 5.0)
+    monkeypatch.setattr(rates, "peak_flops", lambda numbers: {"float32": 5.0, "bfloat16": 9.0}[numbers])
     monkeypatch.setattr(rates, "read_bandwidth", lambda size: 2.0 * size)
-    found = find_rates(find_machine(PlanOptions("cpu")), 123)
+    machine, manifest = find_machine(PlanOptions("cpu")), toy_manifest("deepseek_vl2")
+    found = find_rates(machine, 123, manifest)
     assert (found.flops, found.bytes) == (5.0, 246.0)
+    assert find_rates(machine, 123, replace(manifest, cache_dtype="bfloat16")).flops == 9.0
 
 
 @pytest.mark.parametrize("target", ["orin-nano-8gb", "thor-t5000", "h100", "rtx"])

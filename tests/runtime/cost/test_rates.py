@@ -4,20 +4,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from fastmmoe.runtime.bundle.manifest import ExpertsInfo
 from fastmmoe.runtime.cost import rates
-from fastmmoe.runtime.cost.rates import matrix_bytes, rates_here
+from fastmmoe.runtime.cost.rates import matrix_bytes, rates_here, shortest_numbers
 from fastmmoe.runtime.cost.roofline import Rates
 from fastmmoe.runtime.machines.gpu import Gpu
 from tests.support.manifests import toy_manifest
 
 
 def test_a_processor_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rates, "peak_flops", lambda: 5.0)
+    monkeypatch.setattr(rates, "peak_flops", lambda numbers: {"float32": 5.0, "int8": 7.0}[numbers])
     monkeypatch.setattr(rates, "read_bandwidth", lambda size: 2.0 * size)
     assert rates_here("cpu", 100) == Rates(5.0, 200.0, "cores, width and clock; memory measured")
+    found = rates_here("cpu", 100, numbers="int8")
+    assert found is not None and found.flops == 7.0
 
 
 @pytest.mark.parametrize(
@@ -42,3 +47,16 @@ def test_matrices_of_a_bundle() -> None:
     assert found["routed_experts"] == 4 * len(info.moe_layers) * info.num_experts * 3 * info.hidden_size * (
         info.moe_intermediate_size
     )
+
+
+@pytest.mark.parametrize(
+    ("changed", "numbers"),
+    [
+        ({}, "float32"),
+        ({"dtype": "bf16"}, "bfloat16"),
+        ({"cache_dtype": "bfloat16"}, "bfloat16"),
+        ({"experts": ExpertsInfo(weight_format="int4", group_size=4, zero_points=False)}, "int8"),
+    ],
+)
+def test_the_shortest_numbers_of_a_bundle(changed: dict[str, Any], numbers: str) -> None:
+    assert shortest_numbers(replace(toy_manifest("deepseek_vl2"), **changed)) == numbers

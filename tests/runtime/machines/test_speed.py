@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fastmmoe.runtime.machines import speed
-from fastmmoe.runtime.machines.speed import peak_flops, read_bandwidth
+from fastmmoe.runtime.machines.speed import Numbers, peak_flops, read_bandwidth
 
 
 @pytest.mark.parametrize(
@@ -35,6 +35,25 @@ def test_cores_width_and_clock(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
     assert peak_flops(tmp_path) == pytest.approx(3 * expected)
+
+
+@pytest.mark.parametrize(
+    ("flags", "numbers", "per_cycle"),
+    [
+        ("avx512f avx512_bf16 avx512_vnni", "float32", 64),
+        ("avx512f avx512_bf16 avx512_vnni", "bfloat16", 128),
+        ("avx512f avx512_bf16 avx512_vnni", "int8", 256),
+        ("avx512f amx_int8 avx512_vnni", "int8", 2048),
+        ("fma", "int8", 32),
+    ],
+)
+def test_shorter_numbers_have_instructions_of_their_own(
+    flags: str, numbers: Numbers, per_cycle: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(speed, "usable_cores", lambda root: 1)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc" / "cpuinfo").write_text(f"flags\t: {flags}\ncpu MHz\t: 1000.0\n")
+    assert peak_flops(tmp_path, numbers) == pytest.approx(1.5e9 * per_cycle)
 
 
 def test_no_product_of_numpys_is_faster() -> None:
