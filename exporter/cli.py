@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from fastmmoe import __version__
 from fastmmoe.exporter.config import DEMO, ExportConfig
 from fastmmoe.exporter.fit.cli import add_plan
+from fastmmoe.exporter.format_options import add_formats
 from fastmmoe.exporter.pruning.policy_file import read_policy
 from fastmmoe.exporter.pruning.settings import EXPERT_FACTOR, FAMILY_ROWS, METHOD_OPTIONS, PolicyOptions
 from fastmmoe.exporter.targets import ATOL, DTYPES
@@ -102,22 +103,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="what the key-value caches store "
         "(default: the type of the activations, the only one on engine targets; cpu also takes bf16)",
     )
-    parser.add_argument(
-        "--experts",
-        choices=("float", "int8", "int4", "fp8"),
-        default=config.experts,
-        help="weights of the routed experts: float as --dtype says, or rounded to 8 or 4 bits (engine targets only)",
-    )
-    parser.add_argument(
-        "--group-size",
-        type=int,
-        choices=(32, 64, 128),
-        default=config.group_size,
-        help="columns of packed experts that share a scale (default %(default)s)",
-    )
-    parser.add_argument(
-        "--zero-points", action="store_true", help="give each group of integer experts a zero of its own, too"
-    )
+    add_formats(parser)
     parser.add_argument("--atol", type=float, default=config.atol, metavar="D", help=_atol_help())
     parser.add_argument(
         "--chat-template",

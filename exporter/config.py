@@ -5,11 +5,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from fastmmoe.exporter.pruning.settings import PolicyOptions
 
 DEMO = "demo"
+GROUP_SIZE = 128
+"""Unless something else is asked for."""
+
+Weights: TypeAlias = Literal["fp32", "bf16", "int8", "int4"]
+ExpertFormat: TypeAlias = Literal["float", "int8", "int4", "fp8"]
+DenseFormat: TypeAlias = Literal["float", "bf16", "int8", "int4"]
+VisionFormat: TypeAlias = Literal["float", "bf16", "int8"]
 _DEMO_DIRECTORY = Path(__file__).parent / "demo_model"
 
 
@@ -31,9 +38,12 @@ class ExportConfig:
         atol: greatest difference from torch; None = that of the check.
         overwrite: replace an existing bundle.
         resume: what an interrupted export leaves stays, and the next one goes on with it.
+        weights: a mix of the formats below, of those that are not given themselves; None = none of it.
         experts: weight format of the routed experts: "float" (as dtype says), "int8", "int4" or "fp8".
+        dense: that of the language model's linear layers; with "int4" the head is of 8 bits.
+        vision: that of the vision tower's linear layers.
         chat_template: the built-in one of the model's family, or the one that the checkpoint ships.
-        group_size, zero_points: how packed experts are stored, as in FmmSparseMoE's contract.
+        group_size, zero_points: how packed experts and linear layers of 4 bits are stored, as in the contracts.
         memory: of the target's device, "64GB"; None = the greatest there is.
     """
 
@@ -45,8 +55,11 @@ class ExportConfig:
     atol: float | None = None
     overwrite: bool = False
     resume: bool = False
-    experts: Literal["float", "int8", "int4", "fp8"] = "float"
-    group_size: int = 128
+    weights: Weights | None = None
+    experts: ExpertFormat | None = None
+    dense: DenseFormat | None = None
+    vision: VisionFormat | None = None
+    group_size: int | None = None
     zero_points: bool = False
     chat_template: Literal["builtin", "checkpoint"] = "builtin"
     memory: str | None = None

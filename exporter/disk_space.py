@@ -21,6 +21,9 @@ def weights_bytes(model: Model) -> dict[str, int]:
 
 
 def _stored_bytes(model: Model, name: str, parameter: torch.nn.Parameter) -> int:
+    linear = model.linear_packing(name)
+    if linear is not None:
+        return linear.bytes(*parameter.shape)
     packing = None if model.precision.is_twin else model.precision.packing
     if packing is None or not name.endswith(EXPERT_WEIGHTS):
         return parameter.nbytes
@@ -48,9 +51,11 @@ def check_space(out: Path, model: Model, kept: int = 0) -> None:
 
 
 def _check_bytes(model: Model) -> int:
-    """What integers of one layer's experts stand for, in 16 bits (exporter/check/experts.py)."""
+    """What integers of one layer's experts stand for, in 16 bits (exporter/check/experts.py), or a linear layer's."""
+    names = {f"{graph}.{name}": p for graph, module in model.graphs.items() for name, p in module.named_parameters()}
+    linear = max((4 * p.numel() for name, p in names.items() if model.linear_packing(name) is not None), default=0)
     if model.precision.packing is None:
-        return 0
+        return linear
     parameters = model.graphs.language_model.named_parameters()
     sizes = {name.rpartition(".")[2]: 2 * p.numel() for name, p in parameters if name.endswith(EXPERT_WEIGHTS)}
-    return sum(sizes.values())
+    return max(sum(sizes.values()), linear)

@@ -24,6 +24,7 @@ from fastmmoe.exporter.disk_space import check_space, weights_bytes
 from fastmmoe.exporter.graph.expert_inputs import make_expert_inputs
 from fastmmoe.exporter.graph.inputs import graph_inputs, graph_program
 from fastmmoe.exporter.graph.pack_experts import pack_experts
+from fastmmoe.exporter.graph.pack_linears import pack_linears
 from fastmmoe.exporter.graph.save import save_graph
 from fastmmoe.exporter.graph.stitching import trace
 from fastmmoe.exporter.graph.templates import templates_of
@@ -31,8 +32,9 @@ from fastmmoe.exporter.journal import Journal
 from fastmmoe.exporter.manifest import build_manifest, graph_metadata
 from fastmmoe.exporter.model import Model, Precision
 from fastmmoe.exporter.models.steps import Program
-from fastmmoe.exporter.ops import OPS
+from fastmmoe.exporter.ops import DOMAIN, OPS
 from fastmmoe.exporter.ops.functions import function_for
+from fastmmoe.exporter.ops.linear.packing import LinearPacking
 from fastmmoe.exporter.output_directory import reserve_output
 from fastmmoe.exporter.plan import ExportPlan, plan_export
 from fastmmoe.exporter.processor import read_processor_config
@@ -132,7 +134,7 @@ def _key(plan: ExportPlan) -> str:
     # Files are told by their inodes, wherever they stand.
     config = replace(plan.config, model="", out=None, atol=None, overwrite=False)
     files = sorted((path.name, repr(state)) for path, state in plan.checkpoint.files.items())
-    chosen = (plan.target.name, plan.dtype, plan.cache_dtype, plan.packing)
+    chosen = (plan.target.name, plan.dtype, plan.cache_dtype, plan.packing, plan.linears)
     parts = (__version__, torch.__version__, plan.checkpoint.identity, files, config, chosen)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -140,7 +142,7 @@ def _key(plan: ExportPlan) -> str:
 def _precision(plan: ExportPlan) -> Precision:
     names = DTYPES[plan.dtype], activation_dtype(plan.target, plan.dtype), plan.cache_dtype
     experts, activations, caches = (getattr(torch, name) for name in names)
-    return Precision(experts, activations, packing=plan.packing, kv_caches=caches)
+    return Precision(experts, activations, packing=plan.packing, kv_caches=caches, linears=plan.linears)
 
 
 def _report_model(model: Model, name: str, say: Say) -> None:
@@ -258,6 +260,7 @@ def write_graphs(
         parameters[graph] = initializers_of(traced)
         if model.precision.packing is not None and not model.precision.is_twin and graph == "language_model":
             pack_experts(traced, stream.experts, model.precision.packing)
+        pack_linears(traced, functools.partial(_linear_packing, model, graph), stream.rows)
         traced.metadata_props.update(graph_metadata(name, model, graph))
         file, weights = graph_file(graph), weights_file(graph)
         with writing(directory / weights, sizes[graph], shown=(shown or directory) / f"{file} with {weights}"):
@@ -265,11 +268,11 @@ def write_graphs(
             save_graph(traced, directory / file, directory / weights, stream, journal=journal, progress=progress)
         size = size_text((directory / weights).stat().st_size) if (directory / weights).is_file() else "no weights"
         say(f"wrote {graph}: {len(traced.graph)} nodes, {size} ({time.perf_counter() - start:.1f} s)")
-    if portable:
-        file = graph_file("language_model", portable=True)
-        least = (directory / graph_file("language_model")).stat().st_size
-        with writing(directory / file, least, shown=(shown or directory) / file):
-            _write_portable(directory)
+        if portable and _has_operators(traced):
+            file = graph_file(graph, portable=True)
+            least = (directory / graph_file(graph)).stat().st_size
+            with writing(directory / file, least, shown=(shown or directory) / file):
+                _write_portable(directory, graph)
     return parameters
 
 
@@ -287,9 +290,17 @@ def _load(model: Model, graph: str, name: str) -> torch.Tensor:
     return model.load(f"{graph}.{name}")
 
 
-def _write_portable(directory: Path) -> None:
-    """The language model again, over the same weights, with a function body for each operator."""
-    model = ir.load(directory / graph_file("language_model"))
+def _linear_packing(model: Model, graph: str, name: str) -> LinearPacking | None:
+    return model.linear_packing(f"{graph}.{name}")
+
+
+def _has_operators(traced: ir.Model) -> bool:
+    return any(node.domain == DOMAIN for node in traced.graph)
+
+
+def _write_portable(directory: Path, graph: str = "language_model") -> None:
+    """A graph again, over the same weights, with a function body for each operator."""
+    model = ir.load(directory / graph_file(graph))
     for spec in OPS:
         variants: dict[str, ir.Function] = {}
         for node in model.graph:
@@ -303,7 +314,7 @@ def _write_portable(directory: Path) -> None:
                 function.name = spec.name if len(variants) == 1 else f"{spec.name}_{len(variants)}"
                 model.functions[function.identifier()] = function
             node.op_type = variants[key].name
-    ir.save(model, directory / graph_file("language_model", portable=True))
+    ir.save(model, directory / graph_file(graph, portable=True))
 
 
 def _contents(directory: Path) -> str:

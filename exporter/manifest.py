@@ -11,11 +11,13 @@ from fastmmoe.exporter.models.configs import ModelConfig, VisionSizes
 from fastmmoe.exporter.ops import OPS
 from fastmmoe.runtime.bundle import manifest as bundle
 from fastmmoe.runtime.bundle.consistency import custom_operators
+from fastmmoe.runtime.bundle.storage import ExpertsInfo, ExpertTensor, LinearInfo, LinearsInfo
 from fastmmoe.runtime.method.policy import UNMODIFIED
 from fastmmoe.runtime.request.config import ProcessorConfig
 
 if TYPE_CHECKING:
     from fastmmoe.exporter.model import Model
+    from fastmmoe.exporter.ops.linear.packing import LinearPacking, LinearPackings
     from fastmmoe.exporter.ops.quantise import Packing
 
 
@@ -29,10 +31,11 @@ def build_manifest(
     dtype: str,
     portable: bool,
     plugin: bundle.PluginInfo | None = None,
-    expert_inputs: dict[str, bundle.ExpertTensor] | None = None,
+    expert_inputs: dict[str, ExpertTensor] | None = None,
 ) -> bundle.Manifest:
     """The manifest for the files now in the directory."""
-    used = custom_operators(model.policy)
+    linears = linears_info(model.precision.linears)
+    used = custom_operators(model.policy, linears)
     return bundle.Manifest(
         format=bundle.FORMAT,
         fastmmoe_version=__version__,
@@ -45,6 +48,7 @@ def build_manifest(
         activation_dtype=cast(bundle.ElementType, model.precision.activation_dtype),
         cache_dtype=cast(bundle.ElementType, model.precision.cache_dtype),
         experts=experts_info(None if model.precision.is_twin else model.precision.packing, expert_inputs or {}),
+        linears=linears,
         ops={spec.name: spec.version for spec in OPS if spec.name in used},
         portable=portable,
         plugin=plugin,
@@ -83,15 +87,29 @@ def graph_metadata(name: str, model: Model, graph: str) -> dict[str, str]:
     return said
 
 
-def experts_info(packing: Packing | None, inputs: dict[str, bundle.ExpertTensor]) -> bundle.ExpertsInfo:
+def experts_info(packing: Packing | None, inputs: dict[str, ExpertTensor]) -> ExpertsInfo:
     """How a bundle stores its experts, which of them are inputs of the language model."""
     if packing is None:
-        return bundle.ExpertsInfo(weight_format="float", group_size=0, zero_points=False, inputs=inputs)
-    return bundle.ExpertsInfo(
+        return ExpertsInfo(weight_format="float", group_size=0, zero_points=False, inputs=inputs)
+    return ExpertsInfo(
         weight_format=packing.weight_format,
         group_size=packing.group_size,
         zero_points=packing.zero_points,
         inputs=inputs,
+    )
+
+
+def linears_info(linears: LinearPackings) -> LinearsInfo:
+    """How a bundle stores its linear layers."""
+    parts = {part: getattr(linears, part) for part in LinearsInfo.__struct_fields__}
+    return LinearsInfo(**{part: _linear_info(packing) for part, packing in parts.items()})
+
+
+def _linear_info(packing: LinearPacking | None) -> LinearInfo:
+    if packing is None:
+        return LinearInfo(weight_format="float", group_size=0, zero_points=False)
+    return LinearInfo(
+        weight_format=packing.weight_format, group_size=packing.group_size, zero_points=packing.zero_points
     )
 
 

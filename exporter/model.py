@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -12,7 +12,9 @@ from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
 from fastmmoe.exporter.checkpoint.reader import Checkpoint, account, build
 from fastmmoe.exporter.models.configs import ModelConfig
 from fastmmoe.exporter.models.family import family_of
+from fastmmoe.exporter.models.linears import use_packed_linears
 from fastmmoe.exporter.models.weight_rules import has_fused_experts
+from fastmmoe.exporter.ops.linear.packing import LinearPacking, LinearPackings
 from fastmmoe.exporter.ops.quantise import Packing
 from fastmmoe.exporter.pruning.settings import Layers, PolicyOptions, resolve_policy
 from fastmmoe.runtime.errors import UnsupportedModel
@@ -35,6 +37,7 @@ class Precision:
             model; None = they do not.
         packing: the experts' weights become integers when the graph is written; None = they do not.
         kv_caches: type of the key-value caches; None = that of the activations.
+        linears: the linear layers that become FmmLinear, whose weights are packed when the graph is written.
     """
 
     experts: torch.dtype
@@ -43,6 +46,7 @@ class Precision:
     rounded_activations: torch.dtype | None = None
     packing: Packing | None = None
     kv_caches: torch.dtype | None = None
+    linears: LinearPackings = field(default_factory=LinearPackings)
 
     @property
     def activation_dtype(self) -> str:
@@ -81,6 +85,8 @@ class Model:
         InvalidRequest: policy options outside what the model allows.
     """
 
+    _packed_linears: frozenset[str] | set[str] = frozenset()
+
     def __init__(self, checkpoint: Checkpoint, options: PolicyOptions, precision: Precision) -> None:
         self.family = family = family_of(checkpoint.config.get("model_type"))
         reader = ConfigReader(checkpoint.config)
@@ -107,6 +113,7 @@ class Model:
         self.precision = precision
         with torch.device("meta"):
             self.graphs = family.build_graphs(self.config, self.policy)
+        self._packed_linears = use_packed_linears(self.graphs, precision.linears)
         for graph, module in self.graphs.items():
             for name, parameter in module.named_parameters():
                 parameter.requires_grad_(False)
@@ -135,6 +142,10 @@ class Model:
             value = value.to(dtype)
         return value.contiguous()
 
+    def linear_packing(self, name: str) -> LinearPacking | None:
+        """How a parameter is packed that is the weight of a linear layer; None = it is not."""
+        return self.precision.linears.of(name) if name in self._packed_linears else None
+
     def is_computed(self, name: str) -> bool:
         """Whether a parameter follows from the configuration; the checkpoint has no rule for it."""
         return name in self._computed
@@ -146,7 +157,7 @@ class Model:
     def conversions(self, name: str) -> tuple[torch.dtype, ...]:
         """The types that a parameter's values pass through on the way from the checkpoint, the exported one last."""
         p = self.precision
-        if p.packing is not None and name.endswith(EXPERT_WEIGHTS):
+        if name in self._packed_linears or (p.packing is not None and name.endswith(EXPERT_WEIGHTS)):
             return ()
         if p.rounded_experts is None or p.rounded_activations is None:
             return (self.parameter_dtype(name),)

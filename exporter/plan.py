@@ -11,7 +11,14 @@ from fastmmoe.exporter.checkpoint.reader import Checkpoint
 from fastmmoe.exporter.config import DEMO, ExportConfig, checkpoint_directory
 from fastmmoe.exporter.output_directory import check_output
 from fastmmoe.exporter.pruning.settings import check_options
-from fastmmoe.exporter.targets import choose_cache_dtype, choose_device, choose_dtype, choose_packing
+from fastmmoe.exporter.targets import (
+    choose_cache_dtype,
+    choose_device,
+    choose_dtype,
+    choose_linears,
+    choose_packing,
+    with_mix,
+)
 from fastmmoe.runtime.backends.tensorrt.api import load_module
 from fastmmoe.runtime.bundle.plugin_library import find_plugin
 from fastmmoe.runtime.errors import InvalidRequest
@@ -21,6 +28,7 @@ from fastmmoe.runtime.machines.targets import Target, find_target, unknown_targe
 from fastmmoe.runtime.types import Say
 
 if TYPE_CHECKING:
+    from fastmmoe.exporter.ops.linear.packing import LinearPackings
     from fastmmoe.exporter.ops.quantise import Packing
     from fastmmoe.runtime.bundle.manifest import PluginInfo
 
@@ -33,7 +41,7 @@ class ExportPlan:
         name: the model's.
         out: the directory as the user says it.
         device: the one whose memory the weights must fit; None = the target is for any.
-        dtype, cache_dtype, packing: chosen; cache_dtype is a value of `DTYPES`.
+        dtype, cache_dtype, packing, linears: chosen; cache_dtype is a value of `DTYPES`.
         plugin: the target's TensorRT plugin library; None = the target has none.
     """
 
@@ -46,6 +54,7 @@ class ExportPlan:
     dtype: str
     cache_dtype: str
     packing: Packing | None
+    linears: LinearPackings
     plugin: tuple[Path, PluginInfo] | None
 
 
@@ -62,9 +71,10 @@ def plan_export(config: ExportConfig, say: Say = print) -> ExportPlan:
     if target is None:
         raise InvalidRequest(f"--target {unknown_target(config.target)}")
     device = choose_device(target, config.memory)
-    dtype = choose_dtype(target, config.dtype)
+    chosen = with_mix(target, config)
+    dtype = choose_dtype(target, chosen.dtype)
     cache_dtype = choose_cache_dtype(target, dtype, config.kv_cache_dtype)
-    packing = choose_packing(target, config)
+    packing, linears = choose_packing(target, chosen), choose_linears(target, chosen)
     if config.atol is not None and not config.atol > 0:
         raise InvalidRequest(f"--atol {config.atol}: expected a positive number")
     check_options(config.policy)
@@ -74,7 +84,7 @@ def plan_export(config: ExportConfig, say: Say = print) -> ExportPlan:
     check_output(out, directory, overwrite=config.overwrite, resume=config.resume, say=say)
     checkpoint = Checkpoint(directory)
     plugin = _find_plugin(target)
-    return ExportPlan(config, checkpoint, name, out, target, device, dtype, cache_dtype, packing, plugin)
+    return ExportPlan(config, checkpoint, name, out, target, device, dtype, cache_dtype, packing, linears, plugin)
 
 
 def _find_plugin(target: Target) -> tuple[Path, PluginInfo] | None:

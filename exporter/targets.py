@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from fastmmoe.exporter.config import ExportConfig
+from fastmmoe.exporter.config import GROUP_SIZE, ExportConfig
 from fastmmoe.runtime.errors import InvalidRequest, UnsupportedModel
 from fastmmoe.runtime.files import size_text
 from fastmmoe.runtime.machines.devices import DEVICES, Device
@@ -13,10 +14,22 @@ from fastmmoe.runtime.machines.targets import KernelLimits, Target
 
 if TYPE_CHECKING:
     from fastmmoe.exporter.models.configs import ModelConfig
+    from fastmmoe.exporter.ops.linear.packing import LinearPackings
     from fastmmoe.exporter.ops.quantise import Packing
 
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 """What the user says -> torch's and NumPy's name (this file stays importable without torch)."""
+
+MIXES: dict[str, dict[str, Any]] = {
+    "fp32": {"dtype": "fp32"},
+    "bf16": {"dtype": "bf16", "dense": "bf16", "vision": "bf16"},
+    "int8": {"experts": "int8", "dense": "int8", "vision": "int8"},
+    "int4": {"experts": "int4", "dense": "int4", "vision": "int8", "group_size": 32},
+}
+"""What --weights means: fields of `ExportConfig`. int4 has zero points; engines' linear layers stay floats."""
+
+INT8_GROUP = 128
+"""Columns of a linear layer of 8 bits that share a scale."""
 
 ATOL = 1e-4
 """Greatest difference from torch: what the check runs computes in float32, whatever is stored."""
@@ -31,6 +44,19 @@ def choose_dtype(target: Target, dtype: str | None) -> str:
     if dtype is not None and dtype not in target.dtypes:
         raise InvalidRequest(f"--dtype {dtype}: target {target.name} takes {', '.join(target.dtypes)}")
     return target.dtypes[0] if dtype is None else dtype
+
+
+def with_mix(target: Target, config: ExportConfig) -> ExportConfig:
+    """The configuration with every format: what is not given is what --weights means on the target, or float."""
+    mix = {"dtype": None, "experts": "float", "dense": "float", "vision": "float", "group_size": GROUP_SIZE}
+    mix |= {} if config.weights is None else MIXES[config.weights]
+    if target.dense_formats == ("float",):
+        mix |= {"dense": "float", "vision": "float"}
+    given = {name: getattr(config, name) for name in mix if getattr(config, name) is not None}
+    # What the mix's groups are made for may have been given otherwise.
+    has_integers = {"int8", "int4"} & {(mix | given)["experts"], (mix | given)["dense"]}
+    zero_points = config.zero_points or (config.weights == "int4" and bool(has_integers))
+    return replace(config, weights=None, zero_points=zero_points, **(mix | given))
 
 
 def choose_device(target: Target, memory: str | None) -> Device | None:
@@ -102,15 +128,40 @@ def opset(target: Target, dtype: str) -> int:
     return target.opsets[target.dtypes.index(dtype)]
 
 
+def choose_linears(target: Target, config: ExportConfig) -> LinearPackings:
+    """How linear layers are stored; config: see `with_mix`.
+
+    Raises:
+        InvalidRequest: the target has no such layers.
+    """
+    from fastmmoe.exporter.ops.linear.packing import LinearPacking, LinearPackings
+
+    for option, given, known in (
+        ("--dense", config.dense, target.dense_formats),
+        ("--vision", config.vision, target.vision_formats),
+    ):
+        if given not in known:
+            only = f"{known[0]} alone" if len(known) == 1 else ", ".join(known)
+            raise InvalidRequest(f"{option} {given}: target {target.name} takes {only}")
+    packings = {
+        "float": None,
+        "bf16": LinearPacking("bf16"),
+        "int8": LinearPacking("int8", INT8_GROUP),
+        "int4": LinearPacking("int4", config.group_size or GROUP_SIZE, config.zero_points),
+    }
+    dense, vision = packings[config.dense or "float"], packings[config.vision or "float"]
+    return LinearPackings(dense, packings["int8"] if config.dense == "int4" else dense, vision)
+
+
 def choose_packing(target: Target, config: ExportConfig) -> Packing | None:
     """How the experts are packed; None = they are not.
 
     Raises:
         InvalidRequest: the target does not run such experts, or zero_points without integers.
     """
-    if config.zero_points and config.experts not in ("int8", "int4"):
-        raise InvalidRequest("--zero-points: needs --experts int8 or int4")
-    if config.experts == "float":
+    if config.zero_points and config.experts not in ("int8", "int4") and config.dense != "int4":
+        raise InvalidRequest("--zero-points: needs --experts int8 or int4, or --dense int4")
+    if config.experts is None or config.experts == "float":
         return None
     if config.experts not in target.expert_formats:
         raise InvalidRequest(
@@ -118,7 +169,7 @@ def choose_packing(target: Target, config: ExportConfig) -> Packing | None:
         )
     from fastmmoe.exporter.ops.quantise import Packing
 
-    return Packing(config.experts, config.group_size, config.zero_points)
+    return Packing(config.experts, config.group_size or GROUP_SIZE, config.zero_points)
 
 
 def check_kernels(target: Target, config: ModelConfig, packing: Packing | None) -> None:

@@ -114,6 +114,20 @@ class WeightStream:
             found = [self._values(part) for part in parts[e * of_expert : (e + 1) * of_expert]]
             yield torch.cat(found).reshape(shape)
 
+    def rows(self, name: str, count: int) -> Iterator[torch.Tensor]:
+        """The rows of a matrix as the checkpoint has them, so many at a time [count, columns], fewer at the end."""
+        held: list[torch.Tensor] = []
+        for piece in regions(self._model.checkpoint, self._model.rules[f"{self._graph}.{name}"]):
+            for part in _cut(piece, count):
+                held.append(self._values(part))
+                whole = torch.cat(held) if len(held) > 1 else held[0]
+                while len(whole) >= count:
+                    yield whole[:count]
+                    whole = whole[count:]
+                held = [whole] if len(whole) else []
+        if held:
+            yield held[0]
+
     def _values(self, part: Region) -> torch.Tensor:
         values = torch.empty(part.shape, dtype=part.dtype)
         for start, block in part.blocks(_STRIDED_BYTES):

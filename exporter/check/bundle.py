@@ -58,8 +58,8 @@ def check_bundle(
     """
     directory, manifest = bundle.directory, bundle.manifest
     say(f"[✓] {check_structure(directory, model, portable=manifest.portable)}")
-    if manifest.portable:
-        check_same_graph(directory)
+    for graph in manifest.operator_graphs if manifest.portable else ():
+        check_same_graph(directory, graph)
     inputs = manifest.experts.inputs
     weights = {
         graph: StoredWeights(directory, graph, parameters, inputs if graph == "language_model" else {})

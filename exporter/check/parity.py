@@ -14,6 +14,7 @@ import torch
 
 from fastmmoe.exporter.check.experts import Experts
 from fastmmoe.exporter.check.layer_major import Calls, Load, run_calls
+from fastmmoe.exporter.check.linears import body_difference, stored_linear
 from fastmmoe.exporter.check.portable import BodyChecks
 from fastmmoe.exporter.check.prompts import DECODE_STEPS, Embed, Outcome, Prompt, make_prompt, run_in, run_in_torch
 from fastmmoe.exporter.check.sessions import MappedOnnxRuntime
@@ -91,7 +92,8 @@ class Written:
                 return experts
             if not stored.has(name):
                 return model.load(f"{graph}.{name}")
-            return stored.parameter(name).to(dtypes[name].dtype)
+            linear = stored_linear(model, graph, name, stored)
+            return stored.parameter(name).to(dtypes[name].dtype) if linear is None else linear.floats()
 
         return load
 
@@ -132,7 +134,11 @@ def compare(model: Model, written: Written, atol: float | None, say: Say) -> lis
     check = _LanguageModelCheck(model, written, features, embedding, atol, say)
     found = check.run(_schedules(model, len(features)))
     vision = Difference(f"{written.label}: vision", distance, limit)
-    return [vision, Difference(f"{written.label}: embedding", embedding.worst, 0.0), *found]
+    differences = [vision, Difference(f"{written.label}: embedding", embedding.worst, 0.0), *found]
+    if written.manifest.portable and "FmmLinear" in written.manifest.ops:
+        worst = max(body_difference(model, graph, written.weights[graph]) for graph in written.manifest.operator_graphs)
+        differences.append(Difference(f"{written.label}, portable: FmmLinear", worst, limit))
+    return differences
 
 
 def _schedules(model: Model, visual_tokens: int) -> list[Schedule]:

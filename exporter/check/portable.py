@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastmmoe.exporter.check.stored import bits_of
 from fastmmoe.exporter.check.structure import CheckFailed
-from fastmmoe.exporter.graph.weights import IR_DTYPES
+from fastmmoe.exporter.graph.weights import IR_DTYPES, as_tensor
 from fastmmoe.exporter.ops import DOMAIN, OPS, SPARSE_MOE
 from fastmmoe.exporter.ops.contract import Attributes, OpSpec
 from fastmmoe.exporter.ops.functions import OPSET, function_for
@@ -39,10 +39,10 @@ ROWS = 8
 _SPECS = {spec.name: spec for spec in OPS}
 
 
-def check_same_graph(directory: Path) -> None:
+def check_same_graph(directory: Path, graph: str = "language_model") -> None:
     """Raise CheckFailed unless the portable graph is the native one, each operator with the body of its attributes."""
     native, portable = (
-        onnx.load(str(directory / graph_file("language_model", portable=is_portable)), load_external_data=False)
+        onnx.load(str(directory / graph_file(graph, portable=is_portable)), load_external_data=False)
         for is_portable in (False, True)
     )
     bodies = {function.name: function for function in portable.functions}
@@ -111,10 +111,15 @@ class BodyChecks(TorchDispatchMode):
             return
         if spec.name == SPARSE_MOE.name:
             inputs, outputs = _some_rows(inputs, outputs)
-        model = _model_of(spec, attributes, inputs)
-        results = run_model(model, {name: bits_of(tensor) for name, tensor in inputs.items()})
+        results = run_model(_model_of(spec, attributes, inputs), {n: bits_of(t) for n, t in inputs.items()})
         worst = [_distance(result, output) for result, output in zip(results, outputs, strict=True)]
         differences.append(np.inf if np.isnan(worst).any() else max(worst))
+
+
+def run_body(spec: OpSpec, attributes: Attributes, inputs: dict[str, Array]) -> list[Array]:
+    """Outputs of the operator's body in ONNX Runtime, float64."""
+    tensors = {name: as_tensor(values) for name, values in inputs.items()}
+    return run_model(_model_of(spec, attributes, tensors), {name: bits_of(tensor) for name, tensor in tensors.items()})
 
 
 def _some_rows(

@@ -14,10 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 import torch
 
+from fastmmoe.exporter.check.linears import StoredLinear, stored_linear
 from fastmmoe.exporter.check.stored import LARGEST_ABSENT, StoredWeights
 from fastmmoe.exporter.check.structure import CheckFailed
 from fastmmoe.exporter.model import EXPERT_WEIGHTS, Model
 from fastmmoe.exporter.ops.quantise import Packing, QuantisedWeights, dequantise
+from fastmmoe.exporter.ops.tiles import from_panels
 from fastmmoe.exporter.progress import Steps
 from fastmmoe.runtime.types import Say
 
@@ -50,6 +52,8 @@ def check_samples(model: Model, weights: Mapping[str, StoredWeights], say: Say) 
         graph, _, parameter = name.partition(".")
         if not weights[graph].has(parameter):
             _check_absent(model, name)
+        elif (linear := stored_linear(model, graph, parameter, weights[graph])) is not None:
+            _check_linear(model, name, linear)
         elif model.precision.packing is not None and name.endswith(EXPERT_WEIGHTS):
             _check_packed(model, name, weights[graph], model.precision.packing)
         else:
@@ -147,6 +151,22 @@ def _check_packed(model: Model, name: str, weights: StoredWeights, packing: Pack
         found = dequantise(quantised, packing.weight_format, packing.group_size)
         _compare(name, torch.from_numpy(found), torch.from_numpy(packing.round(x)), start)
         _check_steps(name, found, x, quantised, packing)
+
+
+def _check_linear(model: Model, name: str, linear: StoredLinear) -> None:
+    """What a packed linear layer stands for is the checkpoint's, rounded."""
+    packing = linear.packing
+    for row, _, piece in _pieces(model, name, torch.empty(linear.N, linear.K, device="meta")):
+        rows = _spread(len(piece), ROWS)
+        x, parts = piece[rows].float(), linear.rows((rows + row).numpy())
+        found = packing.unpack(parts, len(rows), linear.K)
+        if packing.weight_format == "bf16":
+            _compare(name, torch.from_numpy(found), x.bfloat16().float(), row)
+            continue
+        _compare(name, torch.from_numpy(found), torch.from_numpy(packing.round(x.numpy())), row)
+        quantised = QuantisedWeights(found, from_panels(parts["scale"], len(rows)), None)
+        as_experts = Packing(packing.weight_format, packing.group_size, packing.zero_points)
+        _check_steps(name, found, x.numpy(), quantised, as_experts)
 
 
 def _rows(piece: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmmoe.runtime.backends.device_memory import ort_value
+from fastmmoe.runtime.backends.native import EXACT_ENTRY
 from fastmmoe.runtime.backends.onnxruntime import OnnxRuntime
 from fastmmoe.runtime.backends.settings import Settings
 from fastmmoe.runtime.bundle.manifest import Manifest
@@ -17,7 +18,8 @@ from fastmmoe.runtime.types import Array
 class MappedOnnxRuntime(OnnxRuntime):
     """One graph of a bundle; see `OnnxRuntime`.
 
-    Without prepacking and folding, which would hold a second copy of all dense weights in memory.
+    Without prepacking and folding, which would hold a second copy of all dense weights in memory, and with operators
+    that round nothing that they multiply.
 
     Args:
         experts: values of the inputs that are experts' weights; uint16 are the bits of bfloat16.
@@ -35,6 +37,11 @@ class MappedOnnxRuntime(OnnxRuntime):
         self._casts_weights = bool(manifest.experts.inputs)
         super().__init__(directory, manifest, Settings(), graphs=(graph,))
         self._constants = {name: ort_value(values) for name, values in (experts or {}).items()}
+
+    def _register(self, options: Any) -> None:
+        # What kernels round is a difference of its own.
+        options.add_session_config_entry(EXACT_ENTRY, "1")
+        super()._register(options)
 
     def _session_options(self, graph: str) -> Any:
         options = super()._session_options(graph)

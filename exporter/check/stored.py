@@ -17,7 +17,8 @@ import torch
 
 from fastmmoe.exporter.check.structure import CheckFailed
 from fastmmoe.exporter.graph.weights import ParameterTensor
-from fastmmoe.runtime.bundle.manifest import ExpertTensor, graph_file, weights_file
+from fastmmoe.runtime.bundle.manifest import graph_file, weights_file
+from fastmmoe.runtime.bundle.storage import ExpertTensor
 from fastmmoe.runtime.files import size_text
 from fastmmoe.runtime.types import Array
 

@@ -29,8 +29,11 @@ def check_structure(directory: Path, model: Model, *, portable: bool) -> str:
         CheckFailed: the expert weights in the graph are not all experts of all MoE layers.
     """
     for name in GRAPHS:
-        for variant in {graph_file(name), graph_file(name, portable=portable)}:
-            onnx.checker.check_model(str(directory / variant), full_check=True)
+        variants = [directory / graph_file(name, portable=is_portable) for is_portable in {False, portable}]
+        for path in variants:
+            # Of graphs without operators of our own there is one.
+            if path == variants[0] or path.is_file():
+                onnx.checker.check_model(str(path), full_check=True)
     config = model.config
     expected = [config.moe.num_experts] * len(config.moe_layers)
     graph = ir.load(directory / graph_file("language_model")).graph

@@ -36,9 +36,8 @@ def check_weights(model: Model, say: Say) -> None:
     checkpoint = model.checkpoint
     dtypes: dict[str, set[torch.dtype]] = {}
     for name, rule in model.rules.items():
-        is_packed = model.precision.packing is not None and name.endswith(EXPERT_WEIGHTS)
         for source, _ in rule.sources:
-            dtypes.setdefault(source, set()).update([] if is_packed else [model.parameter_dtype(name)])
+            dtypes.setdefault(source, set()).update(_stored_dtypes(model, name))
     ranges: dict[str, tuple[float, float]] = {}
     progress = _progress(sum(checkpoint.size_bytes(source) for source in dtypes), say)
     with one_thread():
@@ -49,6 +48,34 @@ def check_weights(model: Model, say: Say) -> None:
             progress(checkpoint.size_bytes(source))
     if model.precision.packing is not None:
         _check_scales(model, model.precision.packing, ranges)
+    _check_linear_scales(model, ranges)
+
+
+def _stored_dtypes(model: Model, name: str) -> list[torch.dtype]:
+    """The floating-point type that a parameter is stored in; none of integers."""
+    linear = model.linear_packing(name)
+    if linear is not None:
+        return [torch.bfloat16] if linear.weight_format == "bf16" else []
+    is_packed = model.precision.packing is not None and name.endswith(EXPERT_WEIGHTS)
+    return [] if is_packed else [model.parameter_dtype(name)]
+
+
+def _check_linear_scales(model: Model, ranges: dict[str, tuple[float, float]]) -> None:
+    """The greatest scale that a linear layer's range could need must fit float16: no trained weight comes near."""
+    for name, rule in model.rules.items():
+        linear = model.linear_packing(name)
+        if linear is None or linear.weight_format == "bf16":
+            continue
+        packing = Packing(linear.weight_format, linear.group_size, linear.zero_points)
+        for source, _ in rule.sources:
+            if not packing.fits(*ranges[source]):
+                least, greatest = ranges[source]
+                option = "--vision" if name.startswith("vision.") else "--dense"
+                raise UnsupportedModel(
+                    f"{model.checkpoint.path}: {source!r} may need a scale beyond what float16 holds as "
+                    f"{linear.weight_format} (values from {least:g} to {greatest:g}): export with {option} bf16 or "
+                    "float"
+                )
 
 
 def _progress(total_bytes: int, say: Say) -> Callable[[int], None]:

@@ -25,14 +25,8 @@ from torch import nn
 from fastmmoe.exporter.models.layers import VisionAttention
 from fastmmoe.exporter.ops import DOMAIN, SPARSE_MOE
 from fastmmoe.exporter.ops.schema import attribute_value
-from fastmmoe.runtime.bundle.manifest import (
-    GRAPHS,
-    ExpertsInfo,
-    ExpertTensor,
-    Manifest,
-    graph_file,
-    weights_file,
-)
+from fastmmoe.runtime.bundle.manifest import GRAPHS, Manifest, graph_file, weights_file
+from fastmmoe.runtime.bundle.storage import ExpertsInfo, ExpertTensor
 
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 WEIGHTS = ("gate_up", "down")

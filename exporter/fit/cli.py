@@ -8,6 +8,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from fastmmoe.exporter.config import ExportConfig
+from fastmmoe.exporter.format_options import add_formats
 from fastmmoe.exporter.targets import DTYPES
 from fastmmoe.runtime.cli.output import add_json, print_json
 from fastmmoe.runtime.cli.values import shares
@@ -42,9 +43,7 @@ def add_plan(commands: Any) -> None:
     plan.add_argument("--memory", metavar="SIZE", help="of the machine, 16GB for example (default: its greatest)")
     plan.add_argument("--dtype", choices=DTYPES, help="default: the target's")
     plan.add_argument("--kv-cache-dtype", choices=DTYPES, help="default: the type of the activations")
-    plan.add_argument("--experts", choices=("float", "int8", "int4", "fp8"), default=config.experts)
-    plan.add_argument("--group-size", type=int, choices=(32, 64, 128), default=config.group_size)
-    plan.add_argument("--zero-points", action="store_true")
+    add_formats(plan)
     plan.add_argument(
         "-r",
         "--retention",

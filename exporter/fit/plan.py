@@ -6,16 +6,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
-from fastmmoe.exporter.config import ExportConfig
+from fastmmoe.exporter.config import ExpertFormat, ExportConfig, Weights
 from fastmmoe.exporter.fit.sizes import ModelSizes
 from fastmmoe.exporter.targets import (
     check_kernels,
     choose_cache_dtype,
     choose_device,
     choose_dtype,
+    choose_linears,
     choose_packing,
+    with_mix,
 )
 from fastmmoe.runtime.backends.tensorrt.builder_memory import build_peak
 from fastmmoe.runtime.backends.tensorrt.profiles import NEW_TOKENS, TYPICAL_TEXT_TOKENS, resolve_limits
@@ -36,8 +37,9 @@ programs on a CPU. Assumed, not measured."""
 EXPORT_BYTES = 650_000_000
 """Memory of an export and its check beside the files that they map, whatever the model, as weights pass in pieces.
 Measured with one of 1.3 GB (docs/plan.md)."""
-FORMATS: tuple[Literal["float", "int8", "fp8", "int4"], ...] = ("float", "int8", "fp8", "int4")
-"""Of experts, the mildest first."""
+FORMATS: tuple[ExpertFormat, ...] = ("float", "int8", "fp8", "int4")
+WORDS: tuple[Weights, ...] = ("bf16", "int8", "int4")
+"""Of experts, and of all weights where a target has linear layers of our own, the mildest first."""
 
 
 @dataclass(frozen=True)
@@ -98,14 +100,23 @@ class Needs:
 
 @dataclass(frozen=True)
 class Fit:
-    """One way of storing a model, and what it needs."""
+    """One way of storing a model, and what it needs; export: with every format (`with_mix`).
+
+    Attributes:
+        weights: the word that stands for its formats; None = they are given one by one.
+    """
 
     dtype: str
-    experts: str
+    weights: Weights | None
+    export: ExportConfig
     manifest: Manifest
     limits: Limits
     needs: Needs
     spare: int
+
+    @property
+    def experts(self) -> str:
+        return str(self.export.experts)
 
     @property
     def fits(self) -> bool:
@@ -153,10 +164,15 @@ def fit(sizes: ModelSizes, machine: Machine, options: PlanOptions) -> Fit:
     Raises:
         InvalidRequest, UnsupportedModel: what the target does not take.
     """
-    export, target = options.export, machine.target
-    dtype, packing = choose_dtype(target, export.dtype), choose_packing(target, export)
+    target, export = machine.target, with_mix(machine.target, options.export)
+    dtype, packing, linears = (
+        choose_dtype(target, export.dtype),
+        choose_packing(target, export),
+        choose_linears(target, export),
+    )
     check_kernels(target, sizes.config, packing)
-    manifest = sizes.manifest(target, dtype, choose_cache_dtype(target, dtype, export.kv_cache_dtype), packing)
+    cache_dtype = choose_cache_dtype(target, dtype, export.kv_cache_dtype)
+    manifest = sizes.manifest(target, dtype, cache_dtype, packing, linears)
     limits = plan_limits(manifest, options)
     parts = weights_bytes(manifest, sizes.parameters)
     capacities = cache_capacities(manifest, unmodified(manifest, limits), limits.max_tokens, options.new_tokens)
@@ -168,7 +184,8 @@ def fit(sizes: ModelSizes, machine: Machine, options: PlanOptions) -> Fit:
         workspace_bytes(manifest, limits),
         _build_bytes(machine, parts),
     )
-    return Fit(dtype, export.experts, manifest, limits, needs, machine.memory - machine.reserve - needs.total)
+    spare = machine.memory - machine.reserve - needs.total
+    return Fit(dtype, options.export.weights, export, manifest, limits, needs, spare)
 
 
 def plan_limits(manifest: Manifest, options: PlanOptions) -> Limits:
@@ -206,17 +223,27 @@ def _build_bytes(machine: Machine, parts: dict[str, int]) -> int:
 
 def cheaper(sizes: ModelSizes, machine: Machine, options: PlanOptions, than: Fit) -> Iterator[Fit]:
     """Other ways of storing the model that need less, the mildest first."""
-    for dtype in machine.target.dtypes:
+    for export in _other_exports(machine.target, options.export, than.dtype):
+        try:
+            found = fit(sizes, machine, replace(options, export=export))
+        except UnsupportedModel:
+            continue
+        if found.needs.total < than.needs.total:
+            yield found
+
+
+def _other_exports(target: Target, export: ExportConfig, dtype: str) -> Iterator[ExportConfig]:
+    """dtype: of what does not fit, beside which alone packed experts are looked at."""
+    if len(target.dense_formats) > 1:
+        blank = replace(export, dtype=None, experts=None, dense=None, vision=None, group_size=None, zero_points=False)
+        for word in WORDS:
+            if with_mix(target, replace(blank, weights=word)).experts in target.expert_formats:
+                yield replace(blank, weights=word)
+        return
+    for other in target.dtypes:
         for experts in FORMATS:
-            if experts not in machine.target.expert_formats or (experts != "float" and dtype != than.dtype):
-                continue
-            export = replace(options.export, dtype=dtype, experts=experts, zero_points=False)
-            try:
-                found = fit(sizes, machine, replace(options, export=export))
-            except UnsupportedModel:
-                continue
-            if found.needs.total < than.needs.total:
-                yield found
+            if experts in target.expert_formats and (experts == "float" or other == dtype):
+                yield replace(export, dtype=other, experts=experts, zero_points=False)
 
 
 def larger_machine(machine: Machine, needed: int) -> str | None:

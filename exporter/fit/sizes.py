@@ -15,8 +15,9 @@ from fastmmoe.exporter.checkpoint.files import CONFIG_FILE, check_directory, par
 from fastmmoe.exporter.checkpoint.side_files import SideFiles
 from fastmmoe.exporter.checkpoint.tokenizer_files import TOKENIZER
 from fastmmoe.exporter.config import DEMO, checkpoint_directory
-from fastmmoe.exporter.manifest import experts_info, language_model_info, vision_info
+from fastmmoe.exporter.manifest import experts_info, language_model_info, linears_info, vision_info
 from fastmmoe.exporter.models.configs import ModelConfig, config_of
+from fastmmoe.exporter.ops.linear.packing import LinearPackings
 from fastmmoe.exporter.ops.quantise import Packing
 from fastmmoe.exporter.pruning.settings import Layers, PolicyOptions, resolve_policy
 from fastmmoe.exporter.targets import activation_dtype
@@ -55,7 +56,9 @@ class ModelSizes:
     policy: Policy
     parameters: dict[str, int]
 
-    def manifest(self, target: Target, dtype: str, cache_dtype: str, packing: Packing | None) -> bundle.Manifest:
+    def manifest(
+        self, target: Target, dtype: str, cache_dtype: str, packing: Packing | None, linears: LinearPackings
+    ) -> bundle.Manifest:
         """The manifest that an export would write, without files."""
         return bundle.Manifest(
             format=bundle.FORMAT,
@@ -69,6 +72,7 @@ class ModelSizes:
             activation_dtype=cast(bundle.ElementType, activation_dtype(target, dtype)),
             cache_dtype=cast(bundle.ElementType, cache_dtype),
             experts=experts_info(packing, {}),
+            linears=linears_info(linears),
             ops={},
             portable=target.is_portable,
             policy=self.policy,

@@ -60,6 +60,8 @@ def verdict(report: Report) -> str:
 
 def setting(other: Fit, wanted: Fit) -> str:
     """The options by which one way of storing a model differs from another."""
+    if other.weights is not None:
+        return f"--weights {other.weights}"
     dtype = [] if other.dtype == wanted.dtype else [f"--dtype {other.dtype}"]
     experts = [] if other.experts == wanted.experts else [f"--experts {other.experts}"]
     return " ".join(dtype + experts)
@@ -70,7 +72,7 @@ def describe(report: Report) -> Iterator[str]:
     sizes, machine, found, limits = report.sizes, report.machine, report.fit, report.fit.limits
     count = sum(sizes.parameters.values())
     yield f"{sizes.name}, {number(count / 1e9)} G parameters"
-    yield f"on {machine.name} ({machine.target.name}), dtype {found.dtype}, experts {found.experts}"
+    yield f"on {machine.name} ({machine.target.name}), dtype {found.dtype}, {', '.join(_formats(found))}"
     text = limits.max_tokens - limits.max_visual
     yield (
         f"prompt of {limits.max_tiles} tiles, {limits.max_visual:,} visual and {text:,} text tokens; "
@@ -86,6 +88,14 @@ def describe(report: Report) -> Iterator[str]:
     yield verdict(report)
     if report.larger is not None:
         yield f"the smallest machine that has room for it as it is: --target {report.larger}"
+
+
+def _formats(found: Fit) -> Iterator[str]:
+    """Those of experts, and of what else is packed."""
+    for part in ("experts", "dense", "vision"):
+        given = getattr(found.export, part)
+        if part == "experts" or given != "float":
+            yield f"{part} {given}"
 
 
 def _memory_lines(report: Report) -> Iterator[str]:
@@ -154,7 +164,7 @@ def as_json(report: Report) -> dict[str, Any]:
         "machine": machine.name,
         "dtype": found.dtype,
         "cache_dtype": found.manifest.cache_dtype,
-        "experts": found.experts,
+        **_formats_of(found),
         "limits": {name: getattr(found.limits, name) for name in found.limits.__struct_fields__},
         "parameters": sizes.parameters,
         "memory": {
@@ -178,11 +188,16 @@ def as_json(report: Report) -> dict[str, Any]:
         "fits": found.fits,
         "verdict": verdict(report),
         "others": [
-            {"dtype": o.dtype, "experts": o.experts, "total": o.needs.total, "spare": o.spare, "fits": o.fits}
+            {"dtype": o.dtype, **_formats_of(o), "total": o.needs.total, "spare": o.spare, "fits": o.fits}
             for o in report.others
         ],
         "larger_machine": report.larger,
     }
+
+
+def _formats_of(found: Fit) -> dict[str, str | None]:
+    export = found.export
+    return {"weights": found.weights, "experts": export.experts, "dense": export.dense, "vision": export.vision}
 
 
 def _row_dict(times: Times, row: Row) -> dict[str, Any]:

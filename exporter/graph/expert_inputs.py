@@ -13,7 +13,7 @@ from typing import cast
 import onnx_ir as ir
 
 from fastmmoe.exporter.ops import SPARSE_MOE
-from fastmmoe.runtime.bundle.manifest import ExpertDtype, ExpertTensor
+from fastmmoe.runtime.bundle.storage import ExpertDtype, ExpertTensor
 
 PARTS = ("gate_up", "down", "gate_up_scale", "down_scale", "gate_up_zero", "down_zero")
 """The inputs of FmmSparseMoE that are large: a matrix, or its scales and zeros, for each expert."""

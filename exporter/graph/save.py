@@ -12,6 +12,7 @@ import onnx_ir as ir
 from fastmmoe.exporter.checkpoint.open_file import write_all
 from fastmmoe.exporter.checkpoint.regions import one_thread
 from fastmmoe.exporter.graph.pack_experts import PackedTensor
+from fastmmoe.exporter.graph.pack_linears import PackedLinearTensor
 from fastmmoe.exporter.graph.weights import ParameterTensor
 from fastmmoe.exporter.journal import Journal, Piece
 from fastmmoe.exporter.progress import Progress
@@ -29,7 +30,8 @@ def save_graph(
     """Write a graph beside the file of its weights; the model stays what it is.
 
     Args:
-        model: its initializers that stand for parameters have tensors of `parameter_tensor` or `PackedTensor`.
+        model: its initializers that stand for parameters have tensors of `parameter_tensor`, `PackedTensor` or
+            `PackedLinearTensor`.
         path, weights: in one directory.
         stream: writes the parameters.
         journal: what an earlier export wrote of the weights, which is not written again; None = nothing.
@@ -107,7 +109,7 @@ def _write_tensor(
 ) -> None:
     if isinstance(tensor, ParameterTensor):
         stream.write(tensor.parameter, tensor.order, file, at, report)
-    elif isinstance(tensor, PackedTensor):
+    elif isinstance(tensor, (PackedTensor, PackedLinearTensor)):
         tensor.write(file, at, report)
     else:
         write_all(file, memoryview(tensor.tobytes()), at)

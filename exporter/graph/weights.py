@@ -73,6 +73,13 @@ def parameter_tensor(
     return ParameterTensor(name, dtype, shape, load, order)
 
 
+def as_tensor(values: np.ndarray) -> torch.Tensor:
+    """The inverse of `as_array`, of an array that is contiguous."""
+    if values.dtype == "bfloat16":
+        return torch.from_numpy(values.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(values)
+
+
 def as_array(tensor: torch.Tensor) -> np.ndarray:
     """A CPU tensor as an array that shares its memory; bfloat16 included, which NumPy itself lacks."""
     if tensor.dtype == torch.bfloat16:

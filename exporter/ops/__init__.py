@@ -4,6 +4,8 @@
 from fastmmoe.exporter.ops.attention.contract import ATTENTION
 from fastmmoe.exporter.ops.attention.reference import attention_reference
 from fastmmoe.exporter.ops.contract import DOMAIN, Attribute, OpSpec, Tensor
+from fastmmoe.exporter.ops.linear.contract import LINEAR
+from fastmmoe.exporter.ops.linear.reference import linear_reference
 from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE
 from fastmmoe.exporter.ops.sparse_moe.reference import sparse_moe_reference
 from fastmmoe.exporter.ops.token_prune.contract import TOKEN_PRUNE
@@ -14,12 +16,13 @@ from fastmmoe.exporter.ops.vision_attention.reference import vision_attention_re
 ENGINE_OPS: tuple[OpSpec, ...] = (SPARSE_MOE, TOKEN_PRUNE, ATTENTION)
 """Those that GPUs run, too."""
 
-OPS: tuple[OpSpec, ...] = (*ENGINE_OPS, VISION_ATTENTION)
+OPS: tuple[OpSpec, ...] = (*ENGINE_OPS, VISION_ATTENTION, LINEAR)
 
 __all__ = [
     "ATTENTION",
     "DOMAIN",
     "ENGINE_OPS",
+    "LINEAR",
     "OPS",
     "SPARSE_MOE",
     "TOKEN_PRUNE",
@@ -28,6 +31,7 @@ __all__ = [
     "OpSpec",
     "Tensor",
     "attention_reference",
+    "linear_reference",
     "sparse_moe_reference",
     "token_prune_reference",
     "vision_attention_reference",

@@ -147,7 +147,7 @@ class Constant:
 
     name: str
     value: float
-    kind: Literal["float", "double"]
+    kind: Literal["float", "double", "int64_t"]
     doc: str
 
 
@@ -210,9 +210,9 @@ class OpSpec:
             raise ValueError(f"{self.name}: {wrong}")
 
     def wrong_size(self, letter: str, size: int) -> str | None:
-        """What is wrong with the size of a dimension, or None."""
-        limits = next(limits for limits in self.sizes if limits.letter == letter)
-        if limits.least <= size <= limits.greatest:
+        """What is wrong with the size of a dimension, or None; of a letter that attributes alone give nothing is."""
+        limits = next((limits for limits in self.sizes if limits.letter == letter), None)
+        if limits is None or limits.least <= size <= limits.greatest:
             return None
         return f"{letter} is {size}, expected {limits.least} to {limits.greatest}"
 

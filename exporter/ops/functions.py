@@ -14,6 +14,8 @@ from fastmmoe.exporter.ops.attention.contract import ATTENTION
 from fastmmoe.exporter.ops.attention.function import build_attention
 from fastmmoe.exporter.ops.building import value
 from fastmmoe.exporter.ops.contract import DOMAIN, OpSpec
+from fastmmoe.exporter.ops.linear.contract import LINEAR
+from fastmmoe.exporter.ops.linear.function import build_linear
 from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE
 from fastmmoe.exporter.ops.sparse_moe.function import build_sparse_moe
 from fastmmoe.exporter.ops.token_prune.contract import TOKEN_PRUNE
@@ -29,6 +31,7 @@ _BODIES: dict[str, Callable[..., Any]] = {
     TOKEN_PRUNE.name: build_token_prune,
     ATTENTION.name: build_attention,
     VISION_ATTENTION.name: build_vision_attention,
+    LINEAR.name: build_linear,
 }
 _ELEMENT_TYPES = {
     "float": ir.DataType.FLOAT,

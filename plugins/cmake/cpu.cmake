@@ -18,11 +18,13 @@ add_library(fastmmoe_ort SHARED
   onnxruntime/glue.cpp
   onnxruntime/infer.cpp
   onnxruntime/library_ops.cpp
+  onnxruntime/linear_op.cpp
   onnxruntime/older_library.cpp
   onnxruntime/register.cpp
   onnxruntime/sparse_moe_op.cpp
   onnxruntime/token_prune_op.cpp
   onnxruntime/vision_attention_op.cpp
+  linear/cpu/kernel.cpp
   sparse_moe/cpu/dequantise.cpp
   sparse_moe/cpu/gemm.cpp
   sparse_moe/cpu/kernel.cpp

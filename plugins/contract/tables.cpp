@@ -122,7 +122,28 @@ const OpContract& vision_attention::contract() {
   return contract;
 }
 
-std::vector<const OpContract*> all_contracts() { return {&sparse_moe::contract(), &token_prune::contract(), &attention::contract(), &vision_attention::contract()}; }
+const OpContract& linear::contract() {
+  static const OpContract contract{"FmmLinear", 1,
+    {{"x", {{"T", 0, {{1, 'T'}}, 0}, {"K", 0, {{1, 'K'}}, 0}}, {ElementType::kFloat}, 0, kAlways, {}, false, kNoAlias, {}},
+     {"weight", {{"N", 0, {{1, 'N'}}, 0}, {"K", 0, {{1, 'K'}}, 0}}, {ElementType::kFloat, ElementType::kBfloat16}, 'W', 2, {0}, false, kNoAlias, {}},
+     {"weight_tiles", {{"N/o", 0, {{1, 'N'}}, 'o'}, {"K/p", 0, {{1, 'K'}}, 'p'}, {"o", 0, {{1, 'o'}}, 0}, {"c", 0, {{1, 'c'}}, 0}}, {ElementType::kBfloat16, ElementType::kInt8}, 'Q', 2, {1}, false, kNoAlias, {}},
+     {"bias", {{"N", 0, {{1, 'N'}}, 0}}, {ElementType::kFloat}, 0, 5, {1}, false, kNoAlias, {}},
+     {"scale", {{"N/o", 0, {{1, 'N'}}, 'o'}, {"K/g", 0, {{1, 'K'}}, 'g'}, {"o", 0, {{1, 'o'}}, 0}}, {ElementType::kFloat16}, 0, 1, {1, 2}, false, kNoAlias, {}},
+     {"zero", {{"N/o", 0, {{1, 'N'}}, 'o'}, {"K/g", 0, {{1, 'K'}}, 'g'}, {"o", 0, {{1, 'o'}}, 0}}, {ElementType::kInt8}, 0, 4, {1}, false, kNoAlias, {}}},
+    {{"y", {{"T", 0, {{1, 'T'}}, 0}, {"N", 0, {{1, 'N'}}, 0}}, {ElementType::kFloat}, 0, kAlways, {}, false, kNoAlias, {}}},
+    {{"out_features", AttributeKind::kInt, {}, {}, true, 1, 1048576},
+     {"weight_format", AttributeKind::kString, {"float", "int8", "int4"}, {}, false, 0, 0},
+     {"weight_layout", AttributeKind::kString, {"logical", "tiles"}, {}, false, 0, 0},
+     {"group_size", AttributeKind::kInt, {}, {0, 32, 64, 128}, false, 0, 0},
+     {"zero_points", AttributeKind::kInt, {}, {0, 1}, false, 0, 0},
+     {"has_bias", AttributeKind::kInt, {}, {0, 1}, false, 0, 0}},
+    {{'T', 0, 16777216},
+     {'K', 1, 1048576},
+     {'N', 1, 1048576}}};
+  return contract;
+}
+
+std::vector<const OpContract*> all_contracts() { return {&sparse_moe::contract(), &token_prune::contract(), &attention::contract(), &vision_attention::contract(), &linear::contract()}; }
 
 }  // namespace fastmmoe
 // clang-format on

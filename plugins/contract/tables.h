@@ -4,6 +4,7 @@
 
 #include "attention/contract.h"
 #include "contract/contract.h"
+#include "linear/contract.h"
 #include "sparse_moe/contract.h"
 #include "token_prune/contract.h"
 #include "vision_attention/contract.h"
@@ -46,6 +47,15 @@ enum Attribute : size_t { kScale, kCompute };
 inline Compute compute_of(const NodeAttributes& node) { return static_cast<Compute>(node.integer(kCompute)); }
 const OpContract& contract();
 }  // namespace vision_attention
+
+namespace linear {
+enum Input : size_t { kX, kWeight, kWeightTiles, kBias, kScale, kZero };
+enum Output : size_t { kY };
+enum Attribute : size_t { kOutFeatures, kWeightFormat, kWeightLayout, kGroupSize, kZeroPoints, kHasBias };
+inline WeightFormat weight_format_of(const NodeAttributes& node) { return static_cast<WeightFormat>(node.integer(kWeightFormat)); }
+inline WeightLayout weight_layout_of(const NodeAttributes& node) { return static_cast<WeightLayout>(node.integer(kWeightLayout)); }
+const OpContract& contract();
+}  // namespace linear
 
 }  // namespace fastmmoe
 // clang-format on

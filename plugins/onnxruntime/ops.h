@@ -13,6 +13,7 @@ std::vector<const OrtCustomOp*> sparse_moe_ops(bool is_exact);
 std::vector<const OrtCustomOp*> token_prune_ops();
 std::vector<const OrtCustomOp*> attention_ops();
 std::vector<const OrtCustomOp*> vision_attention_ops();
+std::vector<const OrtCustomOp*> linear_ops(bool is_exact);
 
 /// All that a library has.
 std::vector<const OrtCustomOp*> library_ops(bool is_exact);

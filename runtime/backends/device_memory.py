@@ -18,7 +18,7 @@ import numpy as np
 from fastmmoe.runtime.backends.distribution import check_onnxruntime
 from fastmmoe.runtime.backends.elements import BFLOAT16
 from fastmmoe.runtime.backends.expert_file import read_experts, window_size
-from fastmmoe.runtime.bundle.manifest import ExpertTensor
+from fastmmoe.runtime.bundle.storage import ExpertTensor
 from fastmmoe.runtime.types import Array
 
 check_onnxruntime()

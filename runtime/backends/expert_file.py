@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 
-from fastmmoe.runtime.bundle.manifest import ExpertTensor
+from fastmmoe.runtime.bundle.storage import ExpertTensor
 from fastmmoe.runtime.errors import BundleMismatch
 from fastmmoe.runtime.types import Array
 

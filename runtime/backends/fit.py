@@ -14,6 +14,7 @@ from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.bundle.manifest import MANIFEST, LanguageModelInfo, Manifest, weights_file
 from fastmmoe.runtime.bundle.onnx_file import Operator, read_operators, weight_files
 from fastmmoe.runtime.bundle.signatures import Signature, Tensor, layer_groups
+from fastmmoe.runtime.bundle.storage import LinearInfo
 from fastmmoe.runtime.errors import BundleMismatch
 from fastmmoe.runtime.method.policy import Policy
 
@@ -61,15 +62,10 @@ def check_weight_files(path: Path, graph: str, manifest: Manifest) -> None:
 
 def check_operators(path: Path, manifest: Manifest) -> None:
     """Raise BundleMismatch where the operators in a language model's file compute otherwise than the manifest says."""
-    info, policy = manifest.language_model, manifest.policy
-    try:
-        operators = read_operators(path)
-    except ValueError as error:
-        raise BundleMismatch(f"{error}; copy the whole bundle or export again") from error
-    by_kind: dict[str, list[Operator]] = {}
-    for operator in operators:
-        # In a portable graph nodes of other attributes call a function of another name: FmmAttention_2.
-        by_kind.setdefault(operator.kind.partition("_")[0], []).append(operator)
+    info, policy, by_kind = manifest.language_model, manifest.policy, _operators(path)
+    for operator in by_kind.get("FmmLinear", []):
+        is_head = "lm_head/" in operator.name
+        _check_linear(path, operator, manifest.linears.head if is_head else manifest.linears.dense)
     for operator in by_kind.get("FmmTokenPrune", []):
         _check_attributes(path, operator, {"window": policy.window, "merge": policy.merge})
     experts = dict.fromkeys(info.moe_layers, _expert_attributes(manifest))
@@ -78,6 +74,33 @@ def check_operators(path: Path, manifest: Manifest) -> None:
     _check_layers(path, "attention", attention, {i: layer.attributes for i, layer in enumerate(layers)})
     for operator, layer in zip(attention, layers, strict=True):
         _check_caches(path, operator, layer)
+
+
+def check_linears(path: Path, manifest: Manifest) -> None:
+    """Raise BundleMismatch where the linear layers of a vision tower's file are stored otherwise than it says."""
+    for operator in _operators(path).get("FmmLinear", []):
+        _check_linear(path, operator, manifest.linears.vision)
+
+
+def _operators(path: Path) -> dict[str, list[Operator]]:
+    """The operators in a file, by kind."""
+    try:
+        operators = read_operators(path)
+    except ValueError as error:
+        raise BundleMismatch(f"{error}; copy the whole bundle or export again") from error
+    by_kind: dict[str, list[Operator]] = {}
+    for operator in operators:
+        # In a portable graph nodes of other attributes call a function of another name: FmmAttention_2.
+        by_kind.setdefault(operator.kind.partition("_")[0], []).append(operator)
+    return by_kind
+
+
+def _check_linear(path: Path, operator: Operator, linears: LinearInfo) -> None:
+    weight_format = "float" if linears.weight_format == "bf16" else linears.weight_format
+    expected = {"weight_format": weight_format, "weight_layout": "tiles"}
+    _check_attributes(
+        path, operator, expected | {"group_size": linears.group_size, "zero_points": int(linears.zero_points)}
+    )
 
 
 def _expert_attributes(manifest: Manifest) -> Attributes:

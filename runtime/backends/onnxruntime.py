@@ -19,7 +19,7 @@ import numpy as np
 from fastmmoe.runtime.backends.base import CLOSED, Features, Feeds, Observed, OfManifest, place_features
 from fastmmoe.runtime.backends.device_memory import ort_value
 from fastmmoe.runtime.backends.distribution import check_onnxruntime
-from fastmmoe.runtime.backends.fit import check_fit, check_operators, check_weight_files
+from fastmmoe.runtime.backends.fit import check_fit, check_linears, check_operators, check_weight_files
 from fastmmoe.runtime.backends.native import register_native_ops
 from fastmmoe.runtime.backends.node_times import Call, read_trace
 from fastmmoe.runtime.backends.settings import CPU, DEFAULTS, Settings
@@ -212,7 +212,7 @@ class OnnxRuntime(OfManifest):
 
     def _load(self, graph: str, observed: Observed | None) -> ort.InferenceSession:
         manifest, is_portable = self.manifest, self._settings.portable
-        path = self._directory / graph_file(graph, portable=is_portable)
+        path = self._directory / graph_file(graph, portable=is_portable and graph in manifest.operator_graphs)
         options = self._session_options(graph)
         check_weight_files(path, graph, manifest)
         model: str | bytes = str(path)
@@ -233,6 +233,8 @@ class OnnxRuntime(OfManifest):
             check_fit(path, session, signatures.signatures(manifest)[graph])
         if graph == "language_model":
             check_operators(path, manifest)
+        elif graph in manifest.operator_graphs:
+            check_linears(path, manifest)
         return session
 
     def _session_options(self, graph: str) -> ort.SessionOptions:
@@ -243,7 +245,7 @@ class OnnxRuntime(OfManifest):
         options.log_severity_level = 4
         if settings.profile:
             options.enable_profiling, options.profile_file_prefix = True, str(Path(self._traces.name) / graph)
-        if graph == "language_model" and not settings.portable:
+        if graph in self.manifest.operator_graphs and not settings.portable:
             self._register(options)
         return options
 

@@ -11,12 +11,12 @@ from fastmmoe.runtime.bundle.manifest import (
     GRAPHS,
     PLUGIN,
     TOKENIZER,
-    ExpertsInfo,
     LanguageModelInfo,
     Manifest,
     graph_file,
     weights_file,
 )
+from fastmmoe.runtime.bundle.storage import ExpertsInfo, LinearInfo, LinearsInfo
 from fastmmoe.runtime.method.policy import ALL, FASTMMOE, FASTV, METHODS, RANDOM, SPARSEVLM, UNMODIFIED, Policy
 from fastmmoe.runtime.request.config import ProcessorConfig
 from fastmmoe.runtime.request.family import family_of, processor_tag
@@ -29,15 +29,19 @@ def contradictions(manifest: Manifest) -> Iterator[str]:
     yield from _of_processor(manifest.processor, manifest)
     yield from _of_caches(manifest)
     yield from _of_experts(manifest.experts)
+    for part in LinearsInfo.__struct_fields__:
+        yield from _of_linears(part, getattr(manifest.linears, part))
     yield from _of_files(manifest)
     yield from _of_expert_inputs(manifest)
 
 
-def custom_operators(policy: Policy) -> set[str]:
-    """The operators of our own in a language model with these prune sites."""
+def custom_operators(policy: Policy, linears: LinearsInfo) -> set[str]:
+    """The operators of our own in graphs with these prune sites and linear layers."""
     # sparsevlm alone prunes by standard operators.
     has_token_prune = any(site.methods != (SPARSEVLM,) for site in policy.sites)
-    return {"FmmAttention", "FmmSparseMoE"} | ({"FmmTokenPrune"} if has_token_prune else set())
+    has_linear = any(one.weight_format != "float" for one in (linears.dense, linears.head, linears.vision))
+    some = {"FmmTokenPrune": has_token_prune, "FmmLinear": has_linear}
+    return {"FmmAttention", "FmmSparseMoE", *(name for name, is_there in some.items() if is_there)}
 
 
 def cache_dtypes(activation_dtype: str) -> tuple[str, ...]:
@@ -167,9 +171,21 @@ def _of_experts(experts: ExpertsInfo) -> Iterator[str]:
         )
 
 
+def _of_linears(part: str, linears: LinearInfo) -> Iterator[str]:
+    is_integer = linears.weight_format in ("int8", "int4")
+    if is_integer != (linears.group_size > 0) or (linears.zero_points and not is_integer):
+        yield (
+            f"linears.{part} are {linears.weight_format} with group_size {linears.group_size} and zero_points "
+            f"{linears.zero_points}: expected a group_size and zero points with int8 and int4 alone"
+        )
+
+
 def _of_files(manifest: Manifest) -> Iterator[str]:
     required = {graph_file(graph) for graph in GRAPHS}
-    allowed = {PLUGIN: manifest.plugin is not None, graph_file(GRAPHS[-1], portable=True): manifest.portable}
+    allowed = {PLUGIN: manifest.plugin is not None}
+    allowed |= {
+        graph_file(graph, portable=True): manifest.portable and graph in manifest.operator_graphs for graph in GRAPHS
+    }
     has_tokenizer = family_of(manifest.processor).has_tokenizer(manifest.processor)
     if has_tokenizer is not None:
         allowed[TOKENIZER] = has_tokenizer
@@ -179,10 +195,10 @@ def _of_files(manifest: Manifest) -> Iterator[str]:
         yield f"files does not have {_list(missing)}, which a bundle like this one consists of"
     unexpected = sorted(name for name, is_there in allowed.items() if not is_there and name in manifest.files)
     if unexpected:
-        yield f"files has {_list(unexpected)}, which plugin, portable and image_token_id say is not there"
-    operators = custom_operators(manifest.policy)
+        yield f"files has {_list(unexpected)}, which plugin, portable, linears and image_token_id say is not there"
+    operators = custom_operators(manifest.policy, manifest.linears)
     if manifest.ops.keys() != operators:
-        yield f"ops has {_list(manifest.ops) or 'none'}: expected {_list(sorted(operators))} for the policy"
+        yield f"ops has {_list(manifest.ops) or 'none'}: expected {_list(sorted(operators))} for the policy and linears"
 
 
 def _list(values: object) -> str:

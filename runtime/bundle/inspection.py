@@ -18,6 +18,7 @@ from fastmmoe.runtime.bundle.manifest import (
     read_engines,
 )
 from fastmmoe.runtime.bundle.onnx_file import read_weights
+from fastmmoe.runtime.bundle.storage import LinearsInfo
 from fastmmoe.runtime.errors import BundleMismatch, without_breaks
 
 MOST_VALUES = 1 << 50
@@ -50,6 +51,7 @@ def inspect_bundle(directory: Path) -> dict[str, Any]:
         "activation_dtype": manifest.activation_dtype,
         "cache_dtype": manifest.cache_dtype,
         "experts": _plain(manifest.experts),
+        "linears": _plain(manifest.linears),
         "ops": manifest.ops,
         "portable": manifest.portable,
         "plugin": _plain(manifest.plugin),
@@ -96,6 +98,7 @@ def _rows(manifest: Manifest, found: dict[str, Any]) -> Iterator[tuple[str, str]
     yield "checkpoint", manifest.checkpoint_identity
     yield "exported", f"by fastmmoe {manifest.fastmmoe_version}, bundle format {manifest.format}"
     packed = "" if experts.weight_format == "float" else f", experts {experts.weight_format} by {experts.group_size}"
+    packed += "".join(f", {part} {text}" for part, text in _linears(manifest.linears) if text != "float")
     types = f"activations {manifest.activation_dtype}, caches {manifest.cache_dtype}"
     yield "target", f"{manifest.target}, dtype {manifest.dtype}{packed}, {types}"
     yield "layers", f"{info.layers}, {len(info.moe_layers)} with experts: {info.num_experts}, {info.top_k} a token"
@@ -114,6 +117,12 @@ def _rows(manifest: Manifest, found: dict[str, Any]) -> Iterator[tuple[str, str]
     engines = found["engines"]
     if engines is not None:
         yield "engines", f"{engines['module']} {engines['tensorrt_version']}: {', '.join(engines['files'])}"
+
+
+def _linears(linears: LinearsInfo) -> Iterator[tuple[str, str]]:
+    for part in linears.__struct_fields__:
+        of_part = getattr(linears, part)
+        yield part, of_part.weight_format + (f" by {of_part.group_size}" if of_part.group_size else "")
 
 
 def _stored_values(path: Path) -> int:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import os
 import shlex
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from fastmmoe import __version__
+from fastmmoe.runtime.bundle.storage import ExpertsInfo, LinearsInfo
 from fastmmoe.runtime.errors import BundleMismatch
 from fastmmoe.runtime.files import scratch_name
 from fastmmoe.runtime.method.policy import Policy
@@ -35,7 +35,7 @@ from fastmmoe.runtime.ranges import (
 from fastmmoe.runtime.request.config import FamilyName, ProcessorConfig
 from fastmmoe.runtime.strict_json import describe_value, parse_strictly
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 PLUGIN = "libfastmmoe_trt.so"
@@ -49,7 +49,6 @@ EXPORT_AGAIN = "export again"
 LayerIndices: TypeAlias = Annotated[tuple[LayerIndex, ...], Meta(max_length=1024)]
 Dtype: TypeAlias = Literal["fp32", "fp16", "bf16"]
 ElementType: TypeAlias = Literal["float32", "float16", "bfloat16"]
-ExpertDtype: TypeAlias = Literal["float32", "float16", "bfloat16", "int8"]
 
 
 class FileEntry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -112,32 +111,6 @@ class PluginInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     architecture: str
 
 
-class ExpertTensor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An input of the language model's engine: where its values are in the graph's file of weights, in bytes."""
-
-    dtype: ExpertDtype
-    shape: Annotated[tuple[Width, ...], Meta(min_length=3, max_length=3)]
-    offset: Count
-
-    @property
-    def bytes(self) -> int:
-        """Of all values."""
-        return math.prod(self.shape) * {"float32": 4, "int8": 1}.get(self.dtype, 2)
-
-
-class ExpertsInfo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Storage of the routed experts' weights, as in FmmSparseMoE's contract; group_size 0 with float.
-
-    Attributes:
-        inputs: for engines the weights are inputs of the language model, by name; else they are in its graph.
-    """
-
-    weight_format: Literal["float", "int8", "int4", "fp8"]
-    group_size: OptionalWidth
-    zero_points: bool
-    inputs: dict[str, ExpertTensor] = {}
-
-
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """manifest.json. Every other file of the bundle is listed in `files`.
 
@@ -151,6 +124,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         activation_dtype: element type at the graphs' boundaries, caches excepted.
         cache_dtype: element type of the key-value caches.
         experts: how the routed experts are stored; float = as dtype says.
+        linears: how linear layers are stored.
         ops: version of each custom operator in the graphs.
         portable: whether *.portable.onnx (operators with function bodies) are there.
         plugin: what PLUGIN is; None on targets without TensorRT.
@@ -167,6 +141,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     activation_dtype: ElementType
     cache_dtype: ElementType
     experts: ExpertsInfo
+    linears: LinearsInfo
     ops: dict[str, Version]
     portable: bool
     plugin: PluginInfo | None = None
@@ -176,6 +151,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     language_model: LanguageModelInfo
     files: dict[str, FileEntry]
     sha256: str = ""
+
+    @property
+    def operator_graphs(self) -> tuple[str, ...]:
+        """The graphs with operators of our own, each of which may have a portable variant."""
+        return ("language_model",) if self.linears.vision.weight_format == "float" else ("vision", "language_model")
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -226,8 +206,8 @@ def engine_file(graph: str) -> str:
 
 
 def graph_file(graph: str, *, portable: bool = False) -> str:
-    """File name of a graph; only the language model has custom operators and so a portable variant."""
-    return f"{graph}.portable.onnx" if portable and graph == "language_model" else f"{graph}.onnx"
+    """File name of a graph, or of its portable variant (see `Manifest.operator_graphs`)."""
+    return f"{graph}.portable.onnx" if portable else f"{graph}.onnx"
 
 
 def weights_file(graph: str) -> str:

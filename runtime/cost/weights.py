@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from fastmmoe.runtime.backends.elements import item_size
-from fastmmoe.runtime.bundle.manifest import ExpertsInfo, LanguageModelInfo, Manifest, VisionInfo
+from fastmmoe.runtime.bundle.manifest import LanguageModelInfo, Manifest, VisionInfo
+from fastmmoe.runtime.bundle.storage import ExpertsInfo, LinearInfo
 
 EXPERTS = "routed_experts"
 FLOAT32_PARTS = ("router", "rotary")
@@ -16,6 +17,10 @@ GRAPH_OF = {"vision": "vision", "embedding": "embedding"}
 STORED = {"fp32": 4, "fp16": 2, "bf16": 2}
 """Bytes of an expert's weight that is not packed, by the bundle's dtype."""
 SCALE_BYTES, ZERO_BYTES = 2, 1
+LINEARS_OF = {"vision": "vision", "head": "head"}
+"""Part -> the linear layers of the manifest that it has; all others have the dense ones."""
+PANEL, WORD_BYTES, WORD_COLUMNS = 16, 4, {"bf16": 2, "int8": 4, "int4": 8}
+"""Of weights in tile order (exporter/ops/tiles.py): outputs of a panel, bytes and columns of a word."""
 
 
 def projection_weights(info: LanguageModelInfo) -> int:
@@ -68,8 +73,52 @@ def weights_bytes(manifest: Manifest, counts: Mapping[str, int]) -> dict[str, in
     """Bytes of these parameters as a bundle stores them, by part."""
     of_activations = item_size(manifest.activation_dtype)
     found = {part: count * (4 if part in FLOAT32_PARTS else of_activations) for part, count in counts.items()}
+    for part, rows, columns, count in linear_layers(manifest.language_model, manifest.vision):
+        stored = getattr(manifest.linears, LINEARS_OF.get(part, "dense"))
+        if stored.weight_format != "float":
+            found[part] += count * (linear_bytes(rows, columns, stored) - rows * columns * of_activations)
     moe = len(manifest.language_model.moe_layers)
     return found | {EXPERTS: moe * layer_expert_bytes(manifest.language_model, manifest.experts, manifest.dtype)}
+
+
+def linear_layers(info: LanguageModelInfo, vision: VisionInfo) -> Iterator[tuple[str, int, int, int]]:
+    """Part, outputs, columns and number of the linear layers of one size; latent attention's own matrices are none."""
+    H, moe = info.hidden_size, len(info.moe_layers)
+    keys = (
+        (info.kv_lora_rank + info.rope_dim,)
+        if info.kv_lora_rank
+        else (
+            info.kv_heads * info.query_key_dim,
+            info.kv_heads * info.value_dim,
+        )
+    )
+    for rows in (info.heads * info.query_key_dim, *keys):
+        yield "attention", rows, H, info.layers
+    yield "attention", H, info.heads * info.value_dim, info.layers
+    for part, width, layers in (
+        ("dense", info.dense_intermediate_size, info.layers - moe),
+        ("shared_experts", info.shared_intermediate_size, moe),
+    ):
+        if width and layers:
+            yield part, width, H, 2 * layers
+            yield part, H, width, layers
+    yield "head", info.vocab_size, H, 1
+    width = vision.width
+    for rows, columns in ((3 * width, width), (width, width), (vision.mlp_width, width), (width, vision.mlp_width)):
+        yield "vision", rows, columns, vision.layers
+    yield "vision", H, vision.projector_inputs, 1
+    yield "vision", H, H, 1
+
+
+def linear_bytes(rows: int, columns: int, stored: LinearInfo) -> int:
+    """Bytes of the weights of a packed linear layer, with what fills up its panels and words."""
+    word = WORD_COLUMNS[stored.weight_format]
+    outputs = -(-rows // PANEL) * PANEL
+    total = outputs * -(-columns // word) * WORD_BYTES
+    if stored.group_size:
+        of_group = SCALE_BYTES + (ZERO_BYTES if stored.zero_points else 0)
+        total += outputs * -(-columns // stored.group_size) * of_group
+    return total
 
 
 def layer_expert_bytes(info: LanguageModelInfo, experts: ExpertsInfo, dtype: str) -> int:

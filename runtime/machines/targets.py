@@ -82,6 +82,7 @@ class Target:
         activation_dtypes: for each of them the element type of graph boundaries and of every weight but the experts';
             ONNX Runtime's CPU provider computes no 16-bit floats, so there a 16-bit dtype stores expert weights only.
         expert_formats: legal formats of the routed experts' weights.
+        dense_formats, vision_formats: those of the linear layers of the language model and of the vision tower.
         kernels: their limits; None = those of the operators' contract alone.
         opsets: for each of the dtypes the version of the graphs' standard operators; what reads them must know it.
         is_portable: bundles hold the variant whose operators have function bodies.
@@ -96,6 +97,8 @@ class Target:
     dtypes: tuple[str, ...]
     activation_dtypes: tuple[str, ...]
     expert_formats: tuple[str, ...]
+    dense_formats: tuple[str, ...]
+    vision_formats: tuple[str, ...]
     kernels: KernelLimits | None
     opsets: tuple[int, ...]
     is_portable: bool
@@ -171,6 +174,8 @@ _with_engines = functools.partial(
     dtypes=("fp16", "bf16"),
     activation_dtypes=("float16", "bfloat16"),
     expert_formats=("float", "int8", "int4", "fp8"),
+    dense_formats=("float",),
+    vision_formats=("float",),
     kernels=CUDA_KERNELS,
     # The parser of TensorRT 10.3 (JetPack 6.2) reads none after 20: norms and the tower's attention are spelled out.
     # There is no Conv of bfloat16 before 22.
@@ -225,6 +230,8 @@ _ENTRIES = (
         dtypes=("fp32", "fp16", "bf16"),
         activation_dtypes=("float32", "float32", "float32"),
         expert_formats=("float",),
+        dense_formats=("float", "bf16", "int8", "int4"),
+        vision_formats=("float", "bf16", "int8"),
         kernels=None,
         opsets=(23, 23, 23),
         is_portable=True,

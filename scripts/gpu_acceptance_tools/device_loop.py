@@ -24,7 +24,7 @@ from fastmmoe.runtime.backends.tensorrt.device import Address, Device, Stream
 from fastmmoe.runtime.backends.tensorrt.experts import experts_layout, load_experts
 from fastmmoe.runtime.backends.tensorrt.memory import Layout, Results, Staging, aligned
 from fastmmoe.runtime.bundle import graph_io
-from fastmmoe.runtime.bundle.manifest import ExpertTensor
+from fastmmoe.runtime.bundle.storage import ExpertTensor
 from fastmmoe.runtime.types import Array
 from gpu_acceptance_tools.report import Recorder, Unavailable
 from gpu_acceptance_tools.work import Work

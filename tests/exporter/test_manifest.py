@@ -16,7 +16,8 @@ from fastmmoe import __version__
 from fastmmoe.exporter.manifest import build_manifest, graph_metadata, language_model_info
 from fastmmoe.exporter.model import Model, Precision
 from fastmmoe.exporter.ops.quantise import Packing
-from fastmmoe.runtime.bundle.manifest import FORMAT, ExpertsInfo, FileEntry, Manifest, PluginInfo, VisionInfo
+from fastmmoe.runtime.bundle.manifest import FORMAT, FileEntry, Manifest, PluginInfo, VisionInfo
+from fastmmoe.runtime.bundle.storage import ExpertsInfo
 from tests.support.models import FLOAT16, model_of
 from tests.support.processors import processor_config
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fastmmoe.exporter.config import ExportConfig
+from fastmmoe.exporter.ops.linear.packing import LinearPacking, LinearPackings
 from fastmmoe.exporter.ops.quantise import Packing
 from fastmmoe.exporter.targets import (
     DTYPES,
@@ -18,7 +19,9 @@ from fastmmoe.exporter.targets import (
     choose_cache_dtype,
     choose_device,
     choose_dtype,
+    choose_linears,
     choose_packing,
+    with_mix,
 )
 from fastmmoe.runtime.errors import InvalidRequest, UnsupportedModel
 from fastmmoe.runtime.machines.devices import DEVICES
@@ -123,8 +126,42 @@ def test_cpu_target_refuses_integers() -> None:
         choose_packing(TARGETS["cpu"], ExportConfig(experts="int4"))
 
 
+@pytest.mark.parametrize(
+    ("target", "given", "formats"),
+    [
+        ("cpu", {}, (None, "float", "float", "float", 128, False)),
+        ("cpu", {"weights": "fp32"}, ("fp32", "float", "float", "float", 128, False)),
+        ("cpu", {"weights": "bf16"}, ("bf16", "float", "bf16", "bf16", 128, False)),
+        ("cpu", {"weights": "int8"}, (None, "int8", "int8", "int8", 128, False)),
+        ("cpu", {"weights": "int4"}, (None, "int4", "int4", "int8", 32, True)),
+        ("cpu", {"weights": "int4", "vision": "float", "group_size": 64}, (None, "int4", "int4", "float", 64, True)),
+        ("cpu", {"weights": "int4", "experts": "float", "dense": "bf16"}, (None, "float", "bf16", "int8", 32, False)),
+        ("cpu", {"dense": "int4"}, (None, "float", "int4", "float", 128, False)),
+        ("jetson-orin-nx", {"weights": "int4"}, (None, "int4", "float", "float", 32, True)),
+        ("rtx", {"weights": "bf16"}, ("bf16", "float", "float", "float", 128, False)),
+    ],
+)
+def test_a_word_for_all_formats(target: str, given: dict[str, Any], formats: tuple[Any, ...]) -> None:
+    found = with_mix(TARGETS[target], ExportConfig(**given))
+    names = ("dtype", "experts", "dense", "vision", "group_size", "zero_points")
+    assert tuple(getattr(found, name) for name in names) == formats
+    assert with_mix(TARGETS[target], found) == found
+
+
+def test_linear_layers_by_format() -> None:
+    config = with_mix(TARGETS["cpu"], ExportConfig(dense="int4", vision="bf16", group_size=64, zero_points=True))
+    assert choose_linears(TARGETS["cpu"], config) == LinearPackings(
+        LinearPacking("int4", 64, zero_points=True), LinearPacking("int8", 128), LinearPacking("bf16")
+    )
+    assert choose_linears(TARGETS["rtx"], with_mix(TARGETS["rtx"], ExportConfig())) == LinearPackings()
+    for option in ("dense", "vision"):
+        config = with_mix(TARGETS["rtx"], ExportConfig(**{option: "int8"}))
+        with pytest.raises(InvalidRequest, match=f"^--{option} int8: target rtx takes float alone$"):
+            choose_linears(TARGETS["rtx"], config)
+
+
 def test_zero_points_need_integers() -> None:
-    with pytest.raises(InvalidRequest, match=r"^--zero-points: needs --experts int8 or int4$"):
+    with pytest.raises(InvalidRequest, match=r"^--zero-points: needs --experts int8 or int4, or --dense int4$"):
         choose_packing(TARGETS["rtx"], ExportConfig(zero_points=True))
 
 

@@ -102,6 +102,10 @@ def manifest_document(family: str) -> dict[str, Any]:
         "activation_dtype": "float32",
         "cache_dtype": "float32",
         "experts": {"weight_format": "float", "group_size": 0, "zero_points": False},
+        "linears": {
+            part: {"weight_format": "float", "group_size": 0, "zero_points": False}
+            for part in ("dense", "head", "vision")
+        },
         "ops": {"FmmAttention": 1, "FmmSparseMoE": 1, "FmmTokenPrune": 1},
         "portable": True,
         "plugin": None,

@@ -10,7 +10,7 @@ from pathlib import Path
 from fastmmoe.runtime.backends.expert_file import read_experts, window_size
 from fastmmoe.runtime.backends.tensorrt.device import Address, Device, Event, Stream
 from fastmmoe.runtime.backends.tensorrt.memory import Layout, host_view
-from fastmmoe.runtime.bundle.manifest import ExpertTensor
+from fastmmoe.runtime.bundle.storage import ExpertTensor
 from fastmmoe.runtime.types import Array
 
 

@@ -15,7 +15,8 @@ from onnx import helper, numpy_helper
 from fastmmoe.exporter.check.structure import CheckFailed
 from fastmmoe.exporter.models.layers import rotary_frequencies
 from fastmmoe.exporter.ops.quantise import Packing
-from fastmmoe.runtime.bundle.manifest import ExpertTensor, graph_file, weights_file
+from fastmmoe.runtime.bundle.manifest import graph_file, weights_file
+from fastmmoe.runtime.bundle.storage import ExpertTensor
 from fastmmoe.runtime.errors import FastmmoeError
 from tests.end_to_end.conftest import write_small_checkpoint
 from tests.support.written_bundles import Exported, change_graph, write_bundle

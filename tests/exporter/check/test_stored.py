@@ -15,7 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from fastmmoe.exporter.check.stored import Initializer, StoredWeights, initializers_of
 from fastmmoe.exporter.check.structure import CheckFailed
 from fastmmoe.exporter.graph.weights import parameter_tensor
-from fastmmoe.runtime.bundle.manifest import ExpertTensor, graph_file, weights_file
+from fastmmoe.runtime.bundle.manifest import graph_file, weights_file
+from fastmmoe.runtime.bundle.storage import ExpertTensor
 
 GRAPH = "vision"
 VALUES = np.arange(12, dtype=np.float32)

@@ -19,7 +19,8 @@ from fastmmoe.exporter.check.widened import write_widened
 from fastmmoe.exporter.models.layers import VisionAttention
 from fastmmoe.exporter.ops import DOMAIN, SPARSE_MOE
 from fastmmoe.exporter.ops.quantise import Packing
-from fastmmoe.runtime.bundle.manifest import GRAPHS, ExpertsInfo, ExpertTensor, Manifest, graph_file, weights_file
+from fastmmoe.runtime.bundle.manifest import GRAPHS, Manifest, graph_file, weights_file
+from fastmmoe.runtime.bundle.storage import ExpertsInfo, ExpertTensor
 from tests.support.manifests import toy_manifest
 from tests.support.operators import moe_attributes
 

@@ -120,15 +120,19 @@ def test_the_issue_s_example() -> None:
     assert fit(sizes, machine, chosen).needs == others["int4"].needs
 
 
-def test_a_cpu_stores_experts_in_16_bits_where_32_do_not_fit() -> None:
+def test_a_cpu_stores_weights_in_16_bits_where_32_do_not_fit() -> None:
     sizes, wanted = read_sizes("deepseek-vl2-tiny"), options("cpu", memory="12GB")
     machine = find_machine(wanted)
     found = fit(sizes, machine, wanted)
     others = list(cheaper(sizes, machine, wanted, found))
-    assert [(other.dtype, other.experts, other.fits) for other in others] == [
-        ("fp16", "float", True),
-        ("bf16", "float", True),
-    ]
+    words = ["bf16", *(word for word in ("int8", "int4") if word in machine.target.expert_formats)]
+    assert [other.weights for other in others] == words
+    mildest = others[0]
+    assert (mildest.dtype, mildest.experts, mildest.export.dense, mildest.fits) == ("bf16", "float", "bf16", True)
+    linears = {"vision", "attention", "dense", "shared_experts", "head"}
+    for part, size in mildest.needs.weights.items():
+        halved = part in linears or part == "routed_experts"
+        assert size / found.needs.weights[part] == pytest.approx(0.5 if halved else 1, abs=0.02)
     assert larger_machine(machine, found.needs.total) is None
 
 

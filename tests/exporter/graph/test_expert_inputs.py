@@ -14,7 +14,7 @@ import pytest
 
 from fastmmoe.exporter.graph.expert_inputs import PARTS, make_expert_inputs
 from fastmmoe.exporter.ops import SPARSE_MOE
-from fastmmoe.runtime.bundle.manifest import ExpertTensor
+from fastmmoe.runtime.bundle.storage import ExpertTensor
 from fastmmoe.runtime.types import Array
 from tests.support.operators import moe_attributes
 

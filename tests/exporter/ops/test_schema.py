@@ -12,8 +12,19 @@ from onnx.checker import ValidationError
 from onnx.defs import OpSchema
 from onnx.shape_inference import InferenceError
 
-from fastmmoe.exporter.ops import ATTENTION, DOMAIN, ENGINE_OPS, OPS, SPARSE_MOE, TOKEN_PRUNE, VISION_ATTENTION, OpSpec
+from fastmmoe.exporter.ops import (
+    ATTENTION,
+    DOMAIN,
+    ENGINE_OPS,
+    LINEAR,
+    OPS,
+    SPARSE_MOE,
+    TOKEN_PRUNE,
+    VISION_ATTENTION,
+    OpSpec,
+)
 from fastmmoe.exporter.ops.schema import conditional_places, register_schemas
+from tests.support.linear_cases import logical_attributes
 from tests.support.operator_bodies import body_model
 from tests.support.operators import (
     moe_attributes,
@@ -31,6 +42,7 @@ ATTRIBUTES: dict[str, dict[str, Any]] = {
         "has_lse": 1,
     },
     VISION_ATTENTION.name: {"scale": 0.125, "compute": "bfloat16"},
+    LINEAR.name: logical_attributes(5, has_bias=True),
 }
 TYPES = {"F": "float16", "W": "bfloat16", "S": "bfloat16"}
 
@@ -76,7 +88,7 @@ def test_one_node_models_pass_the_checker(spec: OpSpec, with_function: bool) -> 
 
 @pytest.mark.parametrize("with_function", [False, True])
 def test_inference_knows_types_and_dimensions(with_function: bool) -> None:
-    expected: dict[str, list[tuple[str, list[str | None]]]] = {
+    expected: dict[str, list[tuple[str, list[str | int | None]]]] = {
         SPARSE_MOE.name: [("FLOAT16", ["T", "H"])],
         TOKEN_PRUNE.name: [("FLOAT16", [None, "H"])] * 2 + [("INT32", [None]), ("INT32", ["K"])],
         ATTENTION.name: [
@@ -86,6 +98,7 @@ def test_inference_knows_types_and_dimensions(with_function: bool) -> None:
             ("FLOAT", ["T", "N"]),
         ],
         VISION_ATTENTION.name: [("FLOAT16", ["B", "T", "N", "D"])],
+        LINEAR.name: [("FLOAT", ["T", 5])],
     }
     for spec in OPS:
         model = make(spec, with_function=with_function)
@@ -98,7 +111,9 @@ def test_inference_knows_types_and_dimensions(with_function: bool) -> None:
             assert len(found.shape.dim) == len(shape)
             for dimension, name in zip(found.shape.dim, shape, strict=True):
                 # inference names an unknown dimension unk__n
-                assert dimension.dim_param == name or (name is None and dimension.dim_param.startswith("unk__"))
+                assert (dimension.dim_param or dimension.dim_value) == name or (
+                    name is None and dimension.dim_param.startswith("unk__")
+                )
 
 
 def test_static_sizes_win_over_symbols() -> None:

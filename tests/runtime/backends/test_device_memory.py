@@ -14,7 +14,7 @@ import pytest
 
 from fastmmoe.runtime.backends import device_memory, expert_file
 from fastmmoe.runtime.backends.device_memory import DeviceMemory, ort_value
-from fastmmoe.runtime.bundle.manifest import ExpertTensor
+from fastmmoe.runtime.bundle.storage import ExpertTensor
 from fastmmoe.runtime.errors import BundleMismatch
 from fastmmoe.runtime.types import Array
 

@@ -10,7 +10,7 @@ import pytest
 
 from fastmmoe.runtime.backends import expert_file
 from fastmmoe.runtime.backends.expert_file import read_experts, window_size
-from fastmmoe.runtime.bundle.manifest import ExpertTensor
+from fastmmoe.runtime.bundle.storage import ExpertTensor
 
 TENSORS = {
     "late": ExpertTensor(dtype="int8", shape=(1, 2, 5), offset=20),

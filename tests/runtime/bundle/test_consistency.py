@@ -10,6 +10,7 @@ import pytest
 
 from fastmmoe.runtime.bundle.consistency import contradictions, custom_operators
 from fastmmoe.runtime.bundle.manifest import Manifest
+from fastmmoe.runtime.bundle.storage import LinearsInfo
 from fastmmoe.runtime.method.policy import Policy
 from fastmmoe.runtime.request.family import FAMILIES
 from tests.support.manifests import manifest_document
@@ -70,6 +71,16 @@ CONTRADICTIONS: dict[str, tuple[str, Any, str]] = {
         "experts",
         {"weight_format": "fp8", "group_size": 32, "zero_points": True},
         "experts are fp8 with group_size 32 and zero_points True: expected a group_size with",
+    ),
+    "linear layers of integers without groups": (
+        "linears.head",
+        {"weight_format": "int8", "group_size": 0, "zero_points": False},
+        "linears.head are int8 with group_size 0 and zero_points False: expected a group_size and zero points with",
+    ),
+    "linear layers without their operator": (
+        "linears.dense",
+        {"weight_format": "bf16", "group_size": 0, "zero_points": False},
+        "expected FmmAttention, FmmLinear, FmmSparseMoE, FmmTokenPrune for the policy and linears",
     ),
     "expert inputs without a plugin": (
         "experts.inputs",
@@ -180,4 +191,10 @@ def test_every_contradiction_is_found() -> None:
 def test_operators_of_a_policy(layers: dict[str, list[int]], operators: set[str]) -> None:
     """sparsevlm alone prunes by standard operators."""
     policy = manifest_document("deepseek_vl2")["policy"] | {"prune_layers": layers}
-    assert custom_operators(msgspec.convert(policy, Policy)) == operators
+    document = manifest_document("deepseek_vl2")
+    floats = msgspec.convert(document["linears"], LinearsInfo)
+    assert custom_operators(msgspec.convert(policy, Policy), floats) == operators
+    packed = {"weight_format": "int8", "group_size": 128, "zero_points": False}
+    for part in ("dense", "head", "vision"):
+        linears = msgspec.convert(document["linears"] | {part: packed}, LinearsInfo)
+        assert custom_operators(msgspec.convert(policy, Policy), linears) == {*operators, "FmmLinear"}

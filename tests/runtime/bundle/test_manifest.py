@@ -163,11 +163,11 @@ def test_ambiguous_text(spoil: Callable[[str], str], words: str) -> None:
 
 @pytest.mark.parametrize("other", [FORMAT - 1, FORMAT + 1])
 def test_other_formats_are_told_apart_from_damage(other: int) -> None:
-    """Format 2 had caches that grew by a row at a time: its graphs are none that this version can run."""
-    assert FORMAT == 3
+    """Format 3 did not say how linear layers are stored."""
+    assert FORMAT == 4
     changed = manifest_document("deepseek_vl2") | {"format": other, "extra": 1}
     line = refusal(json.dumps(changed).encode())
-    assert line == f"manifest.json: bundle format {other}, fastmmoe {__version__} reads format 3; export again"
+    assert line == f"manifest.json: bundle format {other}, fastmmoe {__version__} reads format 4; export again"
 
 
 def write_config(directory: Path) -> None:

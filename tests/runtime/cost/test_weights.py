@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fastmmoe.exporter.ops.quantise import Packing
-from fastmmoe.runtime.bundle.manifest import ExpertsInfo
+from fastmmoe.runtime.bundle.storage import ExpertsInfo
 from fastmmoe.runtime.cost.weights import count_weights, graph_bytes, layer_expert_bytes, weights_bytes
 from tests.support.manifests import toy_manifest
 

@@ -14,7 +14,7 @@ from fastmmoe.runtime.backends import expert_file
 from fastmmoe.runtime.backends.tensorrt.device import OutOfDeviceMemory
 from fastmmoe.runtime.backends.tensorrt.experts import experts_layout, load_experts
 from fastmmoe.runtime.backends.tensorrt.memory import Layout
-from fastmmoe.runtime.bundle.manifest import ExpertTensor
+from fastmmoe.runtime.bundle.storage import ExpertTensor
 from fastmmoe.runtime.errors import BundleMismatch
 from tests.support.double import Double
 from tests.support.toy_engines import Gpu, gpu_of

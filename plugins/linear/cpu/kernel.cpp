@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "linear/cpu/kernel.h"
+
+#include <algorithm>
+#include <array>
+#include <string>
+#include <vector>
+
+#include "common/cpu/panels/panels.h"
+#include "common/cpu/scratch.h"
+#include "common/divide.h"
+#include "sparse_moe/cpu/gemm.h"
+
+namespace fastmmoe {
+namespace {
+
+using namespace linear;
+
+static_assert(kPanel == kPanelOutputs);
+static_assert(kMostN * kMostK < INT64_MAX / 4 && kMostT * kMostK < INT64_MAX / 8);
+
+constexpr int64_t kRowsPerBlock = 64;  // of floating-point weights as they are, and the most of panels
+// Of the weights of a work item: few enough for all threads to have work in a decode step, and more than a
+// panel of few columns. Of rows that are prepared: they stay in a core's cache for all panels of an item.
+constexpr int64_t kItemBytes = 32 << 10, kBlockBytes = 512 << 10;
+constexpr int64_t kRowsPerPreparation = 4;
+
+PanelFormat panel_format(WeightFormat format) {
+  if (format == WeightFormat::kInt4) return PanelFormat::kInt4;
+  return format == WeightFormat::kInt8 ? PanelFormat::kInt8 : PanelFormat::kBfloat16;
+}
+
+// Columns first to first + count of a row of y.
+void add_bias(const float* bias, int64_t first, int64_t count, float* y) {
+  if (bias == nullptr) return;
+  for (int64_t o = 0; o < count; ++o) y[o] += bias[first + o];
+}
+
+// The weights in tiles: rows are prepared once for all panels.
+class TiledLinear {
+ public:
+  explicit TiledLinear(const LinearParams& params)
+      : params_(params),
+        matrix_{panel_format(params.attributes.weight_format),
+                params.N,
+                params.K,
+                params.attributes.group_size,
+                params.tiles,
+                params.scale,
+                params.zero},
+        layout_(panel_rows(matrix_.format, params.K, matrix_.group_size, params.zero != nullptr,
+                           params.is_exact)),
+        panels_(divide_up(params.N, kPanel)),
+        panels_per_item_(std::max<int64_t>(1, kItemBytes / panel_bytes(matrix_.format, params.K))),
+        rows_per_block_(std::clamp<int64_t>(kBlockBytes / layout_.bytes, 1, kRowsPerBlock)),
+        rows_(static_cast<size_t>(params.T * layout_.bytes),
+              "FmmLinear: " + std::to_string(params.T) + " rows of " + std::to_string(params.K) + " columns") {}
+
+  void run(const ParallelFor& parallel_for) {
+    const int64_t preparations = divide_up(params_.T, kRowsPerPreparation);
+    if (preparations == 1) {
+      prepare(0);
+    } else {
+      parallel_for(preparations, [&](int64_t item) { prepare(item); });
+    }
+    const int64_t ranges = divide_up(panels_, panels_per_item_);
+    run_in_order(divide_up(params_.T, rows_per_block_) * ranges, parallel_for, [&](int64_t item) {
+      multiply(item / ranges * rows_per_block_, item % ranges * panels_per_item_);
+    });
+  }
+
+ private:
+  std::byte* row(int64_t t) const { return rows_.data() + t * layout_.bytes; }
+
+  void prepare(int64_t item) const {
+    const int64_t end = std::min(params_.T, (item + 1) * kRowsPerPreparation);
+    for (int64_t t = item * kRowsPerPreparation; t < end; ++t) {
+      layout_.prepare(params_.x + t * params_.K, 0, params_.K, row(t));
+    }
+  }
+
+  // A block of rows times the panels of an item.
+  void multiply(int64_t first_row, int64_t first_panel) const {
+    const int64_t count = std::min(rows_per_block_, params_.T - first_row);
+    std::array<const std::byte*, kRowsPerBlock> rows;
+    for (int64_t r = 0; r < count; ++r) rows[r] = row(first_row + r);
+    const int64_t end = std::min(first_panel + panels_per_item_, panels_);
+    const int64_t whole = std::min(end, params_.N / kPanel) - first_panel, first = first_panel * kPanel;
+    float* y = params_.y + first_row * params_.N + first;
+    if (whole > 0) {
+      multiply_panels({&matrix_, &layout_, first_panel, whole, rows.data(), count, y, params_.N});
+    }
+    if (first_panel + whole < end) {
+      // The last panel has more outputs than y has columns.
+      std::array<float, kRowsPerBlock * kPanel> last;
+      multiply_panels({&matrix_, &layout_, first_panel + whole, 1, rows.data(), count, last.data(), kPanel});
+      for (int64_t r = 0; r < count; ++r) {
+        std::copy_n(&last[r * kPanel], params_.N % kPanel, y + r * params_.N + whole * kPanel);
+      }
+    }
+    const int64_t outputs = std::min(end * kPanel, params_.N) - first;
+    for (int64_t r = 0; r < count; ++r) add_bias(params_.bias, first, outputs, y + r * params_.N);
+  }
+
+  const LinearParams& params_;
+  PanelMatrix matrix_;
+  PanelRows layout_;
+  int64_t panels_, panels_per_item_, rows_per_block_;
+  Scratch rows_;  // [T, layout_.bytes]
+};
+
+// 16 columns of y from `first` on, for all rows, with weights as they are.
+void multiply_logical(const LinearParams& params, int64_t first) {
+  const int64_t outputs = std::min<int64_t>(kPanel, params.N - first);
+  const bool is_float = params.weight_type == FloatType::kFloat;
+  const void* w = static_cast<const char*>(params.weight) + first * params.K * (is_float ? 4 : 2);
+  std::vector<float> scratch(is_float ? 0 : kGemmScratchRows * params.K);
+  std::array<const float*, kRowsPerBlock> x;
+  std::array<float, kRowsPerBlock * kPanel> block;
+  for (int64_t begin = 0; begin < params.T; begin += kRowsPerBlock) {
+    const int64_t rows = std::min(kRowsPerBlock, params.T - begin);
+    for (int64_t r = 0; r < rows; ++r) x[r] = params.x + (begin + r) * params.K;
+    gemm_block_for_this_cpu()(
+        {rows, outputs, params.K, x.data(), w, params.weight_type, scratch.data(), block.data()});
+    for (int64_t r = 0; r < rows; ++r) {
+      float* y = params.y + (begin + r) * params.N + first;
+      std::copy_n(&block[r * outputs], outputs, y);
+      add_bias(params.bias, first, outputs, y);
+    }
+  }
+}
+
+}  // namespace
+
+void linear_cpu(const LinearParams& params, const ParallelFor& parallel_for) {
+  if (params.T == 0) return;
+  if (params.weight == nullptr) {
+    TiledLinear(params).run(parallel_for);
+  } else {
+    parallel_for(divide_up(params.N, kPanel), [&](int64_t item) { multiply_logical(params, item * kPanel); });
+  }
+}
+
+}  // namespace fastmmoe

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reference of FmmLinear against plain products."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastmmoe.exporter.ops import linear_reference
+from tests.support.linear_cases import linear_case
+
+
+def test_weights_as_they_are() -> None:
+    inputs, attributes = linear_case(None, "odd")
+    expected = inputs["x"].astype(np.float64) @ inputs["weight"].astype(np.float64).T + inputs["bias"]
+    np.testing.assert_allclose(linear_reference(inputs, attributes), expected, rtol=0, atol=1e-5)
+
+
+def test_columns_by_hand() -> None:
+    """Outputs 0 and 17 in two panels, scale and zero of each of two groups."""
+    inputs, attributes = linear_case(None, "one", has_bias=False)
+    attributes = attributes | {"out_features": 18, "weight_format": "int8", "weight_layout": "tiles"}
+    attributes |= {"group_size": 32, "zero_points": 1}
+    tiles, scale, zero = (
+        np.zeros((2, 9, 16, 4), np.int8),
+        np.zeros((2, 2, 16), np.float16),
+        np.zeros((2, 2, 16), np.int8),
+    )
+    tiles[0, 0, 0, 1], scale[0, 0, 0] = 5, 2  # output 0, column 1
+    tiles[1, 8, 1, 2], scale[1, 1, 1], zero[1, 1, 1] = 7, 0.5, 3  # output 17, column 34; columns 32 to 35 have zeros
+    inputs = {"x": np.eye(36, dtype=np.float32), "weight_tiles": tiles, "scale": scale, "zero": zero}
+    y = linear_reference(inputs, attributes)
+    expected = np.zeros((36, 18), np.float32)
+    expected[1, 0], expected[34, 17] = 10, 2
+    expected[[32, 33, 35], 17] = -1.5
+    np.testing.assert_array_equal(y, expected)

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Native FmmLinear in ONNX Runtime against the NumPy reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from fastmmoe.exporter.ops import linear_reference
+from fastmmoe.exporter.ops.linear.packing import LinearPacking
+from tests.support.linear_cases import PACKINGS, SIZES, linear_case
+from tests.support.native_node import NativeNode, run_native
+from tests.support.operators import assert_close
+
+OP = "FmmLinear"
+ROUNDED = {"bf16": 2.0**-8, "int8": 0.015, "int4": 0.015}
+"""Of the output's norm: what rows lose that are rounded to bfloat16, or to 127 steps either way of 0 in each group."""
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("packing", PACKINGS, ids=str)
+def test_packed(packing: LinearPacking, size: str) -> None:
+    inputs, attributes = linear_case(packing, size, has_bias=size != "whole")
+    expected = linear_reference(inputs, attributes)
+    assert_close(NativeNode(OP, inputs, attributes, is_exact=True)(inputs)[0], expected)
+    (y,) = run_native(OP, inputs, attributes)
+    if expected.size:
+        assert np.linalg.norm(y - expected) <= ROUNDED[packing.weight_format] * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("size", SIZES)
+def test_as_they_are(size: str, dtype: Any) -> None:
+    inputs, attributes = linear_case(None, size, weight_dtype=dtype)
+    (y,) = run_native(OP, inputs, attributes)
+    assert_close(y, linear_reference(inputs, attributes))
+
+
+@pytest.mark.parametrize("packing", [PACKINGS[0], PACKINGS[6], PACKINGS[-1]], ids=str)
+def test_results_depend_on_the_row_alone(packing: LinearPacking) -> None:
+    """Bit for bit, whatever the number of threads and the rows beside it."""
+    inputs, attributes = linear_case(packing, "many rows")
+    results = [NativeNode(OP, inputs, attributes, threads)(inputs)[0] for threads in (1, 2, 4)]
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
+    node = NativeNode(OP, inputs, attributes)
+    for rows in (slice(0, 1), slice(7, 9), slice(100, 171)):
+        (part,) = node(inputs | {"x": inputs["x"][rows]})
+        np.testing.assert_array_equal(part, results[0][rows])
+
+
+@pytest.mark.parametrize("packing", [PACKINGS[0], PACKINGS[1], PACKINGS[-1]], ids=str)
+def test_nan_spoils_its_row_only(packing: LinearPacking) -> None:
+    inputs, attributes = linear_case(packing, "odd")
+    (clean,) = run_native(OP, inputs, attributes)
+    inputs["x"][2, 3] = np.nan
+    (y,) = run_native(OP, inputs, attributes)
+    assert np.isnan(y[2]).all()
+    np.testing.assert_array_equal(np.delete(y, 2, 0), np.delete(clean, 2, 0))
+
+
+REFUSED: list[tuple[dict[str, Any], str]] = [
+    ({"group_size": 0}, "attribute group_size is 0 with weight_format int8, expected 0 with float only"),
+    ({"weight_layout": "logical"}, "attribute weight_layout is logical with weight_format int8, expected tiles"),
+    ({"out_features": 50}, "weight_tiles is [3, 18, 16, 4], expected [N/o, K/p, o, c] = [4, 18, 16, 4]"),
+    ({"weight_format": "int4"}, "weight_tiles is [3, 18, 16, 4], expected [N/o, K/p, o, c] = [3, 9, 16, 4]"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED)
+def test_refusals(changes: dict[str, Any], message: str) -> None:
+    inputs, attributes = linear_case(PACKINGS[1], "odd", has_bias=False)
+    with pytest.raises(Exception, match=r"FmmLinear: " + message.replace("[", r"\[")):
+        run_native(OP, inputs, attributes | changes)
