@@ -67,6 +67,7 @@ def describe_bundle(directory: Path, manifest: Manifest) -> dict[str, Any]:
         "dtype": manifest.dtype,
         "cache_dtype": manifest.cache_dtype,
         "experts": manifest.experts.weight_format,
+        "linears": {name: getattr(manifest.linears, name).weight_format for name in manifest.linears.__struct_fields__},
         "method": manifest.policy.default_method,
         "engines": None if engines is None else f"{engines.module} {engines.tensorrt_version}",
         "sha256": manifest_sha256(manifest),

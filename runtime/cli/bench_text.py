@@ -50,8 +50,12 @@ def heading(result: Result) -> Iterator[str]:
     versions = dict(machine.get("versions", {}))
     commit = f" ({machine['commit']})" if machine.get("commit") else ""
     engines = f", {bundle['engines']}" if bundle.get("engines") else ""
+    formats = {"experts": bundle["experts"]} | {
+        name: kind for name, kind in bundle.get("linears", {}).items() if kind != "float"
+    }
+    stored = ", ".join(f"{name} {one}" for name, one in formats.items())
     yield (
-        f"{bundle['model']} for {bundle['target']}, {bundle['dtype']}, experts {bundle['experts']}{engines}, "
+        f"{bundle['model']} for {bundle['target']}, {bundle['dtype']}, {stored}{engines}, "
         f"bundle {bundle['sha256'][:12]}"
     )
     own = versions.pop("fastmmoe", "?")

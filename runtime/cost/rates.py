@@ -52,9 +52,13 @@ def rates_here(
 
 def shortest_numbers(manifest: Manifest) -> Numbers:
     """The shortest numbers that operators of the CPU may multiply in a bundle."""
-    if manifest.experts.weight_format != "float":
+    linears = manifest.linears
+    formats = {one.weight_format for one in (manifest.experts, linears.dense, linears.head, linears.vision)}
+    # Weights of 8-bit floats may be multiplied as something longer, of which this is a bound, too.
+    if formats & {"int8", "int4", "fp8"}:
         return "int8"
-    return "bfloat16" if manifest.dtype == "bf16" or manifest.cache_dtype == "bfloat16" else "float32"
+    is_short = "bf16" in formats or manifest.dtype == "bf16" or manifest.cache_dtype == "bfloat16"
+    return "bfloat16" if is_short else "float32"
 
 
 def matrix_bytes(manifest: Manifest) -> Mapping[str, int]:

@@ -133,3 +133,6 @@ def test_a_comparison_fits_a_terminal() -> None:
 def test_the_bundle_has_its_engines() -> None:
     (first, *_) = write(make_result(*ROWS, bundle=BUNDLE | {"engines": "tensorrt 10.16"}), MARKDOWN)
     assert first == "demo for cpu, fp32, experts float, tensorrt 10.16, bundle abababababab"
+    linears = {"dense": "int8", "head": "float", "vision": "bf16"}
+    (first, *_) = write(make_result(*ROWS, bundle=BUNDLE | {"linears": linears}), MARKDOWN)
+    assert first == "demo for cpu, fp32, experts float, dense int8, vision bf16, bundle abababababab"

@@ -9,12 +9,19 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from fastmmoe.runtime.bundle.manifest import ExpertsInfo
+from fastmmoe.runtime.bundle.storage import ExpertsInfo, LinearInfo, LinearsInfo
 from fastmmoe.runtime.cost import rates
 from fastmmoe.runtime.cost.rates import matrix_bytes, rates_here, shortest_numbers
 from fastmmoe.runtime.cost.roofline import Rates
 from fastmmoe.runtime.machines.gpu import Gpu
 from tests.support.manifests import toy_manifest
+
+
+def stored(weight_format: Any) -> LinearInfo:
+    return LinearInfo(weight_format=weight_format, group_size=4, zero_points=False)
+
+
+FLOAT = stored("float")
 
 
 def test_a_processor_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,6 +63,8 @@ def test_matrices_of_a_bundle() -> None:
         ({"dtype": "bf16"}, "bfloat16"),
         ({"cache_dtype": "bfloat16"}, "bfloat16"),
         ({"experts": ExpertsInfo(weight_format="int4", group_size=4, zero_points=False)}, "int8"),
+        ({"linears": LinearsInfo(dense=FLOAT, head=FLOAT, vision=stored("bf16"))}, "bfloat16"),
+        ({"linears": LinearsInfo(dense=FLOAT, head=stored("int4"), vision=FLOAT)}, "int8"),
     ],
 )
 def test_the_shortest_numbers_of_a_bundle(changed: dict[str, Any], numbers: str) -> None:
