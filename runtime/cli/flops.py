@@ -248,7 +248,7 @@ def _flops_table(requests: Sequence[RequestFlops]) -> list[str]:
 
 def _columns(requests: Sequence[RequestFlops], parts: Mapping[str, Sequence[int]]) -> dict[str, list[str]]:
     """Cells of each column by its title."""
-    columns = {
+    columns: dict[str, list[str]] = {
         "method": [request.schedule.method for request in requests],
         "R": [f"{request.schedule.retention:g}" for request in requests],
         STAGES: [stages(request) for request in requests],
