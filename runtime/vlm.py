@@ -46,6 +46,7 @@ class VLM:
         threads: size of ONNX Runtime's pool; 0 = one for each core that this process may use.
         verify: compare the files' SHA-256 with the manifest's, where that has not been done since they changed; lines
             on stderr say so where it takes longer than a second, or cannot be remembered.
+        profile: take the time of every node, for `backend.end_profiling()` (docs/profile.md); requests take longer.
     Raises:
         BackendMissing: what runs the bundle is not installed, or twice, or finds no GPU.
         InvalidRequest: an argument of another type or value, threads below 0 or more than four for each core, or a
@@ -61,13 +62,14 @@ class VLM:
         portable: bool = False,
         threads: int = 0,
         verify: bool = True,
+        profile: bool = False,
     ) -> None:
         if not isinstance(bundle, (str, os.PathLike)) or not isinstance(os.fspath(bundle), str):
             raise InvalidRequest(
                 f"bundle is of type {type(bundle).__name__}: expected a str or Path, the directory that "
                 "fastmmoe-export wrote"
             )
-        for name, value in (("portable", portable), ("verify", verify)):
+        for name, value in (("portable", portable), ("verify", verify), ("profile", profile)):
             if not isinstance(value, (bool, np.bool_)):
                 raise InvalidRequest(f"{name} is of type {type(value).__name__}: expected True or False")
         if provider not in PROVIDERS:
@@ -76,7 +78,8 @@ class VLM:
         self.manifest: Manifest = opened.manifest
         tokenizer = opened.directory / TOKENIZER if TOKENIZER in self.manifest.files else None
         self.processor = Processor(self.manifest.processor, tokenizer)
-        self.backend = load_backend(opened, Settings(provider=provider, portable=bool(portable), threads=threads))
+        settings = Settings(provider=provider, portable=bool(portable), threads=threads, profile=bool(profile))
+        self.backend = load_backend(opened, settings)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, revision: str | None = None, **settings: Any) -> VLM:

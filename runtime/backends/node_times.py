@@ -38,7 +38,8 @@ class NodeTimes:
 def read_trace(path: Path) -> list[Call]:
     """The calls that a session of ONNX Runtime was profiled in (`SessionOptions.enable_profiling`).
 
-    What is fused is one node, whose name begins with that of a node it is made of. Times are whole microseconds.
+    What is fused is one node, whose name begins with that of a node it is made of. A node with a graph of its own, a
+    loop for example, is one node with all that ran in it. Times are whole microseconds.
 
     Raises:
         ValueError: a node ran outside of every call, so that the trace is not whole.
@@ -47,7 +48,13 @@ def read_trace(path: Path) -> list[Call]:
     calls = sorted((event["ts"], event["ts"] + event["dur"]) for event in events if event["name"] == _CALL)
     nodes = [event for event in events if event.get("cat") == _NODE and event["name"].endswith(_SUFFIX)]
     found: list[Call] = [[] for _ in calls]
-    for event in sorted(nodes, key=lambda event: int(event["ts"])):
+    begin = end = 0
+    for event in sorted(nodes, key=lambda event: (int(event["ts"]), -int(event["dur"]))):
+        # What took no microsecond may have come just before.
+        if begin < event["ts"] < end or (event["dur"] and event["ts"] < end):
+            continue
+        if event["ts"] + event["dur"] > end:
+            begin, end = event["ts"], event["ts"] + event["dur"]
         number = bisect_right(calls, (event["ts"], float("inf"))) - 1
         if number < 0 or event["ts"] > calls[number][1]:
             raise ValueError(f"{path}: {event['name']} at {event['ts']} us is in no call: the trace is not whole")

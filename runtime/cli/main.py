@@ -19,6 +19,7 @@ from fastmmoe.runtime.cli.doctor import add_doctor
 from fastmmoe.runtime.cli.flops import add_counting
 from fastmmoe.runtime.cli.interop import add_interop_commands
 from fastmmoe.runtime.cli.output import Lines, add_output, print_json
+from fastmmoe.runtime.cli.profile import add_profile
 from fastmmoe.runtime.cli.run import add_run
 from fastmmoe.runtime.cli.watch import add_watch
 
@@ -37,6 +38,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_run(commands)
     add_bench(commands)
+    add_profile(commands)
     add_watch(commands)
     _add_build(commands)
     add_counting(commands)

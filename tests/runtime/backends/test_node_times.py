@@ -30,7 +30,7 @@ def test_nodes_belong_to_the_call_in_which_they_began(tmp_path: Path) -> None:
         tmp_path / "trace.json",
         event("session_initialization", 0, 90, "Session"),
         event("b/Add_kernel_time", 350, 4, op_name="Add"),
-        event("a/Mul_kernel_time", 110, 2500, op_name="Mul"),
+        event("a/Mul_kernel_time", 110, 240, op_name="Mul"),
         event("model_run", 100, 3000, "Session"),
         event("a/Mul_kernel_time", 3200, 7, op_name="Mul"),
         event("SequentialExecutor::Execute", 101, 2900, "Session"),
@@ -38,8 +38,29 @@ def test_nodes_belong_to_the_call_in_which_they_began(tmp_path: Path) -> None:
         event("a/Mul_fence_before", 105, 1, op_name="Mul"),
     )
     assert read_trace(path) == [
-        [NodeTime("a/Mul", "Mul", 2.5), NodeTime("b/Add", "Add", 0.004)],
+        [NodeTime("a/Mul", "Mul", 0.24), NodeTime("b/Add", "Add", 0.004)],
         [NodeTime("a/Mul", "Mul", 0.007)],
+    ]
+
+
+def test_a_loop_is_one_node_with_all_that_ran_in_it(tmp_path: Path) -> None:
+    """Before it a node that took no microsecond; the first inside begins with it; what follows begins at its end."""
+    path = written(
+        tmp_path / "trace.json",
+        event("model_run", 100, 900, "Session"),
+        event("before_kernel_time", 200, 0),
+        event("inside_kernel_time", 200, 30),
+        event("none_kernel_time", 230, 0),
+        event("last_kernel_time", 230, 70),
+        event("Loop_kernel_time", 200, 100),
+        event("after_kernel_time", 300, 50),
+        event("end_kernel_time", 350, 0),
+    )
+    assert [(node.name, node.ms) for node in read_trace(path)[0]] == [
+        ("Loop", 0.1),
+        ("before", 0.0),
+        ("after", 0.05),
+        ("end", 0.0),
     ]
 
 
