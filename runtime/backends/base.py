@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from fastmmoe.runtime.backends.node_times import Call
+from fastmmoe.runtime.backends.settings import CUDA
 from fastmmoe.runtime.bundle.manifest import LanguageModelInfo, Manifest
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk, Rows
@@ -153,6 +154,17 @@ class Profilable(Backend, Protocol):
 
     def end_profiling(self) -> dict[str, list[Call]]:
         """Of each graph, its calls since the bundle was loaded. Later ones may not be noted."""
+
+
+def profilable(backend: Backend) -> Profilable:
+    """The backend, where it is one that tells how long nodes took; raises InvalidRequest where it is not."""
+    # ONNX Runtime tells of any provider's nodes how long the host was at them.
+    if backend.provider != CUDA and isinstance(backend, Profilable):
+        return backend
+    raise InvalidRequest(
+        f"provider {backend.provider}: ONNX Runtime tells when it launched a GPU's kernels, not how long they ran: "
+        "take --provider tensorrt, or NVIDIA's nsys"
+    )
 
 
 def observable(backend: Backend) -> Observable:

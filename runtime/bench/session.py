@@ -10,12 +10,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from fastmmoe.runtime.backends.base import profilable
 from fastmmoe.runtime.backends.settings import CPU
 from fastmmoe.runtime.bench.machine import describe_bundle, describe_machine
 from fastmmoe.runtime.bench.measuring import Bench, Round
 from fastmmoe.runtime.bench.result import SCHEMA, Result
 from fastmmoe.runtime.bench.rows import least_working_set, make_rows
 from fastmmoe.runtime.bench.settings import BenchOptions
+from fastmmoe.runtime.bench.trtexec import export_profile
 from fastmmoe.runtime.cost.rates import rates_here, shortest_numbers
 from fastmmoe.runtime.cost.roofline import Rates
 from fastmmoe.runtime.doctor.host import Host
@@ -100,3 +102,15 @@ def _notes(machine: dict[str, Any], rates: Rates | None, meter: Meter | None) ->
     cores = usable_cores()
     if machine["load"] > BUSY * cores:
         yield f"load {machine['load']:g} on {cores} cores before it began: other work slowed it"
+
+
+def profile_requests(vlm: VLM, options: BenchOptions, say: Say = lambda _: None) -> list[dict[str, Any]]:
+    """The same requests, all of one kind, on a bundle that was loaded with a profiler; see `export_profile`.
+
+    Raises:
+        InvalidRequest: what runs it does not tell how long nodes took; see also `Bench`.
+        RunFailed: see `export_profile`.
+    """
+    backend = profilable(vlm.backend)
+    Bench(vlm, options, say=say).run()
+    return export_profile(backend.end_profiling(), options.repetitions, options.warmup)

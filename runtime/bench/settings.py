@@ -80,6 +80,15 @@ class BenchOptions:
             }
         )
 
+    def check_one_kind(self, option: str) -> None:
+        """Raise InvalidRequest where these are not requests of one kind, one after the other, as the option wants."""
+        settings = self.settings()
+        if len(settings) > 1 or settings[0].concurrency > 1:
+            raise InvalidRequest(
+                f"{option} is of one kind of request, these are {len(settings)}: give one -r, such as -r 0.5, and at "
+                "most one --depth and --batch"
+            )
+
     def settings(self) -> list[Setting]:
         """Every setting once: packed sequences and requests at once are not multiplied with each other."""
         shapes = [(batch, 1) for batch in self.batches]

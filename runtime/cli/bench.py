@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,9 @@ from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.files import check_replaceable, write_atomically
 from fastmmoe.runtime.machines.threads import check_threads
 from fastmmoe.runtime.method.policy import METHODS
+from fastmmoe.runtime.types import Say
 
 if TYPE_CHECKING:
-    from fastmmoe.runtime.bench.measuring import Round
     from fastmmoe.runtime.bench.result import Result
 
 DESCRIPTION = """Measure a bundle on this machine: vision, prefill at each retention, a decode step, time to the first
@@ -53,6 +54,12 @@ def add_bench(commands: Any) -> None:
     bench.add_argument("--method", choices=METHODS, help="of those in the bundle (default: the bundle's)")
     bench.add_argument("--max-tiles", type=int, metavar="N", help="the most local tiles of a picture")
     bench.add_argument("--export-times", type=Path, metavar="FILE", help="every request, as trtexec writes times")
+    bench.add_argument(
+        "--export-profile",
+        type=Path,
+        metavar="FILE",
+        help="every node, as trtexec writes layers; of one kind of request",
+    )
     add_provider(bench)
     bench.add_argument("--portable", action="store_true", help="without the native library (slow)")
     add_no_verify(bench)
@@ -76,15 +83,14 @@ def _bench(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     check_text("--prompt", arguments.prompt)
     check_threads("--threads", arguments.threads)
-    if arguments.export_times is not None:
-        check_replaceable(arguments.export_times)
+    for file in filter(None, (arguments.export_times, arguments.export_profile)):
+        check_replaceable(file)
+    if arguments.export_profile is not None:
+        options.check_one_kind("--export-profile")
     with saying_what_memory_lacks(MEMORY_HINT):
-        result, rounds = _measure(arguments, options)
-    from fastmmoe.runtime.bench.trtexec import export_times
+        result = _measure(arguments, options)
     from fastmmoe.runtime.cli.bench_text import write
 
-    if arguments.export_times is not None:
-        write_atomically(arguments.export_times, json.dumps(export_times(rounds), indent=1).encode())
     print("\n".join(write(result, form)))
     for note in result.notes:
         print(note, file=sys.stderr)
@@ -114,31 +120,47 @@ def _options(arguments: argparse.Namespace) -> BenchOptions:
     return BenchOptions(**{name: value for name, value in given.items() if value is not None})
 
 
-def _measure(arguments: argparse.Namespace, options: BenchOptions) -> tuple[Result, list[Round]]:
-    from fastmmoe.runtime.bench.session import measure
+def _measure(arguments: argparse.Namespace, options: BenchOptions) -> Result:
+    """Measure, and write what is exported."""
+    from fastmmoe.runtime.backends.base import profilable
+    from fastmmoe.runtime.bench.session import measure, profile_requests
+    from fastmmoe.runtime.bench.trtexec import export_times
     from fastmmoe.runtime.vlm import VLM
 
-    vlm = VLM(
-        arguments.bundle,
-        provider=arguments.provider,
-        portable=arguments.portable,
-        threads=arguments.threads,
-        verify=not arguments.no_verify,
-    )
-    live = sys.stderr.isatty()
+    settings = {"provider": arguments.provider, "portable": arguments.portable, "threads": arguments.threads}
+    verify = not arguments.no_verify
+    with _progress() as say, VLM(arguments.bundle, **settings, verify=verify) as vlm:
+        if arguments.export_profile is not None:
+            profilable(vlm.backend)
+        result, rounds = measure(
+            vlm, arguments.bundle, options, threads=arguments.threads, portable=arguments.portable, say=say
+        )
+    if arguments.export_times is not None:
+        _export(arguments.export_times, export_times(rounds))
+    if arguments.export_profile is not None:
+        with _progress() as say, VLM(arguments.bundle, **settings, verify=verify, profile=True) as vlm:
+            profile = profile_requests(vlm, options, lambda line: say(f"profile: {line}"))
+        _export(arguments.export_profile, profile)
+    return result
+
+
+@contextmanager
+def _progress() -> Iterator[Say]:
+    """A line on a terminal that is written over by the next, and is gone in the end."""
 
     def say(line: str) -> None:
-        if live:
+        if sys.stderr.isatty():
             print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
-    with vlm:
-        try:
-            found = measure(
-                vlm, arguments.bundle, options, threads=arguments.threads, portable=arguments.portable, say=say
-            )
-        finally:
-            say("")
-    return found
+    try:
+        yield say
+    finally:
+        say("")
+
+
+def _export(path: Path, found: list[dict[str, Any]]) -> None:
+    lines = ",\n ".join(map(json.dumps, found))
+    write_atomically(path, f"[{lines}]\n".encode())
 
 
 def _compare(arguments: argparse.Namespace, form: str) -> int:
@@ -163,6 +185,6 @@ def _measuring_options(arguments: argparse.Namespace) -> Iterator[str]:
     if arguments.n is not None:
         yield "-n"
     names = ("retention", "warmup", "image", "prompt", "new_tokens", "depth", "batch", "concurrency", "method")
-    for name in (*names, "max_tiles", "export_times"):
+    for name in (*names, "max_tiles", "export_times", "export_profile"):
         if getattr(arguments, name) is not None:
             yield f"--{name.replace('_', '-')}"

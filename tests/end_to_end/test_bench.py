@@ -56,6 +56,20 @@ def test_two_measurements_of_a_bundle_are_compared(
     assert len(found["rows"]) == 9 and found["only"] == [] and found["differences"] == []
 
 
+@pytest.mark.engines
+def test_nodes_as_trtexec_writes_them(
+    bundle: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = tmp_path / "profile.json"
+    given = ("-n", "2", "--new-tokens", "3", "-r", "0.5", "--max-tiles", "1", "--export-profile", str(path))
+    assert main(["bench", str(bundle("dsvl2-mha")), *given]) == 0
+    count, *nodes = json.loads(path.read_text())
+    assert count == {"count": 2}
+    assert sum(node["percentage"] for node in nodes) == pytest.approx(100)
+    assert {node["name"].partition("/")[0] for node in nodes} >= {"vision", "language_model"}
+    assert any("experts" in node["name"] for node in nodes)
+
+
 @pytest.mark.parametrize("name", ["dsvl2-mha", "internvl-qwen3moe"])
 def test_nothing_is_faster_than_its_roofline(
     name: str, model_dir: Callable[[str], Path], bundle: Callable[..., Path], vlm: Callable[..., VLM]

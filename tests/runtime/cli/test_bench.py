@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from fastmmoe.runtime import vlm as vlm_module
+from fastmmoe.runtime.backends.node_times import Call, NodeTime
 from fastmmoe.runtime.bench.result import Row, read_result
 from fastmmoe.runtime.cli.main import main
 from tests.support.bench_results import BUNDLE, make_result, make_row
@@ -103,6 +104,32 @@ def test_times_of_trtexec_are_written(loaded: Any, capsys: pytest.CaptureFixture
     assert [one["name"] for one in json.loads(path.read_text())] == ["request r0.5"] * 3
 
 
+def test_a_profile_of_trtexec_is_written(
+    loaded: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """By a second load, with a profiler, and as many requests again."""
+
+    def end_profiling(self: Echo) -> dict[str, list[Call]]:
+        return {"vision": [[NodeTime("a", "", 1.0 + i)] for i in range(len(self.pictures))]}
+
+    monkeypatch.setattr(Echo, "end_profiling", end_profiling, raising=False)
+    path = tmp_path / "profile.json"
+    given = ("-n", "2", "--warmup", "1", "-r", "0.5", "--new-tokens", "2", "--export-profile", str(path))
+    assert main(["bench", "bundle", *given]) == 0
+    layer = {"name": "vision/a", "timeMs": 5.0, "averageMs": 2.5, "medianMs": 2.5, "percentage": 100.0}
+    assert json.loads(path.read_text()) == [{"count": 2}, layer]
+    assert [one[2].get("profile", False) for one in loaded] == [False, True]
+
+
+def test_a_profile_that_nothing_can_take_is_refused_first(
+    loaded: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = str(tmp_path / "profile.json")
+    said = refusal(capsys, "bundle", *QUICK, "-r", "0.5", "--export-profile", path)
+    assert "not how long they ran: take --provider tensorrt" in said
+    assert len(loaded) == 1 and loaded[0][0].calls == []
+
+
 def test_a_terminal_sees_the_progress(
     loaded: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +185,7 @@ def test_refusals_of_comparisons(files: Any, capsys: pytest.CaptureFixture[str])
         (("bundle", "-o", "xml"), "invalid choice: 'xml'"),
         (("bundle", "-o", "csv", "--json"), "--json and -o csv: give one"),
         (("bundle", "--export-times", "/absent/times.json"), "/absent is no directory; give another place"),
+        (("bundle", "--export-profile", "profile.json"), "of one kind of request, these are 3: give one -r"),
         (("bundle", "--concurrency", "999"), "--concurrency 999: expected at most 64"),
     ],
 )
