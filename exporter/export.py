@@ -22,6 +22,7 @@ from fastmmoe.exporter.checkpoint.config_reader import listed
 from fastmmoe.exporter.config import DEMO, ExportConfig
 from fastmmoe.exporter.disk_space import check_space, weights_bytes
 from fastmmoe.exporter.graph.expert_inputs import make_expert_inputs
+from fastmmoe.exporter.graph.fuse_linears import fuse_linears
 from fastmmoe.exporter.graph.inputs import graph_inputs, graph_program
 from fastmmoe.exporter.graph.pack_experts import pack_experts
 from fastmmoe.exporter.graph.pack_linears import pack_linears
@@ -258,9 +259,7 @@ def write_graphs(
         load, stream = functools.partial(_load, model, graph), WeightStream(model, graph)
         traced = trace(module, programs[graph], graph_inputs(model, graph), load, name=graph, opset=opset)
         parameters[graph] = initializers_of(traced)
-        if model.precision.packing is not None and not model.precision.is_twin and graph == "language_model":
-            pack_experts(traced, stream.experts, model.precision.packing)
-        pack_linears(traced, functools.partial(_linear_packing, model, graph), stream.rows)
+        _pack(traced, model, graph, stream)
         traced.metadata_props.update(graph_metadata(name, model, graph))
         file, weights = graph_file(graph), weights_file(graph)
         with writing(directory / weights, sizes[graph], shown=(shown or directory) / f"{file} with {weights}"):
@@ -288,6 +287,15 @@ def _trace_kinds(model: Model, opset: int, say: Say) -> dict[str, Program]:
 
 def _load(model: Model, graph: str, name: str) -> torch.Tensor:
     return model.load(f"{graph}.{name}")
+
+
+def _pack(traced: ir.Model, model: Model, graph: str, stream: WeightStream) -> None:
+    """Give a graph the weights that its precision asks for; they are packed when it is written."""
+    if model.precision.packing is not None and not model.precision.is_twin and graph == "language_model":
+        pack_experts(traced, stream.experts, model.precision.packing)
+    if graph == "vision":
+        fuse_linears(traced)
+    pack_linears(traced, functools.partial(_linear_packing, model, graph), stream.rows)
 
 
 def _linear_packing(model: Model, graph: str, name: str) -> LinearPacking | None:

@@ -12,10 +12,12 @@ from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
 from fastmmoe.exporter.checkpoint.reader import Checkpoint, account, build
 from fastmmoe.exporter.models.configs import ModelConfig
 from fastmmoe.exporter.models.family import family_of
+from fastmmoe.exporter.models.layers import use_vision_operator
 from fastmmoe.exporter.models.linears import use_packed_linears
 from fastmmoe.exporter.models.weight_rules import has_fused_experts
 from fastmmoe.exporter.ops.linear.packing import LinearPacking, LinearPackings
 from fastmmoe.exporter.ops.quantise import Packing
+from fastmmoe.exporter.ops.vision_attention.contract import BFLOAT16
 from fastmmoe.exporter.pruning.settings import Layers, PolicyOptions, resolve_policy
 from fastmmoe.runtime.errors import UnsupportedModel
 from fastmmoe.runtime.request.config import FamilyName
@@ -114,6 +116,8 @@ class Model:
         with torch.device("meta"):
             self.graphs = family.build_graphs(self.config, self.policy)
         self._packed_linears = use_packed_linears(self.graphs, precision.linears)
+        if precision.linears.vision is not None:
+            use_vision_operator(self.graphs.vision, BFLOAT16)
         for graph, module in self.graphs.items():
             for name, parameter in module.named_parameters():
                 parameter.requires_grad_(False)

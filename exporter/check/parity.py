@@ -127,7 +127,9 @@ def compare(model: Model, written: Written, atol: float | None, say: Say) -> lis
     limit = ATOL if atol is None else atol
     vision_inputs = _picture(written.manifest.processor)
     say(f"checking vision: in torch, then in {written.label} ...")
-    features = _run_vision(model, written, vision_inputs, say)
+    has_bodies = written.manifest.portable and "vision" in written.manifest.operator_graphs
+    with BodyChecks(limit) if has_bodies else nullcontext() as bodies:
+        features = _run_vision(model, written, vision_inputs, say)
     distance = _distance(written.load("vision").image_features(vision_inputs), features)
     features = features[:MOST_VISUAL]
     embedding = _Embedding(written, model)
@@ -135,6 +137,7 @@ def compare(model: Model, written: Written, atol: float | None, say: Say) -> lis
     found = check.run(_schedules(model, len(features)))
     vision = Difference(f"{written.label}: vision", distance, limit)
     differences = [vision, Difference(f"{written.label}: embedding", embedding.worst, 0.0), *found]
+    differences += _of_bodies(written, bodies, limit)
     if written.manifest.portable and "FmmLinear" in written.manifest.ops:
         worst = max(body_difference(model, graph, written.weights[graph]) for graph in written.manifest.operator_graphs)
         differences.append(Difference(f"{written.label}, portable: FmmLinear", worst, limit))
@@ -222,8 +225,7 @@ class _LanguageModelCheck:
             outcomes = self._in_torch([(prompt, dtype) for dtype in dtypes for prompt in prompts])
         of_caches, exact = outcomes[: len(prompts)], outcomes[len(prompts) :]
         cases = [Case(*each) for each in itertools.zip_longest(prompts, of_caches, exact)]
-        worst = {} if bodies is None else bodies.worst
-        return cases, [Difference(f"{self.written.label}, portable: {name}", worst[name], limit) for name in worst]
+        return cases, _of_bodies(self.written, bodies, limit)
 
     def _in_torch(self, prompts: Sequence[tuple[Prompt, str]]) -> list[Outcome]:
         load = self.written.read(self.model, "language_model")
@@ -307,6 +309,12 @@ def _is_same(other: Outcome, case: Case, differences: list[Difference] | None) -
     worst = max((d.value for d in differences or () if not d.is_ok), default=0.0)
     # A near tie that falls the other way moves them as far in torch. (No number is smaller than NaN.)
     return not (worst > 0 and _worst(other, case.outcome, slice(None)) > worst / 4)
+
+
+def _of_bodies(written: Written, bodies: BodyChecks | None, limit: float) -> list[Difference]:
+    """What was found of operators' bodies, None = nothing."""
+    worst = {} if bodies is None else bodies.worst
+    return [Difference(f"{written.label}, portable: {name}", worst[name], limit) for name in worst]
 
 
 def _label(schedule: Schedule) -> str:

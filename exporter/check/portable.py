@@ -32,6 +32,7 @@ _TORCH_NAMES = {
     "fastmmoe::attention": "FmmAttention",
     "fastmmoe::sparse_moe": "FmmSparseMoE",
     "fastmmoe::token_prune": "FmmTokenPrune",
+    "fastmmoe::vision_attention": "FmmVisionAttention",
 }
 TRIES = 8
 ROWS = 8

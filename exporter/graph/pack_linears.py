@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -39,12 +40,13 @@ def pack_linears(model: ir.Model, packing_of: Callable[[str], LinearPacking | No
 
 
 def _pack_node(graph: ir.Graph, node: ir.Node, packing: LinearPacking, rows: Rows) -> None:
-    x, weight, *biases = node.inputs
+    given = dict(zip((t.name for t in LINEAR.inputs_for(_attributes(node))), node.inputs, strict=True))
+    weight = given.pop("weight")
     assert weight is not None and weight.name is not None and isinstance(weight.const_value, ParameterTensor)
     N, K = weight.const_value.shape.numpy()
-    attributes = packing.attributes(N, has_bias=bool(biases))
+    kept = {name: value for name, value in _attributes(node).items() if name in ("activation", "has_residual")}
+    attributes = packing.attributes(N, has_bias="bias" in given) | kept
     blocks = _Blocks(weight.const_value.parameter, K, packing, rows)
-    given = {"x": x, **({"bias": biases[0]} if biases else {})}
     # Two nodes may have one weight, as a tied head would.
     if weight.name in graph.initializers:
         del graph.initializers[weight.name]
@@ -58,6 +60,10 @@ def _pack_node(graph: ir.Graph, node: ir.Node, packing: LinearPacking, rows: Row
     packed = ir.node(node.op_type, inputs, attributes, domain=node.domain, num_outputs=1, name=node.name)
     packed.outputs[0].name = node.outputs[0].name
     ir.convenience.replace_nodes_and_values(graph, node, [node], [packed], node.outputs, packed.outputs)
+
+
+def _attributes(node: ir.Node) -> dict[str, Any]:
+    return {name: attribute.value for name, attribute in node.attributes.items()}
 
 
 class _Blocks:

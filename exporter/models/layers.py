@@ -12,8 +12,9 @@ from torch import nn
 from fastmmoe.exporter.models.config_checks import MoeConfig
 from fastmmoe.exporter.models.rope import YarnConfig
 from fastmmoe.exporter.models.steps import Program, Step, Take
-from fastmmoe.exporter.ops import SPARSE_MOE
+from fastmmoe.exporter.ops import SPARSE_MOE, VISION_ATTENTION
 from fastmmoe.exporter.ops.sparse_moe import torch_op as _moe  # noqa: F401  (registers the operator)
+from fastmmoe.exporter.ops.vision_attention import torch_op as _vision  # noqa: F401  (registers the operator)
 from fastmmoe.runtime.bundle import graph_io
 
 PATCHES = "patches"
@@ -185,11 +186,15 @@ def vision_program(
 
 
 class VisionAttention(nn.Module):
-    """Full self-attention over the patches of a tile, one fused qkv projection; optional norm of whole q and k rows."""
+    """Full self-attention over the patches of a tile, one fused qkv projection; optional norm of whole q and k rows.
+
+    Attributes:
+        compute: attention is FmmVisionAttention that computes in this type; "" = in standard operators.
+    """
 
     def __init__(self, width: int, heads: int, *, qkv_bias: bool, qk_norm_eps: float | None = None) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.compute = heads, ""
         self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.proj = nn.Linear(width, width)
         self.has_qk_norm = qk_norm_eps is not None
@@ -199,12 +204,25 @@ class VisionAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tiles, patches, width = x.shape
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        qkv = self.qkv(x)
+        q, k, v = qkv.chunk(3, dim=-1)
         if self.has_qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
+        if self.compute:
+            qkv = torch.cat((q, k, v), dim=-1) if self.has_qk_norm else qkv
+            attributes = VISION_ATTENTION.encode({"scale": (width // self.heads) ** -0.5, "compute": self.compute})
+            y = torch.ops.fastmmoe.vision_attention(qkv.view(tiles, patches, 3, self.heads, -1), attributes)
+            return self.proj(y.view(tiles, patches, width))
         q, k, v = (t.view(tiles, patches, self.heads, width // self.heads).transpose(1, 2) for t in (q, k, v))
         y = F.scaled_dot_product_attention(q, k, v)
         return self.proj(y.transpose(1, 2).reshape(tiles, patches, width))
+
+
+def use_vision_operator(vision: nn.Module, compute: str) -> None:
+    """Have the attention of a tower's blocks be FmmVisionAttention, which computes in this type."""
+    for module in vision.modules():
+        if isinstance(module, VisionAttention):
+            module.compute = compute
 
 
 class VisionMlp(nn.Module):

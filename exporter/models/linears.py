@@ -27,6 +27,8 @@ class PackedLinear(nn.Module):
                 "group_size": 0,
                 "zero_points": 0,
                 "has_bias": int(linear.bias is not None),
+                "activation": "none",
+                "has_residual": 0,
             }
         )
 

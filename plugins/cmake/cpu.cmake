@@ -9,6 +9,9 @@ foreach(isa IN LISTS isas)
 endforeach()
 compile_attention()
 compile_panels()
+foreach(isa IN LISTS isas)
+  compile_for(${isa} finish linear/cpu/finish_kernel.cpp)
+endforeach()
 
 add_library(fastmmoe_ort SHARED
   ${attention_sources}
@@ -24,6 +27,7 @@ add_library(fastmmoe_ort SHARED
   onnxruntime/sparse_moe_op.cpp
   onnxruntime/token_prune_op.cpp
   onnxruntime/vision_attention_op.cpp
+  linear/cpu/finish.cpp
   linear/cpu/kernel.cpp
   sparse_moe/cpu/dequantise.cpp
   sparse_moe/cpu/gemm.cpp

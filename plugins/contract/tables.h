@@ -49,11 +49,12 @@ const OpContract& contract();
 }  // namespace vision_attention
 
 namespace linear {
-enum Input : size_t { kX, kWeight, kWeightTiles, kBias, kScale, kZero };
+enum Input : size_t { kX, kWeight, kWeightTiles, kBias, kScale, kZero, kResidual };
 enum Output : size_t { kY };
-enum Attribute : size_t { kOutFeatures, kWeightFormat, kWeightLayout, kGroupSize, kZeroPoints, kHasBias };
+enum Attribute : size_t { kOutFeatures, kWeightFormat, kWeightLayout, kGroupSize, kZeroPoints, kHasBias, kActivation, kHasResidual };
 inline WeightFormat weight_format_of(const NodeAttributes& node) { return static_cast<WeightFormat>(node.integer(kWeightFormat)); }
 inline WeightLayout weight_layout_of(const NodeAttributes& node) { return static_cast<WeightLayout>(node.integer(kWeightLayout)); }
+inline Activation activation_of(const NodeAttributes& node) { return static_cast<Activation>(node.integer(kActivation)); }
 const OpContract& contract();
 }  // namespace linear
 

@@ -10,6 +10,7 @@ namespace fastmmoe::linear {
 /// The legal values of the attributes.
 enum class WeightFormat { kFloat, kInt8, kInt4 };
 enum class WeightLayout { kLogical, kTiles };
+enum class Activation { kNone, kGelu, kGeluTanh };
 
 /// The greatest legal sizes and numbers.
 constexpr int64_t kMostT = 16777216, kMostK = 1048576, kMostN = 1048576, kMostOutFeatures = 1048576;

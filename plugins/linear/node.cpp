@@ -11,6 +11,8 @@ LinearAttributes read_attributes(const NodeAttributes& node) {
   result.group_size = node.integer(kGroupSize);
   result.zero_points = node.integer(kZeroPoints) == 1;
   result.has_bias = node.integer(kHasBias) == 1;
+  result.activation = activation_of(node);
+  result.has_residual = node.integer(kHasResidual) == 1;
   const char* format = node.text(kWeightFormat);
   const bool is_float = result.weight_format == WeightFormat::kFloat;
   CHECK(is_float == (result.group_size == 0), "FmmLinear: attribute group_size is ", result.group_size,

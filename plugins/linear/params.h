@@ -15,6 +15,8 @@ struct LinearAttributes {
   int64_t group_size;  // columns that share a scale; 0 with kFloat
   bool zero_points;
   bool has_bias;
+  linear::Activation activation;
+  bool has_residual;
 };
 
 }  // namespace fastmmoe

@@ -37,6 +37,7 @@ class LinearKernel {
     params.bias = inputs.data<float>(kBias);
     params.scale = inputs.data<Float16>(kScale);
     params.zero = inputs.data<int8_t>(kZero);
+    params.residual = inputs.data<float>(kResidual);
     params.y = static_cast<float*>(outputs.data(kY));
     linear_cpu(params, parallel_for_of(context));
   }

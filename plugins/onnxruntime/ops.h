@@ -12,7 +12,7 @@ namespace fastmmoe {
 std::vector<const OrtCustomOp*> sparse_moe_ops(bool is_exact);
 std::vector<const OrtCustomOp*> token_prune_ops();
 std::vector<const OrtCustomOp*> attention_ops();
-std::vector<const OrtCustomOp*> vision_attention_ops();
+std::vector<const OrtCustomOp*> vision_attention_ops(bool is_exact);
 std::vector<const OrtCustomOp*> linear_ops(bool is_exact);
 
 /// All that a library has.

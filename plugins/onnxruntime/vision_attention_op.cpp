@@ -15,26 +15,29 @@ class VisionAttentionKernel {
   static constexpr const char* kProvider = "CPUExecutionProvider";
   static constexpr ElementType kFloatType = ElementType::kFloat;
 
-  explicit VisionAttentionKernel(const OrtKernelInfo* info) : node_(read_node(contract(), info)) {}
+  VisionAttentionKernel(const OrtKernelInfo* info, bool is_exact)
+      : node_(read_node(contract(), info)), is_exact_(is_exact) {}
 
   void compute(OrtKernelContext* context) const {
     const Inputs inputs(node_, context);
     const Sizes sizes = check_inputs(node_, inputs.infos());
     const Outputs outputs(node_, sizes, context);
-    float* const output = static_cast<float*>(outputs.data(kOutput));
-    vision_attention_cpu(make_params(node_, sizes, inputs.data<float>(kQkv), output),
-                         parallel_for_of(context));
+    VisionAttentionParams params = make_params(node_, sizes, inputs.data<float>(kQkv),
+                                               static_cast<float*>(outputs.data(kOutput)));
+    if (is_exact_) params.compute = Compute::kFloat32;
+    vision_attention_cpu(params, parallel_for_of(context));
   }
 
  private:
   NodeAttributes node_;
+  bool is_exact_;
 };
 
 }  // namespace
 
-std::vector<const OrtCustomOp*> vision_attention_ops() {
-  static const CustomOp<VisionAttentionKernel> op;
-  return {&op};
+std::vector<const OrtCustomOp*> vision_attention_ops(bool is_exact) {
+  static const CustomOp<VisionAttentionKernel> fast(false), exact(true);
+  return {is_exact ? &exact : &fast};
 }
 
 }  // namespace fastmmoe

@@ -77,9 +77,12 @@ def check_operators(path: Path, manifest: Manifest) -> None:
 
 
 def check_linears(path: Path, manifest: Manifest) -> None:
-    """Raise BundleMismatch where the linear layers of a vision tower's file are stored otherwise than it says."""
-    for operator in _operators(path).get("FmmLinear", []):
+    """Raise BundleMismatch where a vision tower's file stores or computes otherwise than the manifest says."""
+    by_kind = _operators(path)
+    for operator in by_kind.get("FmmLinear", []):
         _check_linear(path, operator, manifest.linears.vision)
+    for operator in by_kind.get("FmmVisionAttention", []):
+        _check_attributes(path, operator, {"compute": "bfloat16"})
 
 
 def _operators(path: Path) -> dict[str, list[Operator]]:

@@ -31,6 +31,29 @@ def test_packed(packing: LinearPacking, size: str) -> None:
         assert np.linalg.norm(y - expected) <= ROUNDED[packing.weight_format] * np.linalg.norm(expected)
 
 
+@pytest.mark.parametrize("has_residual", [False, True])
+@pytest.mark.parametrize("activation", ["none", "gelu", "gelu_tanh"])
+@pytest.mark.parametrize("size", ["odd", "many rows"])
+@pytest.mark.parametrize("packing", [None, PACKINGS[0], PACKINGS[1]], ids=str)
+def test_what_follows_the_products(
+    packing: LinearPacking | None, size: str, activation: str, has_residual: bool
+) -> None:
+    inputs, attributes = linear_case(packing, size, activation=activation, has_residual=has_residual)
+    (y,) = NativeNode(OP, inputs, attributes, is_exact=True)(inputs)
+    assert_close(y, linear_reference(inputs, attributes))
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
+def test_activations_from_end_to_end(activation: str) -> None:
+    """Products that are the bias: from where GELU is 0 to where it is x, and infinities that stay with their column."""
+    inputs, attributes = linear_case(None, "many rows", activation=activation)
+    x = np.r_[np.linspace(-12, 12, 30), -1e30, 0, 1e30].astype(np.float32)
+    inputs |= {"weight": np.zeros_like(inputs["weight"]), "bias": x}
+    (y,) = run_native(OP, inputs, attributes)
+    np.testing.assert_allclose(y[7], linear_reference(inputs, attributes)[7], rtol=1e-6, atol=5e-7)
+    np.testing.assert_array_equal(y[7, -2:], x[-2:])
+
+
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 @pytest.mark.parametrize("size", SIZES)
 def test_as_they_are(size: str, dtype: Any) -> None:

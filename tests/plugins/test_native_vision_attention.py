@@ -45,6 +45,13 @@ def test_case(name: str, compute: str) -> None:
     check(case, compute, found)
 
 
+@pytest.mark.parametrize("name", ["siglip", "internvit"])
+def test_a_check_computes_in_float(name: str) -> None:
+    case = CASES[name]
+    (found,) = NativeNode(OP, case.inputs, case.attributes("bfloat16"), is_exact=True)(case.inputs)
+    check(case, "float32", found)
+
+
 @pytest.mark.parametrize("compute", COMPUTE)
 def test_bits_do_not_depend_on_threads_and_other_tiles(compute: str) -> None:
     case = CASES["internvit"]

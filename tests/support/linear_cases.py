@@ -39,11 +39,19 @@ def logical_attributes(out_features: int, *, has_bias: bool) -> dict[str, Any]:
         "group_size": 0,
         "zero_points": 0,
         "has_bias": int(has_bias),
+        "activation": "none",
+        "has_residual": 0,
     }
 
 
 def linear_case(
-    packing: LinearPacking | None, size: str, *, has_bias: bool = True, weight_dtype: Any = np.float32
+    packing: LinearPacking | None,
+    size: str,
+    *,
+    has_bias: bool = True,
+    weight_dtype: Any = np.float32,
+    activation: str = "none",
+    has_residual: bool = False,
 ) -> tuple[dict[str, Array], dict[str, Any]]:
     """Inputs in the contract's order, and attributes; packing None: weights as they are, of weight_dtype."""
     T, N, K = SIZES[size]
@@ -59,4 +67,6 @@ def linear_case(
     else:
         attributes = packing.attributes(N, has_bias=has_bias)
         given |= packing.pack(weights)
+    attributes |= {"activation": activation, "has_residual": int(has_residual)}
+    given |= {"residual": rng.standard_normal((T, N)).astype(np.float32)} if has_residual else {}
     return {tensor.name: given[tensor.name] for tensor in LINEAR.inputs_for(attributes)}, attributes

@@ -51,10 +51,10 @@ LINEAR = OpSpec(
     folder="linear",
     version=1,
     doc=(
-        "x times a weight matrix [N, K], transposed, plus a bias. The weights are floating-point, or integers q that "
-        "stand for scale (q - zero), each scale and zero shared by g = group_size columns of a row. In tiles they "
-        "stand as the kernels read them (exporter/ops/tiles.py): the p columns that are c elements of 4 bytes, for "
-        "each of o = 16 outputs; what fills up N and K is 0."
+        "x times a weight matrix [N, K], transposed, plus a bias; the sum through an activation, plus a residual. The "
+        "weights are floating-point, or integers q that stand for scale (q - zero), each scale and zero shared by g = "
+        "group_size columns of a row. In tiles they stand as the kernels read them (exporter/ops/tiles.py): the p "
+        "columns that are c elements of 4 bytes, for each of o = 16 outputs; what fills up N and K is 0."
     ),
     type_variables={"W": ("float", "bfloat16"), "Q": ("bfloat16", "int8")},
     inputs=(
@@ -70,6 +70,7 @@ LINEAR = OpSpec(
         Tensor("bias", ("N",), ("float",), "Added to each row.", only_if=("has_bias", (1,))),
         Tensor("scale", ("N/o", "K/g", "o"), ("float16",), "Scales.", only_if=("weight_format", INTEGERS)),
         Tensor("zero", ("N/o", "K/g", "o"), ("int8",), "Zeros.", only_if=("zero_points", (1,))),
+        Tensor("residual", ("T", "N"), ("float",), "Added at the end.", only_if=("has_residual", (1,))),
     ),
     outputs=(Tensor("y", ("T", "N"), ("float",), "The products."),),
     attributes=(
@@ -94,6 +95,13 @@ LINEAR = OpSpec(
             choices=(0, 1),
         ),
         Attribute("has_bias", "int", "1: bias is given.", choices=(0, 1)),
+        Attribute(
+            "activation",
+            "string",
+            "What the sum with the bias goes through: gelu has the error function, gelu_tanh its usual stand-in.",
+            choices=("none", "gelu", "gelu_tanh"),
+        ),
+        Attribute("has_residual", "int", "1: residual is given.", choices=(0, 1)),
     ),
     sizes=(
         Size("T", 0, 1 << 24, "Rows."),

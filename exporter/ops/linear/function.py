@@ -12,6 +12,7 @@ from fastmmoe.exporter.ops.building import as_float, stage
 from fastmmoe.exporter.ops.linear.contract import LINEAR
 from fastmmoe.exporter.ops.tiles_body import panels_as_columns, tiles_as_float
 
+_APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
 _MIDDLE = {"int8": 0.0, "int4": 8.0}
 
 
@@ -23,7 +24,10 @@ def build_linear(op: OpBuilder, x: ir.Value, *tensors: ir.Value, attributes: dic
             weights = as_float(op, given["weight"])
         else:
             weights = _from_tiles(op, given, attributes)
-    return op.Gemm(x, weights, *([given["bias"]] if "bias" in given else []), transB=1)
+    y = op.Gemm(x, weights, *([given["bias"]] if "bias" in given else []), transB=1)
+    if attributes["activation"] != "none":
+        y = op.Gelu(y, approximate=_APPROXIMATE[attributes["activation"]])
+    return op.Add(y, given["residual"]) if "residual" in given else y
 
 
 def _from_tiles(op: OpBuilder, given: dict[str, ir.Value], attributes: dict[str, Any]) -> ir.Value:

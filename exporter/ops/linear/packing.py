@@ -45,6 +45,8 @@ class LinearPacking:
             "group_size": self.group_size,
             "zero_points": int(self.zero_points),
             "has_bias": int(has_bias),
+            "activation": "none",
+            "has_residual": 0,
         }
 
     def pack(self, weights: Array) -> dict[str, Array]:

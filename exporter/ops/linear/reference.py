@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -42,4 +43,18 @@ def linear_reference(inputs: dict[str, Array], attributes: dict[str, Any]) -> Ar
     LINEAR.check_inputs(attributes, inputs)
     x = inputs["x"]
     y: Array = x @ linear_weights(inputs, x.shape[1], attributes).T
-    return y + inputs["bias"] if "bias" in inputs else y
+    y = _activate(y + inputs["bias"] if "bias" in inputs else y, attributes["activation"])
+    return y + inputs["residual"] if "residual" in inputs else y
+
+
+def _activate(x: Array, activation: str) -> Array:
+    """In float64, so that it is right to the last bits of what it gets."""
+    if activation == "none":
+        return x
+    wide = x.astype(np.float64)
+    if activation == "gelu":
+        share = 1 + np.vectorize(math.erf, otypes=[np.float64])(wide / math.sqrt(2))
+    else:
+        share = 1 + np.tanh(math.sqrt(2 / math.pi) * (wide + 0.044715 * wide**3))
+    found: Array = (wide / 2 * share).astype(x.dtype)
+    return found

@@ -13,13 +13,15 @@ from fastmmoe.exporter.ops.linear.contract import LINEAR
 
 @torch.library.custom_op("fastmmoe::linear", mutates_args=())
 def linear(x: torch.Tensor, weights: list[torch.Tensor], attributes: str) -> torch.Tensor:
-    """FmmLinear in torch, with floating-point weights as they are.
+    """FmmLinear in torch, with floating-point weights as they are, and without what is moved into it after tracing.
 
     `weights` is [weight] or [weight, bias], `attributes` is `LINEAR.encode`; the rest as in the contract. Raises
-    ValueError for inputs outside of it.
+    ValueError for inputs outside of it, activations and residuals.
     """
     a = LINEAR.decode(attributes)
     LINEAR.check_inputs(a, dict(zip((t.name for t in LINEAR.inputs_for(a)), (x, *weights), strict=True)))
+    if a["activation"] != "none" or a["has_residual"]:
+        raise ValueError(f"{LINEAR.name}: torch has no activation and no residual, expected none")
     return F.linear(x, *(w.float() for w in weights))
 
 

@@ -9,6 +9,7 @@
 #include "common/cpu/panels/panels.h"
 #include "common/cpu/scratch.h"
 #include "common/divide.h"
+#include "linear/cpu/finish.h"
 #include "sparse_moe/cpu/gemm.h"
 
 namespace fastmmoe {
@@ -24,16 +25,11 @@ constexpr int64_t kRowsPerBlock = 64;  // of floating-point weights as they are,
 // panel of few columns. Of rows that are prepared: they stay in a core's cache for all panels of an item.
 constexpr int64_t kItemBytes = 32 << 10, kBlockBytes = 512 << 10;
 constexpr int64_t kRowsPerPreparation = 4;
+constexpr int64_t kPanelsAtOnce = 2;
 
 PanelFormat panel_format(WeightFormat format) {
   if (format == WeightFormat::kInt4) return PanelFormat::kInt4;
   return format == WeightFormat::kInt8 ? PanelFormat::kInt8 : PanelFormat::kBfloat16;
-}
-
-// Columns first to first + count of a row of y.
-void add_bias(const float* bias, int64_t first, int64_t count, float* y) {
-  if (bias == nullptr) return;
-  for (int64_t o = 0; o < count; ++o) y[o] += bias[first + o];
 }
 
 // The weights in tiles: rows are prepared once for all panels.
@@ -51,7 +47,8 @@ class TiledLinear {
         layout_(panel_rows(matrix_.format, params.K, matrix_.group_size, params.zero != nullptr,
                            params.is_exact)),
         panels_(divide_up(params.N, kPanel)),
-        panels_per_item_(std::max<int64_t>(1, kItemBytes / panel_bytes(matrix_.format, params.K))),
+        panels_per_item_(std::max<int64_t>(params.T < kRowsPerBlock ? 1 : kPanelsAtOnce,
+                                           kItemBytes / panel_bytes(matrix_.format, params.K))),
         rows_per_block_(std::clamp<int64_t>(kBlockBytes / layout_.bytes, 1, kRowsPerBlock)),
         rows_(static_cast<size_t>(params.T * layout_.bytes),
               "FmmLinear: " + std::to_string(params.T) + " rows of " + std::to_string(params.K) + " columns") {}
@@ -79,32 +76,28 @@ class TiledLinear {
     }
   }
 
-  // A block of rows times the panels of an item.
+  // A block of rows times the panels of an item, some at a time: their sums stay in the first cache until they are
+  // finished, while rows of y may lie so far apart that few of them do.
   void multiply(int64_t first_row, int64_t first_panel) const {
     const int64_t count = std::min(rows_per_block_, params_.T - first_row);
     std::array<const std::byte*, kRowsPerBlock> rows;
     for (int64_t r = 0; r < count; ++r) rows[r] = row(first_row + r);
     const int64_t end = std::min(first_panel + panels_per_item_, panels_);
-    const int64_t whole = std::min(end, params_.N / kPanel) - first_panel, first = first_panel * kPanel;
-    float* y = params_.y + first_row * params_.N + first;
-    if (whole > 0) {
-      multiply_panels({&matrix_, &layout_, first_panel, whole, rows.data(), count, y, params_.N});
+    alignas(64) std::array<float, kRowsPerBlock * kPanelsAtOnce * kPanel> sums;
+    for (int64_t panel = first_panel; panel < end; panel += kPanelsAtOnce) {
+      const int64_t panels = std::min(kPanelsAtOnce, end - panel), first = panel * kPanel;
+      multiply_panels({&matrix_, &layout_, panel, panels, rows.data(), count, sums.data(), panels * kPanel});
+      finish_({sums.data(), panels * kPanel, count, std::min(panels * kPanel, params_.N - first),
+               params_.attributes.activation, params_.bias == nullptr ? nullptr : params_.bias + first,
+               params_.residual == nullptr ? nullptr : params_.residual + first_row * params_.N + first,
+               params_.y + first_row * params_.N + first, params_.N});
     }
-    if (first_panel + whole < end) {
-      // The last panel has more outputs than y has columns.
-      std::array<float, kRowsPerBlock * kPanel> last;
-      multiply_panels({&matrix_, &layout_, first_panel + whole, 1, rows.data(), count, last.data(), kPanel});
-      for (int64_t r = 0; r < count; ++r) {
-        std::copy_n(&last[r * kPanel], params_.N % kPanel, y + r * params_.N + whole * kPanel);
-      }
-    }
-    const int64_t outputs = std::min(end * kPanel, params_.N) - first;
-    for (int64_t r = 0; r < count; ++r) add_bias(params_.bias, first, outputs, y + r * params_.N);
   }
 
   const LinearParams& params_;
   PanelMatrix matrix_;
   PanelRows layout_;
+  FinishFunction finish_ = finish_for_this_cpu();
   int64_t panels_, panels_per_item_, rows_per_block_;
   Scratch rows_;  // [T, layout_.bytes]
 };
@@ -122,11 +115,10 @@ void multiply_logical(const LinearParams& params, int64_t first) {
     for (int64_t r = 0; r < rows; ++r) x[r] = params.x + (begin + r) * params.K;
     gemm_block_for_this_cpu()(
         {rows, outputs, params.K, x.data(), w, params.weight_type, scratch.data(), block.data()});
-    for (int64_t r = 0; r < rows; ++r) {
-      float* y = params.y + (begin + r) * params.N + first;
-      std::copy_n(&block[r * outputs], outputs, y);
-      add_bias(params.bias, first, outputs, y);
-    }
+    finish_for_this_cpu()({block.data(), outputs, rows, outputs, params.attributes.activation,
+                           params.bias == nullptr ? nullptr : params.bias + first,
+                           params.residual == nullptr ? nullptr : params.residual + begin * params.N + first,
+                           params.y + begin * params.N + first, params.N});
   }
 }
 

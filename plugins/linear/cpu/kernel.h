@@ -22,6 +22,7 @@ struct LinearParams {
   const float* bias;      // [N], or null
   const Float16* scale;   // [ceil(N / 16), ceil(K / g), 16], or null
   const int8_t* zero;     // like scale, or null
+  const float* residual;  // [T, N], or null
   float* y;               // [T, N]
 };
 

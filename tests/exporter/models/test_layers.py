@@ -22,6 +22,7 @@ from fastmmoe.exporter.models.layers import (
     VisionBlock,
     VisionMlp,
     rotary_frequencies,
+    use_vision_operator,
     vision_program,
 )
 from fastmmoe.exporter.models.steps import Take
@@ -147,10 +148,12 @@ def test_a_block_of_the_tower(scale: bool) -> None:
     assert ("ls1" in dict(block.named_parameters())) == scale
 
 
+@pytest.mark.parametrize("compute", ["", "bfloat16"])
 @pytest.mark.parametrize(("qkv_bias", "eps"), [(True, None), (False, 1e-6)])
-def test_attention_of_the_tower(qkv_bias: bool, eps: float | None) -> None:
+def test_attention_of_the_tower(qkv_bias: bool, eps: float | None, compute: str) -> None:
     """Every patch sees every other of its tile; the norms are of whole rows of q and k, before heads are split."""
     attention = filled(VisionAttention(8, 2, qkv_bias=qkv_bias, qk_norm_eps=eps))
+    use_vision_operator(nn.Sequential(attention), compute)
     assert (attention.qkv.bias is not None) == qkv_bias
     x = normal(2, 5, 8)
     q, k, v = attention.qkv(x).double().chunk(3, dim=-1)

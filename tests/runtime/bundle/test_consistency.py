@@ -197,4 +197,5 @@ def test_operators_of_a_policy(layers: dict[str, list[int]], operators: set[str]
     packed = {"weight_format": "int8", "group_size": 128, "zero_points": False}
     for part in ("dense", "head", "vision"):
         linears = msgspec.convert(document["linears"] | {part: packed}, LinearsInfo)
-        assert custom_operators(msgspec.convert(policy, Policy), linears) == {*operators, "FmmLinear"}
+        expected = {*operators, "FmmLinear", *(["FmmVisionAttention"] if part == "vision" else [])}
+        assert custom_operators(msgspec.convert(policy, Policy), linears) == expected
