@@ -15,7 +15,6 @@ from fastmmoe.runtime.bench.statistics import P90, deviation, mean, median, quan
 from fastmmoe.runtime.bundle.manifest import Manifest
 from fastmmoe.runtime.cost.rates import matrix_bytes
 from fastmmoe.runtime.cost.roofline import Rates, Work, decode_work, prefill_work, vision_work
-from fastmmoe.runtime.method.schedule import plan_request
 
 UNIT = Rates(1.0, 1.0, "counts alone")
 
@@ -46,13 +45,6 @@ class Bounds:
         """The first decode step of a batch, after which the caches grow."""
         text, rows = request.schedule.for_text(), request.stats.cache_lengths
         return decode_work(self.manifest, self.parts, self.rates or UNIT, text, rows, batch)
-
-
-def least_working_set(manifest: Manifest) -> int:
-    """Bytes of the call that reads the fewest, a step: the fewer, the more of them stay in a processor's caches."""
-    info = manifest.language_model
-    text = plan_request(manifest.policy, visual_tokens=0, moe_layers=info.moe_layers, top_k=info.top_k)
-    return decode_work(manifest, matrix_bytes(manifest), UNIT, text, [0] * info.layers).bytes
 
 
 def prompt_tokens(request: Request) -> int:

@@ -15,10 +15,10 @@ from fastmmoe.runtime.backends.settings import CPU
 from fastmmoe.runtime.bench.machine import describe_bundle, describe_machine
 from fastmmoe.runtime.bench.measuring import Bench, Round
 from fastmmoe.runtime.bench.result import SCHEMA, Result
-from fastmmoe.runtime.bench.rows import least_working_set, make_rows
+from fastmmoe.runtime.bench.rows import make_rows
 from fastmmoe.runtime.bench.settings import BenchOptions
 from fastmmoe.runtime.bench.trtexec import export_profile
-from fastmmoe.runtime.cost.rates import rates_here, shortest_numbers
+from fastmmoe.runtime.cost.rates import rates_here
 from fastmmoe.runtime.cost.roofline import Rates
 from fastmmoe.runtime.doctor.host import Host
 from fastmmoe.runtime.machines.power import Meter, find_meter
@@ -52,15 +52,14 @@ def measure(
         InvalidRequest: see `Bench`.
     """
     provider, manifest = vlm.backend.provider, vlm.manifest
-    machine, working_set = describe_machine(host, provider, threads), least_working_set(manifest)
+    machine = describe_machine(host, provider, threads)
     # Other work slows what measures the machine, too: the bound is that of the faster of two.
-    numbers = shortest_numbers(manifest)
-    before = rates_here(provider, working_set, host.root, numbers=numbers)
+    before = rates_here(provider, manifest, host.root)
     meter = find_meter(provider, host.root)
     with nullcontext() if meter is None else closing(meter):
         bench = Bench(vlm, options, meter, say)
         rounds = bench.run()
-    rates = _faster(before, rates_here(provider, working_set, host.root, numbers=numbers))
+    rates = _faster(before, rates_here(provider, manifest, host.root))
     result = Result(
         schema=SCHEMA,
         machine=machine,

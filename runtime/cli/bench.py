@@ -41,13 +41,21 @@ def add_bench(commands: Any) -> None:
     bench.add_argument(
         "-r", "--retention", type=shares, metavar="R,R,...", help=f"shares of visual tokens to keep (default {shown})"
     )
-    bench.add_argument("-n", type=int, metavar="N", help=f"requests of each setting that count (default {REPETITIONS})")
-    bench.add_argument("--warmup", type=int, metavar="N", help=f"requests before, that do not (default {WARMUP})")
+    bench.add_argument(
+        "-n",
+        "--repetitions",
+        type=int,
+        metavar="N",
+        help=f"requests of each setting that count (default {REPETITIONS})",
+    )
+    bench.add_argument("-w", "--warmup", type=int, metavar="N", help=f"requests before, that do not (default {WARMUP})")
     bench.add_argument("-o", choices=FORMS, metavar="FORM", help=f"{', '.join(FORMS)} (default md)")
     bench.add_argument("--json", action="store_true", help="as -o json: one JSON object instead of text")
     bench.add_argument("--image", action="append", metavar="FILE", help=f"{IMAGE_HELP} (default: a drawn one)")
     bench.add_argument("--prompt", metavar="TEXT", help=f"the question (default {PROMPT!r})")
-    bench.add_argument("--new-tokens", type=int, metavar="N", help=f"decoded by each request (default {NEW_TOKENS})")
+    bench.add_argument(
+        "-t", "--new-tokens", type=int, metavar="N", help=f"decoded by each request (default {NEW_TOKENS})"
+    )
     bench.add_argument("--depth", type=counts, metavar="N,N,...", help="tokens of the prompt (default: as it is)")
     bench.add_argument("--batch", type=counts, metavar="N,N,...", help="sequences of a packed call (default 1)")
     bench.add_argument("--concurrency", type=counts, metavar="N,N,...", help="requests at once (default 1)")
@@ -109,7 +117,7 @@ def _options(arguments: argparse.Namespace) -> BenchOptions:
         "depths": arguments.depth,
         "batches": arguments.batch,
         "concurrencies": arguments.concurrency,
-        "repetitions": arguments.n,
+        "repetitions": arguments.repetitions,
         "warmup": arguments.warmup,
         "new_tokens": arguments.new_tokens,
         "images": None if arguments.image is None else tuple(read_pictures(arguments.image)),
@@ -182,9 +190,18 @@ def _measuring_options(arguments: argparse.Namespace) -> Iterator[str]:
     """Those that were given."""
     if arguments.bundle is not None:
         yield str(arguments.bundle)
-    if arguments.n is not None:
-        yield "-n"
-    names = ("retention", "warmup", "image", "prompt", "new_tokens", "depth", "batch", "concurrency", "method")
+    names = (
+        "retention",
+        "repetitions",
+        "warmup",
+        "image",
+        "prompt",
+        "new_tokens",
+        "depth",
+        "batch",
+        "concurrency",
+        "method",
+    )
     for name in (*names, "max_tiles", "export_times", "export_profile"):
         if getattr(arguments, name) is not None:
             yield f"--{name.replace('_', '-')}"

@@ -8,12 +8,15 @@ from pathlib import Path
 
 from fastmmoe.runtime.backends.settings import CPU
 from fastmmoe.runtime.bundle.manifest import Manifest
-from fastmmoe.runtime.cost.roofline import Rates
+from fastmmoe.runtime.cost.roofline import Rates, decode_work
 from fastmmoe.runtime.cost.weights import count_weights, weights_bytes
 from fastmmoe.runtime.machines.data_sheet import find_device
 from fastmmoe.runtime.machines.devices import Device
 from fastmmoe.runtime.machines.gpu import find_gpu
 from fastmmoe.runtime.machines.speed import Numbers, peak_flops, read_bandwidth
+from fastmmoe.runtime.method.schedule import plan_request
+
+_COUNTS = Rates(1.0, 1.0, "counts alone")
 
 
 def rates_of(device: Device) -> Rates:
@@ -22,7 +25,7 @@ def rates_of(device: Device) -> Rates:
     return Rates(1e12 * device.fp16_tflops, 1e9 * device.gb_per_s, f"data sheet{mode}")
 
 
-def rates_of_cpu(working_set: int, numbers: Numbers = "float32") -> Rates:
+def rates_of_cpu(working_set: int, numbers: Numbers) -> Rates:
     """This machine's processor; its memory is measured for a moment.
 
     Args:
@@ -33,21 +36,25 @@ def rates_of_cpu(working_set: int, numbers: Numbers = "float32") -> Rates:
     return Rates(peak_flops(numbers=numbers), read_bandwidth(working_set), source)
 
 
-def rates_here(
-    provider: str, working_set: int, root: Path = Path("/"), *, numbers: Numbers = "float32"
-) -> Rates | None:
-    """Of what computes on this machine; None where it is a GPU without an entry in devices.py.
+def rates_here(provider: str, manifest: Manifest, root: Path = Path("/")) -> Rates | None:
+    """Of what computes a bundle on this machine; None where it is a GPU without an entry in devices.py.
 
     Args:
         provider: as `Backend.provider` has it.
-        working_set, numbers: see `rates_of_cpu`.
         root: where proc and sys are.
     """
     if provider == CPU:
-        return rates_of_cpu(working_set, numbers)
+        return rates_of_cpu(least_working_set(manifest), shortest_numbers(manifest))
     gpu = find_gpu()
     device = None if gpu is None else find_device(gpu, root)
     return None if device is None else rates_of(device)
+
+
+def least_working_set(manifest: Manifest) -> int:
+    """Bytes of the call that reads the fewest, a step: the fewer, the more of them stay in a processor's caches."""
+    info = manifest.language_model
+    text = plan_request(manifest.policy, visual_tokens=0, moe_layers=info.moe_layers, top_k=info.top_k)
+    return decode_work(manifest, matrix_bytes(manifest), _COUNTS, text, [0] * info.layers).bytes
 
 
 def shortest_numbers(manifest: Manifest) -> Numbers:

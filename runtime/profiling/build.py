@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from fastmmoe.runtime.bench.machine import describe_bundle, describe_machine
-from fastmmoe.runtime.bench.rows import least_working_set
 from fastmmoe.runtime.bench.settings import BenchOptions
 from fastmmoe.runtime.cost.rates import rates_here
 from fastmmoe.runtime.doctor.host import Host
@@ -48,7 +47,7 @@ def profile_bundle(
 
     measured = measure(open_bundle, options, say)
     stats, manifest = measured.profiled[0].stats, measured.manifest
-    rates = rates_here(stats.provider, least_working_set(manifest))
+    rates = rates_here(stats.provider, manifest)
     return Profile(
         schema=SCHEMA,
         machine=describe_machine(Host(), stats.provider, threads),

@@ -5,16 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from fastmmoe.runtime.backends.base import Profilable
+from fastmmoe.runtime.backends.base import profilable
 from fastmmoe.runtime.backends.node_times import Call
-from fastmmoe.runtime.backends.settings import CUDA
 from fastmmoe.runtime.bench.measuring import Bench, Request
 from fastmmoe.runtime.bench.settings import BenchOptions
 from fastmmoe.runtime.bundle.manifest import GRAPHS, Manifest
 from fastmmoe.runtime.cost.demands import HEAD, Demand, head_demand, layer_demands, sum_of, vision_demands
 from fastmmoe.runtime.cost.rates import matrix_bytes
 from fastmmoe.runtime.cost.roofline import Rates, block
-from fastmmoe.runtime.errors import InvalidRequest, RunFailed
+from fastmmoe.runtime.errors import RunFailed
 from fastmmoe.runtime.method.schedule import Schedule
 from fastmmoe.runtime.profiling.result import Phase, Sample, make_phase
 from fastmmoe.runtime.types import Say
@@ -86,17 +85,12 @@ def measure(open_bundle: Open, options: BenchOptions, say: Say) -> Measured:
     """
     say("without a profiler")
     with open_bundle(False) as vlm:
-        if vlm.backend.provider == CUDA or not isinstance(vlm.backend, Profilable):
-            raise InvalidRequest(
-                f"provider {vlm.backend.provider}: ONNX Runtime tells when it launched a GPU's kernels, not how long "
-                "they ran: take --provider tensorrt, or NVIDIA's nsys"
-            )
+        profilable(vlm.backend)
         plain = _requests(vlm, options, say)
     say("with a profiler")
     with open_bundle(True) as vlm:
-        assert isinstance(vlm.backend, Profilable)
         profiled = _requests(vlm, options, say)
-        return Measured(vlm.manifest, plain, profiled, vlm.backend.end_profiling())
+        return Measured(vlm.manifest, plain, profiled, profilable(vlm.backend).end_profiling())
 
 
 def _requests(vlm: VLM, options: BenchOptions, say: Say) -> list[Request]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from fastmmoe.runtime.bench.measuring import Bench, Request, Round
-from fastmmoe.runtime.bench.rows import least_working_set, make_rows
+from fastmmoe.runtime.bench.rows import make_rows
 from fastmmoe.runtime.bench.settings import BenchOptions, Setting
 from fastmmoe.runtime.bundle.manifest import Manifest
 from fastmmoe.runtime.cost.flops import vision_flops
@@ -119,11 +119,6 @@ def test_least_times_stand_beside_the_medians(manifest: Manifest) -> None:
     assert step is not None and rows["request", 1].roofline_ms == pytest.approx(vision + one + 3 * step)
     step = rows["decode", 2].roofline_ms
     assert step is not None and rows["request", 2].roofline_ms == pytest.approx(2 * vision + two + 3 * step)
-
-
-def test_the_least_working_set_is_that_of_a_step(manifest: Manifest) -> None:
-    parts = matrix_bytes(manifest)
-    assert parts["head"] + parts["attention"] < least_working_set(manifest) < sum(parts.values())
 
 
 def test_times_of_nothing_have_no_rates(manifest: Manifest) -> None:

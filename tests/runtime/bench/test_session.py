@@ -25,7 +25,7 @@ def test_what_is_in_it(processor: MakeProcessor, tmp_path: Path, monkeypatch: py
     vlm, echo = echo_vlm(processor("dsvl2-mha"))
     echo.provider = "cpu"
     found = iter([Rates(3e9, 1e9, "made"), Rates(2e9, 2e9, "made")])
-    monkeypatch.setattr(session, "rates_here", lambda *_, **__: next(found))
+    monkeypatch.setattr(session, "rates_here", lambda *_: next(found))
     result, rounds = measure(vlm, tmp_path, OPTIONS, threads=1, host=machine(tmp_path, {}))
     assert result.schema == SCHEMA and len(rounds) == 2 and len(result.rows) == 5
     assert result.rates == {"flops": 3e9, "bytes": 2e9, "source": "made"}
@@ -39,7 +39,7 @@ def test_what_is_in_it(processor: MakeProcessor, tmp_path: Path, monkeypatch: py
 def test_energy_and_no_roofline(processor: MakeProcessor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vlm, _ = echo_vlm(processor("dsvl2-mha"))
     meter = PowerMeter("made", lambda: 10.0)
-    monkeypatch.setattr(session, "rates_here", lambda *_, **__: None)
+    monkeypatch.setattr(session, "rates_here", lambda *_: None)
     monkeypatch.setattr(session, "find_meter", lambda *_: meter)
     result, _ = measure(vlm, tmp_path, OPTIONS, host=machine(tmp_path, {}))
     whole = result.rows[-1]

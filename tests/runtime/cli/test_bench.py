@@ -168,7 +168,7 @@ def test_refusals_of_comparisons(files: Any, capsys: pytest.CaptureFixture[str])
     assert "are of different bundles" in refusal(capsys, "--compare", a, other)
     assert "no such file" in refusal(capsys, "--compare", a, "absent.json")
     said = refusal(capsys, "bundle", "--compare", a, a, "-n", "3", "--new-tokens", "4")
-    assert "--compare reads what was measured: leave out bundle, -n, --new-tokens" in said
+    assert "--compare reads what was measured: leave out bundle, --repetitions, --new-tokens" in said
     assert "-o csv: a comparison is written as md or json" in refusal(capsys, "--compare", a, a, "-o", "csv")
     assert "expected 2 arguments" in refusal(capsys, "--compare", a)
 

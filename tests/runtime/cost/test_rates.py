@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from fastmmoe.runtime.bundle.storage import ExpertsInfo, LinearInfo, LinearsInfo
 from fastmmoe.runtime.cost import rates
-from fastmmoe.runtime.cost.rates import matrix_bytes, rates_here, shortest_numbers
+from fastmmoe.runtime.cost.rates import least_working_set, matrix_bytes, rates_here, shortest_numbers
 from fastmmoe.runtime.cost.roofline import Rates
 from fastmmoe.runtime.machines.gpu import Gpu
 from tests.support.manifests import toy_manifest
@@ -25,11 +25,20 @@ FLOAT = stored("float")
 
 
 def test_a_processor_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rates, "peak_flops", lambda numbers: {"float32": 5.0, "int8": 7.0}[numbers])
+    """With the bytes of a step, and the numbers of the bundle."""
+    manifest = toy_manifest("deepseek_vl2")
+    monkeypatch.setattr(rates, "peak_flops", lambda numbers: {"float32": 5.0, "bfloat16": 7.0}[numbers])
     monkeypatch.setattr(rates, "read_bandwidth", lambda size: 2.0 * size)
-    assert rates_here("cpu", 100) == Rates(5.0, 200.0, "cores, width and clock; memory measured")
-    found = rates_here("cpu", 100, numbers="int8")
+    bandwidth = 2.0 * least_working_set(manifest)
+    assert rates_here("cpu", manifest) == Rates(5.0, bandwidth, "cores, width and clock; memory measured")
+    found = rates_here("cpu", replace(manifest, cache_dtype="bfloat16"))
     assert found is not None and found.flops == 7.0
+
+
+def test_the_least_working_set_is_that_of_a_step() -> None:
+    manifest = toy_manifest("deepseek_vl2")
+    parts = matrix_bytes(manifest)
+    assert parts["head"] + parts["attention"] < least_working_set(manifest) < sum(parts.values())
 
 
 @pytest.mark.parametrize(
@@ -43,8 +52,9 @@ def test_a_processor_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gpu_has_its_data_sheets(
     gpu: Gpu | None, expected: Rates | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    manifest = toy_manifest("deepseek_vl2")
     monkeypatch.setattr(rates, "find_gpu", lambda: gpu)
-    assert rates_here("tensorrt", 100, tmp_path) == rates_here("cuda", 100, tmp_path) == expected
+    assert rates_here("tensorrt", manifest, tmp_path) == rates_here("cuda", manifest, tmp_path) == expected
 
 
 def test_matrices_of_a_bundle() -> None:
