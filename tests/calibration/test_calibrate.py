@@ -43,7 +43,7 @@ def test_a_policy_is_found_and_confirmed(
     run: Run, write_data: Callable[..., Path], checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     data, out = write_data(3), tmp_path / "out"
-    code, printed, errors = run("internvl-qwen3moe", "--data", str(data), "--trials", "9", "--flops-reduction", "0.3")
+    code, printed, errors = run("internvl-qwen3moe", "--data", str(data), "--trials", "5", "--flops-reduction", "0.3")
     assert (code, errors) == (0, "")
     assert "4 questions, 2 held out" in printed
     names = sorted(path.name for path in out.iterdir())
@@ -58,7 +58,7 @@ def test_a_policy_is_found_and_confirmed(
     assert "## Data that the search has not seen: 2 questions, 1 pictures" in text
     assert "does what torch does on 100.0%" in text
     # Nothing is left to try, so a second run ends in the same place.
-    again = ("--data", str(data), "--trials", "9", "--flops-reduction", "30%", "--json")
+    again = ("--data", str(data), "--trials", "5", "--flops-reduction", "30%", "--json")
     code, printed, errors = run("internvl-qwen3moe", *again)
     assert code == 0 and "4 questions, 2 held out" in errors
     assert "\ntrial " not in errors

@@ -20,7 +20,7 @@ from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.runtime.errors import InvalidRequest
 
 NAME = "dsvl2-mha"
-TRIALS = 10
+TRIALS = 5
 
 
 @pytest.fixture

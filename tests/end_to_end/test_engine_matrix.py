@@ -13,6 +13,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -39,17 +40,25 @@ from tests.support.double import installed
 from tests.support.engine_runs import check_runs
 from tests.support.tensorrt_operators import READ_BY_TENSORRT_10_1
 
-# dsvl2-mla has latent attention; gpt-oss has biases, sinks and sliding layers.
+
+def _of_one_worker(name: str, dtype: torch.dtype, packing: Packing | None) -> Any:
+    return pytest.param(name, dtype, packing, marks=pytest.mark.xdist_group(f"engines of {name}"))
+
+
+# dsvl2-mla has latent attention; gpt-oss has biases, sinks and sliding layers. One family in one element type is traced
+# once for all its weight formats, on one worker; the comparison bundle has Qwen3-MoE in float16.
 MODELS = [
-    (DEMO, torch.float16, None),
-    ("dsvl2-mla", torch.bfloat16, None),
-    ("dsvl2-mha", torch.float16, Packing("int4", 64, False)),
-    ("internvl-gptoss", torch.float16, None),
-    ("internvl-gptoss", torch.bfloat16, Packing("int8", 64, False)),
-    ("internvl-qwen3moe", torch.float16, Packing("int8", 32, True)),
-    ("internvl-qwen3moe", torch.bfloat16, Packing("fp8", 32, False)),
-    ("internvl-qwen3moe", torch.bfloat16, None),
-    ("internvl-qwen3moe", torch.bfloat16, Packing("int4", 32, True)),
+    _of_one_worker("dsvl2-mla", torch.bfloat16, None),
+    _of_one_worker("dsvl2-mha", torch.float16, Packing("int4", 64, False)),
+    _of_one_worker("internvl-gptoss", torch.float16, None),
+    _of_one_worker("internvl-gptoss", torch.float16, Packing("int8", 64, False)),
+    _of_one_worker("internvl-qwen3moe", torch.bfloat16, Packing("int8", 32, True)),
+    _of_one_worker("internvl-qwen3moe", torch.bfloat16, Packing("fp8", 32, False)),
+    _of_one_worker("internvl-qwen3moe", torch.bfloat16, None),
+    _of_one_worker("internvl-qwen3moe", torch.bfloat16, Packing("int4", 32, True)),
+    pytest.param(DEMO, torch.float16, None, marks=pytest.mark.slow),
+    pytest.param("internvl-gptoss", torch.bfloat16, Packing("int8", 64, False), marks=pytest.mark.slow),
+    pytest.param("internvl-qwen3moe", torch.float16, Packing("int8", 32, True), marks=pytest.mark.slow),
 ]
 PRUNE_LAYERS = {"internvl-gptoss": (1, 3, 5)}
 GRAPHS = ("vision", "embedding", "language_model")

@@ -44,6 +44,10 @@ X86 = ("x86_64", "AMD64", "amd64")
 bfloat16 = ml_dtypes.bfloat16
 
 
+# One worker builds each program.
+ON_NEON, WITH_TILES = pytest.mark.xdist_group("attention neon"), pytest.mark.xdist_group("attention tiles")
+
+
 def ids(cases: tuple[Case, ...]) -> list[str]:
     return [case.name for case in cases]
 
@@ -70,6 +74,7 @@ def software_tiles(tmp_path_factory: pytest.TempPathFactory) -> AttentionHost:
     return AttentionHost(tmp_path_factory.mktemp("tiles"), ["-DFASTMMOE_SOFTWARE_TILES=ON"])
 
 
+@ON_NEON
 @pytest.mark.parametrize("cache", CACHES)
 @pytest.mark.parametrize("case", UNDER_QEMU, ids=ids(CASES))
 def test_neon(neon: AttentionHost, case: Case, cache: str) -> None:
@@ -77,18 +82,21 @@ def test_neon(neon: AttentionHost, case: Case, cache: str) -> None:
     check_outputs(case, inputs, neon(case, inputs))
 
 
+@WITH_TILES
 @pytest.mark.parametrize("case", CASES, ids=ids(CASES))
 def test_amx(software_tiles: AttentionHost, case: Case) -> None:
     inputs = inputs_of(case, "bfloat16")
     check_outputs(case, inputs, software_tiles(case, inputs))
 
 
+@WITH_TILES
 def test_amx_random_cases(software_tiles: AttentionHost) -> None:
     for seed, case in enumerate(RANDOM):
         inputs = inputs_of(case, "bfloat16", seed)
         check_outputs(case, inputs, software_tiles(case, inputs))
 
 
+@WITH_TILES
 def test_amx_is_what_runs(software_tiles: AttentionHost, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums are rounded otherwise than by vdpbf16ps; caches in float have no tiles."""
     case = BY_NAME["prefill"]

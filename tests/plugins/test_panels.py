@@ -14,6 +14,9 @@ import pytest
 from fastmmoe.runtime.types import Array
 from tests.support.panels_host import PanelsHost, Weights, make_weights
 
+# One worker builds the program.
+pytestmark = pytest.mark.xdist_group("panels")
+
 ISAS = ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 FLAGS = {"avx2": "avx2", "avx512": "avx512bw", "avx512_vnni": "avx512_vnni", "avx512_bf16": "avx512_bf16"}
 # Of the greatest value: sums in float of a few hundred products, in any order.

@@ -17,7 +17,7 @@ import pytest
 
 from fastmmoe.exporter.ops import ATTENTION, attention_reference
 from fastmmoe.runtime.types import Array
-from tests.plugins.cuda.conftest import EmulatedOp, check_message
+from tests.plugins.cuda.conftest import ARCHITECTURES, EmulatedOp, check_message
 from tests.support.attention_cases import LARGE, OTHER_WIDTHS, SMALL, Case, alone, make_inputs
 from tests.support.attention_checks import check_outputs
 from tests.support.attention_params import Params, make_params, output_types
@@ -311,7 +311,7 @@ def test_workspace_is_used_to_its_end(kernels: AttentionKernels, dtype: Any) -> 
     assert (kernels.workspace[-8:].reshape(2, 4) != 0xA5).any(1).all()
 
 
-@pytest.mark.parametrize("arch", [87, 120])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize(
     ("source", "kinds"),
     [("kernel.cu", 3), ("kernel_64.cu", 2), ("kernel_128.cu", 2), ("kernel_latent.cu", 3)],

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fastmmoe.runtime.types import Array
+from tests.plugins.cuda.conftest import ARCHITECTURES
 from tests.support.operators import moe_attributes, moe_inputs
 
 KERNELS = Path(__file__).resolve().parents[3] / "plugins" / "sparse_moe" / "cuda"
@@ -132,7 +133,7 @@ KERNEL_COUNTS = {
 }
 
 
-@pytest.mark.parametrize("arch", [80, 87, 90, 120])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("name", KERNEL_COUNTS)
 def test_nvcc_compiles_it_without_spills(count_kernels: Callable[[Path, int], int], name: str, arch: int) -> None:
     assert sorted(path.stem for path in KERNELS.glob("*.cu")) == sorted(KERNEL_COUNTS)

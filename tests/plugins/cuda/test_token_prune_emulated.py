@@ -15,6 +15,7 @@ import pytest
 
 from fastmmoe.exporter.ops import token_prune_reference
 from fastmmoe.runtime.types import Array
+from tests.plugins.cuda.conftest import ARCHITECTURES
 from tests.support.native_node import run_native
 from tests.support.operators import prune_inputs
 from tests.support.prune_params import (
@@ -320,6 +321,6 @@ def test_too_many_experts_are_refused(kernel: EmulatedKernel) -> None:
         kernel(prune_inputs(E=257), MLERP)
 
 
-@pytest.mark.parametrize("arch", [80, 87, 90, 120])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_nvcc_compiles_it_without_spills(count_kernels: Callable[[Path, int], int], arch: int) -> None:
     assert count_kernels(KERNEL, arch) == 2 + 3 * 2  # scoring, choosing; gather_rows for three types and two widths
