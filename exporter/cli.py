@@ -255,6 +255,7 @@ def _plain(exported: Exported, out: Path) -> dict[str, Any]:
         "bundle": out,
         **{name: getattr(manifest, name) for name in names},
         "experts": manifest.experts.weight_format,
+        "linears": {part: getattr(manifest.linears, part).weight_format for part in ("dense", "head", "vision")},
         "methods": manifest.policy.methods,
         "default_method": manifest.policy.default_method,
         "retention": manifest.policy.retention,
