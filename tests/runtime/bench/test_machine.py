@@ -46,8 +46,9 @@ def test_a_card_of_which_nothing_is_said(tmp_path: Path, monkeypatch: pytest.Mon
     assert "driver" not in found["versions"]
 
 
-def test_a_processor(tmp_path: Path) -> None:
+def test_a_processor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The card of its machine is not asked."""
+    monkeypatch.setattr(module, "find_gpu", lambda: Gpu("A card", 89))
     files = {"proc/cpuinfo": "processor : 0\nmodel name\t: A  fast one\ncpu MHz\t\t: 2900.5\n"}
     found = describe_machine(machine(tmp_path, files, {"nvidia-smi": SMI}), "cpu", 3)
     assert (found["device"], found["gpu"], found["power_mode"]) == ("A fast one", None, None)
