@@ -101,4 +101,6 @@ def _differences(
 
 def _difference_line(difference: Difference) -> str:
     mark = "✓" if difference.is_ok else "✗"
-    return f"[{mark}] torch = {difference.what}: {difference.value:.1e} (atol {difference.tolerance:g})"
+    bound = "atol" if difference.against == "torch" else "at most"
+    what = f"{difference.against} = {difference.what}"
+    return f"[{mark}] {what}: {difference.value:.1e} ({bound} {difference.tolerance:g})"

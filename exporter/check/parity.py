@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from fastmmoe.exporter.check.layer_major import Calls, Load, run_calls
 from fastmmoe.exporter.check.linears import body_difference, stored_linear
 from fastmmoe.exporter.check.portable import BodyChecks
 from fastmmoe.exporter.check.prompts import DECODE_STEPS, Embed, Outcome, Prompt, make_prompt, run_in, run_in_torch
+from fastmmoe.exporter.check.rounding import roundings
 from fastmmoe.exporter.check.sessions import MappedOnnxRuntime
 from fastmmoe.exporter.check.stored import StoredWeights
 from fastmmoe.exporter.check.structure import CheckFailed
@@ -44,11 +46,16 @@ MOVED = 0.1
 
 @dataclass(frozen=True)
 class Difference:
-    """Greatest absolute difference between ONNX Runtime and torch of one output."""
+    """Greatest absolute difference between ONNX Runtime and torch of one output.
+
+    Attributes:
+        against: "exact" in place of torch: what runs, beside itself without rounding, of the output's norm.
+    """
 
     what: str
     value: float
     tolerance: float
+    against: Literal["torch", "exact"] = "torch"
 
     @property
     def is_ok(self) -> bool:
@@ -77,10 +84,10 @@ class Written:
         """What computes, as the check's lines call it."""
         return f"onnxruntime, {self.name}" if self.name else "onnxruntime"
 
-    def load(self, graph: str) -> MappedOnnxRuntime:
-        """A backend with this graph alone."""
+    def load(self, graph: str, *, is_exact: bool = True) -> MappedOnnxRuntime:
+        """A backend with this graph alone; is_exact: see `MappedOnnxRuntime`."""
         experts = self.experts.inputs if self.experts is not None and graph == "language_model" else {}
-        return MappedOnnxRuntime(self.directory, self.manifest, graph, experts=experts)
+        return MappedOnnxRuntime(self.directory, self.manifest, graph, experts=experts, is_exact=is_exact)
 
     def read(self, model: Model, graph: str) -> Load:
         """Values of the graph's parameters by name: what is written, as the model's modules take it."""
@@ -134,10 +141,13 @@ def compare(model: Model, written: Written, atol: float | None, say: Say) -> lis
     features = features[:MOST_VISUAL]
     embedding = _Embedding(written, model)
     check = _LanguageModelCheck(model, written, features, embedding, atol, say)
-    found = check.run(_schedules(model, len(features)))
+    schedules = _schedules(model, len(features))
+    found = check.run(schedules)
     vision = Difference(f"{written.label}: vision", distance, limit)
     differences = [vision, Difference(f"{written.label}: embedding", embedding.worst, 0.0), *found]
     differences += _of_bodies(written, bodies, limit)
+    rounded = roundings(written.load, written.manifest, vision_inputs, check.prompt_of(schedules[0]), say)
+    differences += (Difference(f"{written.label} as it runs: {one[0]}", *one[1:], "exact") for one in rounded)
     if written.manifest.portable and "FmmLinear" in written.manifest.ops:
         worst = max(body_difference(model, graph, written.weights[graph]) for graph in written.manifest.operator_graphs)
         differences.append(Difference(f"{written.label}, portable: FmmLinear", worst, limit))
@@ -211,6 +221,10 @@ class _LanguageModelCheck:
                 return [difference for number in sorted(done) for difference in done[number]] + bodies
         ties = next(schedule for number, schedule in enumerate(schedules) if number not in done)
         raise CheckFailed(f"{_label(ties)}: near ties decide about the tokens of {SEEDS} random prompts")
+
+    def prompt_of(self, schedule: Schedule) -> Prompt:
+        """The first random prompt of a schedule."""
+        return make_prompt(schedule, self.features, self.embed, self.model.config.vocab_size, 0)
 
     def _torch_cases(self, schedules: Sequence[Schedule], seed: int) -> tuple[list[Case], list[Difference]]:
         """A random prompt around the picture for each schedule, what torch makes of it, and what bodies compute."""

@@ -18,11 +18,11 @@ from fastmmoe.runtime.types import Array
 class MappedOnnxRuntime(OnnxRuntime):
     """One graph of a bundle; see `OnnxRuntime`.
 
-    Without prepacking and folding, which would hold a second copy of all dense weights in memory, and with operators
-    that round nothing that they multiply.
+    Without prepacking and folding, which would hold a second copy of all dense weights in memory.
 
     Args:
         experts: values of the inputs that are experts' weights; uint16 are the bits of bfloat16.
+        is_exact: operators round nothing that they multiply; False = they do as they run.
     """
 
     def __init__(
@@ -32,15 +32,16 @@ class MappedOnnxRuntime(OnnxRuntime):
         graph: str,
         *,
         experts: Mapping[str, Array] | None = None,
+        is_exact: bool = True,
     ) -> None:
         # Where experts are inputs, weights are cast (widened.py).
+        self._is_exact = is_exact
         self._casts_weights = bool(manifest.experts.inputs)
         super().__init__(directory, manifest, Settings(), graphs=(graph,))
         self._constants = {name: ort_value(values) for name, values in (experts or {}).items()}
 
     def _register(self, options: Any) -> None:
-        # What kernels round is a difference of its own.
-        options.add_session_config_entry(EXACT_ENTRY, "1")
+        options.add_session_config_entry(EXACT_ENTRY, str(int(self._is_exact)))
         super()._register(options)
 
     def _session_options(self, graph: str) -> Any:

@@ -74,6 +74,7 @@ def test_an_export_packs_all_but_routers_and_embeddings(
     config = ExportConfig(str(source), out, dense="int4", vision="bf16", group_size=32, zero_points=True)
     export(config, say=lines.append)
     assert any("portable: FmmLinear" in line for line in lines)
+    assert sum("[✓] exact = onnxruntime as it runs: " in line for line in lines) == 2  # vision, logits
     manifest = read_manifest(out)
     formats = [getattr(manifest.linears, part).weight_format for part in ("dense", "head", "vision")]
     assert formats == ["int4", "int8", "bf16"]
