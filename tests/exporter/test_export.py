@@ -14,10 +14,11 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from fastmmoe.exporter import cli, export, progress
+from fastmmoe.exporter import cli, export
 from fastmmoe.exporter.config import ExportConfig
 from fastmmoe.exporter.ops import ATTENTION, DOMAIN
 from fastmmoe.exporter.plan import plan_export
+from fastmmoe.runtime.cli import output
 from fastmmoe.runtime.files import WriteFailed
 from tests.support.attention_cases import SMALL
 
@@ -36,7 +37,8 @@ def small_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(export, "trace", trace)
     monkeypatch.setattr(export, "templates_of", lambda steps, opset: [])
-    monkeypatch.setattr(export, "check_bundle", lambda *_: None)
+    monkeypatch.setattr(export, "check_bundle", lambda *_: [])
+    monkeypatch.setattr(export, "_has_operators", lambda graph: graph.graph.name == "language_model")
 
 
 def run(out: Path, **options: Any) -> list[str]:
@@ -101,7 +103,7 @@ def test_an_interrupt_after_the_bundle_says_that_it_was_written(
             raise KeyboardInterrupt
 
     # In the command's own file alone.
-    monkeypatch.setattr(progress, "print", interrupt, raising=False)
+    monkeypatch.setattr(output, "print", interrupt, raising=False)
     assert cli.main(["demo", str(tmp_path / "out")]) == 130
     assert capsys.readouterr().err == f"fastmmoe-export: interrupted; {tmp_path / 'out'} was written\n"
     assert (tmp_path / "out" / "manifest.json").is_file()
