@@ -14,7 +14,7 @@ from fastmmoe.calibration.measure.bootstrap import Bootstrap, Interval
 from fastmmoe.calibration.report.latency import Latency
 from fastmmoe.calibration.report.questions import Questions
 from fastmmoe.calibration.report.results import Claim, Comparison, KindRow, Point, Verdict
-from fastmmoe.calibration.report.settings import BASELINES, FULL, PRUNING, REDUCTION, Planner, Setting
+from fastmmoe.calibration.report.settings import BASELINES, FULL, LABELS, PRUNING, REDUCTION, Planner, Setting
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.method.policy import FASTMMOE
 from fastmmoe.runtime.types import Array
@@ -51,8 +51,8 @@ class Plan:
     pairs: tuple[Pair, ...]
 
 
-def plan_settings(planner: Planner, curves: Sequence[Setting]) -> Plan:
-    """The curves' settings, the claimed one, and what costs as much as fastmmoe under strong pruning."""
+def plan_settings(planner: Planner, curves: Sequence[Setting], others: Sequence[Setting] = ()) -> Plan:
+    """The curves' settings, the claimed one, what costs as much as fastmmoe under strong pruning, and others."""
     claimed, unclaimed = None, ""
     try:
         claimed = planner.at_reduction(FASTMMOE, CLAIMED_REDUCTION)
@@ -62,7 +62,7 @@ def plan_settings(planner: Planner, curves: Sequence[Setting]) -> Plan:
     ours = list(dict.fromkeys([*([] if claimed is None else [claimed]), *strong]))
     pairs = [_pair(planner, setting, variant) for setting in ours for variant in EQUALISED]
     equal = [pair.other for pair in pairs if pair.other is not None]
-    return Plan(tuple(dict.fromkeys([*curves, *ours, *equal])), claimed, unclaimed, tuple(pairs))
+    return Plan(tuple(dict.fromkeys([*curves, *ours, *equal, *others])), claimed, unclaimed, tuple(pairs))
 
 
 def _pair(planner: Planner, ours: Setting, variant: str) -> Pair:
@@ -226,7 +226,7 @@ def state_claims(claimed: Point | None, unclaimed: str, comparisons: Sequence[Co
         holds = q.value >= CLAIMED_QUALITY and q.low >= CLAIMED_BOUND
     rows = [row for row in comparisons if row.variant in BASELINES]
     counts = {v: sum(row.verdict == v for row in rows) for v in ("above", "within the interval", "below")}
-    below = "; ".join(f"{r.variant} at fastmmoe's {r.ours.retention:g}" for r in rows if r.verdict == "below")
+    below = "; ".join(f"{LABELS[r.variant]} at FastMMoE's {r.ours.retention:g}" for r in rows if r.verdict == "below")
     return (
         Claim(statement=headline, found=found, holds=holds),
         Claim(

@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from fastmmoe import __version__
 from fastmmoe.calibration.data import BUILTIN, load_samples
 from fastmmoe.calibration.measure.bootstrap import Bootstrap
@@ -17,6 +19,7 @@ from fastmmoe.calibration.report.analysis import (
     settings_by_kind,
     state_claims,
 )
+from fastmmoe.calibration.report.devices import read_devices, settings_of
 from fastmmoe.calibration.report.latency import Latency, measure_latency
 from fastmmoe.calibration.report.maps import draw_maps
 from fastmmoe.calibration.report.measure import Measurement, Store
@@ -49,6 +52,7 @@ class ReportOptions:
         maps: scenes with a picture of what survives.
         jobs: threads; None = one for each core.
         min_quality: the least of the recommended setting.
+        bench: results of fastmmoe bench, of the same model on any machine.
         command: shown in the report as what made it.
     """
 
@@ -63,6 +67,7 @@ class ReportOptions:
     maps: int = 3
     jobs: int | None = None
     min_quality: float = 0.955
+    bench: tuple[Path, ...] = ()
     command: str = ""
 
     def check(self) -> None:
@@ -97,10 +102,11 @@ def build_report(bundle: Path, options: ReportOptions, say: Say = print) -> Repo
     options.check()
     jobs = usable_cores() if options.jobs is None else options.jobs
     vlm = VLM(bundle, threads=1)
+    devices = read_devices(options.bench, vlm.manifest)
     samples = load_samples(options.data, split=SPLIT, count=_count(options), seed=options.seed)
     questions = Questions(vlm, samples)
     planner = Planner(vlm.manifest, [question.prompt for question in questions.items])
-    plan = plan_settings(planner, curve_settings(options.retentions))
+    plan = plan_settings(planner, curve_settings(options.retentions), settings_of(devices))
     store = Store(options.out, bundle, questions)
     say(f"{len(questions.items)} questions about {questions.pictures} pictures, {len(plan.settings)} settings")
     seeds = tuple(range(options.seeds))
@@ -116,6 +122,7 @@ def build_report(bundle: Path, options: ReportOptions, say: Say = print) -> Repo
     latency = measure_latency(VLM(bundle), planner, questions, store, plan.settings, requests=options.requests, say=say)
     say(f"intervals from {options.resamples:,} resamples of the scenes")
     report = _analyse(analysis, plan, latency, options, _origin(bundle, vlm, questions, store, latency, options))
+    report = replace(report, devices=devices)
     maps = draw_maps(vlm, planner, questions, plan.claimed, options.maps)
     write_pages(options.out, report, maps)
     return report

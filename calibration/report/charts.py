@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import io
+import itertools
 import re
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,18 +14,9 @@ import numpy as np
 
 from fastmmoe.calibration.report.analysis import CLAIMED_QUALITY, CLAIMED_REDUCTION, EQUALISED
 from fastmmoe.calibration.report.results import Comparison, Point, Report
-from fastmmoe.calibration.report.settings import FULL, PRUNING, REDUCTION, VARIANTS, Setting
+from fastmmoe.calibration.report.settings import FULL, LABELS, PRUNING, REDUCTION, VARIANTS, Setting
 from fastmmoe.runtime.method.policy import FASTMMOE, FASTV, RANDOM, SPARSEVLM
 
-LABELS = {
-    FULL: "full model",
-    FASTMMOE: "FastMMoE",
-    REDUCTION: "fewer experts only",
-    PRUNING: "pruning only",
-    RANDOM: "random",
-    FASTV: "FastV",
-    SPARSEVLM: "SparseVLM",
-}
 INK, MUTED, GRID, PAPER = "#23272b", "#5e666e", "#d9dde1", "#fefefe"
 # Okabe and Ito's palette, told apart by readers with any colour vision; markers differ as well.
 COLORS = {
@@ -35,6 +28,9 @@ COLORS = {
     FASTV: "#009e73",
     SPARSEVLM: "#c2609a",
 }
+DEVICE_COLORS = tuple(COLORS[v] for v in (FASTMMOE, PRUNING, FASTV, SPARSEVLM, REDUCTION, RANDOM))
+MOST_LINEAR = 12
+"""Greatest over least time above which the axis is logarithmic."""
 MARKERS = {FULL: "*", FASTMMOE: "o", REDUCTION: "D", PRUNING: "s", RANDOM: "x", FASTV: "^", SPARSEVLM: "v"}
 VARIABLES = {
     INK: "--ink",
@@ -45,19 +41,28 @@ VARIABLES = {
 }
 """Colours of the figures and the variables of the page's style sheet that take their place in it."""
 
-WIDTH = 6.6
+WIDTH, NARROW = 6.6, 3.9
+"""Inches of a figure, and of one that a phone shows without shrinking its letters."""
+_HEIGHT = 4.3
+MOST_LETTERS = 34
+"""Of a line in a narrow figure."""
 NO_METADATA = dict.fromkeys(("Date", "Creator", "Format", "Type"))
 
 
-def draw_charts(report: Report) -> dict[str, str]:
-    """SVG texts by name, the same bytes for the same report and version of matplotlib."""
+def draw_charts(report: Report, width: float = WIDTH) -> dict[str, str]:
+    """SVG texts by name, the same bytes for the same report and version of matplotlib.
+
+    Args:
+        width: in inches.
+    """
     charts: dict[str, Callable[[Any], None]] = {
         "accuracy-flops": lambda figure: _draw_tradeoff(figure, report, by_time=False),
         "accuracy-latency": lambda figure: _draw_tradeoff(figure, report, by_time=True),
+        **({"devices": lambda figure: _draw_devices(figure, report)} if report.devices else {}),
         "equal-flops": lambda figure: _draw_differences(figure, report.comparisons),
         "kinds": lambda figure: _draw_kinds(figure, report),
     }
-    return {name: _render(name, draw) for name, draw in charts.items()}
+    return {name: _render(name, draw, width) for name, draw in charts.items()}
 
 
 def for_page(name: str, svg: str) -> str:
@@ -72,7 +77,7 @@ def for_page(name: str, svg: str) -> str:
     return re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1))
 
 
-def _render(name: str, draw: Callable[[Any], None]) -> str:
+def _render(name: str, draw: Callable[[Any], None], width: float) -> str:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
@@ -91,7 +96,7 @@ def _render(name: str, draw: Callable[[Any], None]) -> str:
         "grid.color": GRID,
     }
     with mpl.rc_context(settings):
-        figure = Figure(figsize=(WIDTH, 4.3), layout="constrained")
+        figure = Figure(figsize=(width, _HEIGHT), layout="constrained")
         draw(figure)
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata=NO_METADATA)
@@ -142,7 +147,7 @@ def _draw_tradeoff(figure: Any, report: Report, *, by_time: bool) -> None:
         )
     _label_ends(axes, ends, right)
     what = "measured prefill time" if by_time else "counted prefill FLOPs"
-    axes.set_xlabel(f"{what} saved (% of the full model's)")
+    axes.set_xlabel(_fitting(figure, f"{what} saved (% of the full model's)"))
     axes.set_ylabel("accuracy kept (% of the full model's)")
     _tidy(axes)
 
@@ -187,10 +192,32 @@ def _label_ends(axes: Any, ends: Sequence[tuple[str, float, float]], right: floa
     axes.set_xlim(right=right)
 
 
+def _draw_devices(figure: Any, report: Report) -> None:
+    """Accuracy kept against the first token's time on each machine: filled with the vision tower, hollow without."""
+    axes = figure.subplots()
+    figure.set_figheight(_HEIGHT + 0.22 * len(report.devices))
+    for color, device in zip(itertools.cycle(DEVICE_COLORS), report.devices):
+        quality = [100 * report.point(time.setting).quality.value for time in device.times]
+        ours: dict[str, Any] = {"color": color, "marker": "o", "markersize": 5.5}
+        with_vision = [time.first_token_ms for time in device.times]
+        axes.plot(
+            with_vision, quality, linewidth=1.8, label=_fitting(figure, f"{device.name}, {device.provider}"), **ours
+        )
+        without = [time.without_vision_ms for time in device.times]
+        axes.plot(without, quality, linewidth=1.2, linestyle=(0, (4, 2)), markerfacecolor=PAPER, **ours)
+    left, right = axes.get_xlim()
+    if right > MOST_LINEAR * max(left, 1e-3):
+        _scale_by_factors(axes)
+    axes.set_xlabel("first token after (ms); dashed: without vision")
+    axes.set_ylabel("accuracy kept (% of the full model's)")
+    figure.legend(loc="outside upper center", ncols=1, frameon=False, fontsize=9)
+    _tidy(axes)
+
+
 def _draw_differences(figure: Any, comparisons: Sequence[Comparison]) -> None:
     """Accuracy of fastmmoe minus that of each other method at equal FLOPs, with intervals."""
     ours = list(dict.fromkeys(row.ours for row in comparisons))
-    figure.set_size_inches(WIDTH, 1.2 + 0.62 * max(len(ours), 1))
+    figure.set_figheight(1.2 + 0.62 * max(len(ours), 1))
     axes = figure.subplots()
     for number, variant in enumerate(EQUALISED):
         rows = [r for r in comparisons if r.variant == variant and r.difference is not None]
@@ -211,14 +238,14 @@ def _draw_differences(figure: Any, comparisons: Sequence[Comparison]) -> None:
     saved = {row.ours: row.ours_reduction for row in comparisons}
     axes.set_yticks(range(len(ours)), [f"R = {s.retention:g}\n{saved[s]:.0%} saved" for s in ours], fontsize=9)
     axes.invert_yaxis()
-    axes.set_xlabel("accuracy of FastMMoE minus that of the other (percentage points)")
-    figure.legend(loc="outside upper center", ncols=len(EQUALISED), frameon=False, fontsize=9)
+    axes.set_xlabel(_fitting(figure, "accuracy of FastMMoE minus that of the other (percentage points)"))
+    _legend(figure, len(EQUALISED))
     _tidy(axes)
 
 
 def _draw_kinds(figure: Any, report: Report) -> None:
     """Accuracy by kind of question where all cost what the claimed setting costs."""
-    figure.set_size_inches(WIDTH, 1.3 + 0.75 * max(len(report.kinds), 1))
+    figure.set_figheight(1.3 + 0.75 * max(len(report.kinds), 1))
     axes = figure.subplots()
     spread = np.linspace(-0.32, 0.32, len(report.compared)) if len(report.compared) > 1 else [0.0]
     for column, (setting, offset) in enumerate(zip(report.compared, spread, strict=True)):
@@ -238,8 +265,28 @@ def _draw_kinds(figure: Any, report: Report) -> None:
     axes.set_yticks(range(len(report.kinds)), [row.kind or "no kind" for row in report.kinds])
     axes.invert_yaxis()
     axes.set_xlabel("right answers (%)")
-    figure.legend(loc="outside upper center", ncols=4, frameon=False, fontsize=9)
+    _legend(figure, 4)
     _tidy(axes)
+
+
+def _fitting(figure: Any, text: str) -> str:
+    """The text in lines that a figure as narrow as a phone holds."""
+    return text if figure.get_figwidth() >= WIDTH else textwrap.fill(text, MOST_LETTERS)
+
+
+def _scale_by_factors(axes: Any) -> None:
+    """A logarithmic axis with numbers as people write them."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+
+
+def _legend(figure: Any, columns: int) -> None:
+    fitting = columns if figure.get_figwidth() >= WIDTH else 2
+    figure.legend(loc="outside upper center", ncols=fitting, frameon=False, fontsize=9)
 
 
 def _tidy(axes: Any) -> None:

@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastmmoe.calibration.report.analysis import CLAIMED_QUALITY
-from fastmmoe.calibration.report.charts import LABELS
+from fastmmoe.calibration.report.devices import Device
 from fastmmoe.calibration.report.results import Point, Report
-from fastmmoe.calibration.report.settings import BASELINES, FULL, Setting
+from fastmmoe.calibration.report.settings import BASELINES, FULL, LABELS, Setting
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Findings:
     title: str
     flops: str
     latency: str
+    devices: str
     equal: str
     kinds: str
     recommended: str
@@ -31,6 +33,7 @@ def describe(report: Report) -> Findings:
         title=_title(report, claimed),
         flops=_flops(report, claimed),
         latency=_latency(claimed),
+        devices=_devices(report.devices),
         equal=_equal(report),
         kinds=_kinds(report),
         recommended=_recommended(report),
@@ -73,6 +76,21 @@ def _latency(claimed: Point | None) -> str:
         return f"{claimed.reduction:.0%} fewer FLOPs save no time in the prefill on this machine"
     first = 1 - claimed.ttft_share
     return f"{claimed.reduction:.0%} fewer FLOPs are {saved:.0%} less prefill time, {first:.0%} to the first token"
+
+
+def _devices(devices: Sequence[Device]) -> str:
+    """Of the first machine: the greatest retention and the smallest."""
+    if not devices:
+        return ""
+    first = devices[0]
+    most, least = first.times[0], first.times[-1]
+    where = f"On {first.name} ({first.provider}) the first token takes {most.first_token_ms:.3g} ms"
+    if most == least:
+        return f"{where}, {most.without_vision_ms:.3g} of them after the vision tower"
+    return (
+        f"{where} at retention {most.setting.retention:g}, {least.first_token_ms:.3g} at {least.setting.retention:g}; "
+        f"without vision {most.without_vision_ms:.3g} and {least.without_vision_ms:.3g}"
+    )
 
 
 def _equal(report: Report) -> str:

@@ -14,7 +14,8 @@ import numpy as np
 
 from fastmmoe import __version__
 from fastmmoe.calibration.report.questions import Questions
-from fastmmoe.calibration.report.settings import Planner, Setting
+from fastmmoe.calibration.report.settings import LABELS, Planner, Setting
+from fastmmoe.exporter.progress import duration_text
 from fastmmoe.runtime.backends.base import Backend
 from fastmmoe.runtime.backends.onnxruntime import ONNXRUNTIME_VERSION
 from fastmmoe.runtime.bundle.manifest import MANIFEST, file_entry
@@ -107,24 +108,27 @@ class Measurement:
     ) -> None:
         self._backend, self._planner, self._questions, self._store = backend, planner, questions, store
         self._seeds, self._jobs, self._say = seeds, jobs, say
+        self._own: dict[tuple[Setting, int], Outcomes] = {}
 
     def run(self, settings: Sequence[Setting]) -> dict[Setting, Array]:
         """Right answers of every setting, [questions] float64: 1 or 0, a mean over seeds for method random."""
         todo = [(setting, seed) for setting in settings for seed in self._seeds_of(setting)]
-        found = {one: self._store.read(*one, self._say) for one in todo}
+        found = {one: self._own.get(one) or self._store.read(*one, self._say) for one in todo}
         missing = [one for one in todo if found[one] is None]
-        if len(missing) < len(todo):
-            self._say(f"{len(todo) - len(missing)} of {len(todo)} runs are in {self._store.folder} already")
+        # What this command measured before is no news.
+        before = len(todo) - len(missing) - len(self._own.keys() & {*todo})
+        if before:
+            self._say(f"{before} of {len(todo)} runs are in {self._store.folder} already")
         start = time.monotonic()
         for count, (setting, seed) in enumerate(missing, start=1):
             outcomes = self._measure(setting, seed)
             self._store.write(outcomes)
-            found[setting, seed] = outcomes
+            found[setting, seed] = self._own[setting, seed] = outcomes
             left = (time.monotonic() - start) / count * (len(missing) - count)
             which = f", seed {seed}" if setting.variant == RANDOM else ""
             self._say(
-                f"[{count}/{len(missing)}] {setting.variant} at retention {setting.retention:g}{which}: "
-                f"{self._is_right(outcomes).mean():.1%} right, {left / 60:.0f} min left"
+                f"[{count}/{len(missing)}] {LABELS[setting.variant]} at retention {setting.retention:g}{which}: "
+                f"{self._is_right(outcomes).mean():.1%} right, {duration_text(left)} left"
             )
         right = {one: self._is_right(outcomes) for one, outcomes in found.items() if outcomes is not None}
         return {s: np.mean([right[s, seed] for seed in self._seeds_of(s)], axis=0) for s in settings}

@@ -14,11 +14,11 @@ import msgspec
 from PIL import Image
 
 from fastmmoe.calibration.measure.bootstrap import Interval
-from fastmmoe.calibration.report.charts import LABELS, draw_charts, for_page
+from fastmmoe.calibration.report.charts import NARROW, draw_charts, for_page
 from fastmmoe.calibration.report.findings import describe
 from fastmmoe.calibration.report.maps import SceneMap
 from fastmmoe.calibration.report.results import Point, Report
-from fastmmoe.calibration.report.settings import Setting
+from fastmmoe.calibration.report.settings import LABELS, Setting
 from fastmmoe.runtime.files import write_atomically
 
 HTML, MARKDOWN, NUMBERS = "report.html", "report.md", "report.json"
@@ -37,12 +37,13 @@ def write_pages(out: Path, report: Report, maps: Sequence[SceneMap]) -> None:
         keep_trailing_newline=True,
     )
     environment.filters |= {"percent": percent, "points": points, "interval": interval, "range": bounds}
-    charts = draw_charts(report)
+    charts, narrow = draw_charts(report), draw_charts(report, NARROW)
     pictures = {f"map-{i}-{part}.png": _png(getattr(m, part)) for i, m in enumerate(maps, 1) for part in _PARTS}
     context = _context(report, maps)
     html = environment.get_template(f"{HTML}.jinja").render(
         **context,
         charts={name: for_page(name, svg) for name, svg in charts.items()},
+        narrow={name: for_page(f"{name}-narrow", svg) for name, svg in narrow.items()},
         pictures={name: f"data:image/png;base64,{base64.b64encode(png).decode()}" for name, png in pictures.items()},
     )
     markdown = environment.get_template(f"{MARKDOWN}.jinja").render(**context)

@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 import msgspec
 
 from fastmmoe.calibration.measure.bootstrap import Interval
+from fastmmoe.calibration.report.devices import Device
 from fastmmoe.calibration.report.latency import Machine
 from fastmmoe.calibration.report.settings import Setting
 
@@ -129,6 +130,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         claimed: fastmmoe's setting that saves the claimed share; None where none does.
         recommended, not_told_apart: see `recommend`.
         compared: settings of the tables by kind.
+        devices: other machines, from results of fastmmoe bench.
     """
 
     origin: Origin
@@ -141,6 +143,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     kinds: tuple[KindRow, ...]
     recommended: Setting | None
     not_told_apart: Setting | None
+    devices: tuple[Device, ...] = ()
 
     def point(self, setting: Setting) -> Point:
         """The point of a setting."""

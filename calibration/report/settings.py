@@ -20,6 +20,16 @@ from fastmmoe.runtime.method.schedule import Schedule, plan_request
 FULL, REDUCTION, PRUNING = UNMODIFIED, "reduction", "pruning"
 VARIANTS = (FULL, FASTMMOE, REDUCTION, PRUNING, RANDOM, FASTV, SPARSEVLM)
 """The methods of a comparison bundle, and fastmmoe's halves: fewer experts alone, pruning alone."""
+LABELS = {
+    FULL: "full model",
+    FASTMMOE: "FastMMoE",
+    REDUCTION: "fewer experts only",
+    PRUNING: "pruning only",
+    RANDOM: "random",
+    FASTV: "FastV",
+    SPARSEVLM: "SparseVLM",
+}
+"""What a user reads of each."""
 BASELINES = (FASTV, SPARSEVLM, RANDOM)
 RETENTIONS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 

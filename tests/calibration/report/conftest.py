@@ -14,9 +14,10 @@ from PIL import Image
 from fastmmoe.calibration.data import Sample
 from fastmmoe.calibration.measure.bootstrap import Bootstrap
 from fastmmoe.calibration.report.analysis import Analysis, plan_settings, recommend, settings_by_kind, state_claims
+from fastmmoe.calibration.report.devices import Device, DeviceTime
 from fastmmoe.calibration.report.latency import Latency, Machine, Times
 from fastmmoe.calibration.report.results import Origin, Report
-from fastmmoe.calibration.report.settings import Planner, Prompt, curve_settings
+from fastmmoe.calibration.report.settings import Planner, Prompt, Setting, curve_settings
 from fastmmoe.runtime.bundle.manifest import LanguageModelInfo, VisionInfo
 from fastmmoe.runtime.method.policy import Policy
 
@@ -178,3 +179,29 @@ def good_report(make_report: Callable[..., Report]) -> Report:
 def bad_report(make_report: Callable[..., Report]) -> Report:
     """One in which fastmmoe loses too much, and more than two baselines."""
     return make_report(BAD)
+
+
+@pytest.fixture(scope="session")
+def devices() -> tuple[Device, ...]:
+    """Two machines with times at the retentions of made-up reports, the second with another export."""
+    settings = ((Setting("none"), 60.0), (Setting("fastmmoe", 0.5), 35.0), (Setting("fastmmoe", 0.1), 22.0))
+    return tuple(
+        Device(
+            file=f"{provider}.json",
+            name=name,
+            provider=provider,
+            power_mode=mode,
+            bundle=bundle,
+            is_same=provider == "cpu",
+            visual_tokens=221,
+            vision_ms=40.0 * scale,
+            times=tuple(
+                DeviceTime(setting=setting, first_token_ms=scale * (45 + ms), without_vision_ms=scale * ms)
+                for setting, ms in settings
+            ),
+        )
+        for name, provider, mode, bundle, scale in (
+            ("Test CPU", "cpu", None, "cpu, fp32", 1.0),
+            ("Orin <NX> Engineering Reference Developer Kit", "tensorrt", "MAXN", "jetson-orin-nx, fp16", 0.25),
+        )
+    )

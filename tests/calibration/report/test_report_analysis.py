@@ -94,7 +94,7 @@ def test_claims_hold_where_they_do(good_report: Report) -> None:
 
 def test_claims_fail_where_they_do(bad_report: Report) -> None:
     assert [claim.holds for claim in bad_report.claims] == [False, False]
-    assert "fastv at fastmmoe's 0.5" in bad_report.claims[1].found
+    assert "FastV at FastMMoE's 0.5" in bad_report.claims[1].found
 
 
 def test_a_bound_below_is_enough_to_fail(good_report: Report) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from msgspec.structs import replace
@@ -25,6 +26,7 @@ from fastmmoe.runtime.backends.batch import Batch
 from fastmmoe.runtime.bundle.manifest import read_manifest, write_manifest
 from fastmmoe.runtime.cli.main import main as fastmmoe
 from fastmmoe.runtime.vlm import VLM
+from tests.support.bench_results import make_result, make_row
 from tests.support.documented import undocumented
 
 # One worker exports the bundle, not each.
@@ -165,8 +167,15 @@ def test_the_command_measures_once(
     said = [vlm.generate(q.sample.messages, **options).text.strip() for q in questions.items]
     right = sum(text == q.sample.answer for text, q in zip(said, questions.items, strict=True)) / COUNT
     assert 0.5 < right < 1
-    out = tmp_path / "out"
-    command = ["report", str(bundle), "--data", str(data), "--out", str(out), *OPTIONS]
+    out, measured = tmp_path / "out", tmp_path / "bench.json"
+    rows = [
+        make_row((ms,), test=test, retention=retention)
+        for retention in (1.0, 0.3)
+        for test, ms in (("first_token", 9.0), ("prefill", 3.0))
+    ]
+    of_bundle = {"model": vlm.manifest.model, "sha256": vlm.manifest.sha256, "method": "fastmmoe"}
+    measured.write_bytes(msgspec.json.encode(make_result(*rows, bundle=of_bundle)))
+    command = ["report", str(bundle), "--data", str(data), "--out", str(out), "--bench", str(measured), *OPTIONS]
     assert fastmmoe(command) == 0
     first = capsys.readouterr().out
     report = json.loads((out / "report.json").read_bytes())
@@ -177,8 +186,13 @@ def test_the_command_measures_once(
     assert report["origin"]["unlabelled"] == 1
     assert all(p["prefill_ms"] > 0 and p["ttft_ms"] > p["prefill_ms"] for p in report["points"])
     assert (out / "map-1-survivors.png").is_file()
-    assert f"[1/1] none at retention 1: {right:.1%} right" in first
-    assert fastmmoe([*command, "--json"]) == 0
+    assert f"[1/1] full model at retention 1: {right:.1%} right" in first and "already" not in first
+    # What was timed elsewhere is measured, too.
+    assert ("fastmmoe", 0.3) in points
+    (device,) = report["devices"]
+    assert device["is_same"] and [time["first_token_ms"] for time in device["times"]] == [9.0, 9.0]
+    # A model of random weights keeps no claim.
+    assert fastmmoe([*command, "--json", "--check"]) == 1
     again = capsys.readouterr()
     assert "% right" not in again.err
     assert json.loads(again.out) == report and undocumented("report", report) == []

@@ -61,7 +61,8 @@ def test_right_answers_are_counted_and_random_seeds_averaged(bundle: Path, tmp_p
     assert right[SETTINGS[1]].tolist() == [1, 1, 0, 0]
     assert right[SETTINGS[2]].tolist() == [1, 0.5, 0, 0]
     assert [line.split("]")[0] for line in lines] == [f"[{i}/4" for i in range(1, 5)]
-    assert "random at retention 0.5, seed 1: 50.0% right" in lines[-1]
+    assert lines[-1] == "[4/4] random at retention 0.5, seed 1: 50.0% right, 0 s left"
+    assert lines[1].startswith("[2/4] FastMMoE at retention 0.5: 50.0% right, ")
 
 
 def test_a_second_run_asks_nothing(bundle: Path, tmp_path: Path) -> None:
@@ -74,6 +75,19 @@ def test_a_second_run_asks_nothing(bundle: Path, tmp_path: Path) -> None:
     assert (len(first.asked), second.asked) == (8, [])
     assert all(np.array_equal(right[s], again[s]) for s in SETTINGS)
     assert lines[0].startswith("4 of 4 runs are in ")
+
+
+def test_what_the_same_command_measured_is_no_news(bundle: Path, tmp_path: Path) -> None:
+    """Of a first run nothing is there already; of a second all is."""
+    questions: Any = FakeQuestions()
+    lines: list[str] = []
+    first = measurement(questions, Store(tmp_path, bundle, questions), lines)
+    first.run(SETTINGS[:1])
+    first.run(SETTINGS)
+    assert len(questions.asked) == 8 and not [line for line in lines if "already" in line]
+    again = measurement(questions, Store(tmp_path, bundle, questions), lines)
+    again.run(SETTINGS[:1])
+    assert lines[-1].startswith("1 of 1 runs are in ")
 
 
 def test_an_interrupted_run_goes_on(bundle: Path, tmp_path: Path) -> None:

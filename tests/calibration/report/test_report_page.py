@@ -17,7 +17,8 @@ import pytest
 from PIL import Image
 
 from fastmmoe.calibration.measure.bootstrap import Interval
-from fastmmoe.calibration.report.charts import VARIABLES, draw_charts, for_page
+from fastmmoe.calibration.report.charts import NARROW, VARIABLES, draw_charts, for_page
+from fastmmoe.calibration.report.devices import Device
 from fastmmoe.calibration.report.findings import describe
 from fastmmoe.calibration.report.maps import SceneMap
 from fastmmoe.calibration.report.page import bounds, points, write_pages
@@ -59,7 +60,8 @@ def test_the_page_has_every_section_and_needs_nothing_else(written: Path) -> Non
     assert re.findall(r"https?://|//\w+\.\w+/|@import|<script|<link[^>]*stylesheet", addresses) == []
     sources = re.findall(r'(?:src|href)="([^"]*)"', addresses)
     assert {s.split(",")[0] for s in sources if not s.startswith("#")} == {"data:", "data:image/png;base64"}
-    assert html.count("<svg") == len(CHARTS)
+    # Each for a wide window, and for a phone.
+    assert html.count("<svg") == 2 * html.count(f'viewBox="0 0 {72 * NARROW:g} ') == 2 * len(CHARTS)
 
 
 def test_no_two_elements_share_an_id(written: Path) -> None:
@@ -83,6 +85,14 @@ def test_figures_take_the_colours_of_the_page(good_report: Report) -> None:
     for variable in ("--ink", "--fastmmoe", "--sparsevlm", "--line"):
         assert f"var({variable})" in shown
     assert re.match(r"<svg (?![^>]* width=)(?![^>]* height=)[^>]*viewBox", shown)
+
+
+def test_figures_of_phones_are_narrow(good_report: Report, devices: tuple[Device, ...]) -> None:
+    """Points as wide as the paper says, so that letters are not shrunk."""
+    charts = draw_charts(msgspec.structs.replace(good_report, devices=devices), NARROW)
+    assert set(charts) == {*CHARTS, "devices"}
+    for svg in charts.values():
+        assert f'width="{72 * NARROW:g}pt"' in svg
 
 
 def test_figures_are_the_same_bytes_again(good_report: Report, written: Path) -> None:
@@ -128,6 +138,25 @@ def test_nothing_half_written_is_left(written: Path) -> None:
         *(f"{name}.svg" for name in CHARTS),
         *("report.html", "report.md", "report.json", "map-1-survivors.png", "map-1-similarity.png"),
     }
+
+
+def test_machines_stand_beside_accuracy(good_report: Report, devices: tuple[Device, ...], tmp_path: Path) -> None:
+    """First token with and without vision, by machine; which accuracy is of another export is said."""
+    report = msgspec.structs.replace(good_report, devices=devices)
+    write_pages(tmp_path, report, [])
+    html, text = ((tmp_path / name).read_text(encoding="utf-8") for name in ("report.html", "report.md"))
+    assert html.count('id="devices"') == 1 and html.count("<svg") == 2 * (len(CHARTS) + 1)
+    heading = "On Test CPU (cpu) the first token takes 105 ms at retention 1, 67 at 0.1; without vision 60 and 22"
+    assert f"<h2>{heading}</h2>" in html and f"## {heading}\n" in text
+    kept = good_report.point(Setting("fastmmoe", 0.5)).quality
+    assert f"{kept.value:.1%} ({bounds(kept)})</td><td>80 ms</td><td>35 ms</td>" in html
+    row = "| Orin <NX> Engineering Reference Developer Kit, tensorrt | jetson-orin-nx, fp16 (another export) |"
+    assert f"{row} FastMMoE | 0.5 | {kept.value:.1%} ({bounds(kept)}) | 20 ms | 8.75 ms |" in text
+    assert "Orin &lt;NX&gt;" in html and "Orin <NX>" not in html
+    assert (tmp_path / "devices.svg").is_file() and "(devices.svg)" in text
+    assert json.loads((tmp_path / "report.json").read_bytes())["devices"][1]["vision_ms"] == 10.0
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert len({row.count("|") for row in table.splitlines()}) == 1, table
 
 
 def test_a_bad_result_is_in_the_title(bad_report: Report, tmp_path: Path) -> None:
@@ -203,7 +232,7 @@ def open_in_browser(page: Path, scratch: Path) -> tuple[str, list[str], set[str]
 def test_a_browser_opens_it_without_errors_or_requests(written: Path, tmp_path: Path) -> None:
     dom, console, asked = open_in_browser(written / "report.html", tmp_path)
     assert [s for s in SECTIONS if f'id="{s}"' not in dom] == []
-    assert dom.count("<svg") == len(CHARTS)
+    assert dom.count("<svg") == 2 * len(CHARTS)
     assert (console, asked) == ([], set())
 
 
