@@ -86,7 +86,7 @@ def test_requests_at_once_have_a_thread_each(echo: tuple[VLM, Echo]) -> None:
 
     def seen(_: object) -> Array:
         threads.add(threading.get_ident())
-        return np.float32([0.5])
+        return np.full(1, 0.5, np.float32)
 
     backend.logits = seen
     meter = Joules()
