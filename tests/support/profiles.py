@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from fastmmoe.runtime.backends.node_times import NodeTime
@@ -24,7 +25,12 @@ STEPS = [
 """Three steps; the second has a slow projection."""
 
 
-def phase(name: str = "decode", least: dict[str, float] | None = None, **demands: Demand) -> Phase:
+NOTHING: Mapping[str, Demand] = {}
+
+
+def phase(
+    name: str = "decode", least: dict[str, float] | None = None, demands: Mapping[str, Demand] = NOTHING
+) -> Phase:
     """Of STEPS, each of which took 1.25 ms outside of its nodes, half a millisecond of it for the profiler."""
     samples = [Sample(nodes, 1.25 + sum(node.ms for call in nodes.values() for node in call)) for nodes in STEPS]
     return make_phase(name, samples, [11.0, 10.0, 30.0], demands, least)

@@ -21,7 +21,7 @@ EXPERTS = {"routed_experts": Demand(4_000_000, 8_000_000)}
 
 
 def test_a_table_of_80_columns() -> None:
-    lines = list(describe(profile(phase(least={"routed_experts": 2.0}, **EXPERTS), notes=("a note",)), nodes=2))
+    lines = list(describe(profile(phase(least={"routed_experts": 2.0}, demands=EXPERTS), notes=("a note",)), nodes=2))
     assert max(map(len, lines)) <= 80
     text = "\n".join(lines)
     assert "a decode step: 11 ms; 11.5 ms with the profiler (+5%)" in text
@@ -51,7 +51,7 @@ def test_json_and_picture(
 
     def profiled(directory: Path, options: Any, **settings: Any) -> Any:
         given.append((directory, options, settings))
-        return profile(phase(least={"routed_experts": 2.0}, **EXPERTS))
+        return profile(phase(least={"routed_experts": 2.0}, demands=EXPERTS))
 
     monkeypatch.setattr(build, "profile_bundle", profiled)
     svg = tmp_path / "profile.svg"

@@ -33,7 +33,12 @@ def test_bars_are_as_long_as_their_times() -> None:
 def test_least_times_are_marked() -> None:
     """Where it is greater than what was measured, too: then it is the longest."""
     found = draw(
-        profile(phase(least={"routed_experts": 2.0, "embedding": 16.0}, routed_experts=Demand(1), embedding=Demand(1)))
+        profile(
+            phase(
+                least={"routed_experts": 2.0, "embedding": 16.0},
+                demands={"routed_experts": Demand(1), "embedding": Demand(1)},
+            )
+        )
     )
     marks = [float(line.get("x1", "")) for line in elements(found, "line") if line.get("class") == "l"][1:]
     assert marks == pytest.approx([MARGIN + LABELS + BARS, MARGIN + LABELS + BARS / 8], abs=0.1)

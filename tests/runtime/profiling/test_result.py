@@ -41,7 +41,7 @@ def test_the_slowest_node_comes_first() -> None:
 def test_a_part_stands_beside_its_least_time() -> None:
     """What is demanded and did not show up has a row, too; what is not counted has no roofline."""
     given = {"routed_experts": Demand(4, 8), "head": Demand(0, 2)}
-    found = {part.part: part for part in phase(least={"routed_experts": 2.0, "head": 1.0}, **given).parts}
+    found = {part.part: part for part in phase(least={"routed_experts": 2.0, "head": 1.0}, demands=given).parts}
     experts, head, rest = found["routed_experts"], found["head"], found["rest"]
     assert (experts.flops, experts.bytes, experts.least_ms, experts.roofline_share) == (4, 8, 2.0, 0.25)
     assert (head.ms, head.nodes, head.least_ms, head.roofline_share) == (0, 0, 1.0, None)
@@ -49,7 +49,7 @@ def test_a_part_stands_beside_its_least_time() -> None:
 
 
 def test_without_rates_there_is_no_roofline() -> None:
-    (experts,) = (p for p in phase(routed_experts=Demand(4, 8)).parts if p.part == "routed_experts")
+    (experts,) = (p for p in phase(demands={"routed_experts": Demand(4, 8)}).parts if p.part == "routed_experts")
     assert (experts.flops, experts.least_ms, experts.roofline_share) == (4, None, None)
 
 

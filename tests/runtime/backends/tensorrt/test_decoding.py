@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fastmmoe.runtime.backends.base import Steps
 from fastmmoe.runtime.backends.tensorrt.backend import TensorRT
 from fastmmoe.runtime.backends.tensorrt.caches import DeviceCaches
 from fastmmoe.runtime.backends.tensorrt.decoding import found_for_next
@@ -71,6 +72,12 @@ class Case:
             **{f"past_lengths.{g}": np.full(sequences or count, 5 + g) for g in range(groups)},
         }
 
+    def decode(self, feeds: dict[str, Any], caches: DeviceCaches, steps: int) -> Steps:
+        """Steps of a captured graph."""
+        found = self.backend.decode(feeds, caches, steps)
+        assert found is not None
+        return found
+
     def tell(self) -> Told:
         """The device's calls from now on."""
         told = Told(self.backend._own.device)
@@ -114,7 +121,7 @@ def test_tokens_follow_each_other(tokens: tuple[int, ...], make: Callable[..., C
     for seed in range(SCHEDULES):
         case = make(seed=seed)
         caches = case.caches(len(tokens))
-        found = [ids.tolist() for ids in case.backend.decode(case.feeds(*tokens), caches, 6)]
+        found = [ids.tolist() for ids in case.decode(case.feeds(*tokens), caches, 6)]
         assert found == [[(token + 3 * step) % 10 for token in tokens] for step in range(1, 7)], seed
         state, steps = case.backend._own.results, case.backend._steps
         at = caches.storage.state
@@ -131,7 +138,7 @@ def test_tokens_follow_each_other(tokens: tuple[int, ...], make: Callable[..., C
 
 def test_the_next_step_is_queued_before_this_ones_tokens_are_read(case: Case) -> None:
     told = case.tell()
-    steps = case.backend.decode(case.feeds(4), case.caches(), 4)
+    steps = case.decode(case.feeds(4), case.caches(), 4)
     told.calls.clear()
     assert next(steps).tolist() == [7]
     start = told.calls.index("launch")
@@ -150,35 +157,35 @@ def test_the_next_step_is_queued_before_this_ones_tokens_are_read(case: Case) ->
 
 
 def test_one_step_alone(case: Case) -> None:
-    assert [ids.tolist() for ids in case.backend.decode(case.feeds(4), case.caches(), 1)] == [[7]]
+    assert [ids.tolist() for ids in case.decode(case.feeds(4), case.caches(), 1)] == [[7]]
     assert case.modules.control.counters().graph_launches == 1
 
 
 def test_a_graph_is_captured_once_for_each_number_of_sequences(case: Case) -> None:
     counters, caches = case.modules.control.counters(), case.caches(2)
     for tokens, captures in (((4,), 1), ((5,), 1), ((1, 2), 2), ((3,), 2), ((8, 8), 2)):
-        found = [ids.tolist() for ids in case.backend.decode(case.feeds(*tokens, sequences=2), caches, 3)]
+        found = [ids.tolist() for ids in case.decode(case.feeds(*tokens, sequences=2), caches, 3)]
         assert found == [[(token + 3 * step) % 10 for token in tokens] for step in (1, 2, 3)]
         assert counters.captures == captures
     # Other caches have other addresses.
-    list(case.backend.decode(case.feeds(4), case.caches(), 2))
+    list(case.decode(case.feeds(4), case.caches(), 2))
     assert counters.captures == 3
 
 
 def test_caches_that_are_used_again_keep_their_graphs(case: Case) -> None:
     caches = case.caches()
-    list(case.backend.decode(case.feeds(4), caches, 2))
+    list(case.decode(case.feeds(4), caches, 2))
     del caches
-    found = [ids.tolist() for ids in case.backend.decode(case.feeds(1), case.caches(), 2)]
+    found = [ids.tolist() for ids in case.decode(case.feeds(1), case.caches(), 2)]
     assert found == [[4], [7]] and case.modules.control.counters().captures == 1
 
 
 def test_nothing_is_asked_of_cuda_for_a_step_but_its_graph(case: Case) -> None:
     """Of five steps after the first: a launch, a copy of the token, an event, and no memory."""
     caches = case.caches()
-    list(case.backend.decode(case.feeds(4), caches, 2))
+    list(case.decode(case.feeds(4), caches, 2))
     case.modules.control.reset_counters()
-    list(case.backend.decode(case.feeds(4), caches, 5))
+    list(case.decode(case.feeds(4), caches, 5))
     counters = case.modules.control.counters()
     assert (counters.graph_launches, counters.copies, counters.allocations) == (5, 6, 0)
     assert counters.copied_bytes == 5 * 4 + case.backend._steps.state.size
@@ -190,7 +197,7 @@ def test_what_is_left_early_disturbs_nothing(make: Callable[..., Case]) -> None:
         case = make(seed=seed)
         caches = case.caches()
         for token in (4, 1, 2):
-            steps = case.backend.decode(case.feeds(token), caches, 6)
+            steps = case.decode(case.feeds(token), caches, 6)
             assert [next(steps).tolist() for _ in range(2)] == [[(token + 3) % 10], [(token + 6) % 10]], seed
             steps.close()
         case.backend.close()
@@ -200,7 +207,7 @@ def test_requests_that_take_turns(make: Callable[..., Case]) -> None:
     """Each has its caches; the contexts are shared."""
     for seed in range(SCHEDULES):
         case = make(seed=seed)
-        steps = [case.backend.decode(case.feeds(token), case.caches(), 4) for token in (4, 1, 2)]
+        steps = [case.decode(case.feeds(token), case.caches(), 4) for token in (4, 1, 2)]
         found = [[ids.tolist()[0] for ids in turn] for turn in zip(*steps, strict=True)]
         assert found == [[(token + 3 * step) % 10 for token in (4, 1, 2)] for step in range(1, 5)], seed
 
@@ -211,6 +218,6 @@ def test_a_capture_that_fails_is_made_again(case: Case, monkeypatch: pytest.Monk
         failure = cuda.cudaError_t.cudaErrorMemoryAllocation
         patch.setattr(cuda, "cudaGraphInstantiate", lambda *_: (failure, None))
         with pytest.raises(RunFailed, match=r"^CUDA: cudaGraphInstantiate: out of memory$"):
-            next(case.backend.decode(case.feeds(4), caches, 3))
+            next(case.decode(case.feeds(4), caches, 3))
     assert caches.storage.graphs == {} and case.modules.control.current().captures == []
-    assert [ids.tolist() for ids in case.backend.decode(case.feeds(4), caches, 3)] == [[7], [0], [3]]
+    assert [ids.tolist() for ids in case.decode(case.feeds(4), caches, 3)] == [[7], [0], [3]]
