@@ -184,14 +184,20 @@ def test_refusals_of_comparisons(files: Any, capsys: pytest.CaptureFixture[str])
         (("bundle", "--threads", "-1"), "--threads -1: expected 0 or more"),
         (("bundle", "-o", "xml"), "invalid choice: 'xml'"),
         (("bundle", "-o", "csv", "--json"), "--json and -o csv: give one"),
-        (("bundle", "--export-times", "/absent/times.json"), "/absent is no directory; give another place"),
+        (("bundle", "--export-times", "absent/times.json"), "absent is no directory; give another place"),
         (("bundle", "--export-profile", "profile.json"), "of one kind of request, these are 3: give one -r"),
         (("bundle", "--concurrency", "999"), "--concurrency 999: expected at most 64"),
     ],
 )
 def test_refusals_before_anything_is_loaded(
-    arguments: tuple[str, ...], said: str, loaded: Any, capsys: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...],
+    said: str,
+    loaded: Any,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     assert said in refusal(capsys, *arguments)
     assert loaded == []
 
