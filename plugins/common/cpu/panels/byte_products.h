@@ -47,35 +47,8 @@ struct StoredInt4 {
   }
 };
 
-/// Panels whose integers are bytes without sign, as `widen` writes them.
-struct Widened {
-  static constexpr bool kHasWholeEights = true;
-  static constexpr int64_t kBytes = 2 * sizeof(__m512i);
-  static __m512i four(const std::byte* from) { return load_vector(from); }
-  static void eight(const std::byte* from, __m512i (&weights)[2]) {
-    weights[0] = load_vector(from);
-    weights[1] = load_vector(from + sizeof(__m512i));
-  }
-};
-
-template <typename Stored>
-void widen(const std::byte* from, int64_t columns, std::byte* to) {
-  int64_t c = 0;
-  for (; c + 8 <= columns; c += 8, from += Stored::kBytes, to += Widened::kBytes) {
-    __m512i weights[2];
-    Stored::eight(from, weights);
-    _mm512_storeu_si512(to, weights[0]);
-    _mm512_storeu_si512(to + sizeof(__m512i), weights[1]);
-  }
-  if (c == columns) return;
-  __m512i weights[2] = {Stored::four(from), _mm512_setzero_si512()};
-  if (columns - c > kFourBytes || Stored::kHasWholeEights) Stored::eight(from, weights);
-  _mm512_storeu_si512(to, weights[0]);
-  _mm512_storeu_si512(to + sizeof(__m512i), weights[1]);
-}
-
 /// Adds to y the products of columns of all rows with those of kP panels.
-template <typename Source, int kZeroOffset>
+template <typename Source>
 struct ByteTiles {
   static constexpr int kRows = 6;
 
@@ -98,7 +71,10 @@ struct ByteTiles {
             first == 0 ? _mm512_setzero_ps() : _mm512_loadu_ps(to + r * y_stride + p * kPanelOutputs);
       }
     }
-    for (int64_t c = 0; c < count; c += group_size) add_group<kR, kP>(row, c, totals);
+    const int64_t before = first / group_size;
+    for (int64_t group = 0; group * group_size < count; ++group) {
+      add_group<kR, kP>(row, group, before + group, totals);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < kR; ++r) {
 #pragma GCC unroll 2
@@ -108,8 +84,8 @@ struct ByteTiles {
 
  private:
   template <int kR, int kP>
-  void add_group(int64_t row, int64_t c, __m512 (&totals)[kR][kP]) const {
-    const int64_t group = c / group_size, number = (first + c) / group_size;
+  void add_group(int64_t row, int64_t group, int64_t number, __m512 (&totals)[kR][kP]) const {
+    const int64_t c = group * group_size;
     __m512i sums[kR][kP];
     const std::byte* x[kR];
 #pragma GCC unroll 8
@@ -143,7 +119,7 @@ struct ByteTiles {
     const __m128i bytes =
         _mm_loadu_si128(reinterpret_cast<const __m128i*>(place.zero + group * kPanelOutputs));
     const __m512i zeros =
-        _mm512_cvtepu8_epi32(_mm_xor_si128(bytes, _mm_set1_epi8(static_cast<char>(kZeroOffset))));
+        _mm512_cvtepu8_epi32(_mm_xor_si128(bytes, _mm_set1_epi8(static_cast<char>(Source::kOffset))));
     return _mm512_dpwssd_epi32(_mm512_setzero_si512(), zeros, corrections);
   }
 
@@ -154,7 +130,12 @@ struct ByteTiles {
     for (int64_t i = 0; i < eights; ++i) {
       __m512i weights[kP][2];
 #pragma GCC unroll 2
-      for (int p = 0; p < kP; ++p) Source::eight(places[p].tiles + start + i * Source::kBytes, weights[p]);
+      for (int p = 0; p < kP; ++p) {
+        const std::byte* from = places[p].tiles + start + i * Source::kBytes;
+        prefetch(from);
+        if constexpr (Source::kBytes > kLineBytes) prefetch(from + kLineBytes);
+        Source::eight(from, weights[p]);
+      }
 #pragma GCC unroll 2
       for (int half = 0; half < 2; ++half) {
 #pragma GCC unroll 8
@@ -191,27 +172,18 @@ struct ByteTiles {
   }
 };
 
-/// Weights that several blocks of rows use are widened once for all of them.
 template <typename Stored, int kP>
 void multiply_byte_columns(const PanelProduct& product, int64_t p, int64_t first, int64_t count) {
-  using Direct = ByteTiles<Stored, Stored::kOffset>;
   const PanelMatrix& matrix = *product.matrix;
   const int64_t panel = product.first_panel + p;
-  PanelPlace places[2] = {PanelPlace(matrix, panel, first), PanelPlace(matrix, panel + kP - 1, first)};
-  float* const y = product.y + p * kPanelOutputs;
-  if (product.count <= Direct::kRows) {
-    const Direct tiles{{places[0], places[1]}, first,        count, matrix.group_size,
-                       product.layout,         product.rows, y,     product.y_stride};
-    return for_row_blocks<kP>(tiles, product.count);
-  }
-  alignas(64) std::byte widened[kP][kByteColumns * kPanelOutputs];
-  for (int i = 0; i < kP; ++i) {
-    widen<Stored>(places[i].tiles, count, widened[i]);
-    places[i].tiles = widened[i];
-  }
-  const ByteTiles<Widened, Stored::kOffset> tiles{
-      {places[0], places[1]}, first,        count, matrix.group_size,
-      product.layout,         product.rows, y,     product.y_stride};
+  const ByteTiles<Stored> tiles{{PanelPlace(matrix, panel, first), PanelPlace(matrix, panel + kP - 1, first)},
+                                first,
+                                count,
+                                matrix.group_size,
+                                product.layout,
+                                product.rows,
+                                product.y + p * kPanelOutputs,
+                                product.y_stride};
   for_row_blocks<kP>(tiles, product.count);
 }
 

@@ -43,7 +43,9 @@ struct PairTiles {
       __m512bh weights[kP];
 #pragma GCC unroll 2
       for (int p = 0; p < kP; ++p) {
-        weights[p] = reinterpret_bits<__m512bh>(_mm512_loadu_si512(panels[p] + i * sizeof(__m512i)));
+        const std::byte* from = panels[p] + i * sizeof(__m512i);
+        prefetch(from);
+        weights[p] = reinterpret_bits<__m512bh>(_mm512_loadu_si512(from));
       }
 #pragma GCC unroll 8
       for (int r = 0; r < kR; ++r) {
