@@ -42,6 +42,7 @@ class ExportConfig:
         experts: weight format of the routed experts: "float" (as dtype says), "int8", "int4" or "fp8".
         dense: that of the language model's linear layers; with "int4" the head is of 8 bits.
         vision: that of the vision tower's linear layers.
+        layout: order of the experts' weights, "logical" or "tiles"; None = tiles where target and format have them.
         chat_template: the built-in one of the model's family, or the one that the checkpoint ships.
         group_size, zero_points: how packed experts and linear layers of 4 bits are stored, as in the contracts.
         memory: of the target's device, "64GB"; None = the greatest there is.
@@ -61,6 +62,7 @@ class ExportConfig:
     vision: VisionFormat | None = None
     group_size: int | None = None
     zero_points: bool = False
+    layout: Literal["logical", "tiles"] | None = None
     chat_template: Literal["builtin", "checkpoint"] = "builtin"
     memory: str | None = None
     policy: PolicyOptions = field(default_factory=PolicyOptions)

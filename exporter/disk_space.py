@@ -54,7 +54,7 @@ def _check_bytes(model: Model) -> int:
     """What integers of one layer's experts stand for, in 16 bits (exporter/check/experts.py), or a linear layer's."""
     names = {f"{graph}.{name}": p for graph, module in model.graphs.items() for name, p in module.named_parameters()}
     linear = max((4 * p.numel() for name, p in names.items() if model.linear_packing(name) is not None), default=0)
-    if model.precision.packing is None:
+    if model.precision.packing is None or model.precision.activations == torch.float32:
         return linear
     parameters = model.graphs.language_model.named_parameters()
     sizes = {name.rpartition(".")[2]: 2 * p.numel() for name, p in parameters if name.endswith(EXPERT_WEIGHTS)}

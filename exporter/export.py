@@ -34,6 +34,7 @@ from fastmmoe.exporter.manifest import build_manifest, graph_metadata
 from fastmmoe.exporter.model import Model, Precision
 from fastmmoe.exporter.models.steps import Program
 from fastmmoe.exporter.ops import DOMAIN, OPS
+from fastmmoe.exporter.ops.contract import TILES
 from fastmmoe.exporter.ops.functions import function_for
 from fastmmoe.exporter.ops.linear.packing import LinearPacking
 from fastmmoe.exporter.output_directory import reserve_output
@@ -135,7 +136,7 @@ def _key(plan: ExportPlan) -> str:
     # Files are told by their inodes, wherever they stand.
     config = replace(plan.config, model="", out=None, atol=None, overwrite=False)
     files = sorted((path.name, repr(state)) for path, state in plan.checkpoint.files.items())
-    chosen = (plan.target.name, plan.dtype, plan.cache_dtype, plan.packing, plan.linears)
+    chosen = (plan.target.name, plan.dtype, plan.cache_dtype, plan.packing, plan.linears, plan.layout)
     parts = (__version__, torch.__version__, plan.checkpoint.identity, files, config, chosen)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -143,7 +144,14 @@ def _key(plan: ExportPlan) -> str:
 def _precision(plan: ExportPlan) -> Precision:
     names = DTYPES[plan.dtype], activation_dtype(plan.target, plan.dtype), plan.cache_dtype
     experts, activations, caches = (getattr(torch, name) for name in names)
-    return Precision(experts, activations, packing=plan.packing, kv_caches=caches, linears=plan.linears)
+    return Precision(
+        experts,
+        activations,
+        packing=plan.packing,
+        kv_caches=caches,
+        linears=plan.linears,
+        is_tiled=plan.layout == TILES,
+    )
 
 
 def _report_model(model: Model, name: str, say: Say) -> None:
@@ -291,8 +299,9 @@ def _load(model: Model, graph: str, name: str) -> torch.Tensor:
 
 def _pack(traced: ir.Model, model: Model, graph: str, stream: WeightStream) -> None:
     """Give a graph the weights that its precision asks for; they are packed when it is written."""
-    if model.precision.packing is not None and not model.precision.is_twin and graph == "language_model":
-        pack_experts(traced, stream.experts, model.precision.packing)
+    storage = model.precision.storage
+    if storage is not None and graph == "language_model":
+        pack_experts(traced, stream.experts, storage)
     if graph == "vision":
         fuse_linears(traced)
     pack_linears(traced, functools.partial(_linear_packing, model, graph), stream.rows)

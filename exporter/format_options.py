@@ -46,6 +46,13 @@ def add_formats(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="give each group of integer experts, and of linear layers of 4 bits, a zero of its own, too",
     )
+    parser.add_argument(
+        "--layout",
+        choices=("logical", "tiles"),
+        default=config.layout,
+        help="order of the experts' weights (default: on cpu tiles, which its kernels read as they lie, "
+        "with bf16, int8 and int4; else logical)",
+    )
 
 
 def _weights_help() -> str:

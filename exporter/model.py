@@ -12,11 +12,12 @@ from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
 from fastmmoe.exporter.checkpoint.reader import Checkpoint, account, build
 from fastmmoe.exporter.models.configs import ModelConfig
 from fastmmoe.exporter.models.family import family_of
-from fastmmoe.exporter.models.layers import use_vision_operator
+from fastmmoe.exporter.models.layers import SparseMoe, use_vision_operator
 from fastmmoe.exporter.models.linears import use_packed_linears
 from fastmmoe.exporter.models.weight_rules import has_fused_experts
 from fastmmoe.exporter.ops.linear.packing import LinearPacking, LinearPackings
 from fastmmoe.exporter.ops.quantise import Packing
+from fastmmoe.exporter.ops.sparse_moe.storage import Storage
 from fastmmoe.exporter.ops.vision_attention.contract import BFLOAT16
 from fastmmoe.exporter.pruning.settings import Layers, PolicyOptions, resolve_policy
 from fastmmoe.runtime.errors import UnsupportedModel
@@ -40,6 +41,7 @@ class Precision:
         packing: the experts' weights become integers when the graph is written; None = they do not.
         kv_caches: type of the key-value caches; None = that of the activations.
         linears: the linear layers that become FmmLinear, whose weights are packed when the graph is written.
+        is_tiled: the experts' weights are written in tile order.
     """
 
     experts: torch.dtype
@@ -49,6 +51,13 @@ class Precision:
     packing: Packing | None = None
     kv_caches: torch.dtype | None = None
     linears: LinearPackings = field(default_factory=LinearPackings)
+    is_tiled: bool = False
+
+    @property
+    def storage(self) -> Storage | None:
+        """How the experts are written; None = as they are."""
+        is_plain = self.is_twin or (self.packing is None and not self.is_tiled)
+        return None if is_plain else Storage(self.packing, self.is_tiled)
 
     @property
     def activation_dtype(self) -> str:
@@ -72,6 +81,14 @@ class Precision:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def part_of_experts(name: str) -> tuple[str, str]:
+    """The parameter that scales or zeros of experts belong to, and their suffix; ("...", "") of others."""
+    for part in ("_scale", "_zero"):
+        if name.removesuffix(part).endswith(EXPERT_WEIGHTS) and name.endswith(part):
+            return name.removesuffix(part), part
+    return name, ""
 
 
 class Model:
@@ -149,6 +166,13 @@ class Model:
     def linear_packing(self, name: str) -> LinearPacking | None:
         """How a parameter is packed that is the weight of a linear layer; None = it is not."""
         return self.precision.linears.of(name) if name in self._packed_linears else None
+
+    def store_experts(self) -> None:
+        """Let the modules take experts as they are written; their values are the caller's."""
+        storage = self.precision.storage
+        for module in self.graphs.language_model.modules():
+            if storage is not None and isinstance(module, SparseMoe):
+                module.store(storage)
 
     def is_computed(self, name: str) -> bool:
         """Whether a parameter follows from the configuration; the checkpoint has no rule for it."""

@@ -15,6 +15,7 @@ from fastmmoe.exporter.targets import (
     choose_cache_dtype,
     choose_device,
     choose_dtype,
+    choose_layout,
     choose_linears,
     choose_packing,
     with_mix,
@@ -41,7 +42,7 @@ class ExportPlan:
         name: the model's.
         out: the directory as the user says it.
         device: the one whose memory the weights must fit; None = the target is for any.
-        dtype, cache_dtype, packing, linears: chosen; cache_dtype is a value of `DTYPES`.
+        dtype, cache_dtype, packing, linears, layout: chosen; cache_dtype is a value of `DTYPES`.
         plugin: the target's TensorRT plugin library; None = the target has none.
     """
 
@@ -55,6 +56,7 @@ class ExportPlan:
     cache_dtype: str
     packing: Packing | None
     linears: LinearPackings
+    layout: str
     plugin: tuple[Path, PluginInfo] | None
 
 
@@ -75,6 +77,7 @@ def plan_export(config: ExportConfig, say: Say = print) -> ExportPlan:
     dtype = choose_dtype(target, chosen.dtype)
     cache_dtype = choose_cache_dtype(target, dtype, config.kv_cache_dtype)
     packing, linears = choose_packing(target, chosen), choose_linears(target, chosen)
+    layout = choose_layout(target, chosen, dtype)
     if config.atol is not None and not config.atol > 0:
         raise InvalidRequest(f"--atol {config.atol}: expected a positive number")
     check_options(config.policy)
@@ -84,7 +87,9 @@ def plan_export(config: ExportConfig, say: Say = print) -> ExportPlan:
     check_output(out, directory, overwrite=config.overwrite, resume=config.resume, say=say)
     checkpoint = Checkpoint(directory)
     plugin = _find_plugin(target)
-    return ExportPlan(config, checkpoint, name, out, target, device, dtype, cache_dtype, packing, linears, plugin)
+    return ExportPlan(
+        config, checkpoint, name, out, target, device, dtype, cache_dtype, packing, linears, layout, plugin
+    )
 
 
 def _find_plugin(target: Target) -> tuple[Path, PluginInfo] | None:

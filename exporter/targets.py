@@ -31,6 +31,9 @@ MIXES: dict[str, dict[str, Any]] = {
 INT8_GROUP = 128
 """Columns of a linear layer of 8 bits that share a scale."""
 
+INT4_COLUMNS = 8
+"""In a word of int4 weights."""
+
 ATOL = 1e-4
 """Greatest difference from torch: what the check runs computes in float32, whatever is stored."""
 
@@ -172,6 +175,24 @@ def choose_packing(target: Target, config: ExportConfig) -> Packing | None:
     return Packing(config.experts, config.group_size or GROUP_SIZE, config.zero_points)
 
 
+def choose_layout(target: Target, config: ExportConfig, dtype: str) -> str:
+    """The order of the experts' weights: tiles where the target's kernels read them, or as the user says.
+
+    Args:
+        dtype: chosen for the target.
+    Raises:
+        InvalidRequest: tiles for a target or a format that has none.
+    """
+    stored = dtype if config.experts in (None, "float") else config.experts
+    if stored in target.tile_formats:
+        return "tiles" if config.layout is None else config.layout
+    if config.layout == "tiles":
+        formats = ", ".join(target.tile_formats)
+        takes = f"takes them with {formats} experts, these are {stored}" if formats else "has no kernels that read them"
+        raise InvalidRequest(f"--layout tiles: target {target.name} {takes}")
+    return "logical"
+
+
 def check_kernels(target: Target, config: ModelConfig, packing: Packing | None) -> None:
     """Refuse a model that the target's kernels cannot run.
 
@@ -179,6 +200,8 @@ def check_kernels(target: Target, config: ModelConfig, packing: Packing | None) 
         UnsupportedModel: too many experts, a hidden size of the wrong multiple, or heads that are too wide.
     """
     if target.kernels is None:
+        if packing is not None and packing.weight_format == "int4":
+            _check_columns(config, INT4_COLUMNS, f"int4 experts have multiples of {INT4_COLUMNS}")
         return
     most = target.kernels.most_experts
     if config.moe.num_experts > most:
@@ -187,13 +210,15 @@ def check_kernels(target: Target, config: ModelConfig, packing: Packing | None) 
         )
     weight_format = "float" if packing is None else packing.weight_format
     multiple = target.kernels.columns_multiple[weight_format]
+    takes = f"the kernels of target {target.name} take multiples of {multiple} for {weight_format} experts"
+    _check_columns(config, multiple, takes)
+    _check_heads(target.name, target.kernels, config)
+
+
+def _check_columns(config: ModelConfig, multiple: int, takes: str) -> None:
     for name, size in (("hidden_size", config.hidden_size), ("expert hidden size", config.moe.intermediate_size)):
         if size % multiple:
-            raise UnsupportedModel(
-                f"{name} {size}: the kernels of target {target.name} take multiples of {multiple} for {weight_format} "
-                "experts"
-            )
-    _check_heads(target.name, target.kernels, config)
+            raise UnsupportedModel(f"{name} {size}: {takes}")
 
 
 def _check_heads(target: str, limits: KernelLimits, config: ModelConfig) -> None:

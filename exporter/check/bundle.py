@@ -96,6 +96,9 @@ def _differences(
         experts = Experts(weights["language_model"], model.precision.packing, scratch)
         written = Written(scratch, widened, weights, experts, WIDENED)
         model = Model(model.checkpoint, options, model.precision.float32_twin())
+    elif model.precision.storage is not None:
+        model = Model(model.checkpoint, options, model.precision)
+        model.store_experts()
     return compare(model, written, atol, say)
 
 

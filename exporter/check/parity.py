@@ -23,7 +23,7 @@ from fastmmoe.exporter.check.sessions import MappedOnnxRuntime
 from fastmmoe.exporter.check.stored import StoredWeights
 from fastmmoe.exporter.check.structure import CheckFailed
 from fastmmoe.exporter.graph.inputs import graph_program
-from fastmmoe.exporter.model import Model
+from fastmmoe.exporter.model import Model, part_of_experts
 from fastmmoe.exporter.targets import ATOL
 from fastmmoe.runtime.bundle import graph_io
 from fastmmoe.runtime.bundle.manifest import Manifest
@@ -97,6 +97,9 @@ class Written:
             experts = self.experts.parameter(name) if self.experts is not None else None
             if experts is not None:
                 return experts
+            own, part = part_of_experts(name)
+            if part and stored.has(own):
+                return stored.tensor(stored.parameters[own].name + part)
             if not stored.has(name):
                 return model.load(f"{graph}.{name}")
             linear = stored_linear(model, graph, name, stored)

@@ -54,10 +54,10 @@ def rounds_features(manifest: Manifest) -> bool:
 
 
 def rounds_logits(manifest: Manifest) -> bool:
-    """Whether the decoder does: linear layers are packed, or experts are integers, in a bundle that a CPU runs."""
+    """Whether the decoder does: linear layers are packed, or experts are integers or bfloat16, and a CPU runs it."""
     linears = (manifest.linears.dense, manifest.linears.head)
-    has_integers = manifest.experts.weight_format != "float" and not manifest.experts.inputs
-    return has_integers or any(one.weight_format != "float" for one in linears)
+    has_short = manifest.experts.weight_format != "float" or manifest.dtype == "bf16"
+    return (has_short and not manifest.experts.inputs) or any(one.weight_format != "float" for one in linears)
 
 
 def relative(found: Array, exact: Array) -> float:

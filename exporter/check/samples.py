@@ -19,6 +19,8 @@ from fastmmoe.exporter.check.stored import LARGEST_ABSENT, StoredWeights
 from fastmmoe.exporter.check.structure import CheckFailed
 from fastmmoe.exporter.model import EXPERT_WEIGHTS, Model
 from fastmmoe.exporter.ops.quantise import Packing, QuantisedWeights, dequantise
+from fastmmoe.exporter.ops.sparse_moe.storage import Storage
+from fastmmoe.exporter.ops.sparse_moe.tile_order import rows_of_tiles
 from fastmmoe.exporter.ops.tiles import from_panels
 from fastmmoe.exporter.progress import Steps
 from fastmmoe.runtime.types import Say
@@ -54,8 +56,8 @@ def check_samples(model: Model, weights: Mapping[str, StoredWeights], say: Say) 
             _check_absent(model, name)
         elif (linear := stored_linear(model, graph, parameter, weights[graph])) is not None:
             _check_linear(model, name, linear)
-        elif model.precision.packing is not None and name.endswith(EXPERT_WEIGHTS):
-            _check_packed(model, name, weights[graph], model.precision.packing)
+        elif model.precision.storage is not None and name.endswith(EXPERT_WEIGHTS):
+            _check_stored(model, name, weights[graph], model.precision.storage)
         else:
             _check_parameter(model, name, weights[graph].parameter(parameter))
         experts += model.config.moe.num_experts if name.endswith(EXPERT_WEIGHTS) else 0
@@ -135,19 +137,24 @@ def _compare(name: str, found: torch.Tensor, expected: torch.Tensor, row: int) -
     )
 
 
-def _check_packed(model: Model, name: str, weights: StoredWeights, packing: Packing) -> None:
+def _check_stored(model: Model, name: str, weights: StoredWeights, storage: Storage) -> None:
     """What integers stand for is the checkpoint's to half a step, and exactly what they were rounded to."""
     own = weights.parameters[name.partition(".")[2]].name
-    parts = [own, f"{own}_scale", *([f"{own}_zero"] if packing.zero_points else [])]
-    values, scale, *zeros = (weights.tensor(part) for part in parts)
+    tensors = [weights.tensor(own + part) for part in storage.parts]
     E, R, columns = model.rules[name].parameter_shape
     # Of integers the pieces are those of their rows.
     for row, _, piece in _pieces(model, name, torch.empty(E, R, columns, device="meta")):
         rows = _rows_of_experts(math.prod(piece.shape[:-1]), R)
-        x = _rows(piece, rows).float().numpy()
+        expected = _rows(piece, rows)
         start = row * math.prod(piece.shape[1:-1])
-        stored = [part.flatten(0, 1)[rows + start].numpy() for part in (values, scale, *zeros)]
-        quantised = QuantisedWeights(stored[0], stored[1], stored[2] if zeros else None)
+        stored = [_stored_rows(tensor, rows + start, R, name, storage) for tensor in tensors]
+        if storage.packing is None:
+            _compare(name, stored[0][:, :columns], expected.to(model.parameter_dtype(name)), start)
+            continue
+        x, packing = expected.float().numpy(), storage.packing
+        width = columns // 2 if packing.weight_format == "int4" else columns
+        arrays = [stored[0][:, :width].numpy(), *(part.numpy() for part in stored[1:])]
+        quantised = QuantisedWeights(arrays[0], arrays[1], arrays[2] if packing.zero_points else None)
         found = dequantise(quantised, packing.weight_format, packing.group_size)
         _compare(name, torch.from_numpy(found), torch.from_numpy(packing.round(x)), start)
         _check_steps(name, found, x, quantised, packing)
@@ -167,6 +174,15 @@ def _check_linear(model: Model, name: str, linear: StoredLinear) -> None:
         quantised = QuantisedWeights(found, from_panels(parts["scale"], len(rows)), None)
         as_experts = Packing(packing.weight_format, packing.group_size, packing.zero_points)
         _check_steps(name, found, x.numpy(), quantised, as_experts)
+
+
+def _stored_rows(tensor: torch.Tensor, rows: torch.Tensor, of_expert: int, name: str, storage: Storage) -> torch.Tensor:
+    """Rows by their number among those of all experts; as tiles with what fills up words."""
+    if not storage.is_tiled:
+        return tensor.flatten(0, 1)[rows]
+    bits = tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor
+    found = rows_of_tiles(bits.numpy(), rows.numpy(), of_expert, is_gate_up=name.endswith(EXPERT_WEIGHTS[0]))
+    return torch.from_numpy(found).view(tensor.dtype)
 
 
 def _rows(piece: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:

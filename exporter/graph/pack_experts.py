@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gives the routed experts of a traced language model integer weights."""
+"""Gives the routed experts of a traced language model weights of another format or order."""
 
 from __future__ import annotations
 
@@ -12,30 +12,35 @@ import torch
 from fastmmoe.exporter.checkpoint.open_file import write_all
 from fastmmoe.exporter.graph.weights import ParameterTensor
 from fastmmoe.exporter.ops import SPARSE_MOE
-from fastmmoe.exporter.ops.quantise import Packing, QuantisedWeights
+from fastmmoe.exporter.ops.quantise import QuantisedWeights
+from fastmmoe.exporter.ops.sparse_moe.storage import Storage, part_of
 from fastmmoe.runtime.types import Array
 
 WEIGHTS = ("gate_up", "down")
 Experts = Callable[[str], Iterator[torch.Tensor]]
 
 
-def pack_experts(model: ir.Model, experts: Experts, packing: Packing) -> None:
-    """Replace the weights of every FmmSparseMoE by integers, scales and, if wanted, zeros; in place.
+def pack_experts(model: ir.Model, experts: Experts, storage: Storage) -> None:
+    """Replace the weights of every FmmSparseMoE by what is stored of them; in place.
 
     Args:
         experts: gives a parameter's floating-point experts, [rows, columns] each; called when the graph is written.
     """
     for node in [node for node in model.graph if node.op_type == SPARSE_MOE.name]:
-        _pack_node(model.graph, node, experts, packing)
+        _pack_node(model.graph, node, experts, storage)
 
 
-def _pack_node(graph: ir.Graph, node: ir.Node, experts: Experts, packing: Packing) -> None:
-    attributes = {name: attribute.value for name, attribute in node.attributes.items()} | packing.attributes()
+def _pack_node(graph: ir.Graph, node: ir.Node, experts: Experts, storage: Storage) -> None:
     given = dict(zip((t.name for t in SPARSE_MOE.inputs), node.inputs, strict=False))
+    down = given["down"]
+    assert down is not None and down.const_value is not None
+    expert_size = int(down.const_value.shape.numpy()[-1])
+    own = {name: attribute.value for name, attribute in node.attributes.items()}
+    attributes = own | storage.attributes(expert_size)
     for weight in WEIGHTS:
         value = given[weight]
         assert value is not None and value.name is not None
-        for suffix, tensor in _packed_tensors(value, experts, packing):
+        for suffix, tensor in _packed_tensors(value, experts, storage, is_gate_up=weight == "gate_up"):
             given[weight + suffix] = ir.val(value.name + suffix, const_value=tensor)
         del graph.initializers[value.name]
     inputs = [given[tensor.name] for tensor in SPARSE_MOE.inputs_for(attributes)]
@@ -55,18 +60,19 @@ class _Stack:
     are packed once.
     """
 
-    def __init__(self, name: str, experts: Experts, packing: Packing) -> None:
-        self._name, self._experts, self._packing = name, experts, packing
+    def __init__(self, name: str, experts: Experts, storage: Storage, *, is_gate_up: bool) -> None:
+        self._name, self._experts, self._storage, self._is_gate_up = name, experts, storage, is_gate_up
         self._small: dict[str, Array] = {}
 
-    def packed(self) -> Iterator[QuantisedWeights]:
-        scales, zeros = [], []
+    def packed(self) -> Iterator[QuantisedWeights | Array]:
+        small: dict[str, list[Array]] = {part: [] for part in self._storage.parts[1:]}
         for expert in self._experts(self._name):
-            packed = self._packing.quantise(expert.float().numpy())
-            scales.append(packed.scale)
-            zeros += [] if packed.zero is None else [packed.zero]
+            bits = expert.float() if self._storage.packing is not None else expert.bfloat16().view(torch.int16)
+            packed = self._storage.store(bits.numpy(), is_gate_up=self._is_gate_up)
+            for part, arrays in small.items():
+                arrays.append(part_of(packed, part))
             yield packed
-        self._small = {"scale": np.stack(scales)} | ({"zero": np.stack(zeros)} if zeros else {})
+        self._small = {part: np.stack(arrays) for part, arrays in small.items()}
 
     def small(self, part: str) -> Array:
         if part not in self._small:
@@ -76,7 +82,7 @@ class _Stack:
 
 
 class PackedTensor(ir.LazyTensor):
-    """A part of packed experts: the field `part` of `QuantisedWeights`, of all experts."""
+    """A part of packed experts, of all of them."""
 
     def __init__(self, stack: _Stack, part: str, dtype: ir.DataType, shape: tuple[int, ...], name: str) -> None:
         super().__init__(self._read, dtype=dtype, shape=ir.Shape(shape), name=name)
@@ -89,24 +95,26 @@ class PackedTensor(ir.LazyTensor):
             target, at: descriptor of the file, and the offset of the first byte.
             report: is told the number of bytes that were written, now and then.
         """
-        found = (packed.values for packed in self._stack.packed())
-        for values in found if self._part == "values" else [self._stack.small(self._part)]:
+        found = (part_of(packed, "") for packed in self._stack.packed())
+        for values in [self._stack.small(self._part)] if self._part else found:
             write_all(target, np.ascontiguousarray(values).data.cast("B"), at)
             at += values.nbytes
             report(values.nbytes)
 
     def _read(self) -> ir.Tensor:
-        return ir.Tensor(np.stack([getattr(packed, self._part) for packed in self._stack.packed()]), name=self.name)
+        values = np.stack([part_of(packed, self._part) for packed in self._stack.packed()])
+        return ir.Tensor(values.view(self.dtype.numpy()), name=self.name)
 
 
-def _packed_tensors(value: ir.Value, experts: Experts, packing: Packing) -> Iterator[tuple[str, PackedTensor]]:
+def _packed_tensors(
+    value: ir.Value, experts: Experts, storage: Storage, *, is_gate_up: bool
+) -> Iterator[tuple[str, PackedTensor]]:
     """Suffix and tensor of each part; values are made when they are written."""
     assert isinstance(value.const_value, ParameterTensor)
-    stack = _Stack(value.const_value.parameter, experts, packing)
-    *rows, columns = value.const_value.shape.numpy()
-    groups = -(-columns // packing.group_size)
-    width = columns // 2 if packing.weight_format == "int4" else columns
-    yield "", PackedTensor(stack, "values", ir.DataType.INT8, (*rows, width), f"{value.name}")
-    yield "_scale", PackedTensor(stack, "scale", ir.DataType.FLOAT16, (*rows, groups), f"{value.name}_scale")
-    if packing.zero_points:
-        yield "_zero", PackedTensor(stack, "zero", ir.DataType.INT8, (*rows, groups), f"{value.name}_zero")
+    stack = _Stack(value.const_value.parameter, experts, storage, is_gate_up=is_gate_up)
+    sizes = [int(size) for size in value.const_value.shape.numpy()]
+    of_values = ir.DataType.BFLOAT16 if storage.packing is None else ir.DataType.INT8
+    dtypes = {"": of_values, "_scale": ir.DataType.FLOAT16, "_zero": ir.DataType.INT8}
+    for part in storage.parts:
+        shape = storage.shape(part, *sizes, is_gate_up=is_gate_up)
+        yield part, PackedTensor(stack, part, dtypes[part], shape, f"{value.name}{part}")

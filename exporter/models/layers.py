@@ -14,6 +14,7 @@ from fastmmoe.exporter.models.rope import YarnConfig
 from fastmmoe.exporter.models.steps import Program, Step, Take
 from fastmmoe.exporter.ops import SPARSE_MOE, VISION_ATTENTION
 from fastmmoe.exporter.ops.sparse_moe import torch_op as _moe  # noqa: F401  (registers the operator)
+from fastmmoe.exporter.ops.sparse_moe.storage import Storage
 from fastmmoe.exporter.ops.vision_attention import torch_op as _vision  # noqa: F401  (registers the operator)
 from fastmmoe.runtime.bundle import graph_io
 
@@ -81,6 +82,17 @@ class SparseMoe(nn.Module):
             self.gate_up_bias = nn.Parameter(torch.empty(E, 2 * width))
             self.down_bias = nn.Parameter(torch.empty(E, hidden_size))
 
+    def store(self, storage: Storage) -> None:
+        """Take the experts' weights as they are written, without values, in place of floats."""
+        E, hidden_size, width = self.down.shape
+        self.attributes = SPARSE_MOE.encode(SPARSE_MOE.decode(self.attributes) | storage.attributes(width))
+        types = {"": torch.int8 if storage.packing is not None else torch.bfloat16, "_scale": torch.float16}
+        for name, rows, columns in (("gate_up", 2 * width, hidden_size), ("down", hidden_size, width)):
+            for part in storage.parts:
+                shape = storage.shape(part, E, rows, columns, is_gate_up=name == "gate_up")
+                values = torch.empty(shape, dtype=types.get(part, torch.int8), device=self.correction_bias.device)
+                setattr(self, f"{name}{part}", nn.Parameter(values, requires_grad=False))
+
     def router_logits(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """[T, H] -> [T, E] float32."""
         return self.router(hidden_states.float())
@@ -89,6 +101,11 @@ class SparseMoe(nn.Module):
         """Router distribution over all experts, [T, E] float32: softmax, or sigmoid scores of sigmoid routers."""
         logits = self.router_logits(hidden_states)
         return logits.sigmoid() if self.config.scoring_func == "sigmoid" else logits.softmax(-1)
+
+    def _others(self) -> list[torch.Tensor]:
+        """Biases, scales and zeros, as far as there are some, in the contract's order."""
+        names = [tensor.name for tensor in SPARSE_MOE.inputs if tensor.only_if is not None]
+        return [getattr(self, name) for name in names if hasattr(self, name)]
 
     def forward(
         self, hidden_states: torch.Tensor, visual_index: torch.Tensor, visual_top_k: torch.Tensor
@@ -101,7 +118,7 @@ class SparseMoe(nn.Module):
             self.correction_bias,
             self.gate_up,
             self.down,
-            [self.gate_up_bias, self.down_bias] if self.config.expert_bias else [],
+            self._others(),
             self.attributes,
         )
 

@@ -118,7 +118,7 @@ def _inference(spec: OpSpec) -> Callable[[InferenceContext], None]:
                 continue
             _bind_type(spec, tensor, given.tensor_type.elem_type, types)
             if given.tensor_type.HasField("shape"):
-                _bind(spec, tensor, given.tensor_type.shape, dimensions)
+                _bind(spec, tensor, tensor.shape_with(attributes), given.tensor_type.shape, dimensions)
         for i, tensor in enumerate(spec.outputs_for(attributes)):
             context.set_output_type(i, _output_type(tensor, types, dimensions))
 
@@ -173,17 +173,18 @@ def _type_name(element_type: int) -> str:
 def _bind(
     spec: OpSpec,
     tensor: Tensor,
+    expected: tuple[str, ...],
     shape: onnx.TensorShapeProto,
     dimensions: dict[str, onnx.TensorShapeProto.Dimension],
 ) -> None:
     """Add the dimensions of one input to those known; a static size beats a symbol."""
     found = [d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in shape.dim]
-    if len(found) != len(tensor.shape):
+    if len(found) != len(expected):
         raise InferenceError(
-            f"{spec.name}: input {tensor.name} has shape {found}, expected the {len(tensor.shape)} dimensions "
-            f"[{', '.join(tensor.shape)}]"
+            f"{spec.name}: input {tensor.name} has shape {found}, expected the {len(expected)} dimensions "
+            f"[{', '.join(expected)}]"
         )
-    for letter, dimension in zip(tensor.shape, shape.dim, strict=True):
+    for letter, dimension in zip(expected, shape.dim, strict=True):
         known = dimensions.setdefault(letter, dimension)
         if not dimension.HasField("dim_value"):
             continue
@@ -199,7 +200,9 @@ def _bind(
 def _check_size(spec: OpSpec, tensor: Tensor, dimension: str, size: int) -> None:
     """Refuse a static size that no letter of the contract can have."""
     solved = Dimension.parse(dimension).solve(size)
-    wrong = None if solved is None else spec.wrong_size(*solved[:2])
+    # Those of the order of weights have one size, which attributes give.
+    has_limits = solved is not None and any(limits.letter == solved[0] for limits in spec.sizes)
+    wrong = spec.wrong_size(*solved[:2]) if solved is not None and has_limits else None
     if wrong:
         raise InferenceError(f"{spec.name}: {wrong} (input {tensor.name})")
 

@@ -83,6 +83,7 @@ class Target:
             ONNX Runtime's CPU provider computes no 16-bit floats, so there a 16-bit dtype stores expert weights only.
         expert_formats: legal formats of the routed experts' weights.
         dense_formats, vision_formats: those of the linear layers of the language model and of the vision tower.
+        tile_formats: dtypes and formats of the routed experts that its kernels read in tile order.
         kernels: their limits; None = those of the operators' contract alone.
         opsets: for each of the dtypes the version of the graphs' standard operators; what reads them must know it.
         is_portable: bundles hold the variant whose operators have function bodies.
@@ -107,6 +108,7 @@ class Target:
     tensorrt: TensorRT | None
     checked: str
     next_step: str
+    tile_formats: tuple[str, ...] = ()
 
     @property
     def memories(self) -> dict[str, str]:
@@ -229,7 +231,8 @@ _ENTRIES = (
         name="cpu",
         dtypes=("fp32", "fp16", "bf16"),
         activation_dtypes=("float32", "float32", "float32"),
-        expert_formats=("float",),
+        expert_formats=("float", "int8", "int4", "fp8"),
+        tile_formats=("bf16", "int8", "int4"),
         dense_formats=("float", "bf16", "int8", "int4"),
         vision_formats=("float", "bf16", "int8"),
         kernels=None,

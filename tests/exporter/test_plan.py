@@ -40,7 +40,10 @@ REFUSALS = {
     "type": (["--target", "rtx", "--dtype", "fp32"], "--dtype fp32: target rtx takes"),
     "memory": (["--target", "jetson-orin", "--memory", "16GB"], "target jetson-agx-orin takes 32GB, 64GB"),
     "memory of nothing": (["--memory", "16GB"], "--memory 16GB: target cpu is for machines of any memory; leave it"),
-    "experts": (["--experts", "int4"], "--experts int4: target cpu takes float"),
+    "layout": (
+        ["--layout", "tiles"],
+        "--layout tiles: target cpu takes them with bf16, int8, int4 experts, these are fp32",
+    ),
     "zeros": (["--zero-points"], "--zero-points: needs --experts int8 or int4"),
     "policy": (["--policy", "nowhere.json"], "nowhere.json"),
 }
@@ -54,7 +57,7 @@ def run(cwd: Path, *arguments: str) -> tuple[str, str]:
     return result.stdout.splitlines()[-1], result.stderr
 
 
-@pytest.mark.parametrize("kind", ["retention", "experts", "out", "parent", "model", "config"])
+@pytest.mark.parametrize("kind", ["retention", "layout", "out", "parent", "model", "config"])
 def test_no_torch_before_a_refusal(kind: str, own_checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
     flags, words = REFUSALS.get(kind, ([], ""))
     model, out = "demo", "out"

@@ -19,6 +19,7 @@ from fastmmoe.exporter.targets import (
     choose_cache_dtype,
     choose_device,
     choose_dtype,
+    choose_layout,
     choose_linears,
     choose_packing,
     with_mix,
@@ -121,9 +122,33 @@ def test_experts_are_packed_as_they_are_asked_for() -> None:
     assert choose_packing(TARGETS["jetson-agx-orin"], ExportConfig()) is None
 
 
-def test_cpu_target_refuses_integers() -> None:
-    with pytest.raises(InvalidRequest, match=r"^--experts int4: target cpu takes float$"):
-        choose_packing(TARGETS["cpu"], ExportConfig(experts="int4"))
+def test_cpu_target_takes_integers() -> None:
+    assert choose_packing(TARGETS["cpu"], ExportConfig(experts="int4")) == Packing("int4", 128, False)
+
+
+@pytest.mark.parametrize(
+    ("target", "experts", "dtype", "layout", "expected"),
+    [
+        ("cpu", "float", "fp32", None, "logical"),
+        ("cpu", "float", "fp16", None, "logical"),
+        ("cpu", "float", "bf16", None, "tiles"),
+        ("cpu", "int8", "fp32", None, "tiles"),
+        ("cpu", "int4", "bf16", "logical", "logical"),
+        ("cpu", "fp8", "fp32", None, "logical"),
+        ("rtx", "int4", "fp16", None, "logical"),
+    ],
+)
+def test_layout(target: str, experts: Any, dtype: str, layout: Any, expected: str) -> None:
+    config = ExportConfig(experts=experts, layout=layout)
+    assert choose_layout(TARGETS[target], config, dtype) == expected
+
+
+def test_layouts_that_are_refused() -> None:
+    message = "^--layout tiles: target cpu takes them with bf16, int8, int4 experts, these are fp32$"
+    with pytest.raises(InvalidRequest, match=message):
+        choose_layout(TARGETS["cpu"], ExportConfig(layout="tiles"), "fp32")
+    with pytest.raises(InvalidRequest, match=r"^--layout tiles: target rtx has no kernels that read them$"):
+        choose_layout(TARGETS["rtx"], ExportConfig(layout="tiles", experts="int4"), "fp16")
 
 
 @pytest.mark.parametrize(

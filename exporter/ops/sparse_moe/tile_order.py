@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastmmoe.exporter.ops.quantise import QuantisedWeights
-from fastmmoe.exporter.ops.tiles import from_panels, from_tiles, to_panels, to_tiles
+from fastmmoe.exporter.ops.tiles import PANEL_ROWS, from_panels, from_tiles, to_panels, to_tiles
 from fastmmoe.runtime.types import Array
 
 _PANEL_OF_TILES, _PANEL_OF_SCALES = -4, -3
@@ -52,6 +52,25 @@ def untile_scales(panels: Array, rows: int, *, is_gate_up: bool) -> Array:
     if not is_gate_up:
         return from_panels(panels, rows)
     return np.concatenate([from_panels(np.take(panels, half, axis=_PANEL_OF_SCALES), rows) for half in (0, 1)], axis=-2)
+
+
+def rows_of_tiles(tiles: Array, rows: Array, of_expert: int, *, is_gate_up: bool) -> Array:
+    """Some rows [n, stored elements, filled up] of tiles, or [n, groups] of scales, without all of them in memory.
+
+    Args:
+        rows: numbers of rows of all experts, one expert after the other.
+        of_expert: rows of an expert.
+    """
+    expert, row = rows // of_expert, rows % of_expert
+    if is_gate_up:
+        half, row = row // (of_expert // 2), row % (of_expert // 2)
+        found = tiles[expert, row // PANEL_ROWS, half]
+    else:
+        found = tiles[expert, row // PANEL_ROWS]
+    # [n, words, 16, b] or [n, groups, 16]
+    own = np.take_along_axis(found, (row % PANEL_ROWS).reshape(-1, 1, 1, *(() if found.ndim == 3 else (1,))), axis=2)
+    flat: Array = own.reshape(len(rows), -1)
+    return flat
 
 
 def untile_packed(packed: QuantisedWeights, rows: int, columns: int, *, is_gate_up: bool) -> QuantisedWeights:

@@ -9,7 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE, SWIGLU_OAI_ALPHA, WEIGHT_FLOOR, check_moe_inputs
+from fastmmoe.exporter.ops.sparse_moe.torch_weights import expert_floats
 from fastmmoe.runtime.method.policy import PRESERVE_SUM
+
+_BIASES = ("gate_up_bias", "down_bias")
+_WEIGHTS = [[f"{weight}{part}" for part in ("", "_scale", "_zero")] for weight in ("gate_up", "down")]
 
 
 def _best(scores: torch.Tensor, count: int) -> torch.Tensor:
@@ -72,29 +76,36 @@ def sparse_moe(
     correction_bias: torch.Tensor,
     gate_up: torch.Tensor,
     down: torch.Tensor,
-    biases: list[torch.Tensor],
+    others: list[torch.Tensor],
     attributes: str,
 ) -> torch.Tensor:
     """FmmSparseMoE in torch, experts in float32.
 
-    `biases` is empty or [gate_up_bias, down_bias], `attributes` is `SPARSE_MOE.encode`; the rest as in the contract.
+    `others` are the contract's further inputs that the attributes ask for, `attributes` is `SPARSE_MOE.encode`; the
+    rest as in the contract.
     Raises ValueError for inputs outside of it.
     """
     a = SPARSE_MOE.decode(attributes)
-    tensors = (hidden_states, router_logits, visual_index, visual_top_k, correction_bias, gate_up, down, *biases)
-    check_moe_inputs(a, dict(zip((t.name for t in SPARSE_MOE.inputs), tensors, strict=False)))
+    tensors = (hidden_states, router_logits, visual_index, visual_top_k, correction_bias, gate_up, down, *others)
+    given = dict(zip((t.name for t in SPARSE_MOE.inputs_for(a)), tensors, strict=False))
+    check_moe_inputs(a, given)
+    weights_of = [[given[name] for name in names if name in given] for names in _WEIGHTS]
     is_visual = torch.zeros(hidden_states.shape[0], dtype=torch.bool)
     is_visual[visual_index.long()] = True
     selected, weights = route(router_logits, is_visual, int(visual_top_k), correction_bias, a)
     x = hidden_states.float()
     out = torch.zeros_like(x)
+    H = hidden_states.shape[1]
+    I = a["expert_size"] or gate_up.shape[1] // 2  # noqa: E741
     for e in range(gate_up.shape[0]):
         token, slot = torch.nonzero((selected == e) & (weights != 0), as_tuple=True)
         if not len(token):
             continue
-        gate_up_bias, down_bias = (b[e].float() for b in biases) if biases else (None, None)
-        gate, up = F.linear(x[token], gate_up[e].float(), gate_up_bias).chunk(2, dim=1)
-        y = F.linear(_activate(gate, up, a), down[e].float(), down_bias)
+        gate_up_bias, down_bias = (given[name][e].float() if name in given else None for name in _BIASES)
+        of_gate_up, of_down = ([tensor[e] for tensor in stored] for stored in weights_of)
+        weight = expert_floats(of_gate_up, a, I, H, is_gate_up=True)
+        gate, up = F.linear(x[token], weight, gate_up_bias).chunk(2, dim=1)
+        y = F.linear(_activate(gate, up, a), expert_floats(of_down, a, H, I, is_gate_up=False), down_bias)
         out[token] += weights[token, slot, None] * y
     return out.to(hidden_states.dtype)
 

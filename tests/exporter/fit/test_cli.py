@@ -44,9 +44,9 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 1 and "does not fit, " in out
     code, out, _ = plan(capsys, "deepseek-vl2-small", "--target", "jetson-orin-nx", "--experts", "int4")
     assert code == 0 and "experts int4" in out
-    code, out, error = plan(capsys, "deepseek-vl2-small", "--experts", "int4")
+    code, out, error = plan(capsys, "deepseek-vl2-small", "--zero-points")
     assert (code, out) == (2, "")
-    assert error == "fastmmoe: error: --experts int4: target cpu takes float\n"
+    assert error == "fastmmoe: error: --zero-points: needs --experts int8 or int4, or --dense int4\n"
     code, _, error = plan(capsys, "no-such-model")
     assert code == 2 and "no such directory" in error and error.count("\n") == 1
     assert "names that need none: deepseek-vl2-tiny, " in error and "did you mean" not in error

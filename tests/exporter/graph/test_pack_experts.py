@@ -18,6 +18,8 @@ from fastmmoe.exporter.graph.weights import parameter_tensor
 from fastmmoe.exporter.model import round_experts
 from fastmmoe.exporter.ops import SPARSE_MOE
 from fastmmoe.exporter.ops.quantise import Packing, QuantisedWeights, dequantise
+from fastmmoe.exporter.ops.sparse_moe.storage import Storage
+from fastmmoe.exporter.ops.sparse_moe.tile_order import rows_of_tiles, untile_scales, untile_weights
 from fastmmoe.runtime.bundle.manifest import read_manifest
 from tests.support.operators import (
     moe_attributes,
@@ -71,13 +73,13 @@ HALF_STEP = {"int8": 0.6, "int4": 0.6, "fp8": 16.6}
 )
 def test_nodes_get_integers_that_stand_for_the_weights(packing: Packing) -> None:
     model = traced_layers(2)
-    pack_experts(model, experts_of, packing)
+    pack_experts(model, experts_of, Storage(packing, is_tiled=False))
     assert [node.outputs[0].name for node in model.graph] == ["y0", "y1"]
     assert model.graph[1].inputs[0] is model.graph[0].outputs[0]
     assert model.graph.outputs[0] is model.graph[1].outputs[0]
     for layer, node in enumerate(model.graph):
         attributes = {name: a.value for name, a in node.attributes.items()}
-        assert attributes == FLOAT | packing.attributes()
+        assert attributes == FLOAT | packing.attributes() | {"weight_layout": "logical", "expert_size": 0}
         expected = SPARSE_MOE.inputs_for(attributes)
         given: dict[str, Any] = dict(zip((t.name for t in expected), node.inputs, strict=True))
         assert given["gate_up_bias"].name == "gate_up_bias"
@@ -100,8 +102,15 @@ def test_nodes_get_integers_that_stand_for_the_weights(packing: Packing) -> None
     assert len(model.graph.initializers) == 2 * (6 if packing.zero_points else 4)
 
 
-@pytest.mark.parametrize("packing", [Packing("int8", 64, False), Packing("int4", 128, True)], ids=str)
-def test_experts_are_packed_once_and_written_one_by_one(packing: Packing, tmp_path: Path) -> None:
+STORAGES = (
+    Storage(Packing("int8", 64, False), is_tiled=False),
+    Storage(Packing("int4", 128, True), is_tiled=True),
+    Storage(None, is_tiled=True),
+)
+
+
+@pytest.mark.parametrize("storage", STORAGES, ids=str)
+def test_experts_are_packed_once_and_written_one_by_one(storage: Storage, tmp_path: Path) -> None:
     calls: list[str] = []
 
     def counted(name: str) -> Iterator[torch.Tensor]:
@@ -109,7 +118,7 @@ def test_experts_are_packed_once_and_written_one_by_one(packing: Packing, tmp_pa
         return experts_of(name)
 
     model = traced_layers(2)
-    pack_experts(model, counted, packing)
+    pack_experts(model, counted, storage)
     tensors = [v.const_value for v in model.graph.initializers.values() if isinstance(v.const_value, PackedTensor)]
     written: list[bytes] = []
     reported: list[int] = []
@@ -122,10 +131,44 @@ def test_experts_are_packed_once_and_written_one_by_one(packing: Packing, tmp_pa
     assert sum(reported) == sum(map(len, written)) and max(reported) < max(map(len, written))
 
 
+@pytest.mark.parametrize("storage", [STORAGES[1], STORAGES[2]], ids=str)
+def test_tiles_are_the_packed_weights_in_another_order(storage: Storage) -> None:
+    plain, tiled = traced_layers(1), traced_layers(1)
+    if storage.packing is not None:
+        pack_experts(plain, experts_of, Storage(storage.packing, is_tiled=False))
+    pack_experts(tiled, experts_of, storage)
+    (node,) = tiled.graph
+    attributes = {name: a.value for name, a in node.attributes.items()}
+    rows = {"gate_up": SHAPES["gate_up"][1] // 2, "down": SHAPES["down"][1]}
+    assert (attributes["weight_layout"], attributes["expert_size"]) == ("tiles", rows["gate_up"])
+    for weight in SHAPES:
+        own = f"layers.0.mlp.experts.{weight}"
+        is_gate_up = weight == "gate_up"
+        for part in storage.parts:
+            found = tiled.graph.initializers[own + part].const_value
+            assert found is not None
+            if storage.packing is None:
+                expected = weights_of(own).bfloat16().view(torch.int16).numpy()
+            else:
+                of_plain = plain.graph.initializers[own + part].const_value
+                assert of_plain is not None
+                expected = of_plain.numpy()
+            array = found.numpy().view(expected.dtype)
+            assert tuple(found.shape) == array.shape
+            if part:
+                again = untile_scales(array, rows[weight], is_gate_up=is_gate_up)
+            else:
+                again = untile_weights(array, rows[weight], expected.shape[-1], is_gate_up=is_gate_up)
+            np.testing.assert_array_equal(again, expected)
+            every = np.arange(expected.shape[0] * expected.shape[1])
+            some = rows_of_tiles(array, every, expected.shape[1], is_gate_up=is_gate_up)[:, : expected.shape[-1]]
+            np.testing.assert_array_equal(some, expected.reshape(len(every), -1))
+
+
 def test_scales_alone_are_those_of_the_whole(tmp_path: Path) -> None:
     """As when an export goes on after the integers."""
     model = traced_layers(1)
-    pack_experts(model, experts_of, Packing("int8", 64, False))
+    pack_experts(model, experts_of, Storage(Packing("int8", 64, False), is_tiled=False))
     scale = model.graph.initializers["layers.0.mlp.experts.down_scale"].const_value
     assert isinstance(scale, PackedTensor)
     with (tmp_path / "file").open("w+b") as file:

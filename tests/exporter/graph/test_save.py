@@ -25,6 +25,8 @@ from fastmmoe.exporter.weight_stream import WeightStream
 PRECISIONS = {
     "bf16": Precision(torch.bfloat16, torch.float32),
     "int8": Precision(torch.float16, torch.float16, packing=Packing("int8", 32, zero_points=True)),
+    "bf16 tiles": Precision(torch.bfloat16, torch.float32, is_tiled=True),
+    "int4 tiles": Precision(torch.float32, torch.float32, packing=Packing("int4", 32, False), is_tiled=True),
 }
 
 
@@ -38,8 +40,8 @@ def traced(directory: Path, precision: Precision) -> tuple[ir.Model, WeightStrea
 
     module, program = model.graphs.language_model, graph_program(model, graph)
     found = trace(module, program, graph_inputs(model, graph), load, name=graph, opset=23)
-    if precision.packing is not None:
-        pack_experts(found, stream.experts, precision.packing)
+    if precision.storage is not None:
+        pack_experts(found, stream.experts, precision.storage)
     return found, stream
 
 
