@@ -79,7 +79,9 @@ class ArgumentParser(argparse.ArgumentParser):
     def _hint(self, unknown: str) -> str:
         option = unknown.partition("=")[0]
         if not option.startswith("-"):
-            return ""
+            # As other programs take them.
+            is_request = {"--image", "--prompt"} <= self._option_string_actions.keys()
+            return "; pictures and questions have names: --image FILE --prompt TEXT" if is_request else ""
         names = [_shown(action) for action in self._get_positional_actions()]
         if option.lstrip("-").upper().startswith(tuple(names)):
             return f"; what has no name comes in this order: {self.prog} {' '.join(names)}"

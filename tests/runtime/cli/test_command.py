@@ -331,6 +331,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     run.add_argument("--max-new-tokens", type=int)
     run.add_argument("--max-tiles", type=int)
     run.add_argument("--target", choices=("cpu", "jetson-orin", "rtx"))
+    ask = commands.add_parser("ask")
+    for option in ("bundle", "--image", "--prompt"):
+        ask.add_argument(option)
     with pytest.raises(SystemExit) as end:
         parser.parse_args(arguments)
     assert end.value.code == 2
@@ -342,7 +345,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("rnu", "out"), "invalid choice: 'rnu' (choose from 'run'); did you mean run? (see name --help)"),
+        (("rnu", "out"), "invalid choice: 'rnu' (choose from 'run', 'ask'); did you mean run? (see name --help)"),
         (("run", "o", "--target", "jetson"), "did you mean jetson-orin? (see name run --help)"),
         (("run", "o", "--target", "h100"), "invalid choice: 'h100' (choose from 'cpu', 'jetson-orin', 'rtx') (see"),
         (("run", "o", "--tagret=rtx"), "unrecognized arguments: --tagret=rtx; did you mean --target? (see name run"),
@@ -350,6 +353,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (("run", "--out", "o"), "unrecognized arguments: --out; what has no name comes in this order: name run OUT"),
         (("run", "o", "--output", "p"), "what has no name comes in this order: name run OUT"),
         (("run", "o", "picture.png"), "unrecognized arguments: picture.png (see name run --help)"),
+        (("ask", "o", "a.png", "Why?"), "arguments: a.png Why?; pictures and questions have names: --image FILE"),
         (("run", "o", "--zzz"), "unrecognized arguments: --zzz (see name run --help)"),
     ],
 )
