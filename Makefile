@@ -57,9 +57,9 @@ jetpack6: $(if $(CROSS),$(BUILD)/jetpack6.done) ## TensorRT plugin for Jetson wi
 demo: setup native ## export and run the built-in model
 	@$(PY) scripts/demo.py
 
-# Threads of torch that wait would spin, in the way of the other worker.
+# Each worker has a core; threads of torch that wait would spin, in the way of the other.
 test: setup native plugins ## tests, without the slow ones
-	@OMP_WAIT_POLICY=passive $(PY) -m pytest tests -rs -n 2 --dist loadgroup
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(PY) -m pytest tests -rs -n 2 --dist loadgroup
 
 check: setup ## lint, format, types and C++ format
 	$(call step,ruff check,$(PY) -m ruff check .,ruff)
