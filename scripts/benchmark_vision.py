@@ -4,9 +4,10 @@
     python scripts/benchmark_vision.py [--model MODEL...] [--layers N] [--tiles N] [--rounds N] [--threads N]
                                        [--directory DIR] [--write FILE]
 
-Weights are random, sizes are the published ones; exported is the tower with one decoder layer. All formats run in this
+Weights are random, sizes are the published ones; the tower is exported with two decoder layers. All formats run in this
 process by turns, without spinning threads, and so does torch.mm: the products of a block's linears, with as many rows.
-Its rate is that of a round; shares are medians over the rounds. --directory keeps checkpoints and bundles between runs.
+Its rate is that of a round; shares are medians over the rounds, of the processor time of all threads, which stands
+still on a busy machine. --directory keeps checkpoints and bundles between runs.
 """
 
 from __future__ import annotations
@@ -16,22 +17,20 @@ import os
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import onnxruntime as ort
 import torch
-from benchmark_attention import instruction_set
+from benchmark_attention import Sample, instruction_set, time_once
 from benchmark_tools.machine import processor
 from checkpoint_tools.published import PUBLISHED, Cut
 from checkpoint_tools.writer import write_checkpoint
 from markers import table, write_part
 
-from fastmmoe.exporter.config import ExportConfig
+from fastmmoe.exporter.config import ExportConfig, VisionFormat
 from fastmmoe.exporter.export import export
 from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.runtime.backends.onnxruntime import OnnxRuntime
@@ -45,7 +44,7 @@ from fastmmoe.runtime.request.family import family_of
 from fastmmoe.runtime.types import Array
 
 MODELS = ("deepseek-vl2-tiny", "InternVL3_5-30B-A3B-HF")
-FORMATS: tuple[Literal["float", "bf16", "int8"], ...] = ("float", "bf16", "int8")
+FORMATS: tuple[VisionFormat, ...] = ("float", "bf16", "int8")
 VOCAB_SIZE = 2048
 MARKER = "benchmark_vision"
 PRODUCTS = "torch.mm bfloat16"
@@ -92,21 +91,23 @@ def main() -> int:
     return 0
 
 
-def write_bundles(directory: Path, name: str, layers: int | None, formats: list[str]) -> dict[str, Path]:
+def write_bundles(
+    directory: Path, name: str, layers: int | None, formats: Sequence[VisionFormat]
+) -> Mapping[VisionFormat, Path]:
     """A bundle of the model in each format; what is there stays."""
     home = directory / f"{name}-{layers or 'all'}"
     checkpoint = home / "checkpoint"
     bundles = {vision: home / vision for vision in formats}
     missing = {vision: path for vision, path in bundles.items() if not (path / MANIFEST).is_file()}
     if missing and not checkpoint.is_dir():
-        write_checkpoint(checkpoint, PUBLISHED[name], Cut(1, layers, VOCAB_SIZE))
+        write_checkpoint(checkpoint, PUBLISHED[name], Cut(2, layers, VOCAB_SIZE))
     policy = PolicyOptions(method=UNMODIFIED)
     for vision, path in missing.items():
         export(ExportConfig(str(checkpoint), path, dtype="bf16", vision=vision, policy=policy))
     return bundles
 
 
-def measure(name: str, bundles: dict[str, Path], tiles: int, threads: int, rounds: int) -> str:
+def measure(name: str, bundles: Mapping[VisionFormat, Path], tiles: int, threads: int, rounds: int) -> str:
     """The table of one model."""
     towers = {vision: open_tower(path, tiles, threads) for vision, path in bundles.items()}
     manifest = read_manifest(next(iter(bundles.values())))
@@ -116,24 +117,25 @@ def measure(name: str, bundles: dict[str, Path], tiles: int, threads: int, round
     subjects: dict[str, Callable[[], object]] = {vision: tower.run for vision, tower in towers.items()}
     subjects[PRODUCTS] = product
     product()
-    names, times = list(subjects), {subject: [] for subject in subjects}
+    samples: dict[str, list[Sample]] = {subject: [] for subject in subjects}
+    names = list(subjects)
     for i in range(rounds):
         for subject in names[i % len(names) :] + names[: i % len(names)]:
-            start = time.perf_counter()
-            subjects[subject]()
-            times[subject].append(time.perf_counter() - start)
-    rates = [product_flops / seconds for seconds in times[PRODUCTS]]
+            samples[subject].append(Sample(*time_once(subjects[subject])))
+    rates = [product_flops / sample.used for sample in samples[PRODUCTS]]
     lines = []
     for vision in towers:
-        share = statistics.median(flops / s / rate for s, rate in zip(times[vision], rates, strict=True))
-        seconds = statistics.median(times[vision])
+        passed, used = (statistics.median(getattr(one, kind) for one in samples[vision]) for kind in ("passed", "used"))
+        share = statistics.median(flops / one.used / r for one, r in zip(samples[vision], rates, strict=True))
         errors = differences(features[vision], features["float"]) if vision != "float" and "float" in features else ""
-        lines.append((vision, f"{1e3 * seconds / tiles:.0f}", f"{flops / seconds / 1e12:.3f}", f"{share:.2f}", errors))
-    lines.append((PRODUCTS, "", f"{statistics.median(rates) / 1e12:.3f}", "", ""))
+        times = (f"{1e3 * seconds / tiles:.0f}" for seconds in (passed, used))
+        lines.append((vision, *times, f"{flops / used / 1e9:.0f}", f"{share:.2f}", errors))
+    lines.append((PRODUCTS, "", "", f"{statistics.median(rates) / 1e9:.0f}", "", ""))
     v = manifest.vision
     size = f"{v.layers} layers, {v.width} wide, {v.rows_per_tile} rows"
     head = f"{name}: {size} and {flops / tiles / 1e9:.0f} GFLOP a tile"
-    columns = ("`--vision`", "ms a tile", "TFLOP/s", "share of torch.mm's rate", "features beside float: greatest, L2")
+    times_of = ("ms a tile", "processor ms a tile", "GFLOP/s of a core", "share of torch.mm's")
+    columns = ("`--vision`", *times_of, "features beside float: greatest, L2")
     return f"{head}\n\n{table(columns, lines, numbers_from=1)}"
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -33,7 +34,7 @@ def towers(bundle: Callable[..., Path]) -> Bundles:
     return lambda vision: bundle(SMALL, *SMALL_FLAGS, *([] if vision == "float" else ["--vision", vision]))
 
 
-def tower(path: Path, **settings: int | bool) -> OnnxRuntime:
+def tower(path: Path, **settings: Any) -> OnnxRuntime:
     return OnnxRuntime(path, read_manifest(path), Settings(**settings), graphs=("vision",))
 
 

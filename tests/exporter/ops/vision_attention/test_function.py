@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fastmmoe.exporter.ops import VISION_ATTENTION, vision_attention_reference
+from fastmmoe.runtime.types import Array
 from tests.support.operator_bodies import run_body
 from tests.support.vision_attention_cases import CASES
 
@@ -24,7 +25,7 @@ def test_body(name: str) -> None:
 def test_16_bits_are_rounded_once(dtype: type) -> None:
     """At the end: one unit in the last place of the type, whose sums are float32."""
     case = CASES["internvit"]
-    qkv = case.inputs["qkv"].astype(dtype)
+    qkv: Array = case.inputs["qkv"].astype(dtype)
     attributes = case.attributes("float32")
     expected = vision_attention_reference(attributes, {"qkv": qkv}, np.float64)[0]
     (body,) = run_body(VISION_ATTENTION, attributes, [qkv])

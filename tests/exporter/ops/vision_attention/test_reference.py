@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from fastmmoe.exporter.ops.contract import Attributes
 from fastmmoe.exporter.ops.vision_attention.reference import vision_attention_reference
 from tests.support.vision_attention_cases import REFUSED
 
@@ -22,6 +23,6 @@ def test_a_softmax_over_all_rows() -> None:
 
 @pytest.mark.parametrize(("shape", "message"), REFUSED)
 def test_shapes_that_are_refused(shape: tuple[int, ...], message: str) -> None:
-    attributes = {"scale": 1.0, "compute": "float32"}
+    attributes: Attributes = {"scale": 1.0, "compute": "float32"}
     with pytest.raises(ValueError, match=message):
         vision_attention_reference(attributes, {"qkv": np.zeros(shape, np.float32)})
