@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fastmmoe.runtime.backends.elements import item_size
 from fastmmoe.runtime.bundle.manifest import LanguageModelInfo, Manifest
 from fastmmoe.runtime.cost.flops import PrefillFlops, count_layers, head_flops, vision_parts_flops
-from fastmmoe.runtime.cost.weights import EXPERTS, vision_weights
+from fastmmoe.runtime.cost.weights import EXPERTS, vision_part_bytes
 from fastmmoe.runtime.method.policy import Policy
 from fastmmoe.runtime.method.schedule import Schedule
 
@@ -44,10 +44,9 @@ def sum_of(demands: Iterable[Demand]) -> Demand:
 
 def vision_demands(manifest: Manifest, tiles: int) -> dict[str, Demand]:
     """Of the vision graph on so many tiles: patches, attention, mlp, projector."""
-    info, width = manifest.vision, manifest.language_model.hidden_size
-    weights, size = vision_weights(info, width), item_size(manifest.activation_dtype)
-    flops = vision_parts_flops(info, width, tiles)
-    return {part: Demand(flops[part], weights[part] * size if tiles else 0) for part in flops}
+    flops = vision_parts_flops(manifest.vision, manifest.language_model.hidden_size, tiles)
+    sizes = vision_part_bytes(manifest)
+    return {part: Demand(flops[part], sizes[part] if tiles else 0) for part in flops}
 
 
 def layer_demands(

@@ -103,11 +103,30 @@ def linear_layers(info: LanguageModelInfo, vision: VisionInfo) -> Iterator[tuple
             yield part, width, H, 2 * layers
             yield part, H, width, layers
     yield "head", info.vocab_size, H, 1
+    for _, rows, columns, count in vision_linear_layers(vision, H):
+        yield "vision", rows, columns, count
+
+
+def vision_linear_layers(vision: VisionInfo, hidden_size: int) -> Iterator[tuple[str, int, int, int]]:
+    """The same of the vision graph, by the parts of `vision_weights`."""
     width = vision.width
-    for rows, columns in ((3 * width, width), (width, width), (vision.mlp_width, width), (width, vision.mlp_width)):
-        yield "vision", rows, columns, vision.layers
-    yield "vision", H, vision.projector_inputs, 1
-    yield "vision", H, H, 1
+    yield "attention", 3 * width, width, vision.layers
+    yield "attention", width, width, vision.layers
+    yield "mlp", vision.mlp_width, width, vision.layers
+    yield "mlp", width, vision.mlp_width, vision.layers
+    yield "projector", hidden_size, vision.projector_inputs, 1
+    yield "projector", hidden_size, hidden_size, 1
+
+
+def vision_part_bytes(manifest: Manifest) -> dict[str, int]:
+    """Bytes of the vision graph's matrices as a bundle stores them, by the parts of `vision_weights`."""
+    H, size = manifest.language_model.hidden_size, item_size(manifest.activation_dtype)
+    found = {part: count * size for part, count in vision_weights(manifest.vision, H).items()}
+    stored = manifest.linears.vision
+    if stored.weight_format != "float":
+        for part, rows, columns, count in vision_linear_layers(manifest.vision, H):
+            found[part] += count * (linear_bytes(rows, columns, stored) - rows * columns * size)
+    return found
 
 
 def linear_bytes(rows: int, columns: int, stored: LinearInfo) -> int:

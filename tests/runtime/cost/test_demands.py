@@ -6,6 +6,7 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
+import msgspec
 import pytest
 
 from fastmmoe.runtime.bundle.manifest import Manifest
@@ -69,6 +70,16 @@ def test_a_step_reads_the_caches_of_every_sequence(manifest: Manifest) -> None:
     assert one["attention"].bytes == sum(past) * row
     assert three["attention"].bytes == 3 * one["attention"].bytes
     assert three["projections"] == Demand(3 * one["projections"].flops, one["projections"].bytes)
+
+
+def test_packed_vision_by_part_is_the_whole_that_is_counted(manifest: Manifest) -> None:
+    """Of int8 the patches stay as they are."""
+    packed = msgspec.structs.replace(manifest.linears.vision, weight_format="int8", group_size=0)
+    stored = msgspec.structs.replace(manifest, linears=msgspec.structs.replace(manifest.linears, vision=packed))
+    found, plain = vision_demands(stored, 1), vision_demands(manifest, 1)
+    assert sum_of(found.values()).bytes == matrix_bytes(stored)["vision"] < matrix_bytes(manifest)["vision"]
+    assert found["patches"] == plain["patches"]
+    assert all(found[part].bytes < plain[part].bytes for part in ("attention", "mlp", "projector"))
 
 
 def test_vision_by_part(manifest: Manifest) -> None:
