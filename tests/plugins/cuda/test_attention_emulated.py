@@ -32,6 +32,8 @@ POISONS = (0x7F, 0xFF)  # large numbers, or negative ones and NaN
 CASES = {case.name: case for case in SMALL}
 # More than 64 lines, of which the last alone sees a third split of 1,024 keys.
 LATENT_TURN = Case("latent turn", 16, 1, 576, 2100, (2044,), ((0, 5),), value_width=512, has_lse=True)
+# Twice as long as the other large cases together; SMALL has a prefill after a prefix, too.
+LONGEST = "prefill 600 after 1000"
 SMALL_AND_TURN = (*SMALL, LATENT_TURN)
 
 
@@ -144,7 +146,10 @@ def test_random_case(kernels: AttentionKernels, seed: int) -> None:
     check(case, inputs, kernels(case, inputs, seed=seed, in_place=bool(seed % 3)))
 
 
-@pytest.mark.parametrize("case", LARGE, ids=[case.name for case in LARGE])
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, marks=pytest.mark.slow if case.name == LONGEST else (), id=case.name) for case in LARGE],
+)
 def test_large_case(kernels: AttentionKernels, case: Case) -> None:
     inputs = make_inputs(case, dtype=np.float16)
     check(case, inputs, kernels(case, inputs, seed=SEEDS[1]))
