@@ -66,7 +66,6 @@ class Run:
     shapes: dict[str, Shape]
     values: dict[str, Array]
     weights: set[str]
-    readers: dict[str, list[str]]
 
     def inputs(self, node: onnx.NodeProto) -> list[Shape]:
         return [self.shapes[name] for name in node.input if name]
@@ -94,12 +93,8 @@ def run_graph(directory: Path, graph: str, scratch: Path, feeds: dict[str, Array
     feeds = feeds | {i.name: empty_cache(i, capacity) for i in session.get_inputs() if i.name not in feeds}
     names = [f"shape of {name}" for name in watched] + [f"value of {name}" for name in small]
     outputs = dict(zip(names, session.run(names, feeds), strict=True))
-    readers: dict[str, list[str]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node.op_type)
     shapes = weights | {name: tuple(outputs[f"shape of {name}"]) for name in watched}
-    return Run(nodes, shapes, {name: outputs[f"value of {name}"] for name in small}, set(weights), readers)
+    return Run(nodes, shapes, {name: outputs[f"value of {name}"] for name in small}, set(weights))
 
 
 def empty_cache(value: Any, capacity: int) -> Array:
@@ -161,17 +156,17 @@ class Walk:
             return "pruning", prune_flops(shapes, self.merge_window)
         if node.op_type == "FmmAttention":
             return "attention", self.attention_flops(node)
-        if ".self_attn/" in node.name and node.input[1] not in self.run.weights:
+        if ".self_attn.watched/" in node.name:
             return "pruning", self.watched_flops(node)
         flops = matrix_flops(shapes[0], shapes[1], b_is_transposed=node.op_type == "Gemm")
         if ".self_attn" in node.name:
             return "projections", flops
-        if ".router/" in node.name and "FmmSparseMoE" not in self.run.readers[node.output[0]]:
+        if ".token_prune.experts.router/" in node.name:
             return "pruning", flops if self.method == "fastmmoe" else 0
         for name, part in PART_OF_MODULE.items():
             if name in node.name:
                 return part, flops
-        assert re.fullmatch(r"(layers\.\d+/)?MatMul(_\d+)?", node.name), node.name
+        assert re.fullmatch(r"(rater_weights|layers\.\d+\.token_prune)/MatMul(_\d+)?", node.name), node.name
         return "pruning", sparsevlm_flops(shapes[0], shapes[1], self.hidden_size)
 
     def attention_flops(self, node: onnx.NodeProto) -> int:
@@ -181,7 +176,7 @@ class Walk:
 
     def watched_flops(self, node: onnx.NodeProto) -> int:
         """Scores [Nkv, group, rows, D] x [Nkv, 1, D, T] of the rows that a prune site watches."""
-        block, layer = node.name.split("/")[0], int(node.name.split(".")[1])
+        block, layer = node.name.split(".watched/")[0], int(node.name.split(".")[1])
         q, k = self.run.inputs(node)[:2]
         is_own = (
             layer in self.scored
