@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import get_args
 
 from markers import replace_part, table, write_or_check
 
-from fastmmoe.exporter.config import ExportConfig
+from fastmmoe.exporter.config import ExportConfig, Weights
 from fastmmoe.exporter.fit.cli import make_report
 from fastmmoe.exporter.fit.plan import PlanOptions, cheaper, find_machine, fit
 from fastmmoe.exporter.fit.sizes import published_configs, read_sizes
@@ -181,6 +182,21 @@ def plan_tables() -> str:
     return "\n\n".join(text for pair in zip(titles, parts, strict=True) for text in pair)
 
 
+def cpu_table() -> str:
+    """GB of weights, and of all that runs, of each model on a CPU by the word for its formats."""
+    words = get_args(Weights)
+    return table(
+        ("model", *words), ((model, *(cpu_cell(model, word) for word in words)) for model in published_configs())
+    )
+
+
+def cpu_cell(model: str, weights: Weights) -> str:
+    """Of a machine that holds any."""
+    options = PlanOptions("cpu", memory="4096GB", export=ExportConfig(weights=weights))
+    needs = fit(read_sizes(model), find_machine(options), options).needs
+    return f"{sum(needs.weights.values()) / 1e9:,.1f}, {needs.total / 1e9:,.1f}"
+
+
 def fit_cell(report: Report) -> str:
     """How the experts are stored, and what is left."""
     return f"{report.fit.dtype if report.fit.experts == 'float' else report.fit.experts}, {report.fit.spare / 1e9:.1f}"
@@ -196,7 +212,7 @@ def time_cell(report: Report) -> str:
 PARTS = {
     "bundle.md": {"graph_io": graph_tables},
     "methods.md": {"settings": settings_table},
-    "plan.md": {"example": example, "plans": plan_tables},
+    "plan.md": {"example": example, "plans": plan_tables, "cpu": cpu_table},
     "tensorrt.md": {"targets": targets_table, "devices": devices_table},
     "../README.md": {"targets": status_table},
 }
