@@ -2,7 +2,7 @@
 """Time vision towers of published models, in each format of `--vision`, against torch.mm's rate with bfloat16.
 
     python scripts/benchmark_vision.py [--model MODEL...] [--layers N] [--tiles N] [--rounds N] [--threads N]
-                                       [--directory DIR] [--write FILE]
+                                       [--formats FORMAT...] [--directory DIR]
 
 Weights are random, sizes are the published ones; the tower is exported with two decoder layers. All formats run in this
 process by turns, without spinning threads, and so does torch.mm: the products of a block's linears, with as many rows.
@@ -28,7 +28,7 @@ from benchmark_attention import Sample, instruction_set, time_once
 from benchmark_tools.machine import processor
 from checkpoint_tools.published import PUBLISHED, Cut
 from checkpoint_tools.writer import write_checkpoint
-from markers import table, write_part
+from markers import table
 
 from fastmmoe.exporter.config import ExportConfig, VisionFormat
 from fastmmoe.exporter.export import export
@@ -46,7 +46,6 @@ from fastmmoe.runtime.types import Array
 MODELS = ("deepseek-vl2-tiny", "InternVL3_5-30B-A3B-HF")
 FORMATS: tuple[VisionFormat, ...] = ("float", "bf16", "int8")
 VOCAB_SIZE = 2048
-MARKER = "benchmark_vision"
 PRODUCTS = "torch.mm bfloat16"
 
 
@@ -74,20 +73,16 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS)
     parser.add_argument("--directory", type=Path, metavar="DIR")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="put the tables into FILE")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
-    parts = [
+    print(
         f"{processor()} ({instruction_set()}), {a.threads} threads, ONNX Runtime {ort.__version__}, PyTorch "
         f"{torch.__version__}, {a.tiles} tiles, load {os.getloadavg()[0]:.1f}. Medians of {a.rounds} rounds."
-    ]
+    )
     with tempfile.TemporaryDirectory() as scratch:
         for name in a.model:
             bundles = write_bundles(a.directory or Path(scratch), name, a.layers, a.formats)
-            parts.append(measure(name, bundles, a.tiles, a.threads, a.rounds))
-    print("\n\n".join(parts))
-    if a.write:
-        write_part(a.write, MARKER, "\n\n".join(parts))
+            print(f"\n{measure(name, bundles, a.tiles, a.threads, a.rounds)}", flush=True)
     return 0
 
 
