@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,8 @@ def _random(shape: tuple[int, ...], kind: int) -> Array:
     """Values of a size that activations stay in range with, of every expert the same; bfloat16 by its bits."""
     random = np.random.default_rng(SEED)
     if kind in (TensorProto.INT8, TensorProto.UINT8):
-        expert = random.integers(0, 256, shape[1:], np.uint8).view(np.int8 if kind == TensorProto.INT8 else np.uint8)
+        bits = random.integers(0, 256, shape[1:], np.uint8)
+        expert: Array = bits.view(np.int8 if kind == TensorProto.INT8 else np.uint8)
     elif kind == TensorProto.FLOAT16:
         expert = np.full(shape[1:], 0.002, np.float16)
     else:
@@ -157,7 +158,7 @@ def _random(shape: tuple[int, ...], kind: int) -> Array:
 
 
 def _session(
-    node: Any, given: tuple[str, str], values: dict[str, tuple[Array, int]], layer: Layer, threads: int
+    node: Any, given: tuple[str, str], values: Mapping[str, tuple[Array, int]], layer: Layer, threads: int
 ) -> Run:
     """Runs of a session of one node, whose weights are initializers that are not copied into the model."""
     tensors = []

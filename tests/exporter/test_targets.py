@@ -179,10 +179,9 @@ def test_linear_layers_by_format() -> None:
         LinearPacking("int4", 64, zero_points=True), LinearPacking("int8", 128), LinearPacking("bf16")
     )
     assert choose_linears(TARGETS["rtx"], with_mix(TARGETS["rtx"], ExportConfig())) == LinearPackings()
-    for option in ("dense", "vision"):
-        config = with_mix(TARGETS["rtx"], ExportConfig(**{option: "int8"}))
+    for option, config in (("dense", ExportConfig(dense="int8")), ("vision", ExportConfig(vision="int8"))):
         with pytest.raises(InvalidRequest, match=f"^--{option} int8: target rtx takes float alone$"):
-            choose_linears(TARGETS["rtx"], config)
+            choose_linears(TARGETS["rtx"], with_mix(TARGETS["rtx"], config))
 
 
 def test_zero_points_need_integers() -> None:

@@ -26,8 +26,8 @@ def test_prefills_are_new_and_steps_go_on(monkeypatch: pytest.MonkeyPatch) -> No
     bundle = benchmark.Bundle(Path("toy"), 1)
     for rows in (7, 1, 1, 7):
         assert min(bundle(rows)) >= 0
-    rows = [len(call[graph_io.POSITION_IDS]) for call in backend.calls]
-    assert rows == [7, benchmark.BEGINNING, 1, 1, 7]
+    given = [len(call[graph_io.POSITION_IDS]) for call in backend.calls]
+    assert given == [7, benchmark.BEGINNING, 1, 1, 7]
     past = [int(call["past_lengths.0"][0]) for call in backend.calls]
     assert past == [0, 0, benchmark.BEGINNING, benchmark.BEGINNING + 1, 0]
 

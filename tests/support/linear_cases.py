@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -12,11 +12,13 @@ from fastmmoe.exporter.ops import LINEAR
 from fastmmoe.exporter.ops.linear.packing import LinearPacking
 from fastmmoe.runtime.types import Array
 
+INTEGERS: tuple[Literal["int8", "int4"], ...] = ("int8", "int4")
 PACKINGS = [
     LinearPacking("bf16"),
     *(
         LinearPacking(weight_format, group_size, zero_points)
-        for weight_format, group_size, zero_points in itertools.product(("int8", "int4"), (32, 64, 128), (False, True))
+        for weight_format in INTEGERS
+        for group_size, zero_points in itertools.product((32, 64, 128), (False, True))
     ),
 ]
 # T, N and K: none is a multiple of anything; whole panels and groups; one of each; more outputs than an item has.

@@ -45,7 +45,7 @@ def trace(
 def run(arguments: list[str], end: str = "nothing", at: int = 0) -> int:
     """Exit code of such an export, in this process."""
     before = export.trace, export.templates_of, export.check_bundle, WeightStream.write
-    export.trace, export.templates_of, export.check_bundle = trace, lambda *_, **__: [], lambda *_: None
+    export.trace, export.templates_of, export.check_bundle = trace, lambda *_, **__: [], lambda *_: []
     WeightStream.write = _ending(end, at)  # type: ignore[method-assign]
     try:
         return main(arguments)

@@ -167,10 +167,9 @@ def _stored(
     if attributes[LAYOUT] != TILES and attributes["weight_format"] != "float":
         # Of integers in rows it is told by the rows of gate_up.
         I = op.Div(op.Shape(tensors["gate_up"], start=1, end=2), [2])  # noqa: E741
-    gate_up, down = (
-        [tensors["gate_up"], tensors.get("gate_up_scale"), tensors.get("gate_up_zero")],
-        [tensors["down"], tensors.get("down_scale"), tensors.get("down_zero")],
-    )
-    return StoredWeights(*gate_up, is_gate_up=True, rows=I, columns=H), StoredWeights(
-        *down, is_gate_up=False, rows=H, columns=I
-    )
+
+    def stored(name: str, rows: ir.Value | int, columns: ir.Value | int) -> StoredWeights:
+        scale, zero = tensors.get(f"{name}_scale"), tensors.get(f"{name}_zero")
+        return StoredWeights(tensors[name], scale, zero, name == "gate_up", rows, columns)
+
+    return stored("gate_up", I, H), stored("down", H, I)

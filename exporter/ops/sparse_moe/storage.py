@@ -68,5 +68,6 @@ def part_of(stored: QuantisedWeights | Array, part: str) -> Array:
     """The array of one of `Storage.parts`."""
     if isinstance(stored, np.ndarray):
         return stored
-    found: Array = {"": stored.values, "_scale": stored.scale, "_zero": stored.zero}[part]
+    found = {"": stored.values, "_scale": stored.scale, "_zero": stored.zero}[part]
+    assert found is not None
     return found

@@ -96,7 +96,7 @@ def sparse_moe(
     x = hidden_states.float()
     out = torch.zeros_like(x)
     H = hidden_states.shape[1]
-    I = a["expert_size"] or gate_up.shape[1] // 2  # noqa: E741
+    I = int(a["expert_size"]) or gate_up.shape[1] // 2  # noqa: E741
     for e in range(gate_up.shape[0]):
         token, slot = torch.nonzero((selected == e) & (weights != 0), as_tuple=True)
         if not len(token):

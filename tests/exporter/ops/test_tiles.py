@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from fastmmoe.exporter.ops.tiles import from_panels, from_tiles, to_panels, to_tiles
+from fastmmoe.runtime.types import Array
 
 
 @pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.int8])
 @pytest.mark.parametrize("shape", [(1, 1), (16, 4), (35, 21), (3, 2, 40, 18)])
 def test_tiles(shape: tuple[int, ...], dtype: type) -> None:
-    values = np.arange(1, 1 + np.prod(shape)).reshape(shape).astype(dtype)
+    values: Array = np.arange(1, 1 + np.prod(shape)).reshape(shape).astype(dtype)
     tiles = to_tiles(values)
     width = 4 // np.dtype(dtype).itemsize
     rows, columns = shape[-2:]

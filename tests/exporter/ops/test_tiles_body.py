@@ -8,6 +8,7 @@ import pytest
 
 from fastmmoe.exporter.ops import LINEAR
 from fastmmoe.exporter.ops.linear.packing import LinearPacking
+from fastmmoe.runtime.types import Array
 from tests.support.operator_bodies import run_body
 
 
@@ -17,7 +18,7 @@ def test_every_byte(weight_format: str, middle: int) -> None:
     words, columns = (64, 256) if weight_format == "int8" else (64, 512)
     tiles = np.zeros((1, words, 16, 4), np.int8)
     tiles[0, :, 3] = np.arange(256, dtype=np.uint8).view(np.int8).reshape(words, 4)
-    inputs = {
+    inputs: dict[str, Array] = {
         "x": np.eye(columns, dtype=np.float32),
         "weight_tiles": tiles,
         "scale": np.ones((1, columns // 32, 16), np.float16),
