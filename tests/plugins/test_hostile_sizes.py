@@ -350,6 +350,6 @@ def test_memory_that_does_not_suffice(tmp_path: Path) -> None:
         model = make_model(MOE, list(shapes), weights, moe_attributes(top_k=1))
         save_case(path, model, make_inputs(MOE, shapes, WEIGHTS), memory)
     (activated,), (routing,) = run_child(paths[:1]), run_child(paths[1:])
-    message = f"{MOE}: no 1048576000 bytes of memory for 1000 pairs of a token and an expert with I = 262144"
+    message = f"{MOE}: 1000 pairs of a token and an expert with I = 262144: no 1048576000 bytes of memory"
     assert activated["error"].endswith(message)
     assert routing["error"].endswith(f"{MOE}: memory does not suffice")

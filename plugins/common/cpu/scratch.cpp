@@ -63,7 +63,7 @@ Scratch::Scratch(size_t bytes, const std::string& what) {
   if (block.memory == nullptr) {
     block = {std::unique_ptr<std::byte[]>(new (std::nothrow) std::byte[needed]), needed};
     if (block.memory == nullptr) {
-      throw std::runtime_error(what + ": no " + std::to_string(needed) + " bytes of memory");
+      throw std::runtime_error(what + ": no " + std::to_string(bytes) + " bytes of memory");
     }
   }
   block_ = std::move(block.memory);
