@@ -12,6 +12,7 @@ from fastmmoe.exporter.config import DEMO, ExportConfig, checkpoint_directory
 from fastmmoe.exporter.output_directory import check_output
 from fastmmoe.exporter.pruning.settings import check_options
 from fastmmoe.exporter.targets import (
+    check_groups,
     choose_cache_dtype,
     choose_device,
     choose_dtype,
@@ -74,6 +75,7 @@ def plan_export(config: ExportConfig, say: Say = print) -> ExportPlan:
         raise InvalidRequest(f"--target {unknown_target(config.target)}")
     device = choose_device(target, config.memory)
     chosen = with_mix(target, config)
+    check_groups(config, chosen)
     dtype = choose_dtype(target, chosen.dtype)
     cache_dtype = choose_cache_dtype(target, dtype, config.kv_cache_dtype)
     packing, linears = choose_packing(target, chosen), choose_linears(target, chosen)

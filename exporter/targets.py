@@ -62,6 +62,18 @@ def with_mix(target: Target, config: ExportConfig) -> ExportConfig:
     return replace(config, weights=None, zero_points=zero_points, **(mix | given))
 
 
+def check_groups(given: ExportConfig, chosen: ExportConfig) -> None:
+    """Refuse a group size where nothing has groups of that size.
+
+    Args:
+        given, chosen: before and after `with_mix`.
+    Raises:
+        InvalidRequest: there is such a size.
+    """
+    if given.group_size is not None and chosen.experts == "float" and chosen.dense != "int4":
+        raise InvalidRequest(f"--group-size {given.group_size}: needs --experts int8, int4 or fp8, or --dense int4")
+
+
 def choose_device(target: Target, memory: str | None) -> Device | None:
     """The target's device with that memory; for None the one with the most, or None where engines serve any.
 
@@ -172,7 +184,9 @@ def choose_packing(target: Target, config: ExportConfig) -> Packing | None:
         )
     from fastmmoe.exporter.ops.quantise import Packing
 
-    return Packing(config.experts, config.group_size or GROUP_SIZE, config.zero_points)
+    # Those of --dense int4 beside fp8, which has none.
+    zero_points = config.zero_points and config.experts != "fp8"
+    return Packing(config.experts, config.group_size or GROUP_SIZE, zero_points)
 
 
 def choose_layout(target: Target, config: ExportConfig, dtype: str) -> str:

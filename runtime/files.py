@@ -129,6 +129,16 @@ def check_replaceable(path: Path) -> Path:
     return real
 
 
+def check_new(directory: Path, path: Path) -> Path:
+    """`check_replaceable` of a file that a command writes about a bundle, whose own files it is not to replace.
+
+    Raises:
+        InvalidRequest: see `check_beside`. WriteFailed: see `check_replaceable`.
+    """
+    check_beside(directory, path)
+    return check_replaceable(path)
+
+
 @contextmanager
 def writing(path: Path, expected: int, *, shown: Path | None = None) -> Iterator[None]:
     """Have an error of the system while a file is written say which file, and what there is no room for.

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 
 from fastmmoe.calibration.report.settings import FULL, Setting
-from fastmmoe.runtime.bench.result import Result, Row, read_result
+from fastmmoe.runtime.bench.result import Result, Row, read_result, stored
 from fastmmoe.runtime.bundle.manifest import Manifest
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.method.policy import FASTMMOE, METHODS
@@ -79,8 +79,10 @@ def _device(path: Path, result: Result, manifest: Manifest) -> Device:
         name=str(machine.get("device", "unknown")),
         provider=str(machine.get("provider", "unknown")),
         power_mode=machine.get("power_mode"),
-        bundle=", ".join(str(bundle[name]) for name in ("target", "dtype") if name in bundle)
-        + (f", {bundle['experts']} experts" if bundle.get("experts") not in (None, "float") else ""),
+        bundle=", ".join(
+            [str(bundle[name]) for name in ("target", "dtype") if name in bundle]
+            + [f"{kind} {name}" for name, kind in stored(result).items() if kind != "float"]
+        ),
         is_same=bundle.get("sha256") == manifest.sha256,
         visual_tokens=rows[0].visual_tokens,
         vision_ms=next((row.median_ms for row in rows if row.test == "vision"), 0.0),

@@ -10,10 +10,12 @@ from dataclasses import dataclass, field, replace
 from fastmmoe.exporter.config import ExpertFormat, ExportConfig, Weights
 from fastmmoe.exporter.fit.sizes import ModelSizes
 from fastmmoe.exporter.targets import (
+    check_groups,
     check_kernels,
     choose_cache_dtype,
     choose_device,
     choose_dtype,
+    choose_layout,
     choose_linears,
     choose_packing,
     with_mix,
@@ -170,6 +172,8 @@ def fit(sizes: ModelSizes, machine: Machine, options: PlanOptions) -> Fit:
         choose_packing(target, export),
         choose_linears(target, export),
     )
+    check_groups(options.export, export)
+    choose_layout(target, export, dtype)
     check_kernels(target, sizes.config, packing)
     cache_dtype = choose_cache_dtype(target, dtype, export.kv_cache_dtype)
     manifest = sizes.manifest(target, dtype, cache_dtype, packing, linears)
@@ -243,7 +247,8 @@ def _other_exports(target: Target, export: ExportConfig, dtype: str) -> Iterator
     for other in target.dtypes:
         for experts in FORMATS:
             if experts in target.expert_formats and (experts == "float" or other == dtype):
-                yield replace(export, dtype=other, experts=experts, zero_points=False)
+                group_size = None if experts == "float" else export.group_size
+                yield replace(export, dtype=other, experts=experts, group_size=group_size, zero_points=False)
 
 
 def larger_machine(machine: Machine, needed: int) -> str | None:

@@ -95,13 +95,13 @@ def compare(first: Path, second: Path) -> Comparison:
 
 def _bundle_name(result: Result) -> str:
     bundle = result.bundle
-    return f"{bundle.get('model')} for {bundle.get('target')} ({bundle['sha256'][:12]})"
+    return f"{_shown(bundle.get('model'))} for {_shown(bundle.get('target'))} ({_shown(bundle['sha256'][:12])})"
 
 
 def _compared(a: Row, b: Row) -> Compared:
     interval = ratio_interval(a.samples_ms, b.samples_ms)
     low, high = (None, None) if interval is None else interval
-    ratio = b.median_ms / a.median_ms if a.median_ms > 0 else float("inf")
+    ratio = b.median_ms / a.median_ms
     return Compared(
         test=a.test,
         retention=a.retention,
@@ -135,8 +135,10 @@ def _differences(a: Result, b: Result) -> Iterator[str]:
     pairs |= {name: (a.settings.get(name), b.settings.get(name)) for name in SETTINGS}
     for name, (first, second) in pairs.items():
         if first != second:
-            yield f"{name.replace('_', ' ')}: A {_shown(first)}, B {_shown(second)}"
+            yield f"{_shown(name).replace('_', ' ')}: A {_shown(first)}, B {_shown(second)}"
 
 
 def _shown(value: Any) -> str:
-    return "none" if value in (None, [], ()) else f"{value}"[:MOST_SHOWN]
+    """Part of a line: what comes of a file may be meant for a terminal."""
+    text = "none" if value in (None, [], ()) else " ".join(f"{value}".split())
+    return (text if text.isprintable() else ascii(text))[:MOST_SHOWN]

@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Annotated, Any, Literal, Protocol, TypeAlias
 
 import msgspec
+from msgspec import Meta
 
+from fastmmoe.runtime.bench.statistics import median
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.strict_json import parse_strictly
 
@@ -15,6 +18,9 @@ SCHEMA = "fastmmoe-bench/1"
 LARGEST_RESULT = 1 << 26
 WRITE_ONE = "write one with fastmmoe bench OUT -o json > FILE"
 Test: TypeAlias = Literal["vision", "prefill", "decode", "first_token", "request"]
+Count: TypeAlias = Annotated[int, Meta(ge=1)]
+Milliseconds: TypeAlias = Annotated[float, Meta(gt=0)]
+Samples: TypeAlias = Annotated[tuple[Milliseconds, ...], Meta(min_length=1, max_length=1 << 20)]
 
 
 class Kind(Protocol):
@@ -74,17 +80,17 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     test: Test
-    retention: float | None
-    depth: int | None
-    batch: int
-    concurrency: int
-    tokens: int
+    retention: Annotated[float, Meta(gt=0, le=1)] | None
+    depth: Count | None
+    batch: Count
+    concurrency: Count
+    tokens: Count
     visual_tokens: int
     kept_visual_tokens: tuple[int, ...]
-    samples_ms: tuple[float, ...]
+    samples_ms: Samples
     mean_ms: float
     sd_ms: float
-    median_ms: float
+    median_ms: Milliseconds
     p90_ms: float
     tokens_per_s: float | None
     requests_per_s: float | None = None
@@ -145,6 +151,34 @@ def read_result(path: Path) -> Result:
         result = msgspec.json.decode(data, type=Result)
     except msgspec.DecodeError as error:
         raise InvalidRequest(f"{path}: damaged: {error}; {WRITE_ONE}") from error
-    if "sha256" not in result.bundle:
-        raise InvalidRequest(f"{path}: damaged: bundle has no sha256; {WRITE_ONE}")
+    if problem := _problem(result):
+        raise InvalidRequest(f"{path}: damaged: {problem}; {WRITE_ONE}")
     return result
+
+
+def _problem(result: Result) -> str:
+    """What was edited or lost, of all that is read; "" where nothing was."""
+    if not isinstance(result.bundle.get("sha256"), str):
+        return "bundle has no sha256"
+    for name, values in (("machine.versions", result.machine.get("versions")), ("bundle.linears", linears(result))):
+        if not isinstance(values or {}, dict):
+            return f"{name} is no object"
+    keys = set()
+    for row in result.rows:
+        if not math.isclose(row.median_ms, median(row.samples_ms), rel_tol=1e-6):
+            return f"row {row_name(row)!r} has median_ms {row.median_ms:g}, its samples {median(row.samples_ms):g}"
+        if row.key in keys:
+            return f"row {row_name(row)!r} is given twice"
+        keys.add(row.key)
+    return ""
+
+
+def linears(result: Result) -> Any:
+    """Formats of the bundle's linear layers by what they are part of; of older results None."""
+    return result.bundle.get("linears")
+
+
+def stored(result: Result) -> dict[str, str]:
+    """Formats of the bundle's weights by what they are of: experts, and linear layers that are no floats."""
+    packed = {name: str(kind) for name, kind in (linears(result) or {}).items() if kind != "float"}
+    return {"experts": str(result.bundle.get("experts", "float"))} | packed

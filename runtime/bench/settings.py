@@ -12,7 +12,7 @@ from fastmmoe.runtime.request.options import RequestOptions
 RETENTIONS = (1.0, 0.5, 0.25)
 REPETITIONS, WARMUP, NEW_TOKENS = 5, 1, 32
 PROMPT = "What is in the picture?"
-MOST_CONCURRENT = 64
+MOST = {"-n": 10_000, "--warmup": 10_000, "--batch": 256, "--concurrency": 64}
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,6 @@ class BenchOptions:
         _check("--depth", self.depths, 1)
         _check("--batch", self.batches, 1)
         _check("--concurrency", self.concurrencies, 1)
-        if max(self.concurrencies) > MOST_CONCURRENT:
-            raise InvalidRequest(f"--concurrency {max(self.concurrencies)}: expected at most {MOST_CONCURRENT}")
 
     def request(self, retention: float) -> RequestOptions:
         """The options of a request of this retention."""
@@ -106,3 +104,5 @@ def _check(option: str, values: Sequence[int], least: int) -> None:
     for value in values:
         if value < least:
             raise InvalidRequest(f"{option} {value}: expected {least} or more")
+        if value > MOST.get(option, value):
+            raise InvalidRequest(f"{option} {value}: expected at most {MOST[option]}")

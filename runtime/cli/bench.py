@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastmmoe.runtime.backends.settings import AUTO
 from fastmmoe.runtime.bench.settings import NEW_TOKENS, PROMPT, REPETITIONS, RETENTIONS, WARMUP, BenchOptions
 from fastmmoe.runtime.cli.command import add_no_verify, add_provider, check_text, saying_what_memory_lacks
 from fastmmoe.runtime.cli.values import IMAGE_HELP, read_pictures, shares
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.files import check_replaceable, write_atomically
+from fastmmoe.runtime.files import check_new, write_atomically
 from fastmmoe.runtime.machines.threads import check_threads
 from fastmmoe.runtime.method.policy import METHODS
 from fastmmoe.runtime.types import Say
@@ -91,8 +92,7 @@ def _bench(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     check_text("--prompt", arguments.prompt)
     check_threads("--threads", arguments.threads)
-    for file in filter(None, (arguments.export_times, arguments.export_profile)):
-        check_replaceable(file)
+    _check_files(arguments)
     if arguments.export_profile is not None:
         options.check_one_kind("--export-profile")
     with saying_what_memory_lacks(MEMORY_HINT):
@@ -103,6 +103,14 @@ def _bench(arguments: argparse.Namespace) -> int:
     for note in result.notes:
         print(note, file=sys.stderr)
     return 0
+
+
+def _check_files(arguments: argparse.Namespace) -> None:
+    """Refuse files that cannot be written, that are a bundle's, or one for two."""
+    files = [file for file in (arguments.export_times, arguments.export_profile) if file is not None]
+    real = {check_new(arguments.bundle, file) for file in files}
+    if len(real) < len(files):
+        raise InvalidRequest(f"--export-times and --export-profile {files[0]}: give two files")
 
 
 def _form(arguments: argparse.Namespace) -> str:
@@ -204,4 +212,8 @@ def _measuring_options(arguments: argparse.Namespace) -> Iterator[str]:
     )
     for name in (*names, "max_tiles", "export_times", "export_profile"):
         if getattr(arguments, name) is not None:
+            yield f"--{name.replace('_', '-')}"
+    # These have defaults.
+    for name, default in (("provider", AUTO), ("threads", 0), ("portable", False), ("no_verify", False)):
+        if getattr(arguments, name) != default:
             yield f"--{name.replace('_', '-')}"

@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from fastmmoe.runtime.bench.comparison import Comparison
-from fastmmoe.runtime.bench.result import Result, Row, row_name
+from fastmmoe.runtime.bench.result import Result, Row, row_name, stored
 from fastmmoe.runtime.cli.table import align
 
 WIDTH = 80
@@ -50,12 +50,9 @@ def heading(result: Result) -> Iterator[str]:
     versions = dict(machine.get("versions", {}))
     commit = f" ({machine['commit']})" if machine.get("commit") else ""
     engines = f", {bundle['engines']}" if bundle.get("engines") else ""
-    formats = {"experts": bundle["experts"]} | {
-        name: kind for name, kind in bundle.get("linears", {}).items() if kind != "float"
-    }
-    stored = ", ".join(f"{name} {one}" for name, one in formats.items())
+    formats = ", ".join(f"{name} {one}" for name, one in stored(result).items())
     yield (
-        f"{bundle['model']} for {bundle['target']}, {bundle['dtype']}, {stored}{engines}, "
+        f"{bundle['model']} for {bundle['target']}, {bundle['dtype']}, {formats}{engines}, "
         f"bundle {bundle['sha256'][:12]}"
     )
     own = versions.pop("fastmmoe", "?")

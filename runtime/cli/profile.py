@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from fastmmoe.runtime.cli.command import add_no_verify, add_provider, check_text
 from fastmmoe.runtime.cli.output import add_json, print_json
 from fastmmoe.runtime.cli.table import align, number
-from fastmmoe.runtime.cli.values import share
+from fastmmoe.runtime.cli.values import IMAGE_HELP, read_pictures, share
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.files import check_replaceable, write_atomically
+from fastmmoe.runtime.files import check_new, write_atomically
 from fastmmoe.runtime.machines.threads import check_threads
 from fastmmoe.runtime.method.policy import METHODS
 
@@ -39,7 +39,7 @@ def add_profile(commands: Any) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="a picture, or several (default: a drawn one)",
+        help=f"{IMAGE_HELP} (default: a drawn one)",
     )
     profile.add_argument("--prompt", metavar="TEXT", help="the question, about the pictures in front of it")
     profile.add_argument(
@@ -77,7 +77,7 @@ def _profile(arguments: argparse.Namespace) -> int:
     if arguments.nodes < 0:
         raise InvalidRequest(f"--nodes {arguments.nodes}: expected 0 or more")
     if arguments.svg is not None:
-        check_replaceable(arguments.svg)
+        check_new(arguments.bundle, arguments.svg)
     retention = arguments.retention
     if retention is None:
         retention = load_manifest(arguments.bundle).policy.retention
@@ -87,7 +87,7 @@ def _profile(arguments: argparse.Namespace) -> int:
         repetitions=arguments.repetitions,
         warmup=arguments.warmup,
         new_tokens=arguments.new_tokens,
-        images=tuple(arguments.image),
+        images=tuple(read_pictures(arguments.image)),
         method=arguments.method,
         max_tiles=arguments.max_tiles,
         **given,

@@ -15,7 +15,7 @@ from fastmmoe.runtime.cli.command import add_no_verify, add_provider, check_text
 from fastmmoe.runtime.cli.output import add_json, print_json
 from fastmmoe.runtime.cli.values import IMAGE_HELP, read_pictures, share
 from fastmmoe.runtime.errors import InvalidRequest
-from fastmmoe.runtime.files import check_replaceable, replacing
+from fastmmoe.runtime.files import check_new, replacing
 from fastmmoe.runtime.machines.threads import check_threads
 from fastmmoe.runtime.method.policy import METHODS
 from fastmmoe.runtime.request.options import RequestOptions, default_of
@@ -144,7 +144,7 @@ def _check_combination(a: argparse.Namespace) -> None:
     RequestOptions.of({name: getattr(a, name) for name in (*OF_TENSORS, *OF_ANSWERS)})
     check_threads("--threads", a.threads)
     if a.dump is not None:
-        check_replaceable(a.dump)
+        check_new(a.bundle, a.dump)
 
 
 def _run_tensors(vlm: VLM, arguments: argparse.Namespace, options: dict[str, Any]) -> int:

@@ -44,6 +44,7 @@ REFUSALS = {
         ["--layout", "tiles"],
         "--layout tiles: target cpu takes them with bf16, int8, int4 experts, these are fp32",
     ),
+    "groups": (["--group-size", "64"], "--group-size 64: needs --experts int8, int4 or fp8, or --dense int4"),
     "zeros": (["--zero-points"], "--zero-points: needs --experts int8 or int4"),
     "policy": (["--policy", "nowhere.json"], "nowhere.json"),
 }

@@ -189,6 +189,12 @@ def test_zero_points_need_integers() -> None:
         choose_packing(TARGETS["rtx"], ExportConfig(zero_points=True))
 
 
+def test_zeros_of_linear_layers_beside_experts_that_have_none() -> None:
+    chosen = with_mix(TARGETS["cpu"], ExportConfig(weights="int4", experts="fp8"))
+    assert choose_packing(TARGETS["cpu"], chosen) == Packing("fp8", 32, zero_points=False)
+    assert choose_linears(TARGETS["cpu"], chosen).dense == LinearPacking("int4", 32, zero_points=True)
+
+
 def sizes(experts: int, hidden: int, inner: int, heads: tuple[int, int] = (128, 128), latent: int = 0) -> Any:
     """A configuration, as far as kernels look at it. heads: width of keys and of values; rope of latents."""
     return SimpleNamespace(

@@ -43,7 +43,7 @@ def written(path: Path, *of: Row, **changed: Any) -> Path:
 def test_a_machine_of_each_file(manifest: Manifest, tmp_path: Path) -> None:
     """Packed calls, several requests at once and other prompts behind the first are left out."""
     vision = make_row((20.0,) * 3, test="vision", retention=None)
-    slower = [msgspec.structs.replace(row, median_ms=999.0) for row in rows(0.5, 1.0)]
+    slower = [make_row((999.0,) * 3, test=row.test, retention=row.retention, tokens=99) for row in rows(0.5, 1.0)]
     others = [msgspec.structs.replace(row, **{name: 2}) for name in ("batch", "concurrency") for row in slower]
     of = [vision, *others, *rows(0.25, 1.0, 0.5), *slower]
     (found,) = read_devices([written(tmp_path / "a.json", *of)], manifest)
@@ -62,6 +62,10 @@ def test_another_export_of_the_model_is_named(manifest: Manifest, tmp_path: Path
     path = written(tmp_path / "b.json", *rows(0.5), bundle=bundle | {"method": "fastv"})
     (found,) = read_devices([path], manifest)
     assert (found.bundle, found.is_same) == ("jetson-orin, fp16, int4 experts", False)
+    linears = {"dense": "int8", "head": "int8", "vision": "float"}
+    path = written(tmp_path / "c.json", *rows(0.5), bundle=bundle | {"method": "fastv", "linears": linears})
+    (other,) = read_devices([path], manifest)
+    assert other.bundle == "jetson-orin, fp16, int4 experts, int8 dense, int8 head"
     assert found.times[0].setting == Setting("fastv", 0.5) and found.vision_ms == 0
 
 

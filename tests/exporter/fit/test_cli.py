@@ -47,6 +47,12 @@ def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, error = plan(capsys, "deepseek-vl2-small", "--zero-points")
     assert (code, out) == (2, "")
     assert error == "fastmmoe: error: --zero-points: needs --experts int8 or int4, or --dense int4\n"
+    code, out, error = plan(capsys, "deepseek-vl2-small", "--group-size", "64", "--dense", "int8", "--target", "cpu")
+    assert (code, out) == (2, "")
+    assert error == "fastmmoe: error: --group-size 64: needs --experts int8, int4 or fp8, or --dense int4\n"
+    code, out, error = plan(capsys, "deepseek-vl2-small", "--experts", "int4", "--layout", "tiles", "--target", "h100")
+    assert (code, out) == (2, "")
+    assert error == "fastmmoe: error: --layout tiles: target h100 has no kernels that read them\n"
     code, _, error = plan(capsys, "no-such-model")
     assert code == 2 and "no such directory" in error and error.count("\n") == 1
     assert "names that need none: deepseek-vl2-tiny, " in error and "did you mean" not in error

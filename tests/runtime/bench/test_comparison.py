@@ -88,3 +88,14 @@ def test_other_bundles_are_refused(written: Any) -> None:
 def test_nothing_in_common_is_refused(written: Any) -> None:
     with pytest.raises(InvalidRequest, match=r"have no row in common: measure with the same pictures, prompt, -r"):
         compare(*written(make_result(make_row()), make_result(make_row(tokens=75))))
+
+
+def test_what_is_meant_for_a_terminal_is_shown(written: Any) -> None:
+    """A prompt may have had several lines, a file that somebody sent escapes."""
+    settings = SETTINGS | {"prompt": "What\nis it?"}
+    machine = MACHINE | {"device": "\x1b[2J"}
+    found = compare(*written(make_result(make_row()), make_result(make_row(), machine=machine, settings=settings)))
+    assert found.differences == (
+        "device: A A processor, B '\\x1b[2J'",
+        "prompt: A What is it?, B What is it?",
+    )

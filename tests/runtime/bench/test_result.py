@@ -74,3 +74,36 @@ def test_what_is_no_result(text: str | None, said: str, tmp_path: Path) -> None:
 def test_a_directory_is_no_result(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="no file; write one"):
         read_result(tmp_path)
+
+
+EDITS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"samples_ms": []}, {}, "Expected `array` of length >= 1 - at `$.rows[0].samples_ms`"),
+    ({"samples_ms": [1.0, -1.0]}, {}, "Expected `float` > 0.0 - at `$.rows[0].samples_ms[1]`"),
+    ({"median_ms": 0.0}, {}, "Expected `float` > 0.0 - at `$.rows[0].median_ms`"),
+    ({"median_ms": 102.0}, {}, "row 'prefill 74 r0.5' has median_ms 102, its samples 10.2"),
+    ({"batch": 0}, {}, "Expected `int` >= 1 - at `$.rows[0].batch`"),
+    ({"tokens": -7}, {}, "Expected `int` >= 1 - at `$.rows[0].tokens`"),
+    ({"retention": 1e300}, {}, "Expected `float` <= 1.0 - at `$.rows[0].retention`"),
+    ({}, {"bundle": {"sha256": 5}}, "bundle has no sha256"),
+    ({}, {"bundle": {"sha256": "0", "linears": ["int8"]}}, "bundle.linears is no object"),
+    ({}, {"machine": {"versions": "1.0"}}, "machine.versions is no object"),
+]
+
+
+@pytest.mark.parametrize(("of_row", "of_result", "said"), EDITS)
+def test_what_was_edited(of_row: dict[str, Any], of_result: dict[str, Any], said: str, tmp_path: Path) -> None:
+    """Values that no measurement has, of which a comparison would tell something all the same."""
+    values = msgspec.to_builtins(make_result(make_row())) | of_result
+    values["rows"] = [row | of_row for row in values["rows"]]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(values))
+    with pytest.raises(InvalidRequest) as refused:
+        read_result(path)
+    assert str(refused.value).startswith(f"{path}: damaged: {said}")
+
+
+def test_a_row_twice(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(msgspec.to_builtins(make_result(make_row(), make_row()))))
+    with pytest.raises(InvalidRequest, match=r"damaged: row 'prefill 74 r0\.5' is given twice"):
+        read_result(path)

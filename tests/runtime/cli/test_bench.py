@@ -169,6 +169,9 @@ def test_refusals_of_comparisons(files: Any, capsys: pytest.CaptureFixture[str])
     assert "no such file" in refusal(capsys, "--compare", a, "absent.json")
     said = refusal(capsys, "bundle", "--compare", a, a, "-n", "3", "--new-tokens", "4")
     assert "--compare reads what was measured: leave out bundle, --repetitions, --new-tokens" in said
+    given = ("--threads", "2", "--provider", "cpu", "--portable", "--no-verify")
+    said = refusal(capsys, "--compare", a, a, *given)
+    assert "leave out --provider, --threads, --portable, --no-verify" in said
     assert "-o csv: a comparison is written as md or json" in refusal(capsys, "--compare", a, a, "-o", "csv")
     assert "expected 2 arguments" in refusal(capsys, "--compare", a)
 
@@ -187,6 +190,11 @@ def test_refusals_of_comparisons(files: Any, capsys: pytest.CaptureFixture[str])
         (("bundle", "--export-times", "absent/times.json"), "absent is no directory; give another place"),
         (("bundle", "--export-profile", "profile.json"), "of one kind of request, these are 3: give one -r"),
         (("bundle", "--concurrency", "999"), "--concurrency 999: expected at most 64"),
+        (("bundle", "--batch", "1,1000000"), "--batch 1000000: expected at most 256"),
+        (("bundle", "-n", "9" * 20), f"-n {'9' * 20}: expected at most 10000"),
+        (("bundle", "--export-times", "bundle/manifest.json"), "inside the bundle bundle, which takes no other files"),
+        (("bundle", "--export-profile", "bundle/x.json"), "inside the bundle bundle, which takes no other files"),
+        (("bundle", "--export-times", "a", "--export-profile", "./a"), "--export-profile a: give two files"),
     ],
 )
 def test_refusals_before_anything_is_loaded(
@@ -198,6 +206,7 @@ def test_refusals_before_anything_is_loaded(
     tmp_path: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "bundle").mkdir()
     assert said in refusal(capsys, *arguments)
     assert loaded == []
 

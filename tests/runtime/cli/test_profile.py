@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,6 +57,8 @@ def test_json_and_picture(
     monkeypatch.setattr(build, "profile_bundle", profiled)
     svg = tmp_path / "profile.svg"
     arguments = ["-n", "3", "-w", "0", "-t", "4", "--prompt", "What?", "--threads", "1", "--max-tiles", "1"]
+    arguments += ["--image", "a.png", "--image", "-"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a picture")))
     assert main(["profile", str(toy_bundle), *arguments, "--svg", str(svg), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["phases"][0]["parts"][2]["ms"] == 8.0
@@ -64,7 +67,7 @@ def test_json_and_picture(
     (_, options, settings) = given[0]
     # The bundle's own retention, where none is given.
     assert (options.retentions, options.repetitions, options.warmup, options.new_tokens) == ((0.5,), 3, 0, 4)
-    assert (options.prompt, options.max_tiles, options.images) == ("What?", 1, ())
+    assert (options.prompt, options.max_tiles, options.images) == ("What?", 1, ("a.png", b"a picture"))
     assert settings.pop("say") is not None
     assert settings == {"provider": "auto", "portable": False, "threads": 1, "verify": True}
 
@@ -78,6 +81,8 @@ def test_json_and_picture(
         (("-r", "0"), "retention 0.0"),
         (("--threads", "-1"), "--threads -1: expected 0 or more"),
         (("--svg", "nowhere/p.svg"), "nowhere"),
+        (("--svg", "BUNDLE/manifest.json"), "which takes no other files"),
+        (("--image", "-", "--image", "-"), "--image - twice: standard input is read once"),
     ],
 )
 def test_what_is_refused(
@@ -88,7 +93,7 @@ def test_what_is_refused(
     errors: list[str] = []
     monkeypatch.setattr("sys.stderr.write", errors.append)
     try:
-        code = main(["profile", str(toy_bundle), *arguments])
+        code = main(["profile", str(toy_bundle), *(one.replace("BUNDLE", str(toy_bundle)) for one in arguments)])
     except SystemExit as end:
         code = int(str(end.code))
     assert code == 2 and words in "".join(errors)

@@ -95,6 +95,16 @@ def test_told_before_the_run(kind: str, tmp_path: Path, capsys: pytest.CaptureFi
     assert {p.name: p.lstat().st_mode for p in tmp_path.iterdir()} == before
 
 
+def test_a_bundle_takes_no_other_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "manifest.json").write_text("its own")
+    (tmp_path / "link").symlink_to(bundle / "manifest.json")
+    for path in (bundle / "manifest.json", tmp_path / "link"):
+        assert main(["run", str(bundle), "--inputs", "no.npz", "--dump", str(path)]) == 2
+        assert f"{path}: inside the bundle {bundle}, which takes no other files" in capsys.readouterr().err
+
+
 def test_a_read_only_disk_is_told_before_the_run(read_only: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = read_only / "out.npz"
     assert main(["run", "no-bundle", "--inputs", "no.npz", "--dump", str(path)]) == 2
