@@ -151,12 +151,15 @@ def _measure(arguments: argparse.Namespace, options: BenchOptions) -> Result:
         result, rounds = measure(
             vlm, arguments.bundle, options, threads=arguments.threads, portable=arguments.portable, say=say
         )
-    if arguments.export_times is not None:
-        _export(arguments.export_times, export_times(rounds))
+    exported = [(arguments.export_times, export_times(rounds))]
     if arguments.export_profile is not None:
         with _progress() as say, VLM(arguments.bundle, **settings, verify=verify, profile=True) as vlm:
             profile = profile_requests(vlm, options, lambda line: say(f"profile: {line}"))
-        _export(arguments.export_profile, profile)
+        exported.append((arguments.export_profile, profile))
+    # In the end, for whoever interrupts before is told that nothing was written.
+    for file, found in exported:
+        if file is not None:
+            _export(file, found)
     return result
 
 

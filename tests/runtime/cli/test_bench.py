@@ -121,6 +121,21 @@ def test_a_profile_of_trtexec_is_written(
     assert [one[2].get("profile", False) for one in loaded] == [False, True]
 
 
+def test_an_interrupt_leaves_no_file(
+    loaded: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As it says: not of the times, either, which are known when the profile begins."""
+
+    def interrupted(_: Echo) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Echo, "end_profiling", interrupted, raising=False)
+    files = ("--export-times", str(tmp_path / "times.json"), "--export-profile", str(tmp_path / "profile.json"))
+    assert main(["bench", "bundle", *QUICK, "-r", "0.5", *files]) == 130
+    assert capsys.readouterr().err.endswith("interrupted; nothing was written\n")
+    assert len(loaded) == 2 and list(tmp_path.iterdir()) == []
+
+
 def test_a_profile_that_nothing_can_take_is_refused_first(
     loaded: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
