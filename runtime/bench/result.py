@@ -66,7 +66,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         test: vision and prefill are one call each, decode is a step, first_token and request all up to there.
         retention: None for vision, which does not depend on it.
-        depth: decode: tokens of the prompt, pruned ones included, that the steps come after; else None.
+        depth: decode: tokens of the prompt, pruned ones included, that the steps come after; first_token and request:
+            those of the prompt where they were asked for; else None.
         batch: sequences of one packed call, whose times these are.
         concurrency: requests at once, each of which is a sample.
         tokens: those that tokens_per_s counts: vision's visual ones, the prompt's, those of a step, those of an answer,

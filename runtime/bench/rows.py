@@ -90,7 +90,8 @@ def _of_setting(setting: Setting, rounds: Sequence[Round], bounds: Bounds) -> It
         yield _beside(row, bounds, step)
     if batch == 1:
         times = [one.preprocess_ms + one.vision_ms + one.prefill_ms for one in requests]
-        row = replace(_row("first_token", setting, first, times, prompt_tokens(first)), tokens_per_s=None)
+        row = _row("first_token", setting, first, times, prompt_tokens(first))
+        row = replace(row, depth=setting.depth, tokens_per_s=None)
         yield _beside(row, bounds, vision + prefill)
     yield _request(setting, rounds, bounds)
 
@@ -109,6 +110,7 @@ def _request(setting: Setting, rounds: Sequence[Round], bounds: Bounds) -> Row:
         work += bounds.step(first, batch)
     row = replace(
         row,
+        depth=setting.depth,
         tokens_per_s=setting.concurrency * tokens / seconds if seconds > 0 else None,
         requests_per_s=answers / seconds if seconds > 0 else None,
         joules=mean(joules) if joules else None,

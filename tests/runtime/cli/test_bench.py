@@ -15,7 +15,7 @@ from PIL import Image
 
 from fastmmoe.runtime import vlm as vlm_module
 from fastmmoe.runtime.backends.node_times import Call, NodeTime
-from fastmmoe.runtime.bench.result import Row, read_result
+from fastmmoe.runtime.bench.result import Row, read_result, row_name
 from fastmmoe.runtime.cli.main import main
 from tests.support.bench_results import BUNDLE, make_result, make_row
 from tests.support.echo import Echo, echo_vlm
@@ -84,6 +84,16 @@ def test_options_reach_the_requests(loaded: Any, capsys: pytest.CaptureFixture[s
     assert {row["tokens"] for row in rows if row["test"] == "prefill"} == {900, 1800}
     assert loaded[0][2] == {"provider": "auto", "portable": False, "threads": 1, "verify": False}
     assert rows[0]["settings"]["method"] == "none" and rows[0]["settings"]["max_tiles"] == 1
+
+
+def test_every_row_has_a_name_of_its_own(loaded: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A comparison finds its counterpart by what makes it different; the same answer comes after several prompts."""
+    shape = ("--max-tiles", "1", "--depth", "900,901", "--batch", "1,2", "--concurrency", "1,2")
+    assert main(["bench", "bundle", *QUICK, "-r", "1.0,0.5", *shape, "--json"]) == 0
+    (tmp_path / "a.json").write_text(capsys.readouterr().out)
+    names = [row_name(row) for row in read_result(tmp_path / "a.json").rows]
+    assert len(set(names)) == len(names) == 1 + 2 * 2 * (4 + 3 + 2)
+    assert {"request 2 d900 r0.5", "first token d901 r1", "request 2 d901 r1 c2"} < set(names)
 
 
 def test_pictures_are_files_or_standard_input(
