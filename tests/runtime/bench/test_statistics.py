@@ -71,10 +71,10 @@ def test_an_interval_holds_the_factor_as_often_as_it_says(count: int) -> None:
 def test_quotients_that_are_too_many_to_sort_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of two files of ten thousand samples there would be gigabytes."""
     random = np.random.default_rng(0)
-    before, after = (np.exp(random.normal(size=count)).round(2) + 0.01 for count in (70, 90))
+    before, after = ((np.exp(random.normal(size=count)).round(2) + 0.01).tolist() for count in (70, 90))
     found = ratio_interval(before, after)
     assert found is not None
     monkeypatch.setattr(statistics, "MOST_PAIRS", 1)
     assert ratio_interval(before, after) == pytest.approx(found, rel=1e-8)
-    many = np.full(20_000, 2.0)
+    many = [2.0] * 20_000
     assert ratio_interval(many, many) == pytest.approx((1, 1), rel=1e-8)
