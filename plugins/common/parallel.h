@@ -12,7 +12,8 @@ namespace fastmmoe {
 /// argument, so that they know no framework; their results do not depend on how many threads it has.
 using ParallelFor = std::function<void(int64_t count, const std::function<void(int64_t)>& body)>;
 
-/// Items in their order, each by the next thread that is free, whatever share of them the threads were to get.
+/// Items in their order, each by the next thread that is free, whatever share of them the threads were to
+/// get.
 inline void run_in_order(int64_t items, const ParallelFor& parallel_for,
                          const std::function<void(int64_t)>& body) {
   std::atomic<int64_t> next{0};

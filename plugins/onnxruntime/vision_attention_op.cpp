@@ -22,8 +22,8 @@ class VisionAttentionKernel {
     const Inputs inputs(node_, context);
     const Sizes sizes = check_inputs(node_, inputs.infos());
     const Outputs outputs(node_, sizes, context);
-    VisionAttentionParams params = make_params(node_, sizes, inputs.data<float>(kQkv),
-                                               static_cast<float*>(outputs.data(kOutput)));
+    VisionAttentionParams params =
+        make_params(node_, sizes, inputs.data<float>(kQkv), static_cast<float*>(outputs.data(kOutput)));
     if (is_exact_) params.compute = Compute::kFloat32;
     vision_attention_cpu(params, parallel_for_of(context));
   }

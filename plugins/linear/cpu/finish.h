@@ -9,7 +9,8 @@
 
 namespace fastmmoe {
 
-/// y[r, i] = activation(sums[r, i] + bias[i]) + residual[r, i] for `rows` rows of `columns`; residual has y's stride.
+/// y[r, i] = activation(sums[r, i] + bias[i]) + residual[r, i] for `rows` rows of `columns`; residual has y's
+/// stride.
 struct LinearFinish {
   const float* sums;
   int64_t sums_stride;

@@ -9,7 +9,9 @@ namespace {
 
 constexpr float kLog2E = 1.44269504f;
 
-inline Vector magnitude(Vector x) { return reinterpret_bits<Vector>(reinterpret_bits<Bits>(x) & 0x7fffffffu); }
+inline Vector magnitude(Vector x) {
+  return reinterpret_bits<Vector>(reinterpret_bits<Bits>(x) & 0x7fffffffu);
+}
 
 // x (1 + erf(x / sqrt(2))) / 2. The polynomial is 7.1.26 of Abramowitz and Stegun, within 1.5e-7 of erf.
 inline Vector gelu(Vector x) {

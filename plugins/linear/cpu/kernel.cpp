@@ -50,8 +50,9 @@ class TiledLinear {
         panels_per_item_(std::max<int64_t>(params.T < kRowsPerBlock ? 1 : kPanelsAtOnce,
                                            kItemBytes / panel_bytes(matrix_.format, params.K))),
         rows_per_block_(std::clamp<int64_t>(kBlockBytes / layout_.bytes, 1, kRowsPerBlock)),
-        rows_(static_cast<size_t>(params.T * layout_.bytes),
-              "FmmLinear: " + std::to_string(params.T) + " rows of " + std::to_string(params.K) + " columns") {}
+        rows_(
+            static_cast<size_t>(params.T * layout_.bytes),
+            "FmmLinear: " + std::to_string(params.T) + " rows of " + std::to_string(params.K) + " columns") {}
 
   void run(const ParallelFor& parallel_for) {
     const int64_t preparations = divide_up(params_.T, kRowsPerPreparation);
@@ -76,8 +77,8 @@ class TiledLinear {
     }
   }
 
-  // A block of rows times the panels of an item, some at a time: their sums stay in the first cache until they are
-  // finished, while rows of y may lie so far apart that few of them do.
+  // A block of rows times the panels of an item, some at a time: their sums stay in the first cache until
+  // they are finished, while rows of y may lie so far apart that few of them do.
   void multiply(int64_t first_row, int64_t first_panel) const {
     const int64_t count = std::min(rows_per_block_, params_.T - first_row);
     std::array<const std::byte*, kRowsPerBlock> rows;
