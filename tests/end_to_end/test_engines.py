@@ -246,7 +246,7 @@ BUNDLE_DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no plugin in the manifest": (
         lambda d: edit_manifest(d, plugin=None),
-        "files has libfastmmoe_trt.so, which plugin, portable and image_token_id say is not there",
+        "files has libfastmmoe_trt.so, which plugin, portable, linears and image_token_id say is not there",
     ),
     "unknown target": (
         lambda d: edit_manifest(d, target="tpu"),

@@ -19,7 +19,6 @@ SOURCES = (
     "onnxruntime/glue.cpp",
     "onnxruntime/infer.cpp",
     "onnxruntime/register.cpp",
-    "onnxruntime/cuda/library_ops.cpp",
     "onnxruntime/cuda/attention_op.cpp",
     "onnxruntime/cuda/library_ops.cpp",
     "onnxruntime/cuda/sparse_moe_op.cpp",
