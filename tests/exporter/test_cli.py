@@ -115,7 +115,7 @@ def test_an_export_in_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     found = json.loads(output.out)
     assert output.err.splitlines()[1:] == ["tracing", found["next_step"]]
     assert found["bundle"] == str(out) and found["methods"][0] == "none"
-    assert found["differences"] == [{"what": "vision", "value": 2e-6, "tolerance": 1e-4}]
+    assert found["differences"] == [{"what": "vision", "value": 2e-6, "tolerance": 1e-4, "against": "torch"}]
     assert found["files"] == len(list(out.iterdir())) and found["bytes"] > 0 and found["seconds"] > 0
     assert undocumented("export", found) == []
     assert cli.main(["demo", str(out), "--quiet"]) == 0

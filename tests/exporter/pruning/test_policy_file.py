@@ -254,4 +254,4 @@ def test_options_without_a_file() -> None:
     config = read_arguments(["demo", "out", "--alpha", "0.25", "--dtype", "fp16", "--overwrite"])
     assert config.policy == PolicyOptions(alpha=0.25)
     assert (config.model, config.out, config.dtype, config.overwrite) == ("demo", Path("out"), "fp16", True)
-    assert read_arguments([]) == ExportConfig()
+    assert read_arguments(["demo"]) == ExportConfig(model="demo")
