@@ -138,5 +138,5 @@ def test_a_new_target(sources: Path) -> None:
     targets.write_text(targets.read_text() + NEW_TARGET)
     run(sources, "-c", TARGET_SEEN)
     run(sources, sources / "scripts" / "make_tables.py")
-    row = "| `laptop` | any | - | none: ONNX Runtime | - | fp16 | float | - |"
+    row = "| `laptop` | any | - | none: ONNX Runtime | - | fp16 | float, int8, int4, fp8 | - |"
     assert row in (sources / "docs" / "tensorrt.md").read_text()
