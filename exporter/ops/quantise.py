@@ -22,7 +22,8 @@ from fastmmoe.runtime.types import Array
 NIBBLE_COLUMNS = (0, 2, 4, 6, 1, 3, 5, 7)
 _WORD = len(NIBBLE_COLUMNS)
 _LEVELS = {"int8": (-127, 127), "int4": (0, 15), "fp8": (-448, 448)}
-_ZEROS = {"int8": 0, "int4": 8, "fp8": 0}
+ZEROS = {"int8": 0, "int4": 8, "fp8": 0}
+"""Zero of a format without zero points."""
 _FP8_SCALES_BELOW = 256
 """Kernels multiply scales by 256 in float16."""
 _FP8_LEAST_NORMAL, _FP8_LAST_BIT, _FP8_BIAS = 2.0**-6, 2.0**-9, 7
@@ -98,7 +99,7 @@ def quantise(weights: Array, weight_format: str, group_size: int, *, zero_points
     low, high = _LEVELS[weight_format]
     padding = [(0, 0)] * (weights.ndim - 1) + [(0, -n % group_size)]
     groups = np.pad(weights.astype(np.float32), padding).reshape(*weights.shape[:-1], -1, group_size)
-    middle = _ZEROS[weight_format]
+    middle = ZEROS[weight_format]
     least, greatest = np.minimum(groups.min(-1), 0), np.maximum(groups.max(-1), 0)
     scale = _scales(least, greatest, weight_format, zero_points=zero_points)
     # A group of zeros, or one whose scale is below the range of float16, stands for zeros.
@@ -124,7 +125,7 @@ def _scales(least: Array, greatest: Array, weight_format: str, *, zero_points: b
     with np.errstate(over="ignore"):
         if zero_points:
             return ((greatest - least) / np.float32(high - low)).astype(np.float16)
-        scale = (np.maximum(-least, greatest) / np.float32(high - _ZEROS[weight_format])).astype(np.float16)
+        scale = (np.maximum(-least, greatest) / np.float32(high - ZEROS[weight_format])).astype(np.float16)
     is_legal = weight_format != "fp8" or scale < _FP8_SCALES_BELOW
     return np.where(is_legal, scale, np.float16(np.inf))
 
@@ -133,7 +134,7 @@ def dequantise(weights: QuantisedWeights, weight_format: str, group_size: int) -
     """What the stored weights stand for, float32 [..., n]."""
     q = _READ[weight_format](weights.values)
     n = q.shape[-1]
-    zero = np.full(weights.scale.shape, _ZEROS[weight_format], np.int8) if weights.zero is None else weights.zero
+    zero = np.full(weights.scale.shape, ZEROS[weight_format], np.int8) if weights.zero is None else weights.zero
     scale, offset = (np.repeat(x.astype(np.float32), group_size, axis=-1)[..., :n] for x in (weights.scale, zero))
     return (q.astype(np.float32) - offset) * scale
 

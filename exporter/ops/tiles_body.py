@@ -15,7 +15,7 @@ from fastmmoe.exporter.ops.tiles import PANEL_ROWS
 def tiles_as_float(op: OpBuilder, tiles: ir.Value, weight_format: str) -> ir.Value:
     """What the elements of one matrix in tile order are, float32 [16 panels, columns]; of integers without scale."""
     ordered = op.Transpose(tiles, perm=[0, 2, 1, 3])  # [panels, 16, words, elements]
-    values = _nibbles(op, ordered) if weight_format == "int4" else as_float(op, ordered)
+    values = nibbles_as_float(op, ordered) if weight_format == "int4" else as_float(op, ordered)
     rows = op.Mul(op.Shape(tiles, start=0, end=1), [PANEL_ROWS])
     return op.Reshape(values, op.Concat(rows, [-1], axis=0))
 
@@ -31,7 +31,7 @@ def panels_as_columns(op: OpBuilder, panels: ir.Value, group: ir.Value) -> ir.Va
     return op.Gather(as_float(op, op.Reshape(ordered, op.Concat(rows, [-1], axis=0))), group, axis=1)
 
 
-def _nibbles(op: OpBuilder, packed: ir.Value) -> ir.Value:
+def nibbles_as_float(op: OpBuilder, packed: ir.Value) -> ir.Value:
     """Bytes int8 [..., 4] -> what the 8 columns of each word are, 0 to 15, float32 [..., 8]."""
     low = as_float(op, op.BitwiseAnd(packed, op.Cast([15], to=ir.DataType.INT8)))
     signed = as_float(op, packed)

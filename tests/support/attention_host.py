@@ -11,8 +11,7 @@ import numpy as np
 from fastmmoe.runtime.types import Array
 from tests.support.attention_cases import Case
 from tests.support.attention_params import INPUTS, OUTPUTS, make_params, output_types
-
-SOURCE = Path(__file__).resolve().parents[2] / "plugins" / "testing" / "attention_host"
+from tests.support.host_program import build_program
 
 
 class AttentionHost:
@@ -20,13 +19,7 @@ class AttentionHost:
 
     def __init__(self, build: Path, settings: list[str], emulator: tuple[str, ...] = ()) -> None:
         """settings: of CMake. emulator: the words before the program's path."""
-        for command in (
-            ["cmake", "-S", str(SOURCE), "-B", str(build), *settings],
-            ["cmake", "--build", str(build), "--parallel", "2"],
-        ):
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-        self.command = [*emulator, str(build / "attention_host")]
+        self.command = [*emulator, str(build_program("attention_host", build, settings))]
 
     def __call__(self, case: Case, inputs: dict[str, Array]) -> list[Array]:
         """The outputs in the contract's order, with caches that are not in place."""

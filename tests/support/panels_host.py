@@ -15,8 +15,8 @@ import numpy as np
 from fastmmoe.exporter.ops.quantise import Packing, dequantise
 from fastmmoe.exporter.ops.tiles import to_panels, to_tiles
 from fastmmoe.runtime.types import Array
+from tests.support.host_program import build_program
 
-SOURCE = Path(__file__).resolve().parents[2] / "plugins" / "testing" / "panels_host"
 FORMATS = ("bfloat16", "int8", "int4")
 ARITHMETICS = ("float", "bfloat16", "int8")
 
@@ -53,13 +53,7 @@ class PanelsHost:
 
     def __init__(self, build: Path, settings: list[str], emulator: tuple[str, ...] = ()) -> None:
         """settings: of CMake. emulator: the words before the program's path."""
-        for command in (
-            ["cmake", "-S", str(SOURCE), "-B", str(build), *settings],
-            ["cmake", "--build", str(build), "--parallel", "2"],
-        ):
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-        self.command = [*emulator, str(build / "panels_host")]
+        self.command = [*emulator, str(build_program("panels_host", build, settings))]
 
     def __call__(
         self,

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from fastmmoe.exporter.ops.contract import Attribute, Attributes, Binding, Constant, OpSpec, Size, Tensor
+from fastmmoe.exporter.ops.contract import LAYOUT, TILES, Attribute, Attributes, Binding, Constant, OpSpec, Size, Tensor
 from fastmmoe.exporter.ops.tiles import PANEL_ROWS, WORD_BYTES, WORD_COLUMNS
 
 INTEGERS = ("int8", "int4")
@@ -17,7 +17,7 @@ def _rule(attributes: Attributes) -> str | None:
         return f"attribute group_size is {group_size} with weight_format {weight_format}, expected 0 with float only"
     if weight_format == "float" and attributes["zero_points"]:
         return "attribute zero_points is 1 with weight_format float, expected 0"
-    if weight_format != "float" and attributes["weight_layout"] != "tiles":
+    if weight_format != "float" and attributes[LAYOUT] != TILES:
         return f"attribute weight_layout is logical with weight_format {weight_format}, expected tiles"
     return None
 
@@ -25,7 +25,7 @@ def _rule(attributes: Attributes) -> str | None:
 def _input_rule(attributes: Attributes, binding: Binding) -> str | None:
     """What is wrong with inputs that do not go together, or with the attributes, or None."""
     weight_format = attributes["weight_format"]
-    if attributes["weight_layout"] == "logical":
+    if attributes[LAYOUT] != TILES:
         return None
     expected, found = "bfloat16" if weight_format == "float" else "int8", binding.types["Q"]
     if found != expected:
@@ -59,13 +59,13 @@ LINEAR = OpSpec(
     type_variables={"W": ("float", "bfloat16"), "Q": ("bfloat16", "int8")},
     inputs=(
         Tensor("x", ("T", "K"), ("float",), "Rows."),
-        Tensor("weight", ("N", "K"), ("W",), "The weights as they are.", only_if=("weight_layout", ("logical",))),
+        Tensor("weight", ("N", "K"), ("W",), "The weights as they are.", only_if=(LAYOUT, ("logical",))),
         Tensor(
             "weight_tiles",
             ("N/o", "K/p", "o", "c"),
             ("Q",),
             "The weights in tiles, bfloat16 with float.",
-            only_if=("weight_layout", ("tiles",)),
+            only_if=(LAYOUT, (TILES,)),
         ),
         Tensor("bias", ("N",), ("float",), "Added to each row.", only_if=("has_bias", (1,))),
         Tensor("scale", ("N/o", "K/g", "o"), ("float16",), "Scales.", only_if=("weight_format", INTEGERS)),
@@ -82,10 +82,10 @@ LINEAR = OpSpec(
             choices=("float", "int8", "int4"),
         ),
         Attribute(
-            "weight_layout",
+            LAYOUT,
             "string",
             "Order of the weights; integers stand in tiles.",
-            choices=("logical", "tiles"),
+            choices=("logical", TILES),
         ),
         Attribute("group_size", "int", "Columns that share a scale; 0 with float.", choices=(0, 32, 64, 128)),
         Attribute(

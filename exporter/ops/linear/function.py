@@ -9,18 +9,19 @@ import onnx_ir as ir
 from onnxscript import OpBuilder
 
 from fastmmoe.exporter.ops.building import as_float, stage
+from fastmmoe.exporter.ops.contract import LAYOUT, TILES
 from fastmmoe.exporter.ops.linear.contract import LINEAR
+from fastmmoe.exporter.ops.quantise import ZEROS
 from fastmmoe.exporter.ops.tiles_body import panels_as_columns, tiles_as_float
 
 _APPROXIMATE = {"gelu": "none", "gelu_tanh": "tanh"}
-_MIDDLE = {"int8": 0.0, "int4": 8.0}
 
 
 def build_linear(op: OpBuilder, x: ir.Value, *tensors: ir.Value, attributes: dict[str, Any]) -> ir.Value:
     """The body's output; inputs and output as in `LINEAR`."""
     given = dict(zip((t.name for t in LINEAR.inputs_for(attributes)), (x, *tensors), strict=True))
     with stage(op, "weights"):
-        if attributes["weight_layout"] == "logical":
+        if attributes[LAYOUT] != TILES:
             weights = as_float(op, given["weight"])
         else:
             weights = _from_tiles(op, given, attributes)
@@ -37,6 +38,6 @@ def _from_tiles(op: OpBuilder, given: dict[str, ir.Value], attributes: dict[str,
     if weight_format != "float":
         group = op.Div(op.Range(0, op.Squeeze(K), 1), [attributes["group_size"]])
         scale = panels_as_columns(op, given["scale"], group)
-        zero = panels_as_columns(op, given["zero"], group) if "zero" in given else _MIDDLE[weight_format]
+        zero = panels_as_columns(op, given["zero"], group) if "zero" in given else float(ZEROS[weight_format])
         values = op.Mul(op.Sub(values, zero), scale)
     return op.Slice(values, [0], [attributes["out_features"]], [0])

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 
-from fastmmoe.exporter.ops.contract import Dimension, Tensor
+from fastmmoe.exporter.ops.contract import LAYOUT, TILES, Dimension, Tensor
 from fastmmoe.exporter.ops.linear.contract import LINEAR
 from fastmmoe.exporter.ops.linear.reference import linear_weights
 from fastmmoe.exporter.ops.quantise import quantise
@@ -41,7 +41,7 @@ class LinearPacking:
         return {
             "out_features": rows,
             "weight_format": "float" if is_float else self.weight_format,
-            "weight_layout": "tiles",
+            LAYOUT: TILES,
             "group_size": self.group_size,
             "zero_points": int(self.zero_points),
             "has_bias": int(has_bias),

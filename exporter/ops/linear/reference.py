@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fastmmoe.exporter.ops.contract import LAYOUT, TILES
 from fastmmoe.exporter.ops.linear.contract import LINEAR
 from fastmmoe.exporter.ops.quantise import QuantisedWeights, dequantise
 from fastmmoe.exporter.ops.tiles import WORD_COLUMNS, from_panels, from_tiles
@@ -21,7 +22,7 @@ def linear_weights(inputs: dict[str, Array], columns: int, attributes: dict[str,
         inputs: by the contract's names.
         columns: K.
     """
-    if attributes["weight_layout"] == "logical":
+    if attributes[LAYOUT] != TILES:
         return inputs["weight"].astype(np.float32)
     N, weight_format = attributes["out_features"], attributes["weight_format"]
     if weight_format == "float":

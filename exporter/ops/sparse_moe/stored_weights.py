@@ -12,10 +12,9 @@ from onnxscript import OpBuilder
 
 from fastmmoe.exporter.ops.building import as_float, as_int
 from fastmmoe.exporter.ops.contract import LAYOUT, TILES
-from fastmmoe.exporter.ops.quantise import NIBBLE_COLUMNS, from_fp8
-
-_NIBBLE_OF_COLUMN = [int(n) for n in np.argsort(NIBBLE_COLUMNS)]
-_MIDDLE = {"int8": 0.0, "int4": 8.0, "fp8": 0.0}
+from fastmmoe.exporter.ops.quantise import ZEROS, from_fp8
+from fastmmoe.exporter.ops.tiles import WORD_BYTES
+from fastmmoe.exporter.ops.tiles_body import nibbles_as_float
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ class StoredWeights:
         if is_tiled:
             q = self._cut(op, q)
         scale, zero = (None if t is None else self._spread(op, t, expert, attributes) for t in (self.scale, self.zero))
-        offset = _MIDDLE[weight_format] if zero is None else zero
+        offset = float(ZEROS[weight_format]) if zero is None else zero
         return op.Mul(op.Sub(q, offset), scale)
 
     def _rows_of_tiles(self, op: OpBuilder, tiles: ir.Value, per_word: int) -> ir.Value:
@@ -108,11 +107,5 @@ def _floats(op: OpBuilder, stored: ir.Value, weight_format: str) -> ir.Value:
         # Negative numbers count from the end, as the bits of bytes do.
         values = from_fp8(np.arange(256).astype(np.uint8).view(np.int8))
         return op.Gather(op.Constant(value=ir.tensor(values)), as_int(op, stored))
-    # Mod has the sign of the divisor: so it gives the low bits of a negative number, too.
-    numbers = op.Cast(stored, to=ir.DataType.INT32)
-    sixteen = op.Constant(value=ir.tensor(np.array(16, np.int32)))
-    low = op.Mod(numbers, sixteen)
-    high = op.Mod(op.Div(op.Sub(numbers, low), sixteen), sixteen)
-    pairs = op.Concat(op.Unsqueeze(low, [2]), op.Unsqueeze(high, [2]), axis=2)  # [rows, n, 2]
-    words = op.Reshape(pairs, [0, -1, len(NIBBLE_COLUMNS)])
-    return as_float(op, op.Reshape(op.Gather(words, _NIBBLE_OF_COLUMN, axis=2), [0, -1]))
+    words = op.Reshape(stored, [0, -1, WORD_BYTES])
+    return op.Reshape(nibbles_as_float(op, words), [0, -1])

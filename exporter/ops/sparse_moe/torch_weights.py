@@ -8,9 +8,8 @@ from typing import Any
 import torch
 
 from fastmmoe.exporter.ops.contract import LAYOUT, TILES
-from fastmmoe.exporter.ops.quantise import NIBBLE_COLUMNS
+from fastmmoe.exporter.ops.quantise import NIBBLE_COLUMNS, ZEROS
 
-_MIDDLE = {"int8": 0, "int4": 8, "fp8": 0}
 _FP8_OF_NAN = 480.0
 
 
@@ -30,7 +29,7 @@ def expert_floats(
         return values[:, :columns].float()
     q = _numbers(values, a["weight_format"])[:, :columns]
     scale, *zero = (g.float().repeat_interleave(a["group_size"], dim=1)[:, :columns] for g in groups)
-    return (q - (zero[0] if zero else _MIDDLE[a["weight_format"]])) * scale
+    return (q - (zero[0] if zero else ZEROS[a["weight_format"]])) * scale
 
 
 def _logical(tiles: torch.Tensor, rows: int, is_gate_up: bool) -> torch.Tensor:
