@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <iterator>
 #include <string>
 
 #include "common/check.h"
@@ -11,12 +12,23 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
+#ifdef FASTMMOE_AARCH64
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 
 namespace fastmmoe {
 namespace {
 
 constexpr const char* kVariable = "FASTMMOE_CPU_ISA";
+#ifdef FASTMMOE_AARCH64
+constexpr const char* kNames[] = {"baseline", "dotprod"};
+constexpr const char* kExpected = "baseline or dotprod";
+#else
 constexpr const char* kNames[] = {"baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16", "amx_bf16"};
+constexpr const char* kExpected = "baseline, avx2, avx512, avx512_vnni, avx512_bf16 or amx_bf16";
+#endif
+constexpr Isa kWidest = static_cast<Isa>(std::size(kNames) - 1);
 
 #ifdef FASTMMOE_X86
 // Linux lets a process use tile registers, in all of its threads, once it has asked for them.
@@ -33,7 +45,8 @@ bool may_use_tiles() {
 
 Isa widest_isa([[maybe_unused]] Isa allowed) {
 #ifdef FASTMMOE_X86
-  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool has_avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
     if (!__builtin_cpu_supports("avx512vnni")) return Isa::kAvx512;
@@ -42,15 +55,17 @@ Isa widest_isa([[maybe_unused]] Isa allowed) {
   }
   if (has_avx2) return Isa::kAvx2;
 #endif
+#ifdef FASTMMOE_AARCH64
+  if ((getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0) return Isa::kDotprod;
+#endif
   return Isa::kBaseline;
 }
 
 Isa allowed_isa() {
   const char* value = std::getenv(kVariable);
-  if (value == nullptr) return Isa::kAmxBf16;
+  if (value == nullptr) return kWidest;
   const auto* found = std::find(std::begin(kNames), std::end(kNames), std::string(value));
-  CHECK(found != std::end(kNames), kVariable, " is '", value,
-        "', expected baseline, avx2, avx512, avx512_vnni, avx512_bf16 or amx_bf16");
+  CHECK(found != std::end(kNames), kVariable, " is '", value, "', expected ", kExpected);
   return static_cast<Isa>(found - std::begin(kNames));
 }
 

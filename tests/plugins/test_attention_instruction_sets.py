@@ -26,6 +26,7 @@ from tests.plugins.test_native_attention import CACHES, inputs_of, random_case
 from tests.support.attention_cases import LARGE, OTHER_WIDTHS, SMALL, Case
 from tests.support.attention_checks import check_outputs
 from tests.support.attention_host import AttentionHost
+from tests.support.host_program import QEMU, settings_for_aarch64
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 BY_NAME = {case.name: case for case in (*SMALL, *OTHER_WIDTHS)}
@@ -55,12 +56,7 @@ def ids(cases: tuple[Case, ...]) -> list[str]:
 @pytest.fixture(scope="session")
 def neon(tmp_path_factory: pytest.TempPathFactory) -> AttentionHost:
     """The kernels for aarch64."""
-    needed = {"aarch64-linux-gnu-g++-12": "g++-12-aarch64-linux-gnu", "qemu-aarch64-static": "qemu-user-static"}
-    for tool, package in needed.items():
-        if shutil.which(tool) is None:
-            pytest.skip(f"needs {tool}: install {package}")
-    settings = [f"-DCMAKE_TOOLCHAIN_FILE={PLUGINS / 'cmake' / 'aarch64.cmake'}"]
-    return AttentionHost(tmp_path_factory.mktemp("neon"), settings, ("qemu-aarch64-static",))
+    return AttentionHost(tmp_path_factory.mktemp("neon"), settings_for_aarch64(), (QEMU,))
 
 
 @pytest.fixture(scope="session")
@@ -181,6 +177,7 @@ TILE_OPERATIONS = ("ldtilecfg", "tilerelease", "tilezero", "tileloadd", "tilesto
 OPERATIONS = {name: {"amx_bf16"} for name in TILE_OPERATIONS} | {
     "vdpbf16ps": {"avx512_bf16"},
     "vpdpbusd": {"avx512_vnni", "avx512_bf16"},
+    "vpmaddubsw": {"avx2"},
 }
 """Operations and the namespaces of all functions that have them."""
 

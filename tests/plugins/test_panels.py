@@ -4,21 +4,27 @@
 from __future__ import annotations
 
 import itertools
-import platform
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 from fastmmoe.runtime.types import Array
-from tests.support.panels_host import PanelsHost, Weights, make_weights
+from tests.support.host_program import QEMU, settings_for_aarch64
+from tests.support.panels_host import PanelsHost, Weights, make_weights, rounded_rows
 
 # One worker builds the program.
 pytestmark = pytest.mark.xdist_group("panels")
 
-ISAS = ("baseline", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
-FLAGS = {"avx2": "avx2", "avx512": "avx512bw", "avx512_vnni": "avx512_vnni", "avx512_bf16": "avx512_bf16"}
+FLAGS = {
+    "dotprod": "asimddp",
+    "avx2": "avx2",
+    "avx512": "avx512bw",
+    "avx512_vnni": "avx512_vnni",
+    "avx512_bf16": "avx512_bf16",
+}
+ISAS = ("baseline", *FLAGS)
+INTEGER_ISAS = tuple(isa for isa in ISAS if isa != "baseline")
 # Of the greatest value: sums in float of a few hundred products, in any order.
 TOLERANCE = 2e-6
 WEIGHTS = [("bfloat16", 0, False)] + [
@@ -34,26 +40,22 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> PanelsHost:
     return PanelsHost(tmp_path_factory.mktemp("panels"), [])
 
 
+@pytest.fixture(scope="session")
+def neon(tmp_path_factory: pytest.TempPathFactory) -> PanelsHost:
+    """The kernels for aarch64."""
+    return PanelsHost(tmp_path_factory.mktemp("panels_neon"), settings_for_aarch64(), (QEMU,))
+
+
 def isas() -> list[str]:
     """Those that this processor has."""
-    if platform.machine() not in ("x86_64", "AMD64"):
-        return ["baseline"]
     lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    flags = set(next((line.split() for line in lines if line.startswith("flags")), []))
+    flags = set(next((line.split() for line in lines if line.startswith(("flags", "Features"))), []))
     return [isa for isa in ISAS if isa == "baseline" or FLAGS[isa] in flags]
 
 
 def rows_of(x: Array, weights: Weights, arithmetic: str) -> Array:
     """What the rows become."""
-    if arithmetic == "bfloat16":
-        return x.astype(ml_dtypes.bfloat16).astype(np.float32)
-    if arithmetic == "float":
-        return x
-    padded = np.pad(x, [(0, 0), (0, -x.shape[1] % weights.group_size)])
-    groups = padded.reshape(len(x), -1, weights.group_size)
-    greatest = np.abs(groups).max(-1, keepdims=True)
-    steps = np.rint(groups * (np.float32(127) / np.where(greatest == 0, 1, greatest)))
-    return (steps * (greatest / np.float32(127))).reshape(len(x), -1)[:, : x.shape[1]]
+    return x if arithmetic == "float" else rounded_rows(x, weights.weight_format, weights.group_size)
 
 
 def expected(x: Array, weights: Weights, arithmetic: str) -> Array:
@@ -87,12 +89,37 @@ def test_products(host: PanelsHost, weight_format: tuple[str, int, bool], isa: s
         check(y, x, weights, exact)
 
 
+@pytest.mark.parametrize("isa", ["baseline", "dotprod"])
+@pytest.mark.parametrize("weight_format", WEIGHTS, ids=str)
+def test_products_on_neon(neon: PanelsHost, weight_format: tuple[str, int, bool], isa: str) -> None:
+    for T, N, K in SHAPES:
+        x, values = random(T, N, K)
+        weights = make_weights(values, *weight_format)
+        arithmetic, y = neon(x, weights, isa=isa)
+        assert arithmetic == ("int8" if isa == "dotprod" and weight_format[0] != "bfloat16" else "float")
+        check(y, x, weights, arithmetic)
+
+
+@pytest.mark.parametrize("weight_format", WEIGHTS[1:], ids=str)
+def test_integers_are_the_same_on_every_processor(
+    host: PanelsHost, neon: PanelsHost, weight_format: tuple[str, int, bool]
+) -> None:
+    """Bit for bit: sums of a group are exact, and the groups are added in one order, with fused operations."""
+    found = [(host, isa) for isa in isas() if isa in INTEGER_ISAS] + [(neon, "dotprod")]
+    for T, N, K in SHAPES:
+        x, values = random(T, N, K, seed=5)
+        weights = make_weights(values, *weight_format)
+        first, *others = (run(x, weights, isa=isa)[1] for run, isa in found)
+        for other in others:
+            np.testing.assert_array_equal(first, other)
+
+
 def test_arithmetic_is_the_fastest_of_the_instruction_set(host: PanelsHost) -> None:
     x, values = random(1, 16, 32)
     kinds = [make_weights(values, *kind) for kind in (("bfloat16",), ("int8", 32), ("int4", 32))]
     for isa in isas():
         found = [host(x, weights, isa=isa)[0] for weights in kinds]
-        integers = "int8" if isa in ("avx512_vnni", "avx512_bf16") else "float"
+        integers = "int8" if isa in INTEGER_ISAS else "float"
         assert found == ["bfloat16" if isa == "avx512_bf16" else "float", integers, integers], isa
 
 

@@ -3,10 +3,23 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
-PROGRAMS = Path(__file__).resolve().parents[2] / "plugins" / "testing"
+import pytest
+
+PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
+PROGRAMS = PLUGINS / "testing"
+QEMU = "qemu-aarch64-static"
+
+
+def settings_for_aarch64() -> list[str]:
+    """Of CMake. Skips where the compiler or QEMU, which runs the program, is missing."""
+    for tool, package in {"aarch64-linux-gnu-g++-12": "g++-12-aarch64-linux-gnu", QEMU: "qemu-user-static"}.items():
+        if shutil.which(tool) is None:
+            pytest.skip(f"needs {tool}: install {package}")
+    return [f"-DCMAKE_TOOLCHAIN_FILE={PLUGINS / 'cmake' / 'aarch64.cmake'}"]
 
 
 def build_program(name: str, build: Path, settings: list[str]) -> Path:

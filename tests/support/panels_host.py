@@ -48,6 +48,19 @@ def make_weights(values: Array, weight_format: str, group_size: int = 0, zero_po
     return Weights(weight_format, group_size, to_tiles(packed.values), to_panels(packed.scale), zero, meant)
 
 
+def rounded_rows(x: Array, weight_format: str, group_size: int) -> Array:
+    """What float32 rows [T, K] become before they are multiplied with vectors of their own format."""
+    if weight_format == "bfloat16":
+        return x.astype(ml_dtypes.bfloat16).astype(np.float32)
+    padded = np.pad(x, [(0, 0), (0, -x.shape[1] % group_size)])
+    groups = padded.reshape(len(x), -1, group_size)
+    greatest = np.abs(groups).max(-1, keepdims=True, initial=0)
+    inverse = np.float32(127) / np.where(greatest == 0, np.float32(1), greatest)
+    # The kernels' multiplication is fused with the addition that rounds: its result is not rounded before.
+    steps = np.rint(groups.astype(np.float64) * inverse).astype(np.float32)
+    return (steps * (greatest / np.float32(127))).reshape(len(x), -1)[:, : x.shape[1]]
+
+
 class PanelsHost:
     """A build of the program, and how it is run."""
 

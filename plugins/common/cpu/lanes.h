@@ -5,6 +5,10 @@
 #include <cstdint>
 #include <cstring>
 
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
 #include "common/half.h"
 
 namespace fastmmoe::FASTMMOE_ISA {
@@ -44,7 +48,13 @@ inline Vector load(const Bfloat16* from) {
 inline Vector load(const Float16* from) {
   HalfBits bits;
   std::memcpy(&bits, from, sizeof bits);
+#if defined(__AVX512F__)
+  return reinterpret_bits<Vector>(_mm512_cvtph_ps(reinterpret_bits<__m256i>(bits)));
+#elif defined(__F16C__)
+  return reinterpret_bits<Vector>(_mm256_cvtph_ps(reinterpret_bits<__m128i>(bits)));
+#else
   return float_from_float16<Vector>(__builtin_convertvector(bits, Bits));
+#endif
 }
 
 inline void store(Vector value, float* to) { std::memcpy(to, &value, sizeof value); }

@@ -38,8 +38,7 @@ class ExpertMatrices {
                packed.zero},
         tile_bytes_(panels * panel_bytes(first_.format, columns)),
         scales_(first_.group_size == 0 ? 0 : panels * divide_up(columns, first_.group_size) * kPanelOutputs),
-        rows_(
-            panel_rows(first_.format, columns, first_.group_size, packed.zero != nullptr, params.is_exact)) {}
+        rows_(panel_rows(first_.format, columns, first_.group_size, params.is_exact)) {}
 
   PanelMatrix of(int64_t expert) const {
     PanelMatrix matrix = first_;

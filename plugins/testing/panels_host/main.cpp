@@ -40,8 +40,7 @@ void run() {
   matrix.tiles = read_array<std::byte>(all_panels * panel_bytes(matrix.format, call.columns));
   matrix.scale = read_array<Float16>(scales);
   matrix.zero = read_array<int8_t>(call.has_zeros ? scales : 0);
-  const PanelRows rows =
-      panel_rows(matrix.format, call.columns, call.group_size, call.has_zeros != 0, call.is_exact != 0);
+  const PanelRows rows = panel_rows(matrix.format, call.columns, call.group_size, call.is_exact != 0);
   std::vector<const std::byte*> pointers;
   for (int64_t r = 0; r < call.rows; ++r) {
     auto* row = static_cast<std::byte*>(testing::allocate(static_cast<size_t>(rows.bytes)));

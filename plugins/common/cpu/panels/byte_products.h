@@ -1,58 +1,33 @@
 // SPDX-License-Identifier: Apache-2.0
-// Rows of int8 with vpdpbusd: 16 sums, to each of which the products of four columns are added, unsigned
-// weights with signed rows. int8 weights q become q + 128, and their zeros likewise. The sums of a group are
-// exact.
+// Rows of int8 with weights of int8 or int4. The sums of a group are exact.
 #pragma once
 
-#include <immintrin.h>
+#include <type_traits>
 
 #include "common/cpu/lanes.h"
+#include "common/cpu/panels/byte_columns.h"
+#include "common/cpu/panels/byte_dots.h"
 #include "common/cpu/panels/place.h"
 #include "common/cpu/panels/row_blocks.h"
 
 namespace fastmmoe::FASTMMOE_ISA {
 namespace {
 
-constexpr int64_t kByteColumns = 512;  // at a time: of two panels 16 KiB of bytes
-constexpr int64_t kFourBytes = 4;
-
-inline __m512i load_vector(const std::byte* from) { return _mm512_loadu_si512(from); }
-
-/// Panels as they are stored. `eight` gives the bytes of 8 columns in the order of the rows' bytes, `four`
-/// the first half of them.
-struct StoredInt8 {
-  static constexpr bool kHasWholeEights = false;          // a panel may end after four columns
-  static constexpr int64_t kBytes = 2 * sizeof(__m512i);  // of 8 columns
-  static constexpr int kOffset = 128;
-  static __m512i four(const std::byte* from) {
-    return _mm512_xor_si512(load_vector(from), _mm512_set1_epi8(-128));
-  }
-  static void eight(const std::byte* from, __m512i (&weights)[2]) {
-    weights[0] = four(from);
-    weights[1] = four(from + sizeof(__m512i));
-  }
-};
-
-struct StoredInt4 {
-  static constexpr bool kHasWholeEights = true;
-  static constexpr int64_t kBytes = sizeof(__m512i);
-  static constexpr int kOffset = 0;
-  static __m512i four(const std::byte* from) {
-    return _mm512_and_si512(load_vector(from), _mm512_set1_epi8(15));
-  }
-  static void eight(const std::byte* from, __m512i (&weights)[2]) {
-    const __m512i words = load_vector(from);
-    weights[0] = _mm512_and_si512(words, _mm512_set1_epi8(15));
-    weights[1] = _mm512_and_si512(_mm512_srli_epi16(words, 4), _mm512_set1_epi8(15));
-  }
-};
+// Sums of kByteRows rows and kBytePanels panels fit into registers.
+#if defined(__AVX512F__)
+constexpr int kByteRows = 6, kBytePanels = 2;
+#else
+constexpr int kByteRows = 4, kBytePanels = 1;
+#endif
 
 /// Adds to y the products of columns of all rows with those of kP panels.
-template <typename Source>
+/// kHasParts: groups have more columns than Dots can add at once.
+template <PanelFormat kFormat, typename Source, bool kHasParts>
 struct ByteTiles {
-  static constexpr int kRows = 6;
+  static constexpr int kRows = kByteRows;
+  using Dot = Dots<kFormat>;
 
-  PanelPlace places[2];
+  const ByteColumns* panels;         // kP of them
   int64_t first, count, group_size;  // columns
   const PanelRows* layout;
   const std::byte* const* rows;
@@ -61,150 +36,199 @@ struct ByteTiles {
 
   template <int kR, int kP>
   void tile(int64_t row) const {
-    __m512 totals[kR][kP];
+    constexpr int kV = kP * kVectorsOfPanel;
+    Vector totals[kR][kV];
     float* const to = y + row * y_stride;
 #pragma GCC unroll 8
     for (int r = 0; r < kR; ++r) {
-#pragma GCC unroll 2
-      for (int p = 0; p < kP; ++p) {
-        totals[r][p] =
-            first == 0 ? _mm512_setzero_ps() : _mm512_loadu_ps(to + r * y_stride + p * kPanelOutputs);
-      }
+#pragma GCC unroll 4
+      for (int v = 0; v < kV; ++v)
+        totals[r][v] = first == 0 ? Vector{} : load(to + r * y_stride + v * kLanes);
     }
-    const int64_t before = first / group_size;
     for (int64_t group = 0; group * group_size < count; ++group) {
-      add_group<kR, kP>(row, group, before + group, totals);
+      add_group(row, group, first / group_size + group, totals);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kR; ++r) {
-#pragma GCC unroll 2
-      for (int p = 0; p < kP; ++p) _mm512_storeu_ps(to + r * y_stride + p * kPanelOutputs, totals[r][p]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kV; ++v) store(totals[r][v], to + r * y_stride + v * kLanes);
     }
   }
 
  private:
-  template <int kR, int kP>
-  void add_group(int64_t row, int64_t group, int64_t number, __m512 (&totals)[kR][kP]) const {
+  template <typename Value>
+  static Value value_of(const std::byte* row, int64_t place, int64_t group) {
+    Value value;
+    std::memcpy(&value, row + place + group * sizeof value, sizeof value);
+    return value;
+  }
+
+  const ByteColumns& panel_of(int vector) const { return panels[vector / kVectorsOfPanel]; }
+  static constexpr int lane_of(int vector) { return vector % kVectorsOfPanel * kLanes; }
+
+  template <int kR, int kV>
+  void add_group(int64_t row, int64_t group, int64_t number, Vector (&totals)[kR][kV]) const {
     const int64_t c = group * group_size;
-    __m512i sums[kR][kP];
+    Ints sums[kR][kV];
     const std::byte* x[kR];
 #pragma GCC unroll 8
+    for (int r = 0; r < kR; ++r) x[r] = rows[row + r] + first + c;
+    sum_products(x, c, least_of(group_size, count - c), sums);
+#pragma GCC unroll 8
     for (int r = 0; r < kR; ++r) {
-      x[r] = rows[row + r] + first + c;
-      int32_t correction;
-      std::memcpy(&correction, rows[row + r] + layout->corrections + number * sizeof correction,
-                  sizeof correction);
-#pragma GCC unroll 2
-      for (int p = 0; p < kP; ++p) sums[r][p] = first_sum(places[p], group, correction);
-    }
-    add_products<kR, kP>(x, c, sums);
-#pragma GCC unroll 2
-    for (int p = 0; p < kP; ++p) {
-      const __m512 scale = _mm512_cvtph_ps(
-          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(places[p].scale + group * kPanelOutputs)));
-#pragma GCC unroll 8
-      for (int r = 0; r < kR; ++r) {
-        float row_scale;
-        std::memcpy(&row_scale, rows[row + r] + layout->scales + number * sizeof row_scale, sizeof row_scale);
-        const __m512 scaled = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[r][p]), _mm512_set1_ps(row_scale));
-        totals[r][p] = _mm512_fmadd_ps(scaled, scale, totals[r][p]);
+      const Ints correction = all(value_of<int32_t>(rows[row + r], layout->corrections, number));
+      const Vector row_scale = all(value_of<float>(rows[row + r], layout->scales, number));
+#pragma GCC unroll 4
+      for (int v = 0; v < kV; ++v) {
+        const Ints zero = load(&panel_of(v).zero[group][lane_of(v)]);
+        const Ints sum = add_short_product(sums[r][v], correction, zero);
+        const Vector scaled = __builtin_convertvector(sum, Vector) * row_scale;
+        totals[r][v] += scaled * load(&panel_of(v).scale[group][lane_of(v)]);
       }
     }
   }
 
-  // What the zeros take away from the sums of a group. A correction and a zero have 16 bits.
-  static __m512i first_sum(const PanelPlace& place, int64_t group, int32_t correction) {
-    const __m512i corrections = _mm512_set1_epi32(correction);
-    if (place.zero == nullptr) return corrections;
-    const __m128i bytes =
-        _mm_loadu_si128(reinterpret_cast<const __m128i*>(place.zero + group * kPanelOutputs));
-    const __m512i zeros =
-        _mm512_cvtepu8_epi32(_mm_xor_si128(bytes, _mm_set1_epi8(static_cast<char>(Source::kOffset))));
-    return _mm512_dpwssd_epi32(_mm512_setzero_si512(), zeros, corrections);
-  }
-
-  template <int kR, int kP>
-  void add_products(const std::byte* const (&x)[kR], int64_t c, __m512i (&sums)[kR][kP]) const {
-    const int64_t columns = least_of(group_size, count - c), eights = columns / 8;
-    const int64_t start = c / 8 * Source::kBytes;
-    for (int64_t i = 0; i < eights; ++i) {
-      __m512i weights[kP][2];
-#pragma GCC unroll 2
-      for (int p = 0; p < kP; ++p) {
-        const std::byte* from = places[p].tiles + start + i * Source::kBytes;
-        prefetch(from);
-        if constexpr (Source::kBytes > kLineBytes) prefetch(from + kLineBytes);
-        Source::eight(from, weights[p]);
-      }
-#pragma GCC unroll 2
-      for (int half = 0; half < 2; ++half) {
-#pragma GCC unroll 8
-        for (int r = 0; r < kR; ++r) {
-          const __m512i four = all_four(x[r] + 8 * i + 4 * half);
-#pragma GCC unroll 2
-          for (int p = 0; p < kP; ++p) sums[r][p] = _mm512_dpbusd_epi32(sums[r][p], weights[p][half], four);
+  template <int kR, int kV>
+  void sum_products(const std::byte* const (&x)[kR], int64_t c, int64_t columns, Ints (&sums)[kR][kV]) const {
+    if constexpr (std::is_same_v<typename Dot::Sums, Ints>) {
+      clear(sums);
+      add_words(x, 0, c, columns, sums);
+    } else {
+      sum_part(x, 0, c, least_of(Dot::kColumns, columns), sums);
+      if constexpr (kHasParts) {
+        for (int64_t part = Dot::kColumns; part < columns; part += Dot::kColumns) {
+          Ints more[kR][kV];
+          sum_part(x, part, c + part, least_of(Dot::kColumns, columns - part), more);
+          for (int r = 0; r < kR; ++r) {
+            for (int v = 0; v < kV; ++v) sums[r][v] += more[r][v];
+          }
         }
       }
     }
-    if (columns > 8 * eights) add_last<kR, kP>(x, start + eights * Source::kBytes, columns, sums);
   }
 
-  static __m512i all_four(const std::byte* x) {
-    int32_t four;
-    std::memcpy(&four, x, sizeof four);
-    return _mm512_set1_epi32(four);
+  template <int kR, int kV>
+  void sum_part(const std::byte* const (&x)[kR], int64_t from, int64_t c, int64_t columns,
+                Ints (&sums)[kR][kV]) const {
+    typename Dot::Sums parts[kR][kV];
+    clear(parts);
+    add_words(x, from, c, columns, parts);
+#pragma GCC unroll 8
+    for (int r = 0; r < kR; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kV; ++v) sums[r][v] = Dot::whole(parts[r][v]);
+    }
   }
 
-  // Columns after the last whole eight.
-  template <int kR, int kP>
-  void add_last(const std::byte* const (&x)[kR], int64_t start, int64_t columns,
-                __m512i (&sums)[kR][kP]) const {
-    const bool has_more = columns % 8 > kFourBytes || Source::kHasWholeEights;
-    for (int p = 0; p < kP; ++p) {
-      __m512i weights[2] = {Source::four(places[p].tiles + start), _mm512_setzero_si512()};
-      if (has_more) Source::eight(places[p].tiles + start, weights);
-      for (int r = 0; r < kR; ++r) {
-        const std::byte* last = x[r] + columns / 8 * 8;
-        sums[r][p] = _mm512_dpbusd_epi32(sums[r][p], weights[0], all_four(last));
-        sums[r][p] = _mm512_dpbusd_epi32(sums[r][p], weights[1], all_four(last + kFourBytes));
+  template <typename Sums, int kR, int kV>
+  static void clear(Sums (&sums)[kR][kV]) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kR; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kV; ++v) sums[r][v] = Sums{};
+    }
+  }
+
+  // Columns of x from `from` on, of the weights from c on.
+  template <int kR, int kV>
+  void add_words(const std::byte* const (&x)[kR], int64_t from, int64_t c, int64_t columns,
+                 typename Dot::Sums (&sums)[kR][kV]) const {
+    const int64_t eights = columns / 8, start = c / 8 * Source::kBytes;
+    for (int64_t i = 0; i < eights; ++i) {
+      if constexpr (Source::kIsStored) {
+        for (int v = 0; v < kV; v += kVectorsOfPanel) {
+          const std::byte* words = panel_of(v).words + start + i * Source::kBytes;
+          prefetch(words);
+          if constexpr (Source::kBytes > kLineBytes) prefetch(words + kLineBytes);
+        }
       }
+      add_half<0>(x, from + 8 * i, start + i * Source::kBytes, sums);
+      add_half<1>(x, from + 8 * i, start + i * Source::kBytes, sums);
+    }
+    if (columns == 8 * eights) return;
+    // Up to seven columns are left.
+    add_half<0>(x, from + 8 * eights, start + eights * Source::kBytes, sums);
+    if (Source::kHasWholeEights || columns - 8 * eights > kFourBytes) {
+      add_half<1>(x, from + 8 * eights, start + eights * Source::kBytes, sums);
+    }
+  }
+
+  // Four columns of eight.
+  template <int kHalf, int kR, int kV>
+  void add_half(const std::byte* const (&x)[kR], int64_t from, int64_t place,
+                typename Dot::Sums (&sums)[kR][kV]) const {
+    typename Dot::Weights weights[kV];
+#pragma GCC unroll 4
+    for (int v = 0; v < kV; ++v) {
+      weights[v] = Dot::weights(Source::template load<kHalf>(panel_of(v).words + place, v % kVectorsOfPanel));
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kR; ++r) {
+      const RowEight eight(x[r] + from);
+#pragma GCC unroll 4
+      for (int v = 0; v < kV; ++v) sums[r][v] = Dot::template add<kHalf>(sums[r][v], weights[v], eight);
     }
   }
 };
 
-template <typename Stored, int kP>
-void multiply_byte_columns(const PanelProduct& product, int64_t p, int64_t first, int64_t count) {
-  const PanelMatrix& matrix = *product.matrix;
-  const int64_t panel = product.first_panel + p;
-  const ByteTiles<Stored> tiles{{PanelPlace(matrix, panel, first), PanelPlace(matrix, panel + kP - 1, first)},
-                                first,
-                                count,
-                                matrix.group_size,
-                                product.layout,
-                                product.rows,
-                                product.y + p * kPanelOutputs,
-                                product.y_stride};
+template <PanelFormat kFormat, typename Source, int kP, bool kHasParts>
+void multiply_byte_columns(const PanelProduct& product, const ByteColumns* panels, int64_t p, int64_t first,
+                           int64_t count) {
+  constexpr int64_t kAtOnce = Dots<kFormat>::kColumns;
+  if constexpr (kHasParts && kAtOnce > 0) {
+    if (product.matrix->group_size <= kAtOnce) {
+      return multiply_byte_columns<kFormat, Source, kP, false>(product, panels, p, first, count);
+    }
+  }
+  const ByteTiles<kFormat, Source, kHasParts> tiles{panels,
+                                                    first,
+                                                    count,
+                                                    product.matrix->group_size,
+                                                    product.layout,
+                                                    product.rows,
+                                                    product.y + p * kPanelOutputs,
+                                                    product.y_stride};
   for_row_blocks<kP>(tiles, product.count);
 }
 
-template <typename Stored>
-void multiply_stored(const PanelProduct& product) {
-  const int64_t columns = product.matrix->columns;
-  for (int64_t p = 0; p < product.panels; p += 2) {
-    for (int64_t first = 0; first < columns; first += kByteColumns) {
-      const int64_t count = least_of(kByteColumns, columns - first);
-      if (p + 1 < product.panels) {
-        multiply_byte_columns<Stored, 2>(product, p, first, count);
-      } else {
-        multiply_byte_columns<Stored, 1>(product, p, first, count);
-      }
+template <PanelFormat kFormat, int kP>
+void multiply_byte_panels(const PanelProduct& product, int64_t p) {
+  constexpr bool kIsInt4 = kFormat == PanelFormat::kInt4;
+  constexpr int kAssumedZero = kIsInt4 ? 8 : 0;
+  const PanelMatrix& matrix = *product.matrix;
+  const bool is_unpacked = kIsInt4 && product.count > kByteRows;
+  alignas(64) std::byte bytes[kIsInt4 ? kP : 1][kIsInt4 ? kByteColumns * kPanelOutputs : 1];
+  ByteColumns panels[kP];
+  for (int64_t first = 0; first < matrix.columns; first += kByteColumns) {
+    const int64_t count = least_of(kByteColumns, matrix.columns - first);
+    const int64_t groups = (count + matrix.group_size - 1) / matrix.group_size;
+    for (int i = 0; i < kP; ++i) {
+      const PanelPlace place(matrix, product.first_panel + p + i, first);
+      panels[i].read(place, groups, kAssumedZero, Dots<kFormat>::kOffset);
+      if (is_unpacked) panels[i].unpack(count, bytes[i]);
+    }
+    if (kIsInt4 && !is_unpacked) {
+      multiply_byte_columns<kFormat, NibbleWords, kP, true>(product, panels, p, first, count);
+    } else {
+      multiply_byte_columns<kFormat, ByteWords<kFormat>, kP, true>(product, panels, p, first, count);
     }
   }
 }
 
+template <PanelFormat kFormat>
+void multiply_format(const PanelProduct& product) {
+  int64_t p = 0;
+  for (; p + kBytePanels <= product.panels; p += kBytePanels) {
+    multiply_byte_panels<kFormat, kBytePanels>(product, p);
+  }
+  if constexpr (kBytePanels > 1) {
+    if (p < product.panels) multiply_byte_panels<kFormat, 1>(product, p);
+  }
+}
+
 inline void multiply_bytes(const PanelProduct& product) {
-  if (product.matrix->format == PanelFormat::kInt4) return multiply_stored<StoredInt4>(product);
-  multiply_stored<StoredInt8>(product);
+  if (product.matrix->format == PanelFormat::kInt4) return multiply_format<PanelFormat::kInt4>(product);
+  multiply_format<PanelFormat::kInt8>(product);
 }
 
 }  // namespace

@@ -2,8 +2,6 @@
 // Rows as int8, group by group.
 #pragma once
 
-#include <immintrin.h>
-
 #include "common/cpu/lanes.h"
 #include "common/cpu/panels/place.h"
 
@@ -13,44 +11,67 @@ namespace {
 constexpr float kLevels = 127.0f;
 constexpr float kLeastMagnitude = 1e-30f;  // a group without a greater one is zeros
 
-// Integers of 16 columns as bytes. Those of int4 panels are in the order of a word's low nibbles, then its
-// high ones: columns 0, 4, 1, 5, 2, 6, 3, 7 of each 8.
-inline __m128i bytes_of(__m512i integers, bool is_int4) {
-  const __m128i bytes = _mm512_cvtsepi32_epi8(integers);
-  const __m128i order = _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
-  return is_int4 ? _mm_shuffle_epi8(bytes, order) : bytes;
+typedef int8_t LaneBytes __attribute__((vector_size(kLanes)));
+typedef int8_t SixteenBytes __attribute__((vector_size(16)));
+
+// Values of a group from c on; those after its end are 0.
+inline Vector load_values(const float* x, int64_t c, int64_t count) {
+  if (count - c >= kLanes) return load(x + c);
+  Vector values = {};
+  if (c < count) std::memcpy(&values, x + c, static_cast<size_t>(count - c) * sizeof *x);
+  return values;
+}
+
+template <typename Lanes, typename Value, typename Function>
+Value reduced(Lanes lanes, Value value, const Function& function) {
+  for (int i = 0; i < kLanes; ++i) value = function(value, static_cast<Value>(lanes[i]));
+  return value;
 }
 
 // The bits of the greatest magnitude: NaN has more than infinity, which has more than all others.
 inline float greatest_magnitude(const float* x, int64_t count) {
-  __m512i greatest = _mm512_setzero_si512();
-  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
-  for (int64_t i = 0; i < count; i += kLanes) {
-    const auto mask = static_cast<__mmask16>((1u << least_of<int64_t>(kLanes, count - i)) - 1);
-    const __m512i bits = _mm512_and_si512(_mm512_castps_si512(_mm512_maskz_loadu_ps(mask, x + i)), magnitude);
-    greatest = _mm512_max_epi32(greatest, bits);
+  Ints greatest = {};
+  for (int64_t c = 0; c < count; c += kLanes) {
+    const Ints bits = reinterpret_bits<Ints>(load_values(x, c, count)) & 0x7fffffff;
+    greatest = bits > greatest ? bits : greatest;
   }
-  return reinterpret_bits<float>(_mm512_reduce_max_epi32(greatest));
+  return reinterpret_bits<float>(
+      reduced(greatest, int32_t{0}, [](int32_t a, int32_t b) { return a > b ? a : b; }));
 }
 
-/// A group of columns; `to` has room for whole vectors of them.
+// Those of int4 panels are in the order of a word's low nibbles, then its high ones.
+inline void reorder(int64_t count, std::byte* bytes) {
+  const SixteenBytes order = {0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15};
+  for (int64_t c = 0; c < count; c += sizeof order) {
+    SixteenBytes sixteen;
+    std::memcpy(&sixteen, bytes + c, sizeof sixteen);
+    sixteen = __builtin_shuffle(sixteen, order);
+    std::memcpy(bytes + c, &sixteen, sizeof sixteen);
+  }
+}
+
+/// A group of columns; `to` has room for whole vectors of them, and for 16.
 inline void prepare_group(const PanelRows& rows, const float* x, int64_t count, std::byte* to, float* scale,
                           int32_t* correction) {
-  const bool is_int4 = rows.format == PanelFormat::kInt4;
   const float greatest = greatest_magnitude(x, count);
   const bool is_zero = greatest < kLeastMagnitude;
-  const __m512 inverse = _mm512_set1_ps(is_zero ? 0.0f : kLevels / greatest);
-  __m512i sums = _mm512_setzero_si512();
-  for (int64_t i = 0; i < count; i += kLanes) {
-    const auto mask = static_cast<__mmask16>((1u << least_of<int64_t>(kLanes, count - i)) - 1);
-    const __m512i integers = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(mask, x + i), inverse));
-    sums = _mm512_add_epi32(sums, integers);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), bytes_of(integers, is_int4));
+  const float inverse = is_zero ? 0.0f : kLevels / greatest;
+  // The sum, a fused multiplication and addition, is rounded to a whole number, to the even one of two that
+  // are as near. Its low bits then hold it.
+  const float rounder = 0x1.8p23f;
+  Ints sums = {};
+  const int64_t whole = (count + 15) / 16 * 16;
+  for (int64_t c = 0; c < whole; c += kLanes) {
+    const Vector scaled = load_values(x, c, count) * inverse;
+    const Ints integers = reinterpret_bits<Ints>(scaled + rounder) - reinterpret_bits<int32_t>(rounder);
+    sums += integers;
+    const auto bytes = __builtin_convertvector(integers, LaneBytes);
+    std::memcpy(to + c, &bytes, sizeof bytes);
   }
+  if (rows.format == PanelFormat::kInt4) reorder(whole, to);
   *scale = is_zero ? 0.0f : greatest / kLevels;
-  const int32_t zero = rows.has_zeros ? 1 : is_int4 ? 8 : 128;
-  *correction = static_cast<int32_t>(-static_cast<uint32_t>(_mm512_reduce_add_epi32(sums)) *
-                                     static_cast<uint32_t>(zero));
+  const auto add = [](uint32_t a, uint32_t b) { return a + b; };
+  *correction = static_cast<int32_t>(-reduced(sums, uint32_t{0}, add));
 }
 
 inline void prepare_bytes(const PanelRows& rows, const float* x, int64_t first, int64_t count,

@@ -7,7 +7,9 @@
 #ifdef __AVX512BF16__
 #include "common/cpu/panels/pair_products.h"
 #endif
-#ifdef __AVX512VNNI__
+// AVX-512 alone has no such operations; panels.cpp takes those of AVX2.
+#if defined(__AVX512VNNI__) || (defined(__AVX2__) && !defined(__AVX512F__)) || defined(__ARM_FEATURE_DOTPROD)
+#define FASTMMOE_HAS_BYTE_DOTS
 #include "common/cpu/panels/byte_products.h"
 #include "common/cpu/panels/byte_rows.h"
 #endif
@@ -20,7 +22,7 @@ PanelKernels panel_kernels() {
 #ifdef __AVX512BF16__
   kernels.bfloat16 = {prepare_pairs, multiply_pairs};
 #endif
-#ifdef __AVX512VNNI__
+#ifdef FASTMMOE_HAS_BYTE_DOTS
   kernels.int8 = {prepare_bytes, multiply_bytes};
 #endif
   return kernels;

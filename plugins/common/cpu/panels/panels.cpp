@@ -10,6 +10,11 @@ namespace fastmmoe {
 namespace baseline {
 PanelKernels panel_kernels();
 }
+#ifdef FASTMMOE_AARCH64
+namespace dotprod {
+PanelKernels panel_kernels();
+}
+#endif
 #ifdef FASTMMOE_X86
 namespace avx2 {
 PanelKernels panel_kernels();
@@ -33,8 +38,15 @@ PanelKernels kernels_of(Isa isa) {
 #ifdef FASTMMOE_X86
   if (isa >= Isa::kAvx512Bf16) return avx512_bf16::panel_kernels();
   if (isa == Isa::kAvx512Vnni) return avx512_vnni::panel_kernels();
-  if (isa == Isa::kAvx512) return avx512::panel_kernels();
+  if (isa == Isa::kAvx512) {
+    PanelKernels found = avx512::panel_kernels();
+    found.int8 = avx2::panel_kernels().int8;
+    return found;
+  }
   if (isa == Isa::kAvx2) return avx2::panel_kernels();
+#endif
+#ifdef FASTMMOE_AARCH64
+  if (isa == Isa::kDotprod) return dotprod::panel_kernels();
 #endif
   static_cast<void>(isa);
   return baseline::panel_kernels();
@@ -65,9 +77,9 @@ int64_t panel_bytes(PanelFormat format, int64_t columns) {
   return divide_up(columns, word) * kPanelOutputs * 4;
 }
 
-PanelRows panel_rows(PanelFormat format, int64_t columns, int64_t group_size, bool has_zeros, bool is_exact) {
+PanelRows panel_rows(PanelFormat format, int64_t columns, int64_t group_size, bool is_exact) {
   const PanelArithmetic arithmetic = is_exact ? PanelArithmetic::kFloat : arithmetic_of(format);
-  PanelRows rows{arithmetic, format, columns, group_size, has_zeros, 0, 0, 0};
+  PanelRows rows{arithmetic, format, columns, group_size, 0, 0, 0};
   if (arithmetic == PanelArithmetic::kInt8) {
     const int64_t groups = rounded_up(divide_up(columns, group_size) * 4, kRowAlignment);
     rows.scales = rounded_up(columns, kRowAlignment);

@@ -3,7 +3,7 @@
 // large weights multiply with on the CPU. How to use it:
 //
 //   PanelMatrix matrix{PanelFormat::kInt4, N, K, 32, tiles, scale, zero};
-//   const PanelRows rows = panel_rows(matrix.format, matrix.columns, matrix.group_size, has_zeros, is_exact);
+//   const PanelRows rows = panel_rows(matrix.format, matrix.columns, matrix.group_size, is_exact);
 //   std::vector<std::byte> prepared(T * rows.bytes);
 //   for each t, in parallel: rows.prepare(x + t * K, 0, K, &prepared[t * rows.bytes]);
 //   for each range of panels, in parallel: multiply_panels({&matrix, &rows, first, panels, pointers, T, y,
@@ -46,14 +46,13 @@ struct PanelMatrix {
 /// Bytes of a panel of this many columns.
 int64_t panel_bytes(PanelFormat format, int64_t columns);
 
-/// How rows are prepared for matrices that are alike in format, columns, groups and zeros.
+/// How rows are prepared for matrices that are alike in format, columns and groups.
 struct PanelRows {
   PanelArithmetic arithmetic;
   PanelFormat format;
   int64_t columns, group_size;
-  bool has_zeros;
   int64_t scales;       // kInt8: where in a row the scales of its groups are, float
-  int64_t corrections;  // kInt8: int32 of each group: -sum of its integers, times the zero where there is one
+  int64_t corrections;  // kInt8: int32 of each group: -sum of its integers, of 16 bits
   int64_t bytes;        // of a row, a multiple of 64
 
   /// Columns first to first + count of a row. first is a multiple of `granule`, and so is count but at the
@@ -69,7 +68,7 @@ struct PanelRows {
 
 /// is_exact: arithmetic in float whatever the format, for checks. Else it is the fastest of this processor:
 /// kBfloat16 and kInt8 where it multiplies such vectors, float otherwise.
-PanelRows panel_rows(PanelFormat format, int64_t columns, int64_t group_size, bool has_zeros, bool is_exact);
+PanelRows panel_rows(PanelFormat format, int64_t columns, int64_t group_size, bool is_exact);
 
 /// y[r * y_stride + 16 p + o] = product of row r with output o of panel first_panel + p, in float. All 16
 /// outputs of a panel are written, those beyond N too.
