@@ -20,7 +20,7 @@ OTHERWISE = 8
 SHORTER: dict[Numbers, dict[str, int]] = {
     "float32": {},
     "bfloat16": {"amx_bf16": 1024, "avx512_bf16": 128, "avx512_fp16": 128, "bf16": 128},
-    "int8": {"amx_int8": 2048, "avx512_vnni": 256, "avx_vnni": 128, "i8mm": 256, "asimddp": 128},
+    "int8": {"amx_int8": 2048, "avx512_vnni": 256, "avx_vnni": 128, "avx2": 128, "i8mm": 256, "asimddp": 128},
 }
 """The same where shorter numbers are multiplied, by instructions of their own; a product and its sum are two."""
 BOOST = 1.5

@@ -44,6 +44,8 @@ def test_cores_width_and_clock(
         ("avx512f avx512_bf16 avx512_vnni", "bfloat16", 128),
         ("avx512f avx512_bf16 avx512_vnni", "int8", 256),
         ("avx512f amx_int8 avx512_vnni", "int8", 2048),
+        ("fma avx2", "float32", 32),
+        ("fma avx2", "int8", 128),
         ("fma", "int8", 32),
     ],
 )

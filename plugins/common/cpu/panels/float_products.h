@@ -136,7 +136,73 @@ struct FloatTiles {
   }
 };
 
+/// Adds to y the products of a few rows with pairs of bfloat16 of kP panels as they are stored, column by
+/// column as FloatTiles does. Panels take turns, since an addition waits for the one before it.
+struct StoredPairTiles {
+  static constexpr int kRows = 2, kPanels = 2;
+
+  const std::byte* panels[kPanels];
+  int64_t columns;
+  const std::byte* const* rows;
+  float* y;
+  int64_t y_stride;
+
+  template <int kR, int kP>
+  void tile(int64_t row) const {
+    constexpr int kV = kP * kVectors;
+    Vector sums[kR][kV] = {};
+    const float* x[kR];
+    for (int r = 0; r < kR; ++r) x[r] = reinterpret_cast<const float*>(rows[row + r]);
+    int64_t c = 0;
+    for (; c + 1 < columns; c += 2) add_pair<2>(c, x, sums);
+    if (c < columns) add_pair<1>(c, x, sums);
+    for (int r = 0; r < kR; ++r) {
+      for (int v = 0; v < kV; ++v) store(sums[r][v], y + (row + r) * y_stride + v * kLanes);
+    }
+  }
+
+ private:
+  template <int kColumns, int kR, int kV>
+  void add_pair(int64_t c, const float* const (&x)[kR], Vector (&sums)[kR][kV]) const {
+#pragma GCC unroll 8
+    for (int v = 0; v < kV; ++v) {
+      const std::byte* word = panels[v / kVectors] + c / 2 * kPanelOutputs * sizeof(uint32_t);
+      if (v % kVectors == 0) prefetch(word);
+      const Bits words = load_words(word + v % kVectors * sizeof(Bits));
+      const Vector first = reinterpret_bits<Vector>(words << 16);
+      const Vector second = reinterpret_bits<Vector>(words & 0xffff0000u);
+#pragma GCC unroll 2
+      for (int r = 0; r < kR; ++r) {
+        sums[r][v] += first * all(x[r][c]);
+        if constexpr (kColumns > 1) sums[r][v] += second * all(x[r][c + 1]);
+      }
+    }
+  }
+};
+
+template <int kP>
+void multiply_stored_pairs(const PanelProduct& product, int64_t p) {
+  const auto tiles_of = [&](int64_t panel) {
+    return PanelPlace(*product.matrix, product.first_panel + panel, 0).tiles;
+  };
+  const StoredPairTiles tiles{{tiles_of(p), tiles_of(p + kP - 1)},
+                              product.matrix->columns,
+                              product.rows,
+                              product.y + p * kPanelOutputs,
+                              product.y_stride};
+  for_row_blocks<kP>(tiles, product.count);
+}
+
+inline void multiply_few_rows_with_pairs(const PanelProduct& product) {
+  int64_t p = 0;
+  for (; p + 2 <= product.panels; p += 2) multiply_stored_pairs<2>(product, p);
+  if (p < product.panels) multiply_stored_pairs<1>(product, p);
+}
+
 inline void multiply_floats(const PanelProduct& product) {
+  if (product.matrix->format == PanelFormat::kBfloat16 && product.count <= StoredPairTiles::kRows) {
+    return multiply_few_rows_with_pairs(product);
+  }
   alignas(64) float weights[kFloatColumns * kPanelOutputs];
   const PanelMatrix& matrix = *product.matrix;
   for (int64_t p = 0; p < product.panels; ++p) {
