@@ -3,11 +3,12 @@
 
     python scripts/benchmark_methods.py checkpoint DIR [--layers N]
     fastmmoe-export DIR OUT --method all --dtype bf16
-    python scripts/benchmark_methods.py run OUT [--repeats N] [--threads N] [--json FILE] [--write FILE]
+    python scripts/benchmark_methods.py run OUT [--only TEXT,TEXT] [--repeats N] [--threads N] [--json FILE]
+                                                [--write FILE]
 
 `checkpoint` writes random weights with the layers of InternVL3.5-30B-A3B's language model (make_random_checkpoint.py
-those of whole models). `run` prints tables; --write puts them into FILE between `<!-- benchmark -->` and
-`<!-- end of benchmark -->`, --json writes a line for each setting.
+those of whole models). `run` prints tables of the methods that the bundle has, of `--method all` or `fastmmoe`; --write
+puts them into FILE between `<!-- benchmark -->` and `<!-- end of benchmark -->`, --json writes a line for each setting.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from fastmmoe.runtime.bundle.manifest import Manifest
 from fastmmoe.runtime.bundle.verification import open_bundle
 from fastmmoe.runtime.cli.command import run_command
 from fastmmoe.runtime.machines.threads import usable_cores
+from fastmmoe.runtime.method.policy import ALL, FASTMMOE
 
 MARKER = "benchmark"
 TIMES_CAPTION = (
@@ -44,13 +46,14 @@ SHARES_CAPTION = (
 )
 
 
-def run(bundle: Path, repeats: int, threads: int) -> tuple[Machine, Manifest, list[Row]]:
-    """Measure everything."""
+def run(bundle: Path, words: list[str], repeats: int, threads: int) -> tuple[Machine, Manifest, list[Row]]:
+    """Measure the unmodified model, and the settings whose names hold one of the words."""
     opened = open_bundle(bundle)
     manifest = opened.manifest
     _check(manifest)
     info = manifest.language_model
     settings, prompt = all_settings(manifest.policy, info.top_k), make_prompt(info.hidden_size)
+    settings = [s for s in settings if s == UNMODIFIED or any(word in s.name for word in words)]
     tokens = len(prompt.inputs_embeds)
     machine = measure_machine(info, tokens, threads)
     print(machine_table(machine), flush=True)
@@ -78,10 +81,11 @@ def run(bundle: Path, repeats: int, threads: int) -> tuple[Machine, Manifest, li
 
 
 def _check(manifest: Manifest) -> None:
-    if (manifest.target, manifest.policy.method, manifest.family) != ("cpu", "all", "internvl3_5"):
+    method = manifest.policy.method
+    if (manifest.target, manifest.family) != ("cpu", "internvl3_5") or method not in (ALL, FASTMMOE):
         raise BenchmarkError(
-            f"the bundle is of {manifest.family}, exported with --target {manifest.target} --method "
-            f"{manifest.policy.method}: expected internvl3_5, --target cpu --method all"
+            f"the bundle is of {manifest.family}, exported with --target {manifest.target} --method {method}: expected "
+            "internvl3_5, --target cpu --method all or fastmmoe"
         )
 
 
@@ -115,8 +119,9 @@ def _parse() -> argparse.Namespace:
     checkpoint = commands.add_parser("checkpoint", help="write random weights of InternVL3.5-30B-A3B's layers")
     checkpoint.add_argument("directory", type=Path)
     checkpoint.add_argument("--layers", type=int, default=4, help="1.25 GB each (default %(default)s)")
-    measure = commands.add_parser("run", help="measure a bundle exported with --method all")
+    measure = commands.add_parser("run", help="measure a bundle exported with --method all or fastmmoe")
     measure.add_argument("bundle", type=Path)
+    measure.add_argument("--only", default="", metavar="TEXT,TEXT", help="settings whose names hold one of these")
     measure.add_argument("--repeats", type=int, default=30, help="of every setting (default %(default)s)")
     measure.add_argument("--threads", type=int, default=usable_cores(), help="default: one for each core")
     measure.add_argument("--json", type=Path, metavar="FILE", help="write a JSON line for each setting")
@@ -132,7 +137,7 @@ def _main() -> int:
         return 0
     if min(arguments.repeats, arguments.threads) < 1:
         raise BenchmarkError(f"--repeats {arguments.repeats} --threads {arguments.threads}: expected at least 1 each")
-    machine, manifest, rows = run(arguments.bundle, arguments.repeats, arguments.threads)
+    machine, manifest, rows = run(arguments.bundle, arguments.only.split(","), arguments.repeats, arguments.threads)
     part = describe(machine, manifest, rows)
     print(part)
     if arguments.json:

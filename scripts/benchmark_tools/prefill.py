@@ -54,7 +54,7 @@ UNMODIFIED = Setting("unmodified", "none", 1.0)
 
 
 def all_settings(policy: Policy, top_k: int) -> list[Setting]:
-    """The unmodified model, expert reduction alone, then every method at every retention."""
+    """The unmodified model, expert reduction alone, every method of the bundle at every retention, half of both."""
     kinds: tuple[tuple[str, str, int | None], ...] = (
         ("fastmmoe", "fastmmoe", None),
         ("fastmmoe, pruning alone", "fastmmoe", top_k),
@@ -65,7 +65,8 @@ def all_settings(policy: Policy, top_k: int) -> list[Setting]:
     return [
         UNMODIFIED,
         Setting("fastmmoe, reduction alone", "fastmmoe", 1.0, policy.visual_top_k),
-        *(Setting(label, method, R, k) for label, method, k in kinds for R in RETENTIONS),
+        *(Setting(label, method, R, k) for label, method, k in kinds if method in policy.methods for R in RETENTIONS),
+        Setting("fastmmoe, half the experts", "fastmmoe", 0.5, (top_k // 2,) * len(policy.visual_top_k)),
     ]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 Run = Callable[[int, int], None]
 """Size of the work, and the number of the call."""
@@ -34,6 +34,13 @@ class Samples:
     def best(self) -> list[float]:
         """The clean ones, where there are some."""
         return self.clean or self.every
+
+
+class Timed(Protocol):
+    """Something in a process of its own."""
+
+    def times(self, size: int, count: int) -> tuple[list[float], float]:
+        """Seconds of so many calls, and the processor time that they took."""
 
 
 class Subject:
@@ -88,9 +95,7 @@ def _serve(pipe: Connection, make: Callable[..., Run], arguments: tuple[Any, ...
         pipe.send((times, time.process_time() - used))
 
 
-def by_turns(
-    subjects: Mapping[str, Subject], size: int, count: int, rounds: int, patience: float
-) -> dict[str, Samples]:
+def by_turns(subjects: Mapping[str, Timed], size: int, count: int, rounds: int, patience: float) -> dict[str, Samples]:
     """Samples of every subject: each round in another order, after one that does not count.
 
     Args:

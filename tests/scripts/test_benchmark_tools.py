@@ -98,9 +98,13 @@ def test_the_fastest_product_is_what_a_machine_can_do() -> None:
     assert machine_of(3.0, 1.0).gflops == 3.0
 
 
-def test_settings_that_are_compared() -> None:
-    """Each once, and the unmodified model first."""
-    settings = prefill.all_settings(MANIFEST.policy, INFO.top_k)
+@pytest.mark.parametrize(("methods", "kinds"), [(("fastmmoe",), 2), (("fastmmoe", "random", "fastv", "sparsevlm"), 5)])
+def test_settings_that_are_compared(methods: tuple[str, ...], kinds: int) -> None:
+    """Each once, the unmodified model first, and those of the bundle's methods alone."""
+    policy = msgspec.structs.replace(MANIFEST.policy, prune_layers=dict.fromkeys(methods, (0,)))
+    settings = prefill.all_settings(policy, INFO.top_k)
     assert settings[0] == prefill.UNMODIFIED
-    assert len(settings) == len({setting.name for setting in settings}) == 2 + 5 * len(prefill.RETENTIONS)
-    assert settings[1].visual_top_k == MANIFEST.policy.visual_top_k
+    assert len(settings) == len({setting.name for setting in settings}) == 3 + kinds * len(prefill.RETENTIONS)
+    assert {setting.method for setting in settings} == {"none", *methods}
+    assert settings[1].visual_top_k == policy.visual_top_k
+    assert settings[-1].visual_top_k == (INFO.top_k // 2,) * len(policy.visual_top_k)
