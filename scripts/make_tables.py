@@ -5,7 +5,7 @@
 
 Only what stands between markers is written; the tables are runtime/bundle/graph_io.py, runtime/method/policy.py and
 runtime/machines (tensorrt.md, and README.md beside the folder), and what fastmmoe plan says of every published model on
-every machine (plan.md).
+every machine (plan.md) and, in short, on Jetson (README.md).
 With --check nothing is, and the exit code is 1 where a document is out of date.
 """
 
@@ -19,7 +19,7 @@ from markers import replace_part, table, write_or_check
 
 from fastmmoe.exporter.config import ExportConfig, Weights
 from fastmmoe.exporter.fit.cli import make_report
-from fastmmoe.exporter.fit.plan import PlanOptions, cheaper, find_machine, fit
+from fastmmoe.exporter.fit.plan import WORDS, Fit, PlanOptions, cheaper, find_machine, fit
 from fastmmoe.exporter.fit.sizes import published_configs, read_sizes
 from fastmmoe.exporter.fit.text import Report, describe
 from fastmmoe.runtime.bundle import graph_io
@@ -29,6 +29,7 @@ from fastmmoe.runtime.machines.targets import TARGETS, KernelLimits, Target
 from fastmmoe.runtime.method.policy import SETTINGS, Setting
 from fastmmoe.runtime.ranges import limits
 
+BOARDS = ("orin-nano-8gb", "orin-nx-16gb", "agx-orin-32gb", "agx-orin-64gb", "thor-t5000")
 DOCUMENTS = Path(__file__).resolve().parents[1] / "docs"
 
 
@@ -197,6 +198,28 @@ def cpu_cell(model: str, weights: Weights) -> str:
     return f"{sum(needs.weights.values()) / 1e9:,.1f}, {needs.total / 1e9:,.1f}"
 
 
+def boards_table() -> str:
+    """Models that some board has room for: GB in each format, and the formats that a board has room for."""
+    rows = []
+    for model in published_configs():
+        fits = {board: [plan_of(model, board, word) for word in WORDS] for board in BOARDS}
+        if any(found.fits for of_board in fits.values() for found in of_board):
+            sizes = (f"{found.needs.total / 1e9:.1f}" for found in fits[BOARDS[-1]])
+            rows.append((model, *sizes, *map(board_cell, fits.values())))
+    return table(("model", *(f"{word}, GB" for word in WORDS), *(DEVICES[board].name for board in BOARDS)), rows)
+
+
+def plan_of(model: str, board: str, word: Weights) -> Fit:
+    """With all formats by the word, as far as the board's target has them."""
+    options = PlanOptions(board, export=ExportConfig(weights=word))
+    return fit(read_sizes(model), find_machine(options), options)
+
+
+def board_cell(found: list[Fit]) -> str:
+    """Words of the formats that fit."""
+    return ", ".join(str(one.weights) for one in found if one.fits) or "-"
+
+
 def fit_cell(report: Report) -> str:
     """How the experts are stored, and what is left."""
     return f"{report.fit.dtype if report.fit.experts == 'float' else report.fit.experts}, {report.fit.spare / 1e9:.1f}"
@@ -214,7 +237,7 @@ PARTS = {
     "methods.md": {"settings": settings_table},
     "plan.md": {"example": example, "plans": plan_tables, "cpu": cpu_table},
     "tensorrt.md": {"targets": targets_table, "devices": devices_table},
-    "../README.md": {"targets": status_table},
+    "../README.md": {"boards": boards_table, "targets": status_table},
 }
 
 

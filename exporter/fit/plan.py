@@ -173,12 +173,12 @@ def fit(sizes: ModelSizes, machine: Machine, options: PlanOptions) -> Fit:
         choose_linears(target, export),
     )
     check_groups(options.export, export)
-    choose_layout(target, export, dtype)
+    layout = choose_layout(target, export, dtype)
     check_kernels(target, sizes.config, packing)
     cache_dtype = choose_cache_dtype(target, dtype, export.kv_cache_dtype)
     manifest = sizes.manifest(target, dtype, cache_dtype, packing, linears)
     limits = plan_limits(manifest, options)
-    parts = weights_bytes(manifest, sizes.parameters)
+    parts = weights_bytes(manifest, sizes.parameters, is_tiled=layout == "tiles")
     capacities = cache_capacities(manifest, unmodified(manifest, limits), limits.max_tokens, options.new_tokens)
     vision = sizes.config.vision
     needs = Needs(
@@ -248,7 +248,9 @@ def _other_exports(target: Target, export: ExportConfig, dtype: str) -> Iterator
         for experts in FORMATS:
             if experts in target.expert_formats and (experts == "float" or other == dtype):
                 group_size = None if experts == "float" else export.group_size
-                yield replace(export, dtype=other, experts=experts, group_size=group_size, zero_points=False)
+                yield replace(
+                    export, weights=None, dtype=other, experts=experts, group_size=group_size, zero_points=False
+                )
 
 
 def larger_machine(machine: Machine, needed: int) -> str | None:

@@ -69,16 +69,21 @@ def count_weights(info: LanguageModelInfo, vision: VisionInfo, small: Mapping[st
     return {part: matrices.get(part, 0) + small.get(part, 0) for part in {**matrices, **small}}
 
 
-def weights_bytes(manifest: Manifest, counts: Mapping[str, int]) -> dict[str, int]:
-    """Bytes of these parameters as a bundle stores them, by part."""
+def weights_bytes(manifest: Manifest, counts: Mapping[str, int], *, is_tiled: bool = False) -> dict[str, int]:
+    """Bytes of these parameters as a bundle stores them, by part.
+
+    Args:
+        is_tiled: the experts are in tile order, of which the manifest does not tell.
+    """
     of_activations = item_size(manifest.activation_dtype)
     found = {part: count * (4 if part in FLOAT32_PARTS else of_activations) for part, count in counts.items()}
     for part, rows, columns, count in linear_layers(manifest.language_model, manifest.vision):
         stored = getattr(manifest.linears, LINEARS_OF.get(part, "dense"))
         if stored.weight_format != "float":
             found[part] += count * (linear_bytes(rows, columns, stored) - rows * columns * of_activations)
-    moe = len(manifest.language_model.moe_layers)
-    return found | {EXPERTS: moe * layer_expert_bytes(manifest.language_model, manifest.experts, manifest.dtype)}
+    info = manifest.language_model
+    of_layer = layer_expert_bytes(info, manifest.experts, manifest.dtype, is_tiled=is_tiled)
+    return found | {EXPERTS: len(info.moe_layers) * of_layer}
 
 
 def linear_layers(info: LanguageModelInfo, vision: VisionInfo) -> Iterator[tuple[str, int, int, int]]:
@@ -140,13 +145,25 @@ def linear_bytes(rows: int, columns: int, stored: LinearInfo) -> int:
     return total
 
 
-def layer_expert_bytes(info: LanguageModelInfo, experts: ExpertsInfo, dtype: str) -> int:
+def _as_linear(experts: ExpertsInfo) -> LinearInfo:
+    """A linear layer that is stored as experts in tile order; there are none of fp8."""
+    assert experts.weight_format != "fp8"
+    weight_format = "bf16" if experts.weight_format == "float" else experts.weight_format
+    return LinearInfo(weight_format=weight_format, group_size=experts.group_size, zero_points=experts.zero_points)
+
+
+def layer_expert_bytes(info: LanguageModelInfo, experts: ExpertsInfo, dtype: str, *, is_tiled: bool = False) -> int:
     """Bytes of a layer's routed experts, scales and zeros of packed ones included.
 
     Args:
         dtype: the bundle's, key of STORED.
+        is_tiled: they are in tile order, with what fills up its panels and words.
     """
     H, width = info.hidden_size, info.moe_intermediate_size
+    if is_tiled:
+        stored = _as_linear(experts)
+        # Gate and up have panels of their own.
+        return info.num_experts * (2 * linear_bytes(width, H, stored) + linear_bytes(H, width, stored))
     if experts.weight_format == "float":
         return info.num_experts * expert_weights(info) * STORED[dtype]
     total = 0

@@ -8,6 +8,7 @@ import re
 
 import pytest
 
+from fastmmoe.exporter.config import ExportConfig, Weights
 from fastmmoe.exporter.fit.cli import make_report
 from fastmmoe.exporter.fit.plan import PlanOptions
 from fastmmoe.exporter.fit.sizes import published_configs
@@ -31,6 +32,13 @@ def test_verdicts(model: str, target: str, expected: str) -> None:
     report = make_report(model, PlanOptions(target))
     assert re.fullmatch(expected, verdict(report))
     assert as_json(report)["verdict"] == verdict(report)
+
+
+@pytest.mark.parametrize("word", ["bf16", "int8"])
+def test_a_word_for_all_formats_is_not_what_would_fit(word: Weights) -> None:
+    """On engine targets it stands for the experts' format, which is named."""
+    report = make_report("deepseek-vl2-small", PlanOptions("orin-nx-16gb", export=ExportConfig(weights=word)))
+    assert "; --experts int4 does, with" in verdict(report)
 
 
 @pytest.mark.parametrize("model", ["demo", *published_configs()])

@@ -71,13 +71,14 @@ def test_an_export_packs_all_but_routers_and_embeddings(
 ) -> None:
     source, out = checkpoint(name), tmp_path / "out"
     lines: list[str] = []
-    config = ExportConfig(str(source), out, dense="int4", vision="bf16", group_size=32, zero_points=True)
+    formats = {"experts": "int4", "dense": "int4", "vision": "bf16", "group_size": 32, "zero_points": True}
+    config = ExportConfig(str(source), out, **formats)  # type: ignore[arg-type]
     export(config, say=lines.append)
     assert any("portable: FmmLinear" in line for line in lines)
     assert sum("[✓] exact = onnxruntime as it runs: " in line for line in lines) == 2  # vision, logits
     manifest = read_manifest(out)
-    formats = [getattr(manifest.linears, part).weight_format for part in ("dense", "head", "vision")]
-    assert formats == ["int4", "int8", "bf16"]
+    stored = [getattr(manifest.linears, part).weight_format for part in ("dense", "head", "vision")]
+    assert stored == ["int4", "int8", "bf16"]
     for graph in manifest.operator_graphs:
         nodes = list(ir.load(out / f"{graph}.onnx").graph)
         products = [n for n in nodes if n.op_type in ("MatMul", "Gemm") and n.inputs[1] and n.inputs[1].const_value]
@@ -85,7 +86,7 @@ def test_an_export_packs_all_but_routers_and_embeddings(
         assert all("router" in str(n.name) or "self_attn" in str(n.name) for n in products)
         assert len([n for n in nodes if n.op_type == LINEAR.name]) > 0
         assert (out / f"{graph}.portable.onnx").is_file()
-    planned = weights_bytes(manifest, read_sizes(str(source)).parameters)
+    planned = weights_bytes(manifest, read_sizes(str(source)).parameters, is_tiled=True)
     for graph in ("vision", "language_model"):
         sizes = [size for part, size in planned.items() if (part == "vision") == (graph == "vision")]
         total = sum(sizes) - (planned["embedding"] if graph == "language_model" else 0)

@@ -13,6 +13,7 @@ from fastmmoe.exporter.ops.quantise import Packing
 from fastmmoe.runtime.bundle.storage import ExpertsInfo
 from fastmmoe.runtime.cost.weights import count_weights, graph_bytes, layer_expert_bytes, weights_bytes
 from tests.support.manifests import toy_manifest
+from tests.support.moe_layouts import KINDS, Kind, stored_case
 
 
 def test_parts_of_a_toy_by_hand() -> None:
@@ -85,3 +86,20 @@ def test_packed_experts_are_as_large_as_the_packing_makes_them(
         expected += packed.values.nbytes + packed.scale.nbytes + (0 if packed.zero is None else packed.zero.nbytes)
     experts = ExpertsInfo(weight_format=weight_format, group_size=group_size, zero_points=zero_points)
     assert layer_expert_bytes(info, experts, "fp16") == expected
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind.has("tiles")], ids=str)
+def test_tiles_are_filled_up(kind: Kind) -> None:
+    """Of sizes that are no multiples of panels, words and groups; gate and up have panels of their own."""
+    H, width, E = 72, 40, 2
+    info = msgspec.structs.replace(
+        toy_manifest("internvl3_5").language_model, hidden_size=H, moe_intermediate_size=width, num_experts=E
+    )
+    inputs, attributes = stored_case(kind, "tiles", H=H, I=width, E=E)
+    expected = sum(array.nbytes for name, array in inputs.items() if name.startswith(("gate_up", "down")))
+    experts = ExpertsInfo(
+        weight_format=attributes["weight_format"],
+        group_size=kind.group_size,
+        zero_points=bool(kind.zero_points),
+    )
+    assert layer_expert_bytes(info, experts, "bf16", is_tiled=True) == expected
