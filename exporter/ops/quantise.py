@@ -11,7 +11,7 @@ bits but the sign, is not written; kernels take it for 480.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -128,6 +128,23 @@ def _scales(least: Array, greatest: Array, weight_format: str, *, zero_points: b
         scale = (np.maximum(-least, greatest) / np.float32(high - ZEROS[weight_format])).astype(np.float16)
     is_legal = weight_format != "fp8" or scale < _FP8_SCALES_BELOW
     return np.where(is_legal, scale, np.float16(np.inf))
+
+
+def check_packed(op: str, inputs: Mapping[str, Any], weight_format: str) -> None:
+    """Raise ValueError where a scale is not finite or a zero is none of the integers that the format has.
+
+    Args:
+        op: whose inputs they are, for the message.
+        inputs: arrays or CPU tensors by name, those that end in "scale" and "zero" among others.
+    """
+    for name, values in inputs.items():
+        array = np.asarray(values)
+        if name.endswith("scale") and array.size and not np.isfinite(array).all():
+            raise ValueError(f"{op}: {name} has {array[~np.isfinite(array)][0]}, expected finite scales")
+        if name.endswith("zero") and weight_format == "int4" and array.size:
+            least, greatest = int(array.min()), int(array.max())
+            if least < 0 or greatest > _LEVELS["int4"][1]:
+                raise ValueError(f"{op}: {name} has {least if least < 0 else greatest}, expected 0 to 15 with int4")
 
 
 def dequantise(weights: QuantisedWeights, weight_format: str, group_size: int) -> Array:

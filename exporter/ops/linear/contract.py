@@ -78,7 +78,7 @@ LINEAR = OpSpec(
         Attribute(
             "weight_format",
             "string",
-            "Type of the weights: float, int8 (q -128 to 127) or int4 (q 0 to 15).",
+            "Type of the weights: float, int8 (q -128 to 127) or int4 (q and zeros 0 to 15). Scales are finite.",
             choices=("float", "int8", "int4"),
         ),
         Attribute(

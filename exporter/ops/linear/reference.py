@@ -10,7 +10,7 @@ import numpy as np
 
 from fastmmoe.exporter.ops.contract import LAYOUT, TILES
 from fastmmoe.exporter.ops.linear.contract import LINEAR
-from fastmmoe.exporter.ops.quantise import QuantisedWeights, dequantise
+from fastmmoe.exporter.ops.quantise import QuantisedWeights, check_packed, dequantise
 from fastmmoe.exporter.ops.tiles import WORD_COLUMNS, from_panels, from_tiles
 from fastmmoe.runtime.types import Array
 
@@ -42,6 +42,7 @@ def linear_reference(inputs: dict[str, Array], attributes: dict[str, Any]) -> Ar
     """
     LINEAR.check_attributes(attributes)
     LINEAR.check_inputs(attributes, inputs)
+    check_packed(LINEAR.name, inputs, attributes["weight_format"])
     x = inputs["x"]
     y: Array = x @ linear_weights(inputs, x.shape[1], attributes).T
     y = _activate(y + inputs["bias"] if "bias" in inputs else y, attributes["activation"])

@@ -20,6 +20,7 @@ from fastmmoe.exporter.ops.contract import (
     Tensor,
     check_rows,
 )
+from fastmmoe.exporter.ops.quantise import check_packed
 from fastmmoe.exporter.ops.tiles import PANEL_ROWS, WORD_COLUMNS
 from fastmmoe.runtime.method.policy import REDUCTIONS
 
@@ -171,8 +172,8 @@ SPARSE_MOE = OpSpec(
         Attribute(
             "weight_format",
             "string",
-            "Type of the weights: float, int8 (q -128 to 127), int4 (q 0 to 15, two to a byte), or fp8 (bits of q as "
-            "float8 e4m3fn in int8; no NaN, and scales below 256).",
+            "Type of the weights: float, int8 (q -128 to 127), int4 (q 0 to 15, two to a byte, and zeros likewise 0 to "
+            "15), or fp8 (bits of q as float8 e4m3fn in int8; no NaN, and scales below 256). Scales are finite.",
             choices=("float", "int8", "int4", "fp8"),
         ),
         Attribute("group_size", "int", "Columns that share a scale; 0 with float.", choices=(0, 32, 64, 128)),
@@ -214,3 +215,4 @@ def check_moe_inputs(attributes: Attributes, inputs: Mapping[str, Any]) -> None:
     used, top_k = int(inputs["visual_top_k"][0]), attributes["top_k"]
     if not 1 <= used <= top_k:  # type: ignore[operator]
         raise ValueError(f"{SPARSE_MOE.name}: visual_top_k is {used}, expected 1 to top_k = {top_k}")
+    check_packed(SPARSE_MOE.name, inputs, str(attributes["weight_format"]))

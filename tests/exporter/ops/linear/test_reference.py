@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from fastmmoe.exporter.ops import linear_reference
+from fastmmoe.exporter.ops.linear.packing import LinearPacking
 from tests.support.linear_cases import linear_case
 
 
@@ -13,6 +15,15 @@ def test_weights_as_they_are() -> None:
     inputs, attributes = linear_case(None, "odd")
     expected = inputs["x"].astype(np.float64) @ inputs["weight"].astype(np.float64).T + inputs["bias"]
     np.testing.assert_allclose(linear_reference(inputs, attributes), expected, rtol=0, atol=1e-5)
+
+
+def test_scales_and_zeros_outside_the_contract() -> None:
+    inputs, attributes = linear_case(LinearPacking("int4", 32, zero_points=True), "odd")
+    for name, value, message in (("scale", np.inf, "scale has inf, expected finite"), ("zero", 99, "zero has 99")):
+        wrong = inputs[name].copy()
+        wrong.flat[3] = value
+        with pytest.raises(ValueError, match=f"^FmmLinear: {message}"):
+            linear_reference(inputs | {name: wrong}, attributes)
 
 
 def test_columns_by_hand() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from fastmmoe.exporter.ops import SPARSE_MOE
 from fastmmoe.exporter.ops.sparse_moe.contract import check_moe_inputs
+from tests.support.moe_layouts import LAYOUTS, Kind, stored_case
 from tests.support.operators import moe_attributes, moe_inputs
 
 
@@ -70,6 +71,29 @@ def test_inputs_outside_the_contract(attributes: dict[str, Any], changes: dict[s
     inputs = moe_inputs(E=E) | {name: value for name, value in changes.items() if name != "E"}
     with pytest.raises(ValueError, match=f"^FmmSparseMoE: {message}$"):
         check_moe_inputs(moe_attributes(**attributes), inputs)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("part", "value", "message"),
+    [
+        ("scale", np.nan, "scale has nan, expected finite scales"),
+        ("scale", -np.inf, "scale has -inf, expected finite scales"),
+        ("zero", 16, "zero has 16, expected 0 to 15 with int4"),
+        ("zero", -1, "zero has -1, expected 0 to 15 with int4"),
+    ],
+)
+def test_what_packed_weights_may_have_beside_them(layout: str, part: str, value: float, message: str) -> None:
+    """Scales of 0 and below are numbers as others; a zero of int8 may be any integer that int8 has."""
+    inputs, attributes = stored_case(Kind("int4", 32, 1), layout)
+    inputs["down_scale"].flat[-1], inputs["gate_up_scale"].flat[0] = 0, -1
+    check_moe_inputs(attributes, inputs)
+    inputs[f"down_{part}"].flat[1] = value
+    with pytest.raises(ValueError, match=f"^FmmSparseMoE: down_{message}$"):
+        check_moe_inputs(attributes, inputs)
+    inputs, attributes = stored_case(Kind("int8", 32, 1), layout)
+    inputs["down_zero"].flat[:2] = -128, 127
+    check_moe_inputs(attributes, inputs)
 
 
 def test_weights_that_are_not_of_their_format() -> None:
