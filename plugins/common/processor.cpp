@@ -63,7 +63,7 @@ Isa widest_isa([[maybe_unused]] Isa allowed) {
 
 Isa allowed_isa() {
   const char* value = std::getenv(kVariable);
-  if (value == nullptr) return kWidest;
+  if (value == nullptr || *value == '\0') return kWidest;
   const auto* found = std::find(std::begin(kNames), std::end(kNames), std::string(value));
   CHECK(found != std::end(kNames), kVariable, " is '", value, "', expected ", kExpected);
   return static_cast<Isa>(found - std::begin(kNames));

@@ -95,7 +95,8 @@ def test_other_instruction_sets(isa: str) -> None:
     assert done.returncode == 0, done.stdout[-4000:]
 
 
-def test_an_unknown_instruction_set_is_refused() -> None:
+@pytest.mark.parametrize("name", ["sse", ""])
+def test_an_unknown_instruction_set_is_refused_and_an_empty_name_is_none(name: str) -> None:
     code = (
         "import sys; sys.path[:0] = ['.']\n"
         "from tests.plugins.test_native_attention import CASES, inputs_of\n"
@@ -103,12 +104,13 @@ def test_an_unknown_instruction_set_is_refused() -> None:
         "inputs = inputs_of(CASES['one row'], 'float32')\n"
         "NativeNode('FmmAttention', inputs, CASES['one row'].attributes)(inputs)\n"
     )
-    environment = {**os.environ, "FASTMMOE_CPU_ISA": "sse"}
+    environment = {**os.environ, "FASTMMOE_CPU_ISA": name}
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
+    assert (done.returncode == 0) == (name == ""), done.stderr
     names = "baseline, avx2, avx512, avx512_vnni, avx512_bf16 or amx_bf16"
-    assert f"FASTMMOE_CPU_ISA is 'sse', expected {names}" in done.stderr
+    assert (f"FASTMMOE_CPU_ISA is 'sse', expected {names}" in done.stderr) == (name == "sse")
 
 
 SAME_BITS = ("ragged, groups, lse", "decode", "window, lse", "latent, decode", "prefill 600 after 1000")
