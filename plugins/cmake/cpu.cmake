@@ -3,20 +3,14 @@
 
 include(cmake/isas.cmake)
 
-foreach(isa IN LISTS isas)
-  compile_for(${isa} gemm sparse_moe/cpu/gemm_kernel.cpp)
-  compile_for(${isa} rows sparse_moe/cpu/rows_kernel.cpp)
-endforeach()
 compile_attention()
 compile_panels()
-foreach(isa IN LISTS isas)
-  compile_for(${isa} finish linear/cpu/finish_kernel.cpp)
-endforeach()
+compile_operators()
 
 add_library(fastmmoe_ort SHARED
   ${attention_sources}
   ${panel_sources}
-  common/cpu/scratch.cpp
+  ${operator_sources}
   onnxruntime/attention_op.cpp
   onnxruntime/glue.cpp
   onnxruntime/infer.cpp
@@ -27,18 +21,7 @@ add_library(fastmmoe_ort SHARED
   onnxruntime/sparse_moe_op.cpp
   onnxruntime/token_prune_op.cpp
   onnxruntime/vision_attention_op.cpp
-  linear/cpu/finish.cpp
-  linear/cpu/kernel.cpp
-  sparse_moe/cpu/dequantise.cpp
-  sparse_moe/cpu/gemm.cpp
-  sparse_moe/cpu/kernel.cpp
-  sparse_moe/cpu/logical.cpp
-  sparse_moe/cpu/plan.cpp
-  sparse_moe/cpu/route.cpp
-  sparse_moe/cpu/rows.cpp
-  sparse_moe/cpu/tiled.cpp
   token_prune/cpu/kernel.cpp
-  vision_attention/cpu/kernel.cpp
   ${isa_objects}
   $<TARGET_OBJECTS:fastmmoe_nodes>)
 target_include_directories(fastmmoe_ort PRIVATE "${CMAKE_CURRENT_SOURCE_DIR}")

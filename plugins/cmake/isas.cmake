@@ -6,7 +6,8 @@ set(plugins_dir "${CMAKE_CURRENT_LIST_DIR}/..")
 set(isas baseline)
 set(isa_definitions "")
 set(baseline_flags "")
-if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$")
+option(FASTMMOE_BASELINE_ALONE "The baseline's kernels alone: for tests that have little time to compile" OFF)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64|amd64)$" AND NOT FASTMMOE_BASELINE_ALONE)
   list(APPEND isas avx2 avx512)
   list(APPEND isa_definitions FASTMMOE_X86)
   set(avx2_flags -mavx2 -mfma -mf16c)
@@ -67,4 +68,23 @@ macro(compile_attention)
     compile_for(avx512_bf16 attend attention/cpu/attend_kernel.cpp)
     compile_for(amx_bf16 attend attention/cpu/attend_tiles.cpp)
   endif()
+endmacro()
+
+# FmmSparseMoE, FmmLinear and FmmVisionAttention on the CPU, without the nodes that call them.
+set(operator_sources
+  "${plugins_dir}/common/cpu/scratch.cpp"
+  "${plugins_dir}/linear/cpu/finish.cpp"
+  "${plugins_dir}/linear/cpu/kernel.cpp"
+  "${plugins_dir}/vision_attention/cpu/kernel.cpp")
+foreach(source dequantise gemm kernel logical plan route rows tiled)
+  list(APPEND operator_sources "${plugins_dir}/sparse_moe/cpu/${source}.cpp")
+endforeach()
+
+# compile_operators(): adds their object files, beside those of attention and panels, to isa_objects.
+macro(compile_operators)
+  foreach(isa IN LISTS isas)
+    compile_for(${isa} gemm sparse_moe/cpu/gemm_kernel.cpp)
+    compile_for(${isa} rows sparse_moe/cpu/rows_kernel.cpp)
+    compile_for(${isa} finish linear/cpu/finish_kernel.cpp)
+  endforeach()
 endmacro()

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fastmmoe.exporter.ops.contract import OpSpec
 from fastmmoe.exporter.ops.quantise import quantise
 from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE
 from fastmmoe.exporter.ops.sparse_moe.reference import route_reference
@@ -44,12 +45,17 @@ def moe_sizes(inputs: dict[str, Array]) -> dict[str, int]:
     return {"T": T, "V": len(inputs["visual_index"]), "H": H, "I": I2 // 2, "E": E}
 
 
+def encoded_attributes(spec: OpSpec, attributes: dict[str, Any]) -> dict[str, Any]:
+    """Words as places in the enumerations of the contract."""
+    return {
+        a.name: a.choices.index(attributes[a.name]) if a.kind == "string" else attributes[a.name]
+        for a in spec.attributes
+    }
+
+
 def moe_params(sizes: dict[str, int], dtype: Any, attributes: dict[str, Any], addresses: dict[str, int]) -> MoeParams:
     """Parameters of a call; pointers that are not among the addresses are null."""
-    values = {
-        a.name: a.choices.index(attributes[a.name]) if a.kind == "string" else attributes[a.name]
-        for a in SPARSE_MOE.attributes
-    }
+    values = encoded_attributes(SPARSE_MOE, attributes)
     return MoeParams(MoeAttributes(**values), FLOAT_TYPES.index(np.dtype(dtype)), **sizes, **addresses)
 
 
