@@ -137,11 +137,12 @@ def check_packed(op: str, inputs: Mapping[str, Any], weight_format: str) -> None
         op: whose inputs they are, for the message.
         inputs: arrays or CPU tensors by name, those that end in "scale" and "zero" among others.
     """
-    for name, values in inputs.items():
-        array = np.asarray(values)
-        if name.endswith("scale") and array.size and not np.isfinite(array).all():
-            raise ValueError(f"{op}: {name} has {array[~np.isfinite(array)][0]}, expected finite scales")
-        if name.endswith("zero") and weight_format == "int4" and array.size:
+    for name in (name for name in inputs if name.endswith(("scale", "zero"))):
+        array = np.asarray(inputs[name])
+        if name.endswith("scale"):
+            if not np.isfinite(array).all():
+                raise ValueError(f"{op}: {name} has {array[~np.isfinite(array)][0]}, expected finite scales")
+        elif weight_format == "int4":
             least, greatest = int(array.min()), int(array.max())
             if least < 0 or greatest > _LEVELS["int4"][1]:
                 raise ValueError(f"{op}: {name} has {least if least < 0 else greatest}, expected 0 to 15 with int4")
