@@ -26,9 +26,9 @@ class Program:
     def __init__(self, python: str, worker: str, *arguments: str) -> None:
         self._name = " ".join((worker, *arguments))
         command = [python, str(Path(__file__).parent / worker), *arguments]
-        # Each program has the threads that it has by itself.
-        left_out = {"OMP_NUM_THREADS", "OMP_WAIT_POLICY"} | ({"PYTHONPATH"} if python != sys.executable else set())
-        environment = {name: value for name, value in os.environ.items() if name not in left_out}
+        environment = dict(os.environ)
+        if python != sys.executable:
+            environment.pop("PYTHONPATH", None)
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
         self._read()
