@@ -106,7 +106,9 @@ struct Dots<PanelFormat::kInt4> {
   static Weights weights(Bytes stored) { return stored; }
   template <int kHalf>
   static Sums add(Sums sums, Weights weights, const RowEight& row) {
-    return sums + add_pairs(weights, reinterpret_bits<Bytes>(row.word<kHalf>()));
+    sums += add_pairs(weights, reinterpret_bits<Bytes>(row.word<kHalf>()));
+    asm("" : "+x"(sums));  // GCC 12 would make all products of a word first, which fill the registers
+    return sums;
   }
   static Ints whole(Sums sums) { return add_pairs(sums, Shorts{} + 1); }
 };

@@ -112,7 +112,11 @@ struct ByteTiles {
                 Ints (&sums)[kR][kV]) const {
     typename Dot::Sums parts[kR][kV];
     clear(parts);
-    add_words(x, from, c, columns, parts);
+    if (columns == Dot::kColumns) {
+      add_words(x, from, c, Dot::kColumns, parts);  // a loop of known length
+    } else {
+      add_words(x, from, c, columns, parts);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < kR; ++r) {
 #pragma GCC unroll 4
