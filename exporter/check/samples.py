@@ -33,6 +33,10 @@ _APART = 2 << 20
 """Bytes between samples, at most: of every block that is written in one go some value is looked at."""
 _STEP = 0.51
 """Distance from the checkpoint, in steps between neighbouring integers, that rounding leaves at most."""
+_LAST_BIT = 2.0**-24
+"""Of float16 scales below 2^-14: groups of the least weights lose more than half a step, or stand for zeros."""
+_MOST_STEPS = {"int8": 254, "int4": 15, "fp8": 448}
+"""Scales between the extremes of a group."""
 _TINY = 1e-30
 """Divides in place of zero."""
 
@@ -203,7 +207,8 @@ def _check_steps(name: str, found: np.ndarray, x: np.ndarray, quantised: Quantis
     if packing.weight_format == "fp8":
         step = step * _fp8_steps(np.abs(found) / np.maximum(step, _TINY))
     # A zero point is rounded, too.
-    most = (_STEP + 0.5 * packing.zero_points) * step + 1e-6 * np.abs(x)
+    of_scale = _MOST_STEPS[packing.weight_format] * _LAST_BIT / 2
+    most = (_STEP + 0.5 * packing.zero_points) * step + 1e-6 * np.abs(x) + of_scale
     if (np.abs(found - x) > most).any():
         worst = float((np.abs(found - x) / np.maximum(step, _TINY)).max())
         raise CheckFailed(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from fastmmoe.exporter import progress
 from fastmmoe.exporter.check import samples
@@ -115,6 +117,21 @@ def test_integers_stand_for_the_checkpoints_values(
             with pytest.raises(CheckFailed, match=f"{parameter}: (other values|integers stand for)"):
                 check(model, weights)
             part.copy_(before)
+
+
+@pytest.mark.parametrize("packing", PACKINGS, ids=str)
+def test_weights_whose_scales_are_below_float16(
+    packing: Packing, wide_checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """Experts that nothing reaches have such weights: they are rounded coarsely, the least to zeros."""
+    source = Path(shutil.copytree(wide_checkpoint("dsvl2-mha"), tmp_path / "small")) / "model.safetensors"
+    tensors = load_file(source)
+    sizes = (1.0, 1e-4, 1e-5, 1e-6, 1e-8, 1e-30)
+    for name in (name for name in tensors if ".experts." in name):
+        tensors[name] = tensors[name] * sizes[int(name.split(".experts.")[1].split(".")[0]) % len(sizes)]
+    save_file(tensors, source, metadata={"format": "pt"})
+    model = model_of(source.parent, Precision(torch.float16, torch.float16, packing=packing), method="none")
+    check(model, written(model))
 
 
 @pytest.mark.parametrize("packing", PACKINGS, ids=str)
