@@ -52,14 +52,16 @@ def scratch_of(out: Path) -> Path:
     return out.with_name(f".{out.name}.fastmmoe-unfinished")
 
 
+@pytest.mark.parametrize("formats", [(), ("--weights", "bf16"), ("--weights", "int4")], ids=str)
 def test_a_killed_export_goes_on(
-    model: Path, whole: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: Path, formats: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    whole = exported(model, tmp_path / "whole", *formats)
     out = tmp_path / "out"
-    assert ended(model, out, "kill", "--resume").returncode == -signal.SIGKILL
+    assert ended(model, out, "kill", "--resume", *formats).returncode == -signal.SIGKILL
     assert (scratch_of(out) / RESUMABLE).is_file() and not out.exists()
     capsys.readouterr()
-    assert exported(model, out, "--resume") == whole
+    assert exported(model, out, "--resume", *formats) == whole
     said = capsys.readouterr().out
     assert "going on with " in said and "removed" not in said
     assert not scratch_of(out).exists()
