@@ -96,7 +96,7 @@ def vision_calls(tiles: list[tuple[int, int, int, int]]) -> Calls:
 
 
 def hostile_calls() -> list[Call]:
-    """Scales and zeros that the contract does not allow: results may be any numbers."""
+    """Rows with NaN and infinities; scales and zeros that the contract does not allow: results may be any numbers."""
     random = np.random.default_rng(0)
     calls = []
     for kind, layout in itertools.product([kind for kind in KINDS if kind.group_size], LAYOUTS):
@@ -105,7 +105,9 @@ def hostile_calls() -> list[Call]:
     calls += [Call(LINEAR, *linear_case(packing, "odd")) for packing in PACKINGS[1:]]
     for call in calls:
         for name, values in call.inputs.items():
-            if name.endswith("scale"):
+            if name in ("hidden_states", "x"):
+                values[1::2, ::7] = random.choice(np.float32([np.nan, np.inf, -np.inf, 3e38]), values[1::2, ::7].shape)
+            elif name.endswith("scale"):
                 values.flat = random.choice(np.float16([np.nan, np.inf, -np.inf, 0, -1, 65504]), values.size)
             elif name.endswith("zero"):
                 values.flat = random.integers(-128, 128, values.size)

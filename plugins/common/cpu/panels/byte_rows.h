@@ -59,12 +59,12 @@ inline void prepare_group(const PanelRows& rows, const float* x, int64_t count, 
   // The sum, a fused multiplication and addition, is rounded to a whole number, to the even one of two that
   // are as near. Its low bits then hold it.
   const float rounder = 0x1.8p23f;
-  Ints sums = {};
+  Bits sums = {};  // of NaN they may be beyond int32
   const int64_t whole = (count + 15) / 16 * 16;
   for (int64_t c = 0; c < whole; c += kLanes) {
     const Vector scaled = load_values(x, c, count) * inverse;
     const Ints integers = reinterpret_bits<Ints>(scaled + rounder) - reinterpret_bits<int32_t>(rounder);
-    sums += integers;
+    sums += reinterpret_bits<Bits>(integers);
     const auto bytes = __builtin_convertvector(integers, LaneBytes);
     std::memcpy(to + c, &bytes, sizeof bytes);
   }
