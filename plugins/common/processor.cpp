@@ -38,7 +38,7 @@ bool may_use_tiles() {
 #else
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
   return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-bf16") &&
-         syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+         __builtin_cpu_supports("amx-int8") && syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
 #endif
 }
 #endif
@@ -47,6 +47,9 @@ Isa widest_isa([[maybe_unused]] Isa allowed) {
 #ifdef FASTMMOE_X86
   const bool has_avx2 =
       __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+#ifdef FASTMMOE_STAND_IN
+  if (has_avx2) return allowed;
+#endif
   if (has_avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
     if (!__builtin_cpu_supports("avx512vnni")) return Isa::kAvx512;

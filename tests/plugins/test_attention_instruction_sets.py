@@ -1,32 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """FmmAttention's CPU kernels for instruction sets that this machine may lack: NEON under qemu, AMX by a stand-in.
 
-The stand-in for AMX (plugins/attention/cpu/tile_registers.h) does what Intel's pseudo code of the operations says; no
+The stand-in for AMX (plugins/common/cpu/tile_registers.h) does what Intel's pseudo code of the operations says; no
 processor with AMX has run the kernel.
 """
 
 from __future__ import annotations
 
-import ctypes
 import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 
-from fastmmoe.runtime.types import Array
 from tests.plugins.test_native_attention import CACHES, inputs_of, random_case
 from tests.support.attention_cases import LARGE, OTHER_WIDTHS, SMALL, Case
 from tests.support.attention_checks import check_outputs
 from tests.support.attention_host import AttentionHost
 from tests.support.host_program import QEMU, settings_for_aarch64
+from tests.support.software_tiles import AVX512, require_flags, software_tiles
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
 BY_NAME = {case.name: case for case in (*SMALL, *OTHER_WIDTHS)}
@@ -42,7 +39,6 @@ SLOW = ("prefill 2048", "prefill 600 after 1000")  # 6 and 27 s under qemu
 UNDER_QEMU = [pytest.param(case, marks=pytest.mark.slow) if case.name in SLOW else case for case in CASES]
 RANDOM = [random_case(seed) for seed in range(40)]
 X86 = ("x86_64", "AMD64", "amd64")
-bfloat16 = ml_dtypes.bfloat16
 
 
 # One worker builds each program.
@@ -60,14 +56,10 @@ def neon(tmp_path_factory: pytest.TempPathFactory) -> AttentionHost:
 
 
 @pytest.fixture(scope="session")
-def software_tiles(tmp_path_factory: pytest.TempPathFactory) -> AttentionHost:
+def with_tiles(tmp_path_factory: pytest.TempPathFactory) -> AttentionHost:
     """The kernels with AMX's tile registers in memory, chosen as AMX's are."""
-    needed = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_bf16"}
-    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    found = set(next((line.split() for line in lines if line.startswith("flags")), []))
-    if missing := needed - found:
-        pytest.skip(f"needs a processor with {' '.join(sorted(missing))}")
-    return AttentionHost(tmp_path_factory.mktemp("tiles"), ["-DFASTMMOE_SOFTWARE_TILES=ON"])
+    require_flags(AVX512)
+    return AttentionHost(tmp_path_factory.mktemp("tiles"), software_tiles())
 
 
 @ON_NEON
@@ -80,81 +72,31 @@ def test_neon(neon: AttentionHost, case: Case, cache: str) -> None:
 
 @WITH_TILES
 @pytest.mark.parametrize("case", CASES, ids=ids(CASES))
-def test_amx(software_tiles: AttentionHost, case: Case) -> None:
+def test_amx(with_tiles: AttentionHost, case: Case) -> None:
     inputs = inputs_of(case, "bfloat16")
-    check_outputs(case, inputs, software_tiles(case, inputs))
+    check_outputs(case, inputs, with_tiles(case, inputs))
 
 
 @WITH_TILES
-def test_amx_random_cases(software_tiles: AttentionHost) -> None:
+def test_amx_random_cases(with_tiles: AttentionHost) -> None:
     for seed, case in enumerate(RANDOM):
         inputs = inputs_of(case, "bfloat16", seed)
-        check_outputs(case, inputs, software_tiles(case, inputs))
+        check_outputs(case, inputs, with_tiles(case, inputs))
 
 
 @WITH_TILES
-def test_amx_is_what_runs(software_tiles: AttentionHost, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_amx_is_what_runs(with_tiles: AttentionHost, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sums are rounded otherwise than by vdpbf16ps; caches in float have no tiles."""
     case = BY_NAME["prefill"]
     for cache, has_tiles in (("bfloat16", True), ("float32", False)):
         inputs = inputs_of(case, cache)
-        output = software_tiles(case, inputs)[0]
+        output = with_tiles(case, inputs)[0]
         monkeypatch.setenv("FASTMMOE_CPU_ISA", "avx512_bf16")
-        without = software_tiles(case, inputs)[0]
+        without = with_tiles(case, inputs)[0]
         monkeypatch.setenv("FASTMMOE_CPU_ISA", "amx_bf16")
-        np.testing.assert_array_equal(software_tiles(case, inputs)[0], output)
+        np.testing.assert_array_equal(with_tiles(case, inputs)[0], output)
         monkeypatch.delenv("FASTMMOE_CPU_ISA")
         assert (output.tobytes() != without.tobytes()) == has_tiles
-
-
-@pytest.fixture(scope="session")
-def add_products(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Array, Array, Array], Array]:
-    """Function (sums, left, right) -> sums by the stand-in for one tdpbf16ps."""
-    library = tmp_path_factory.mktemp("registers") / "libregisters.so"
-    flags = ["-std=c++17", "-O2", "-fPIC", "-shared", "-DFASTMMOE_SOFTWARE_TILES", "-DFASTMMOE_ISA=stand_in"]
-    source = Path(__file__).with_name("tile_registers_abi.cpp")
-    subprocess.run(["c++", *flags, "-I", str(PLUGINS), str(source), "-o", str(library)], check=True)
-    function = ctypes.CDLL(str(library)).add_products
-
-    def call(sums: Array, left: Array, right: Array) -> Array:
-        result = sums.astype(np.float32).copy()
-        arrays = [np.ascontiguousarray(array) for array in (left, right)]
-        function(*(ctypes.c_void_p(array.ctypes.data) for array in (result, *arrays)))
-        return result
-
-    return call
-
-
-def expected_products(sums: Array, left: Array, right: Array) -> Array:
-    """Intel's pseudo code; left [16, 32], right [16, 16, 2]. Exact where double holds product plus sum."""
-    halves = np.zeros((16, 16, 2), np.float32)
-    for k in range(16):
-        pair = left[:, None, 2 * k : 2 * k + 2].astype(np.float64) * right[k].astype(np.float64)
-        halves = (halves.astype(np.float64) + pair).astype(np.float32)
-    return sums + (halves[..., 0] + halves[..., 1])
-
-
-def test_stand_in_rounds_as_the_pseudo_code_does(add_products: Callable[..., Array]) -> None:
-    random = np.random.default_rng(0)
-    for _ in range(20):
-        left = random.standard_normal((16, 32)).astype(bfloat16)
-        right = random.standard_normal((16, 16, 2)).astype(bfloat16)
-        sums = random.standard_normal((16, 16)).astype(np.float32)
-        np.testing.assert_array_equal(add_products(sums, left, right), expected_products(sums, left, right))
-
-
-def test_stand_in_has_no_denormal_numbers(add_products: Callable[..., Array]) -> None:
-    tiny = float(np.finfo(np.float32).tiny)
-    left, right, sums = np.zeros((16, 32), bfloat16), np.zeros((16, 16, 2), bfloat16), np.zeros((16, 16), np.float32)
-    left[0, 0], right[0, 0, 0] = tiny / 2, 4.0  # an operand
-    left[1, 0], right[0, 1, 0] = tiny, 0.5  # a product, which two halves would make normal
-    left[1, 1], right[0, 1, 1] = tiny, 0.5
-    left[2, 0], right[0, 2, 0] = tiny, 1.0  # no denormal number
-    sums[3, 3] = tiny / 2  # what is added to
-    left[4, 0], right[0, 4, 0], sums[4, 4] = -tiny, 1.5, 1.25 * tiny  # the last sum
-    assert left[0, 0] != 0
-    found = add_products(sums, left, right)
-    assert [found[i, i] for i in range(5)] == [0, 0, np.float32(tiny), 0, 0]
 
 
 def test_only_the_amx_variant_has_its_operations() -> None:
@@ -173,7 +115,7 @@ def test_only_the_amx_variant_has_its_operations() -> None:
         assert {space and space[1] for space in spaces} == isas, operation
 
 
-TILE_OPERATIONS = ("ldtilecfg", "tilerelease", "tilezero", "tileloadd", "tilestored", "tdpbf16ps")
+TILE_OPERATIONS = ("ldtilecfg", "tilerelease", "tilezero", "tileloadd", "tilestored", "tdpbf16ps", "tdpbssd")
 OPERATIONS = {name: {"amx_bf16"} for name in TILE_OPERATIONS} | {
     "vdpbf16ps": {"avx512_bf16"},
     "vpdpbusd": {"avx512_vnni", "avx512_bf16"},

@@ -1,15 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0
 // One product in tile registers.
-#include "attention/cpu/tile_registers.h"
+#include "common/cpu/tile_registers.h"
 
-/// sums [16, 16] += left [16, 32 bfloat16] * right [16, 16 pairs].
-extern "C" __attribute__((visibility("default"))) void add_products(float* sums, const float* left,
-                                                                    const float* right) {
-  using namespace fastmmoe::FASTMMOE_ISA;
-  const TileRegisters registers;
+using namespace fastmmoe::FASTMMOE_ISA;
+
+namespace {
+
+template <typename Sum>
+void load_operands(const Sum* sums, const float* left, const float* right, int units) {
   load_tile<0>(sums, kTileUnits);
-  load_tile<1>(left, kTileUnits);
-  load_tile<2>(right, kTileUnits);
-  add_tile_products<0, 1, 2>();
+  load_tile<kLeftTile>(left, units);
+  load_tile<kRightTile>(right, kTileUnits);
+}
+
+}  // namespace
+
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+
+/// sums [16, 16] += left [16, units pairs of bfloat16] * right [units, 16 pairs].
+EXPORTED void add_pairs(float* sums, const float* left, const float* right, int units) {
+  const TileRegisters registers(units);
+  load_operands(sums, left, right, units);
+  add_pair_products<0, kLeftTile, kRightTile>();
+  store_tile<0>(sums, kTileUnits);
+}
+
+/// sums [16, 16] += left [16, units of 4 int8] * right [units, 16 of 4 int8].
+EXPORTED void add_bytes(int32_t* sums, const float* left, const float* right, int units) {
+  const TileRegisters registers(units);
+  load_operands(sums, left, right, units);
+  add_byte_products<0, kLeftTile, kRightTile>();
   store_tile<0>(sums, kTileUnits);
 }

@@ -77,19 +77,24 @@ class PanelsHost:
         is_exact: bool = False,
         panels: tuple[int, int] | None = None,
         more: int = 0,
+        threads: int = 1,
+        are_apart: bool = False,
     ) -> tuple[str, Array]:
         """Which arithmetic it was, and y [T, 16 panels].
 
         Args:
             panels: first panel and number of panels; None = all.
             more: floats after each row of y, which must stay as they are.
+            threads: each has a range of the panels.
+            are_apart: rows lie at distances that differ, else one follows the other.
         """
         outputs, columns = weights.values.shape
         first, count = panels or (0, -(-outputs // 16))
         has_zeros = weights.zero is not None
         call = (FORMATS.index(weights.weight_format), outputs, columns, weights.group_size, has_zeros, is_exact)
         stride = 16 * count + more
-        parts = [struct.pack("10q", *call, len(x), first, count, stride), x.astype(np.float32).tobytes()]
+        sizes = (len(x), first, count, stride, threads, are_apart)
+        parts = [struct.pack("12q", *call, *sizes), x.astype(np.float32).tobytes()]
         parts += [array.tobytes() for array in (weights.tiles, weights.scale, weights.zero) if array is not None]
         environment = {**os.environ, "FASTMMOE_CPU_ISA": isa}
         done = subprocess.run(self.command, input=b"".join(parts), capture_output=True, env=environment, check=False)

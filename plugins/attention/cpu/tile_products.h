@@ -4,91 +4,36 @@
 #pragma once
 
 #include "attention/cpu/many_rows.h"
-#include "attention/cpu/tile_registers.h"
+#include "common/cpu/tile_product.h"
 
 namespace fastmmoe::FASTMMOE_ISA {
 namespace {
 
 static_assert(kLanes == kTileUnits && kKeysPerTile % kTileRows == 0 && kRowsPerTile % kTileRows == 0);
 
-struct Tiles : Pairs {};
+struct Tiles : Pairs {
+  static constexpr int kUnits = kTileUnits;
+  template <int kSum, int kLeft, int kRight>
+  static void add() {
+    add_pair_products<kSum, kLeft, kRight>();
+  }
+  static void ahead(const float*) {}
+};
 template <>
 struct Units<Tiles> : Units<Pairs> {};
 
 inline int64_t whole_tiles(int64_t count) { return (count + kTileUnits - 1) / kTileUnits * kTileUnits; }
-
-struct TileProduct {
-  const float* left;  // [16 kR, units]
-  int64_t left_stride;
-  const float* right;  // [units, 16 kC]
-  int64_t right_stride;
-  int64_t units;  // a multiple of 16
-  float* sums;    // [16 kR, 16 kC]
-  int64_t sum_stride;
-};
-
-// Registers 0 to 3 have the sums, 4 and 5 the left operand, 6 and 7 the right one: each load serves two
-// products, as many registers as there are.
-constexpr int kLeftTile = 4, kRightTile = 6;
-
-template <int kR, int kC>
-void load_sums(float* sums, int64_t stride) {
-  float* const below = sums + kTileRows * stride;
-  load_tile<0>(sums, stride);
-  if constexpr (kC == 2) load_tile<1>(sums + kTileUnits, stride);
-  if constexpr (kR == 2) load_tile<2>(below, stride);
-  if constexpr (kR == 2 && kC == 2) load_tile<3>(below + kTileUnits, stride);
-}
-
-template <int kR, int kC>
-void store_sums(float* sums, int64_t stride) {
-  float* const below = sums + kTileRows * stride;
-  store_tile<0>(sums, stride);
-  if constexpr (kC == 2) store_tile<1>(sums + kTileUnits, stride);
-  if constexpr (kR == 2) store_tile<2>(below, stride);
-  if constexpr (kR == 2 && kC == 2) store_tile<3>(below + kTileUnits, stride);
-}
-
-inline void zero_sums() {
-  zero_tile<0>();
-  zero_tile<1>();
-  zero_tile<2>();
-  zero_tile<3>();
-}
-
-// sums = left * right, or what was there plus that.
-template <int kR, int kC, bool kAdds>
-void multiply_tiles(const TileProduct& product) {
-  if constexpr (kAdds) {
-    load_sums<kR, kC>(product.sums, product.sum_stride);
-  } else {
-    zero_sums();
-  }
-  for (int64_t u = 0; u < product.units; u += kTileUnits) {
-    const float* left = product.left + u;
-    const float* right = product.right + u * product.right_stride;
-    load_tile<kRightTile>(right, product.right_stride);
-    if constexpr (kC == 2) load_tile<kRightTile + 1>(right + kTileUnits, product.right_stride);
-    load_tile<kLeftTile>(left, product.left_stride);
-    add_tile_products<0, kLeftTile, kRightTile>();
-    if constexpr (kC == 2) add_tile_products<1, kLeftTile, kRightTile + 1>();
-    if constexpr (kR == 2) {
-      load_tile<kLeftTile + 1>(left + kTileRows * product.left_stride, product.left_stride);
-      add_tile_products<2, kLeftTile + 1, kRightTile>();
-      if constexpr (kC == 2) add_tile_products<3, kLeftTile + 1, kRightTile + 1>();
-    }
-  }
-  store_sums<kR, kC>(product.sums, product.sum_stride);
-}
 
 // rows: 1 or 2 registers of them. `columns` registers of columns, by twos.
 template <bool kAdds>
 void multiply_strip(int64_t rows, int64_t columns, TileProduct product) {
   for (; columns > 0; columns -= 2) {
     if (rows == 1) {
-      columns == 1 ? multiply_tiles<1, 1, kAdds>(product) : multiply_tiles<1, 2, kAdds>(product);
+      columns == 1 ? multiply_tiles<Tiles, 1, 1, kAdds>(product)
+                   : multiply_tiles<Tiles, 1, 2, kAdds>(product);
     } else {
-      columns == 1 ? multiply_tiles<2, 1, kAdds>(product) : multiply_tiles<2, 2, kAdds>(product);
+      columns == 1 ? multiply_tiles<Tiles, 2, 1, kAdds>(product)
+                   : multiply_tiles<Tiles, 2, 2, kAdds>(product);
     }
     product.right += 2 * kTileUnits;
     product.sums += 2 * kTileUnits;

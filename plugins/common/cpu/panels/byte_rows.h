@@ -14,14 +14,6 @@ constexpr float kLeastMagnitude = 1e-30f;  // a group without a greater one is z
 typedef int8_t LaneBytes __attribute__((vector_size(kLanes)));
 typedef int8_t SixteenBytes __attribute__((vector_size(16)));
 
-// Values of a group from c on; those after its end are 0.
-inline Vector load_values(const float* x, int64_t c, int64_t count) {
-  if (count - c >= kLanes) return load(x + c);
-  Vector values = {};
-  if (c < count) std::memcpy(&values, x + c, static_cast<size_t>(count - c) * sizeof *x);
-  return values;
-}
-
 template <typename Lanes, typename Value, typename Function>
 Value reduced(Lanes lanes, Value value, const Function& function) {
   for (int i = 0; i < kLanes; ++i) value = function(value, static_cast<Value>(lanes[i]));

@@ -4,7 +4,8 @@
 #include "common/cpu/panels/float_products.h"
 #include "common/cpu/panels/kernels.h"
 
-#ifdef __AVX512BF16__
+#if defined(__AVX512BF16__) || defined(FASTMMOE_STAND_IN)
+#define FASTMMOE_HAS_PAIRS
 #include "common/cpu/panels/pair_products.h"
 #endif
 // AVX-512 alone has no such operations; panels.cpp takes those of AVX2.
@@ -18,12 +19,12 @@ namespace fastmmoe::FASTMMOE_ISA {
 
 PanelKernels panel_kernels();  // panels.cpp names it
 PanelKernels panel_kernels() {
-  PanelKernels kernels{{prepare_floats, multiply_floats}, {}, {}};
-#ifdef __AVX512BF16__
-  kernels.bfloat16 = {prepare_pairs, multiply_pairs};
+  PanelKernels kernels{{prepare_floats, multiply_floats, nullptr}, {}, {}};
+#ifdef FASTMMOE_HAS_PAIRS
+  kernels.bfloat16 = {prepare_pairs, multiply_pairs, nullptr};
 #endif
 #ifdef FASTMMOE_HAS_BYTE_DOTS
-  kernels.int8 = {prepare_bytes, multiply_bytes};
+  kernels.int8 = {prepare_bytes, multiply_bytes, nullptr};
 #endif
   return kernels;
 }

@@ -28,15 +28,28 @@ PanelKernels panel_kernels();
 namespace avx512_bf16 {
 PanelKernels panel_kernels();
 }
+namespace amx_bf16 {
+TileKernels tile_kernels();
+}
 #endif
 
 namespace {
 
 constexpr int64_t kRowAlignment = 64;
+constexpr int64_t kManyRows = 8;  // fill at least half of a tile register
 
 PanelKernels kernels_of(Isa isa) {
 #ifdef FASTMMOE_X86
-  if (isa >= Isa::kAvx512Bf16) return avx512_bf16::panel_kernels();
+  if (isa >= Isa::kAvx512Bf16) {
+    PanelKernels found = avx512_bf16::panel_kernels();
+    if (isa == Isa::kAmxBf16) {
+      const TileKernels tiles = amx_bf16::tile_kernels();
+      found.bfloat16.multiply = tiles.few_bfloat16;
+      found.bfloat16.multiply_many = tiles.many_bfloat16;
+      found.int8.multiply_many = tiles.many_int8;
+    }
+    return found;
+  }
   if (isa == Isa::kAvx512Vnni) return avx512_vnni::panel_kernels();
   if (isa == Isa::kAvx512) {
     PanelKernels found = avx512::panel_kernels();
@@ -95,6 +108,10 @@ void PanelRows::prepare(const float* x, int64_t first, int64_t count, std::byte*
   kernel_of(arithmetic).prepare(*this, x, first, count, row);
 }
 
-void multiply_panels(const PanelProduct& product) { kernel_of(product.layout->arithmetic).multiply(product); }
+void multiply_panels(const PanelProduct& product) {
+  const PanelKernel& kernel = kernel_of(product.layout->arithmetic);
+  const bool are_many = product.count >= kManyRows && kernel.multiply_many != nullptr;
+  (are_many ? kernel.multiply_many : kernel.multiply)(product);
+}
 
 }  // namespace fastmmoe

@@ -14,7 +14,7 @@
 // exporter/ops/quantise.py). What is beyond N or K is zeros in bfloat16 and int8; of int4 it may be anything.
 //
 // A product depends on its row, its panel and the processor alone: not on the rows and panels of its call. So
-// results are the same for any number of threads.
+// results are the same for any number of threads. (With AMX many rows have no denormal numbers in bfloat16.)
 #pragma once
 
 #include <cstddef>

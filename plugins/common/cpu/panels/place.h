@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-// A column of a panel. For the files that are compiled once for each instruction set.
+// A column of a panel, and some of a row. For the files that are compiled once for each instruction set.
 #pragma once
 
+#include "common/cpu/lanes.h"
 #include "common/cpu/panels/panels.h"
 
 namespace fastmmoe::FASTMMOE_ISA {
@@ -25,6 +26,14 @@ struct PanelPlace {
     if (matrix.zero != nullptr) zero = matrix.zero + group;
   }
 };
+
+// Of `count` columns of a row those from c on; those after its end are 0.
+inline Vector load_values(const float* x, int64_t c, int64_t count) {
+  if (count - c >= kLanes) return load(x + c);
+  Vector values = {};
+  if (c < count) std::memcpy(&values, x + c, static_cast<size_t>(count - c) * sizeof *x);
+  return values;
+}
 
 constexpr int64_t kLineBytes = 64;
 
