@@ -10,7 +10,7 @@ from fastmmoe.runtime.cost.demands import HEAD
 from fastmmoe.runtime.cost.weights import EXPERTS
 
 VISION, EMBEDDING, LANGUAGE_MODEL = GRAPHS
-REST = "rest"
+REST, LINEARS = "rest", "linears"
 
 TITLES = {
     "patches": "patches",
@@ -27,22 +27,25 @@ TITLES = {
     "dense": "dense layers",
     "projector": "projector",
     HEAD: "head",
+    LINEARS: "linear layers",
     REST: "rest",
 }
-"""Parts in the order of a call -> what they are called. All but embedding and rest are those of runtime/cost."""
+"""Parts in the order of a call -> what they are called. All but embedding and the last two are of runtime/cost."""
 
 # Of what is fused or named after several nodes the first place counts.
 _PLACE = re.compile(
     r"(?<![\w.])(?:(?:layers|groups|blocks)\.\d+|patches|projector|head|embedding|random_scores|rater_weights)"
     r"(?:\.\w+)*/\w+"
 )
-# Nodes that ONNX Runtime makes of a function of ours, as those of portable graphs, are named after the function alone.
+# Nodes that ONNX Runtime makes of a function of ours, as those of portable graphs, are named after the function alone:
+# of a linear layer they do not say which part has it.
 _INLINED = re.compile(r"_inlfunc_(Fmm[A-Za-z]+)")
 _FUNCTIONS = {
     "FmmAttention": "attention",
     "FmmVisionAttention": "attention",
     "FmmSparseMoE": EXPERTS,
     "FmmTokenPrune": "pruning",
+    "FmmLinear": LINEARS,
 }
 _RULES: dict[str, tuple[tuple[str, str], ...]] = {
     VISION: (

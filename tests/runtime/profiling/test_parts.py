@@ -54,6 +54,7 @@ def test_vision(node: str, part: str) -> None:
         ("_inlfunc_FmmSparseMoE_token_7_experts/Loop_node_26", "routed_experts"),
         ("_inlfunc_FmmAttention_2_token_0_each/Loop_node_63", "attention"),
         ("_inlfunc_FmmTokenPrune_If_node_3", "pruning"),
+        ("_inlfunc_FmmLinear_token_12_MatMul_node_9", "linears"),
         ("_inlfunc_FmmOther_If_node_3", "rest"),
         ("layers.3.mlp.shared_experts.up_proj/MatMul", "shared_experts"),
         ("layers.3.mlp.shared_experts/Mul", "shared_experts"),
