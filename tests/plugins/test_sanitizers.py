@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """CPU operators with weights in every format under AddressSanitizer, UBSan and ThreadSanitizer, and against NumPy.
 
-Arrays end at pages that may not be touched; new memory is full of NaN. The instruction set of every processor compiles
-the same sources, so the usual tests have the baseline's kernels alone; the slow ones have all that this processor has.
+Arrays end at pages that may not be touched; new memory is full of NaN. Compiling takes most of the time, so the usual
+tests have the baseline's kernels alone; the slow ones have those of every instruction set, AMX's by software where the
+processor lacks it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from fastmmoe.runtime.types import Array
 from tests.support.linear_cases import PACKINGS, linear_case
 from tests.support.moe_layouts import KINDS, LAYOUTS, stored_case
 from tests.support.operators_host import Call, OperatorsHost
+from tests.support.software_tiles import TILES, missing_flags, software_tiles
 from tests.support.vision_attention_cases import VisionCase
 
 # One worker builds the programs.
@@ -52,9 +54,10 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., OperatorsHo
     """Function (sanitizer, whether all instruction sets are compiled) -> program."""
 
     def make(sanitizer: str, *, has_all: bool) -> OperatorsHost:
-        # Nearly all of the time is the compiler's.
-        alone = "OFF" if has_all else "ON"
-        settings = [f"-DFASTMMOE_SANITIZE={SANITIZERS[sanitizer]}", f"-DFASTMMOE_BASELINE_ALONE={alone}"]
+        kernels = ["-DFASTMMOE_BASELINE_ALONE=ON"]
+        if has_all:
+            kernels = software_tiles() if missing_flags(TILES) else []
+        settings = [f"-DFASTMMOE_SANITIZE={SANITIZERS[sanitizer]}", *kernels]
         return OperatorsHost(tmp_path_factory.mktemp(sanitizer), settings)
 
     return make
