@@ -57,22 +57,27 @@ class _Stack:
     """The experts of a parameter, packed one at a time.
 
     What is small of them is kept from the time when the integers are written to when it is written itself, so that they
-    are packed once.
+    are packed once. It lies in one array: small ones between what is large for a moment would keep the heap from
+    shrinking.
     """
 
-    def __init__(self, name: str, experts: Experts, storage: Storage, *, is_gate_up: bool) -> None:
-        self._name, self._experts, self._storage, self._is_gate_up = name, experts, storage, is_gate_up
+    def __init__(self, name: str, count: int, experts: Experts, storage: Storage, *, is_gate_up: bool) -> None:
+        self._name, self._count, self._experts = name, count, experts
+        self._storage, self._is_gate_up = storage, is_gate_up
         self._small: dict[str, Array] = {}
 
     def packed(self) -> Iterator[QuantisedWeights | Array]:
-        small: dict[str, list[Array]] = {part: [] for part in self._storage.parts[1:]}
-        for expert in self._experts(self._name):
+        small: dict[str, Array] = {}
+        for e, expert in enumerate(self._experts(self._name)):
             bits = expert.float() if self._storage.packing is not None else expert.bfloat16().view(torch.int16)
             packed = self._storage.store(bits.numpy(), is_gate_up=self._is_gate_up)
-            for part, arrays in small.items():
-                arrays.append(part_of(packed, part))
+            for part in self._storage.parts[1:]:
+                values = part_of(packed, part)
+                if e == 0:
+                    small[part] = np.empty((self._count, *values.shape), values.dtype)
+                small[part][e] = values
             yield packed
-        self._small = {part: np.stack(arrays) for part, arrays in small.items()}
+        self._small = small
 
     def small(self, part: str) -> Array:
         if part not in self._small:
@@ -111,8 +116,8 @@ def _packed_tensors(
 ) -> Iterator[tuple[str, PackedTensor]]:
     """Suffix and tensor of each part; values are made when they are written."""
     assert isinstance(value.const_value, ParameterTensor)
-    stack = _Stack(value.const_value.parameter, experts, storage, is_gate_up=is_gate_up)
     sizes = [int(size) for size in value.const_value.shape.numpy()]
+    stack = _Stack(value.const_value.parameter, sizes[0], experts, storage, is_gate_up=is_gate_up)
     of_values = ir.DataType.BFLOAT16 if storage.packing is None else ir.DataType.INT8
     dtypes = {"": of_values, "_scale": ir.DataType.FLOAT16, "_zero": ir.DataType.INT8}
     for part in storage.parts:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,8 +39,13 @@ EXACT = 1e-5
 """Of the output's greatest value, where arithmetic is in float."""
 ROUNDED = 0.03
 """Likewise where rows are rounded to bfloat16, or to 127 steps either way of 0."""
-FEW = {"sizes": [(136, 24)], "tokens": (0, 1, 5), "linear": ("odd", "no rows"), "tiles": [(2, 3, 2, 5), (1, 70, 1, 24)]}
-MANY = {
+FEW: dict[str, Any] = {
+    "sizes": [(136, 24)],
+    "tokens": (0, 1, 5),
+    "linear": ("odd", "no rows"),
+    "tiles": [(2, 3, 2, 5), (1, 70, 1, 24)],
+}
+MANY: dict[str, Any] = {
     "sizes": [(40, 24), (8, 8), (264, 136)],
     "tokens": (0, 1, 2, 150),
     "linear": ("odd", "whole", "one", "decode", "many rows", "no rows"),
