@@ -44,6 +44,8 @@ class VLM:
         provider: "cpu", "cuda" (ONNX Runtime), "tensorrt", or "auto": the best that bundle and machine have.
         portable: run without the native library, through the operators' ONNX function bodies (slow).
         threads: size of ONNX Runtime's pool; 0 = one for each core that this process may use.
+        spinning: its idle threads ask for work without a pause: sooner answers where nothing else runs on the cores,
+            later ones where something does.
         verify: compare the files' SHA-256 with the manifest's, where that has not been done since they changed; lines
             on stderr say so where it takes longer than a second, or cannot be remembered.
         profile: take the time of every node, for `backend.end_profiling()` (docs/profile.md); requests take longer.
@@ -61,6 +63,7 @@ class VLM:
         provider: str = AUTO,
         portable: bool = False,
         threads: int = 0,
+        spinning: bool = False,
         verify: bool = True,
         profile: bool = False,
     ) -> None:
@@ -69,7 +72,7 @@ class VLM:
                 f"bundle is of type {type(bundle).__name__}: expected a str or Path, the directory that "
                 "fastmmoe-export wrote"
             )
-        for name, value in (("portable", portable), ("verify", verify), ("profile", profile)):
+        for name, value in (("portable", portable), ("spinning", spinning), ("verify", verify), ("profile", profile)):
             if not isinstance(value, (bool, np.bool_)):
                 raise InvalidRequest(f"{name} is of type {type(value).__name__}: expected True or False")
         if provider not in PROVIDERS:
@@ -78,7 +81,7 @@ class VLM:
         self.manifest: Manifest = opened.manifest
         tokenizer = opened.directory / TOKENIZER if TOKENIZER in self.manifest.files else None
         self.processor = Processor(self.manifest.processor, tokenizer)
-        settings = Settings(provider=provider, portable=bool(portable), threads=threads, profile=bool(profile))
+        settings = Settings(provider, bool(portable), threads, bool(spinning), bool(profile))
         self.backend = load_backend(opened, settings)
 
     @classmethod

@@ -4,6 +4,8 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
+#include <thread>
+#include <vector>
 
 namespace fastmmoe {
 
@@ -22,6 +24,40 @@ inline void run_in_order(int64_t items, const ParallelFor& parallel_for,
   parallel_for(items, [&](int64_t) {
     for (int64_t item = take(); item < items; item = take()) body(item);
   });
+}
+
+/// Items of which each needs all of the phase before.
+struct Phase {
+  int64_t items;
+  std::function<void(int64_t)> body;
+};
+
+/// The phases one after the other, with one call of the threads: to wake those that sleep takes as long as
+/// some of the work, and whoever comes late goes on with what is left. Between phases a thread waits for what
+/// others have begun, without sleep.
+inline void run_phases(const std::vector<Phase>& phases, const ParallelFor& parallel_for) {
+  int64_t all = 0;
+  for (const Phase& phase : phases) all += phase.items;
+  std::atomic<int64_t> next{0}, finished{0};
+  const auto run = [&](int64_t) {
+    struct Finish {
+      std::atomic<int64_t>& finished;
+      ~Finish() { finished.fetch_add(1, std::memory_order_release); }  // also where a body throws
+    };
+    size_t phase = 0;
+    int64_t before = 0;  // items of earlier phases
+    for (int64_t item = next.fetch_add(1, std::memory_order_relaxed); item < all;
+         item = next.fetch_add(1, std::memory_order_relaxed)) {
+      while (item - before >= phases[phase].items) before += phases[phase++].items;
+      constexpr int kLooks = 10000;
+      for (int looks = 0; finished.load(std::memory_order_acquire) < before; ++looks) {
+        if (looks > kLooks) std::this_thread::yield();
+      }
+      const Finish finish{finished};
+      phases[phase].body(item - before);
+    }
+  };
+  parallel_for(all, run);
 }
 
 }  // namespace fastmmoe

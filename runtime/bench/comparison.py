@@ -16,7 +16,7 @@ from fastmmoe.runtime.errors import InvalidRequest
 SCHEMA = "fastmmoe-bench-compare/1"
 NO_DIFFERENCE, TOO_FEW = "no difference told", "too few samples"
 MACHINE = ("device", "provider", "power_mode", "threads", "commit")
-SETTINGS = ("method", "prompt", "images", "max_tiles", "new_tokens", "warmup", "portable")
+SETTINGS = ("method", "prompt", "images", "max_tiles", "new_tokens", "warmup", "portable", "spinning")
 """What two measurements may differ in, and what is said of then."""
 MOST_SHOWN = 60
 

@@ -38,13 +38,14 @@ def measure(
     *,
     threads: int = 0,
     portable: bool = False,
+    spinning: bool = False,
     host: Host = THIS,
     say: Say = lambda _: None,
 ) -> tuple[Result, list[Round]]:
     """Measure a bundle.
 
     Args:
-        threads, portable: what it was loaded with.
+        threads, portable, spinning: what it was loaded with.
         say: is called with a line of progress.
     Returns:
         The result, and the requests that it stands for.
@@ -64,7 +65,7 @@ def measure(
         schema=SCHEMA,
         machine=machine,
         bundle=describe_bundle(directory, manifest),
-        settings=_settings(bench, meter) | {"threads": threads, "portable": portable},
+        settings=_settings(bench, meter) | {"threads": threads, "portable": portable, "spinning": spinning},
         rates=None if rates is None else asdict(rates),
         rows=tuple(make_rows(rounds, manifest, rates)),
         notes=tuple(_notes(machine, rates, meter)),

@@ -143,14 +143,13 @@ def _measure(arguments: argparse.Namespace, options: BenchOptions) -> Result:
     from fastmmoe.runtime.bench.trtexec import export_times
     from fastmmoe.runtime.vlm import VLM
 
-    settings = {"provider": arguments.provider, "portable": arguments.portable, "threads": arguments.threads}
+    settings = {name: getattr(arguments, name) for name in ("provider", "portable", "threads", "spinning")}
     verify = not arguments.no_verify
     with _progress() as say, VLM(arguments.bundle, **settings, verify=verify) as vlm:
         if arguments.export_profile is not None:
             profilable(vlm.backend)
-        result, rounds = measure(
-            vlm, arguments.bundle, options, threads=arguments.threads, portable=arguments.portable, say=say
-        )
+        loaded = {name: settings[name] for name in ("threads", "portable", "spinning")}
+        result, rounds = measure(vlm, arguments.bundle, options, **loaded, say=say)
     exported = [(arguments.export_times, export_times(rounds))]
     if arguments.export_profile is not None:
         with _progress() as say, VLM(arguments.bundle, **settings, verify=verify, profile=True) as vlm:

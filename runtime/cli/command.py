@@ -108,6 +108,9 @@ def add_provider(parser: argparse.ArgumentParser) -> None:
         help="what runs it (default: the best that bundle and machine have)",
     )
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="0 = one per core (default)")
+    parser.add_argument(
+        "--spinning", action="store_true", help="idle threads keep their cores: faster where nothing else runs"
+    )
 
 
 def add_no_verify(parser: argparse.ArgumentParser) -> None:

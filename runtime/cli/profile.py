@@ -105,6 +105,7 @@ def _measure(arguments: argparse.Namespace, options: Any) -> Profile:
         provider=arguments.provider,
         portable=arguments.portable,
         threads=arguments.threads,
+        spinning=arguments.spinning,
         verify=not arguments.no_verify,
         say=_say,
     )

@@ -117,6 +117,7 @@ def _load_and_run(arguments: argparse.Namespace) -> int:
         provider=arguments.provider,
         portable=arguments.portable,
         threads=arguments.threads,
+        spinning=arguments.spinning,
         verify=not arguments.no_verify,
     )
     if arguments.inputs is not None:

@@ -92,7 +92,8 @@ def _seen(arguments: argparse.Namespace) -> Iterator[Seen]:
     # A large bundle takes long to load.
     check_arguments(arguments.prompt, **asked)
     source, order = open_source(arguments.source, arguments.fps)
-    vlm = VLM(arguments.bundle, provider=arguments.provider, threads=arguments.threads, verify=not arguments.no_verify)
+    settings = {name: getattr(arguments, name) for name in ("provider", "threads", "spinning")}
+    vlm = VLM(arguments.bundle, **settings, verify=not arguments.no_verify)
     with vlm:
         yield from watch(vlm, source, arguments.prompt, order=arguments.order or order, **asked)
 

@@ -30,20 +30,22 @@ def profile_bundle(
     provider: str,
     portable: bool,
     threads: int,
+    spinning: bool,
     verify: bool,
     say: Say,
 ) -> Profile:
     """Load the bundle twice, without a profiler and with one, and measure requests of one setting.
 
     Args:
-        provider, portable, threads, verify: as in `VLM`.
+        provider, portable, threads, spinning, verify: as in `VLM`.
         say: is called with a line before each repetition.
     Raises:
         InvalidRequest, BackendMissing, BundleMismatch, RunFailed: see `VLM` and `measure`.
     """
 
     def open_bundle(profiles: bool) -> VLM:
-        return VLM(directory, provider=provider, portable=portable, threads=threads, verify=verify, profile=profiles)
+        own = {"portable": portable, "threads": threads, "spinning": spinning, "verify": verify}
+        return VLM(directory, provider=provider, profile=profiles, **own)  # type: ignore[arg-type]
 
     measured = measure(open_bundle, options, say)
     stats, manifest = measured.profiled[0].stats, measured.manifest

@@ -24,7 +24,8 @@ from fastmmoe.runtime.method.schedule import plan_request
 
 def load(path: Path, threads: int) -> tuple[Callable[[int], Call], Callable[[], Callable[[], Call]]]:
     """Calls that end with the logits of the last token."""
-    backend = OnnxRuntime(path, read_manifest(path), Settings(threads=threads), graphs=("language_model",))
+    settings = Settings(threads=threads, spinning=True)
+    backend = OnnxRuntime(path, read_manifest(path), settings, graphs=("language_model",))
     info, policy = backend.info, backend.policy
     plan = plan_request(policy, visual_tokens=0, moe_layers=info.moe_layers, top_k=info.top_k, method=UNMODIFIED)
     random = np.random.default_rng(0)

@@ -54,16 +54,13 @@ class TiledLinear {
             "FmmLinear: " + std::to_string(params.T) + " rows of " + std::to_string(params.K) + " columns") {}
 
   void run(const ParallelFor& parallel_for) {
-    const int64_t preparations = divide_up(params_.T, kRowsPerPreparation);
-    if (preparations == 1) {
-      prepare(0);
-    } else {
-      parallel_for(preparations, [&](int64_t item) { prepare(item); });
-    }
     const int64_t ranges = divide_up(panels_, panels_per_item_);
-    run_in_order(divide_up(params_.T, rows_per_block_) * ranges, parallel_for, [&](int64_t item) {
-      multiply(item / ranges * rows_per_block_, item % ranges * panels_per_item_);
-    });
+    run_phases({{divide_up(params_.T, kRowsPerPreparation), [&](int64_t item) { prepare(item); }},
+                {divide_up(params_.T, rows_per_block_) * ranges,
+                 [&](int64_t item) {
+                   multiply(item / ranges * rows_per_block_, item % ranges * panels_per_item_);
+                 }}},
+               parallel_for);
   }
 
  private:

@@ -73,14 +73,16 @@ class TiledExperts {
                      ", I = " + std::to_string(params.I)) {}
 
   void run(const ParallelFor& parallel_for) {
-    parallel_for(divide_up(params_.T, kTokensPerItem),
-                 [&](int64_t item) { prepare_tokens(item * kTokensPerItem); });
     const int64_t chunks = divide_up(params_.I, kActivatedColumns);
-    parallel_for(static_cast<int64_t>(plan_.blocks.size()) * chunks, [&](int64_t item) {
-      gate_up_columns(plan_.blocks[item / chunks], item % chunks * kActivatedColumns);
-    });
     const int64_t columns = pairs() <= kFewPairs ? kDownColumnsOfFew : kMostDownColumns;
-    parallel_for(divide_up(params_.H, columns), [&](int64_t item) { down_columns(item * columns, columns); });
+    run_phases(
+        {{divide_up(params_.T, kTokensPerItem), [&](int64_t item) { prepare_tokens(item * kTokensPerItem); }},
+         {static_cast<int64_t>(plan_.blocks.size()) * chunks,
+          [&](int64_t item) {
+            gate_up_columns(plan_.blocks[item / chunks], item % chunks * kActivatedColumns);
+          }},
+         {divide_up(params_.H, columns), [&](int64_t item) { down_columns(item * columns, columns); }}},
+        parallel_for);
   }
 
  private:

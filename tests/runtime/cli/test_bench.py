@@ -58,7 +58,7 @@ def test_a_table(loaded: Any, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no joules: there is no INA3221 power monitor to read\n" in err and "repetition" not in err
     ((_, directory, given),) = loaded
     assert directory == Path("bundle")
-    assert given == {"provider": "auto", "portable": False, "threads": 0, "verify": True}
+    assert given == {"provider": "auto", "portable": False, "threads": 0, "spinning": False, "verify": True}
 
 
 def test_json_is_both(loaded: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_options_reach_the_requests(loaded: Any, capsys: pytest.CaptureFixture[s
     kinds = {(row["test"], row["batch"], row["concurrency"]) for row in rows}
     assert {("decode", 1, 1), ("decode", 2, 1), ("request", 1, 2)} < kinds and len(rows) == 1 + 4 + 3 + 2
     assert {row["tokens"] for row in rows if row["test"] == "prefill"} == {900, 1800}
-    assert loaded[0][2] == {"provider": "auto", "portable": False, "threads": 1, "verify": False}
+    assert loaded[0][2] == {"provider": "auto", "portable": False, "threads": 1, "spinning": False, "verify": False}
     assert rows[0]["settings"]["method"] == "none" and rows[0]["settings"]["max_tiles"] == 1
 
 

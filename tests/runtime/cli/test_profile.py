@@ -69,7 +69,7 @@ def test_json_and_picture(
     assert (options.retentions, options.repetitions, options.warmup, options.new_tokens) == ((0.5,), 3, 0, 4)
     assert (options.prompt, options.max_tiles, options.images) == ("What?", 1, ("a.png", b"a picture"))
     assert settings.pop("say") is not None
-    assert settings == {"provider": "auto", "portable": False, "threads": 1, "verify": True}
+    assert settings == {"provider": "auto", "portable": False, "threads": 1, "spinning": False, "verify": True}
 
 
 @pytest.mark.parametrize(

@@ -279,11 +279,12 @@ def test_what_a_run_asks_and_prints(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     monkeypatch.setattr(vlm, "VLM", Speaker)
     pictures = ["--image", "a.png", "--image", "b.png"]
     question = [*pictures, "--prompt", "Why?", "--system", "Be brief.", "--pruning-rate", "0.25", "--max-tiles", "2"]
-    assert main(["run", "out", *question, "--threads", "1", "--no-verify"]) == 0
+    assert main(["run", "out", *question, "--threads", "1", "--spinning", "--no-verify"]) == 0
     output = capsys.readouterr()
     assert (output.out, output.err) == ("h\u00e9\n", describe(STATS, is_warm=False) + "\n")
     loaded, (messages, options) = Speaker.asked
-    assert loaded == ((Path("out"),), {"provider": "auto", "portable": False, "threads": 1, "verify": False})
+    settings = {"provider": "auto", "portable": False, "threads": 1, "spinning": True, "verify": False}
+    assert loaded == ((Path("out"),), settings)
     parts = [{"type": "image", "image": "a.png"}, {"type": "image", "image": "b.png"}, {"type": "text", "text": "Why?"}]
     assert messages == [{"role": "system", "content": "Be brief."}, {"role": "user", "content": parts}]
     given = {name: value for name, value in options.items() if value is not None}

@@ -91,9 +91,10 @@ def test_a_terminal_has_one_line_that_is_written_over(
 
 def test_options_reach_the_model(pattern: str) -> None:
     options = ["--retention", "0.5", "--max-tiles", "3", "--max-new-tokens", "2", "--method", "fastmmoe"]
-    assert watch(pattern, "--frames", "1", "--threads", "1", "--no-verify", "--system", "Look.", *options) == 0
+    options += ["--threads", "1", "--spinning", "--no-verify", "--system", "Look."]
+    assert watch(pattern, "--frames", "1", *options) == 0
     ((model, given),) = made
-    assert given == {"provider": "auto", "threads": 1, "verify": False}
+    assert given == {"provider": "auto", "threads": 1, "spinning": True, "verify": False}
     ((messages, asked),) = model.asked
     assert [one["role"] for one in messages] == ["system", "user"]
     assert asked == {"retention": 0.5, "max_tiles": 3, "max_new_tokens": 2, "method": "fastmmoe"}

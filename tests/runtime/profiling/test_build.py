@@ -47,7 +47,7 @@ def test_a_profile(provider: str, rates: Rates | None, note: str, monkeypatch: p
     monkeypatch.setattr(build, "rates_here", lambda *_: rates)
     monkeypatch.setattr(build, "make_phases", lambda measured, given: [phase()] if given is rates else [])
     options = BenchOptions(retentions=(0.5,), repetitions=3, warmup=0, new_tokens=4)
-    settings: Any = {"provider": "auto", "portable": True, "threads": 1, "verify": False}
+    settings: Any = {"provider": "auto", "portable": True, "threads": 1, "spinning": True, "verify": False}
     found = build.profile_bundle(Path("nowhere"), options, **settings, say=lambda _: None)
     assert opened == [settings | {"profile": False}, settings | {"profile": True}]
     assert (found.schema, found.phases, found.bundle["model"]) == (SCHEMA, (phase(),), "toy")
