@@ -21,9 +21,11 @@ static_assert(kPanel == kPanelOutputs);
 static_assert(kMostN * kMostK < INT64_MAX / 4 && kMostT * kMostK < INT64_MAX / 8);
 
 constexpr int64_t kRowsPerBlock = 64;  // of floating-point weights as they are, and the most of panels
-// Of the weights of a work item: few enough for all threads to have work in a decode step, and more than a
-// panel of few columns. Of rows that are prepared: they stay in a core's cache for all panels of an item.
-constexpr int64_t kItemBytes = 32 << 10, kBlockBytes = 512 << 10;
+// Of the weights of a work item: few enough for all threads to have work in a decode step, more than a panel
+// of few columns, and as much as can be read in a row. Of rows that are prepared: they stay in a core's cache
+// for all panels of an item.
+constexpr int64_t kLeastItemBytes = 32 << 10, kMostItemBytes = 256 << 10, kItemsOfMatrix = 32;
+constexpr int64_t kBlockBytes = 512 << 10;
 constexpr int64_t kRowsPerPreparation = 4;
 constexpr int64_t kPanelsAtOnce = 2;
 
@@ -46,8 +48,8 @@ class TiledLinear {
                 params.zero},
         layout_(panel_rows(matrix_.format, params.K, matrix_.group_size, params.is_exact)),
         panels_(divide_up(params.N, kPanel)),
-        panels_per_item_(std::max<int64_t>(params.T < kRowsPerBlock ? 1 : kPanelsAtOnce,
-                                           kItemBytes / panel_bytes(matrix_.format, params.K))),
+        panels_per_item_(params.T < kRowsPerBlock ? panels_of_few_rows()
+                                                  : panels_of(kLeastItemBytes, kPanelsAtOnce)),
         rows_per_block_(std::clamp<int64_t>(kBlockBytes / layout_.bytes, 1, kRowsPerBlock)),
         rows_(
             static_cast<size_t>(params.T * layout_.bytes),
@@ -64,6 +66,14 @@ class TiledLinear {
   }
 
  private:
+  int64_t panels_of(int64_t bytes, int64_t least) const {
+    return std::max(least, bytes / panel_bytes(matrix_.format, params_.K));
+  }
+  int64_t panels_of_few_rows() const {
+    const int64_t share = panels_ * panel_bytes(matrix_.format, params_.K) / kItemsOfMatrix;
+    return panels_of(std::clamp(share, kLeastItemBytes, kMostItemBytes), 1);
+  }
+
   std::byte* row(int64_t t) const { return rows_.data() + t * layout_.bytes; }
 
   void prepare(int64_t item) const {
