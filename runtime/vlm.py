@@ -16,6 +16,7 @@ import numpy as np
 from fastmmoe.runtime.answer import Answer, Piece, pieces_of
 from fastmmoe.runtime.backends.batch import Batch
 from fastmmoe.runtime.backends.load import load_backend
+from fastmmoe.runtime.backends.mapped_weights import map_weights
 from fastmmoe.runtime.backends.settings import AUTO, PROVIDERS, Settings
 from fastmmoe.runtime.bundle.manifest import TOKENIZER, Manifest
 from fastmmoe.runtime.bundle.verification import open_bundle
@@ -79,6 +80,7 @@ class VLM:
             raise InvalidRequest(f"provider {provider!r}: expected one of {', '.join(PROVIDERS)}")
         opened = open_bundle(Path(bundle), verify=bool(verify))
         self.manifest: Manifest = opened.manifest
+        self._directory = opened.directory
         tokenizer = opened.directory / TOKENIZER if TOKENIZER in self.manifest.files else None
         self.processor = Processor(self.manifest.processor, tokenizer)
         settings = Settings(provider, bool(portable), threads, bool(spinning), bool(profile))
@@ -159,7 +161,8 @@ class VLM:
     def warm_up(self, messages: Any = None, **options: Any) -> None:
         """Answer once for nothing, so that no request pays for what only the first one does.
 
-        That is weights read from disk, memory, threads, and on devices the capture of decode steps.
+        That is weights read from disk and pages of them, of all experts where memory has room for these, memory,
+        threads, and on devices the capture of decode steps.
 
         Args:
             messages: like those to come; None = one gray tile and two words.
@@ -167,6 +170,7 @@ class VLM:
         Raises:
             InvalidRequest: as `generate_stream`.
         """
+        map_weights(self._directory)
         if messages is None:
             side = self.processor.config.tile_size
             picture = {"type": "image", "image": np.full((side, side, 3), 127, np.uint8)}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastmmoe.runtime.backends.base import profilable
+from fastmmoe.runtime.backends.mapped_weights import map_weights
 from fastmmoe.runtime.backends.settings import CPU
 from fastmmoe.runtime.bench.machine import describe_bundle, describe_machine
 from fastmmoe.runtime.bench.measuring import Bench, Round
@@ -58,6 +59,8 @@ def measure(
     before = rates_here(provider, manifest, host.root)
     meter = find_meter(provider, host.root)
     with nullcontext() if meter is None else closing(meter):
+        if options.warmup:
+            map_weights(directory)
         bench = Bench(vlm, options, meter, say)
         rounds = bench.run()
     rates = _faster(before, rates_here(provider, manifest, host.root))

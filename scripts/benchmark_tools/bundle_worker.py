@@ -14,6 +14,7 @@ import numpy as np
 from llm_worker import BEGINNING, LONGEST, Call, serve
 
 from fastmmoe.runtime.backends.batch import Batch
+from fastmmoe.runtime.backends.mapped_weights import map_weights
 from fastmmoe.runtime.backends.onnxruntime import OnnxRuntime
 from fastmmoe.runtime.backends.settings import Settings
 from fastmmoe.runtime.bundle.manifest import read_manifest
@@ -26,6 +27,7 @@ def load(path: Path, threads: int) -> tuple[Callable[[int], Call], Callable[[], 
     """Calls that end with the logits of the last token."""
     settings = Settings(threads=threads, spinning=True)
     backend = OnnxRuntime(path, read_manifest(path), settings, graphs=("language_model",))
+    map_weights(path)  # as llama.cpp does
     info, policy = backend.info, backend.policy
     plan = plan_request(policy, visual_tokens=0, moe_layers=info.moe_layers, top_k=info.top_k, method=UNMODIFIED)
     random = np.random.default_rng(0)

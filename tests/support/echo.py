@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -148,6 +149,7 @@ def echo_vlm(processor: Processor | None = None) -> tuple[VLM, Echo]:
     """
     manifest = toy_manifest("deepseek_vl2")
     vlm: Any = object.__new__(VLM)
+    vlm._directory = Path("nowhere")
     vlm.processor = Processor(manifest.processor, None) if processor is None else processor
     longest = vlm.processor.config.max_position_embeddings
     echo = Echo(manifest.language_model, manifest.policy, longest=longest)
