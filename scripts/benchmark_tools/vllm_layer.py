@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from benchmark_tools.moe_layers import Layer, Run
 
-LIBRARIES = {True: "vllm/_C.abi3.so", False: "vllm/_C_AVX512.abi3.so"}
-"""By whether the processor has AMX; one of them can be loaded."""
+LIBRARIES = {"amx": "vllm/_C.abi3.so", "avx512": "vllm/_C_AVX512.abi3.so", "avx2": "vllm/_C_AVX2.abi3.so"}
+"""By the widest instruction set of the processor; one of them can be loaded."""
 
 
 def make_vllm(kind: str, layer: Layer, threads: int, folder: Path) -> Run:
@@ -18,7 +18,8 @@ def make_vllm(kind: str, layer: Layer, threads: int, folder: Path) -> Run:
     import torch
 
     torch.set_num_threads(threads)
-    torch.ops.load_library(str(folder / LIBRARIES[torch.cpu._is_amx_tile_supported()]))
+    widest = "avx512" if torch.cpu._is_avx512_supported() else "avx2"
+    torch.ops.load_library(str(folder / LIBRARIES["amx" if torch.cpu._is_amx_tile_supported() else widest]))
     gate_up, down = (
         torch.randn(rows, columns).mul_(0.02).bfloat16().expand(layer.E, rows, columns).contiguous()
         for rows, columns in ((2 * layer.I, layer.H), (layer.H, layer.I))
