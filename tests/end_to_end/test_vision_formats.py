@@ -83,8 +83,8 @@ def test_features(vision: str, towers: Bundles) -> None:
     portable = features(path, tower(path, portable=True))
     of_check = features(path, MappedOnnxRuntime(path, read_manifest(path), "vision"))
     np.testing.assert_allclose(portable, of_check, atol=1e-5)
-    # What is left is the rounding of the weights.
-    assert np.linalg.norm(of_check - exact) < np.linalg.norm(found - exact)
+    # What is left is the rounding of the weights, and all there is where the processor multiplies floats.
+    assert np.linalg.norm(of_check - exact) <= np.linalg.norm(found - exact)
 
 
 def test_a_file_that_computes_otherwise_is_refused(towers: Bundles, tmp_path: Path) -> None:
