@@ -147,17 +147,25 @@ def best_run(recorded: Callable[[str], Recorded], flips: RouterFlips) -> Callabl
     of experts explains stays.
     """
 
+    def fits(golden: Recorded, i: int, run: dict[str, Array]) -> bool:
+        # A flip just before the last layer may show in nothing else than what that layer's router sees.
+        theirs = golden.arrays.get(f"{i}_router_logits_last")
+        if theirs is None or golden.differences(i, run):
+            return not golden.differences(i, run)
+        rtol, atol = rounding_of("router_logits", theirs, golden.layers)
+        return np.allclose(run["router_logits_last"], theirs, rtol, atol)
+
     def get(name: str, i: int) -> dict[str, Array]:
         golden = recorded(name)
         flips.start(())
         run = golden.run(i)
-        if not golden.differences(i, run) or not golden.has_near_tie(i):
+        if not golden.has_near_tie(i) or fits(golden, i, run):
             return run
         ties = flips.near_ties()
         for chosen in itertools.chain.from_iterable(itertools.combinations(ties, n + 1) for n in range(len(ties))):
             flips.start(chosen)
             flipped = golden.run(i)
-            if not golden.differences(i, flipped):
+            if fits(golden, i, flipped):
                 return flipped
         return run
 
