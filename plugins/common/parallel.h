@@ -14,31 +14,22 @@ namespace fastmmoe {
 /// argument, so that they know no framework; their results do not depend on how many threads it has.
 using ParallelFor = std::function<void(int64_t count, const std::function<void(int64_t)>& body)>;
 
-/// Items in their order, each by the next thread that is free, whatever share of them the threads were to
-/// get.
-inline void run_in_order(int64_t items, const ParallelFor& parallel_for,
-                         const std::function<void(int64_t)>& body) {
-  std::atomic<int64_t> next{0};
-  // Relaxed: a number orders nothing else, and ThreadSanitizer sees what items share.
-  const auto take = [&next] { return next.fetch_add(1, std::memory_order_relaxed); };
-  parallel_for(items, [&](int64_t) {
-    for (int64_t item = take(); item < items; item = take()) body(item);
-  });
-}
-
 /// Items of which each needs all of the phase before.
 struct Phase {
   int64_t items;
   std::function<void(int64_t)> body;
 };
 
-/// The phases one after the other, with one call of the threads: to wake those that sleep takes as long as
+/// The phases one after the other, items in their order, each by the next thread that is free, with one call
+/// of the threads: to wake those that sleep takes as long as
 /// some of the work, and whoever comes late goes on with what is left. Between phases a thread waits for what
 /// others have begun, without sleep.
 inline void run_phases(const std::vector<Phase>& phases, const ParallelFor& parallel_for) {
   int64_t all = 0;
   for (const Phase& phase : phases) all += phase.items;
   std::atomic<int64_t> next{0}, finished{0};
+  // Relaxed: a number orders nothing else, and ThreadSanitizer sees what items share.
+  const auto take = [&next] { return next.fetch_add(1, std::memory_order_relaxed); };
   const auto run = [&](int64_t) {
     struct Finish {
       std::atomic<int64_t>& finished;
@@ -46,8 +37,7 @@ inline void run_phases(const std::vector<Phase>& phases, const ParallelFor& para
     };
     size_t phase = 0;
     int64_t before = 0;  // items of earlier phases
-    for (int64_t item = next.fetch_add(1, std::memory_order_relaxed); item < all;
-         item = next.fetch_add(1, std::memory_order_relaxed)) {
+    for (int64_t item = take(); item < all; item = take()) {
       while (item - before >= phases[phase].items) before += phases[phase++].items;
       constexpr int kLooks = 10000;
       for (int looks = 0; finished.load(std::memory_order_acquire) < before; ++looks) {

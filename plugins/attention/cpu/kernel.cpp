@@ -242,10 +242,10 @@ void attention_cpu(const AttentionParams& params, const ParallelFor& parallel_fo
   copy_caches(params, parallel_for);
   const Plan plan = plan_attention(params);
   const Call call(params, plan);
-  if (plan.has_tiles) {
-    parallel_for(divide_up(params.T, kRowsPerTile), [&](int64_t item) { call.write_rows_of_tiles(item); });
-  }
-  run_in_order(plan.items, parallel_for, [&](int64_t item) { call.run(item); });
+  run_phases({{plan.has_tiles ? divide_up(params.T, kRowsPerTile) : 0,
+               [&](int64_t item) { call.write_rows_of_tiles(item); }},
+              {plan.items, [&](int64_t item) { call.run(item); }}},
+             parallel_for);
 }
 
 }  // namespace fastmmoe

@@ -102,7 +102,7 @@ class Call {
 
 void vision_attention_cpu(const VisionAttentionParams& params, const ParallelFor& parallel_for) {
   const Call call(params);
-  run_in_order(params.B * params.N, parallel_for, [&](int64_t item) { call.run(item); });
+  run_phases({{params.B * params.N, [&](int64_t item) { call.run(item); }}}, parallel_for);
 }
 
 }  // namespace fastmmoe

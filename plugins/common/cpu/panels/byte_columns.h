@@ -46,15 +46,18 @@ struct ByteColumns {
   alignas(64) float scale[kMostGroups][kPanelOutputs];
   alignas(64) int32_t zero[kMostGroups][kPanelOutputs];  // factors of the rows' corrections
 
-  /// offset: what stored integers get. assumed_zero: of stored integers without zeros.
-  void read(const PanelPlace& place, int64_t groups, int assumed_zero, int offset) {
+  /// `count` columns of a panel from `first` on. offset: what stored integers get.
+  void read(const PanelMatrix& matrix, int64_t panel, int64_t first, int64_t count, int offset) {
+    const PanelPlace place(matrix, panel, first);
     words = place.tiles;
+    const int64_t groups = (count + matrix.group_size - 1) / matrix.group_size;
     for (int64_t g = 0; g < groups; ++g) {
       for (int o = 0; o < kPanelOutputs; o += kLanes) {
         store(load(place.scale + g * kPanelOutputs + o), &scale[g][o]);
       }
       for (int o = 0; o < kPanelOutputs; ++o) {
-        const int stored = place.zero == nullptr ? assumed_zero : place.zero[g * kPanelOutputs + o];
+        const int stored =
+            place.zero == nullptr ? assumed_zero(matrix.format) : place.zero[g * kPanelOutputs + o];
         zero[g][o] = short_factor(stored + offset);
       }
     }
@@ -71,6 +74,32 @@ struct ByteColumns {
         store_bytes(NibbleWords::load<1>(from, v), to + kWordsBytes + v * sizeof(Bytes));
       }
     }
+  }
+};
+
+/// What a prepared row has for a group, in all lanes. number: of the group in the row.
+struct RowGroup {
+  Ints correction;
+  Vector scale;
+
+  RowGroup(const std::byte* row, const PanelRows& layout, int64_t number)
+      : correction(all(read<int32_t>(row + layout.corrections, number))),
+        scale(all(read<float>(row + layout.scales, number))) {}
+
+  /// total + the sums of the group with zeros and scales of kLanes outputs: in this order for all kernels, so
+  /// that they give the same bits.
+  Vector add(Vector total, Ints sums, const ByteColumns& panel, int64_t group, int lane) const {
+    const Ints sum = add_short_product(sums, correction, load(&panel.zero[group][lane]));
+    const Vector scaled = __builtin_convertvector(sum, Vector) * scale;
+    return total + scaled * load(&panel.scale[group][lane]);
+  }
+
+ private:
+  template <typename Value>
+  static Value read(const std::byte* values, int64_t number) {
+    Value value;
+    std::memcpy(&value, values + number * sizeof value, sizeof value);
+    return value;
   }
 };
 

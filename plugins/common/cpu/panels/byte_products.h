@@ -56,13 +56,6 @@ struct ByteTiles {
   }
 
  private:
-  template <typename Value>
-  static Value value_of(const std::byte* row, int64_t place, int64_t group) {
-    Value value;
-    std::memcpy(&value, row + place + group * sizeof value, sizeof value);
-    return value;
-  }
-
   const ByteColumns& panel_of(int vector) const { return panels[vector / kVectorsOfPanel]; }
   static constexpr int lane_of(int vector) { return vector % kVectorsOfPanel * kLanes; }
 
@@ -76,14 +69,10 @@ struct ByteTiles {
     sum_products(x, c, least_of(group_size, count - c), sums);
 #pragma GCC unroll 8
     for (int r = 0; r < kR; ++r) {
-      const Ints correction = all(value_of<int32_t>(rows[row + r], layout->corrections, number));
-      const Vector row_scale = all(value_of<float>(rows[row + r], layout->scales, number));
+      const RowGroup of_row(rows[row + r], *layout, number);
 #pragma GCC unroll 4
       for (int v = 0; v < kV; ++v) {
-        const Ints zero = load(&panel_of(v).zero[group][lane_of(v)]);
-        const Ints sum = add_short_product(sums[r][v], correction, zero);
-        const Vector scaled = __builtin_convertvector(sum, Vector) * row_scale;
-        totals[r][v] += scaled * load(&panel_of(v).scale[group][lane_of(v)]);
+        totals[r][v] = of_row.add(totals[r][v], sums[r][v], panel_of(v), group, lane_of(v));
       }
     }
   }
@@ -198,17 +187,14 @@ void multiply_byte_columns(const PanelProduct& product, const ByteColumns* panel
 template <PanelFormat kFormat, int kP>
 void multiply_byte_panels(const PanelProduct& product, int64_t p) {
   constexpr bool kIsInt4 = kFormat == PanelFormat::kInt4;
-  constexpr int kAssumedZero = kIsInt4 ? 8 : 0;
   const PanelMatrix& matrix = *product.matrix;
   const bool is_unpacked = kIsInt4 && product.count > kByteRows;
   alignas(64) std::byte bytes[kIsInt4 ? kP : 1][kIsInt4 ? kByteColumns * kPanelOutputs : 1];
   ByteColumns panels[kP];
   for (int64_t first = 0; first < matrix.columns; first += kByteColumns) {
     const int64_t count = least_of(kByteColumns, matrix.columns - first);
-    const int64_t groups = (count + matrix.group_size - 1) / matrix.group_size;
     for (int i = 0; i < kP; ++i) {
-      const PanelPlace place(matrix, product.first_panel + p + i, first);
-      panels[i].read(place, groups, kAssumedZero, Dots<kFormat>::kOffset);
+      panels[i].read(matrix, product.first_panel + p + i, first, count, Dots<kFormat>::kOffset);
       if (is_unpacked) panels[i].unpack(count, bytes[i]);
     }
     if (kIsInt4 && !is_unpacked) {

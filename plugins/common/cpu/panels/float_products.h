@@ -38,13 +38,13 @@ inline void decode_pairs(const std::byte* tiles, int64_t count, float* to) {
 
 // What column `field` of the words stands for.
 struct Int8Words {
-  static constexpr int kColumns = 4, kZero = 0;
+  static constexpr int kColumns = 4, kZero = assumed_zero(PanelFormat::kInt8);
   static constexpr int kPlaces[] = {0, 1, 2, 3};
   static Ints field(Bits words, int field) { return reinterpret_bits<Ints>(words << (24 - 8 * field)) >> 24; }
 };
 
 struct Int4Words {
-  static constexpr int kColumns = 8, kZero = 8;
+  static constexpr int kColumns = 8, kZero = assumed_zero(PanelFormat::kInt4);
   static constexpr int kPlaces[] = {0, 2, 4, 6, 1, 3, 5, 7};  // NIBBLE_COLUMNS of exporter/ops/quantise.py
   static Ints field(Bits words, int field) { return reinterpret_bits<Ints>((words >> (4 * field)) & 15u); }
 };

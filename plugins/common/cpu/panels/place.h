@@ -35,6 +35,9 @@ inline Vector load_values(const float* x, int64_t c, int64_t count) {
   return values;
 }
 
+/// Of integers without zeros.
+constexpr int assumed_zero(PanelFormat format) { return format == PanelFormat::kInt4 ? 8 : 0; }
+
 constexpr int64_t kLineBytes = 64;
 
 // Brings what is read a page later into the second cache: the processor alone does not look that far ahead,

@@ -54,22 +54,15 @@ struct QuadBlock {
  private:
   // y of a row += its sums with zeros and scales. number: of the group in the row.
   void add_group(int64_t row, int64_t group, int64_t number, const int32_t* sums) const {
-    const std::byte* x = product.rows[row];
-    int32_t correction;
-    float row_scale;
-    std::memcpy(&correction, x + product.layout->corrections + number * sizeof correction, sizeof correction);
-    std::memcpy(&row_scale, x + product.layout->scales + number * sizeof row_scale, sizeof row_scale);
+    const RowGroup of_row(product.rows[row], *product.layout, number);
     float* const y = product.y + row * product.y_stride + panel * kPanelOutputs;
 #pragma GCC unroll 2
     for (int p = 0; p < kP; ++p) {
 #pragma GCC unroll 4
       for (int lane = 0; lane < kPanelOutputs; lane += kLanes) {
         const int output = p * kPanelOutputs + lane;
-        const Ints zero = load(&panels[p].zero[group][lane]);
-        const Ints sum = add_short_product(load(sums + output), all(correction), zero);
         const Vector before = number == 0 ? Vector{} : load(y + output);
-        const Vector scaled = __builtin_convertvector(sum, Vector) * all(row_scale);
-        store(before + scaled * load(&panels[p].scale[group][lane]), y + output);
+        store(of_row.add(before, load(sums + output), panels[p], group, lane), y + output);
       }
     }
   }
@@ -78,15 +71,13 @@ struct QuadBlock {
 template <PanelFormat kFormat, int kUnits, int kP>
 void multiply_quad_blocks(const PanelProduct& product, int64_t panel, TileCopies& copies) {
   constexpr bool kIsInt4 = kFormat == PanelFormat::kInt4;
-  constexpr int kAssumedZero = kIsInt4 ? 8 : 0;
   const PanelMatrix& matrix = *product.matrix;
   ByteColumns panels[kP];
   for (int64_t first = 0; first < matrix.columns; first += kTileBlockBytes) {
     const int64_t count = least_of(kTileBlockBytes, matrix.columns - first);
     const int64_t units = kIsInt4 ? (count + 7) / 8 * 2 : (count + 3) / 4;
-    const int64_t groups = (count + matrix.group_size - 1) / matrix.group_size;
     for (int i = 0; i < kP; ++i) {
-      panels[i].read(PanelPlace(matrix, product.first_panel + panel + i, first), groups, kAssumedZero, 0);
+      panels[i].read(matrix, product.first_panel + panel + i, first, count, 0);
       if constexpr (kIsInt4) {
         panels[i].unpack(count, copies.weights[i]);
         fill_up(copies.weights[i], units, kUnits);
