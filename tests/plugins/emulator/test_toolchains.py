@@ -46,10 +46,10 @@ def test_nvcc_compiles_the_test_kernels(nvcc: str, source: Path, tmp_path: Path)
 
 
 def test_only_one_file_of_each_kind_holds_asm() -> None:
-    """PTX's, and that of AMX's tile registers."""
+    """PTX's, and that of AMX's tile registers. An empty asm, which only orders what stands around it, is no instruction."""
     sources = [path for path in PLUGINS.rglob("*") if path.suffix in {".h", ".cuh", ".cu", ".cpp"}]
     assert len(sources) > 10
-    has_asm = re.compile(r"\basm\b\s*(volatile)?\s*\(")
+    has_asm = re.compile(r'\basm\b\s*(volatile)?\s*\((?!"")')
     found = {path.name for path in sources if has_asm.search(path.read_text("utf-8"))}
     assert found == {"ptx.cuh", "tile_registers.h"}
 
