@@ -46,7 +46,7 @@ def test_nvcc_compiles_the_test_kernels(nvcc: str, source: Path, tmp_path: Path)
 
 
 def test_only_one_file_of_each_kind_holds_asm() -> None:
-    """PTX's, and that of AMX's tile registers. An empty asm, which only orders what stands around it, is no instruction."""
+    """PTX's, and that of AMX's tile registers. An empty asm only orders what stands around it."""
     sources = [path for path in PLUGINS.rglob("*") if path.suffix in {".h", ".cuh", ".cu", ".cpp"}]
     assert len(sources) > 10
     has_asm = re.compile(r'\basm\b\s*(volatile)?\s*\((?!"")')
