@@ -302,8 +302,7 @@ def _pack(traced: ir.Model, model: Model, graph: str, stream: WeightStream) -> N
     storage = model.precision.storage
     if storage is not None and graph == "language_model":
         pack_experts(traced, stream.experts, storage)
-    if graph == "vision":
-        fuse_linears(traced)
+    fuse_linears(traced)
     pack_linears(traced, functools.partial(_linear_packing, model, graph), stream.rows)
 
 

@@ -12,7 +12,7 @@ from fastmmoe.exporter.checkpoint.config_reader import ConfigReader
 from fastmmoe.exporter.checkpoint.reader import Checkpoint, account, build
 from fastmmoe.exporter.models.configs import ModelConfig
 from fastmmoe.exporter.models.family import family_of
-from fastmmoe.exporter.models.layers import SparseMoe, use_vision_operator
+from fastmmoe.exporter.models.layers import SparseMoe, use_rotary_operator, use_vision_operator
 from fastmmoe.exporter.models.linears import use_packed_linears
 from fastmmoe.exporter.models.weight_rules import has_fused_experts
 from fastmmoe.exporter.ops.linear.packing import LinearPacking, LinearPackings
@@ -133,6 +133,8 @@ class Model:
         with torch.device("meta"):
             self.graphs = family.build_graphs(self.config, self.policy)
         self._packed_linears = use_packed_linears(self.graphs, precision.linears)
+        if precision.linears.dense is not None:
+            use_rotary_operator(self.graphs.language_model)
         if precision.linears.vision is not None:
             use_vision_operator(self.graphs.vision, BFLOAT16)
         for graph, module in self.graphs.items():

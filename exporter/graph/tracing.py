@@ -16,9 +16,10 @@ import torch
 from onnx_ir.passes import common as passes
 from torch.export import Dim
 
-from fastmmoe.exporter.ops import ATTENTION, DOMAIN, LINEAR, OPS, SPARSE_MOE, TOKEN_PRUNE, VISION_ATTENTION
+from fastmmoe.exporter.ops import ATTENTION, DOMAIN, LINEAR, OPS, ROTARY, SPARSE_MOE, TOKEN_PRUNE, VISION_ATTENTION
 from fastmmoe.exporter.ops.attention import torch_op as _attention  # noqa: F401  (registers the operator)
 from fastmmoe.exporter.ops.linear import torch_op as _linear  # noqa: F401  (registers the operator)
+from fastmmoe.exporter.ops.rotary import torch_op as _rotary  # noqa: F401  (registers the operator)
 from fastmmoe.exporter.ops.schema import register_schemas
 from fastmmoe.exporter.ops.sparse_moe import torch_op as _moe  # noqa: F401  (registers the operator)
 from fastmmoe.exporter.ops.token_prune import torch_op as _prune  # noqa: F401  (registers the operator)
@@ -71,6 +72,7 @@ def export_module(
                 torch.ops.fastmmoe.attention.default: _translate_attention,
                 torch.ops.fastmmoe.vision_attention.default: _translate_vision_attention,
                 torch.ops.fastmmoe.linear.default: _translate_linear,
+                torch.ops.fastmmoe.rotary.default: _translate_rotary,
             },
         )
     assert traced is not None and traced.exported_program is not None
@@ -135,6 +137,10 @@ def _translate_vision_attention(qkv: Any, attributes: str) -> Any:
 
 def _translate_linear(x: Any, weights: Any, attributes: str) -> Any:
     return _fastmmoe.FmmLinear(x, *weights, **LINEAR.decode(attributes))
+
+
+def _translate_rotary(x: Any, cos: Any, sin: Any, norm: Any, attributes: str) -> Any:
+    return _fastmmoe.FmmRotary(x, cos, sin, *norm, **ROTARY.decode(attributes))
 
 
 def _drop_absent_outputs(model: ir.Model) -> None:

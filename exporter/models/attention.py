@@ -143,15 +143,15 @@ class GroupedAttention(nn.Module):
         self.k_proj = nn.Linear(hidden_size, kv_heads * head_dim, bias=bias)
         self.v_proj = nn.Linear(hidden_size, kv_heads * head_dim, bias=bias)
         self.o_proj = nn.Linear(heads * head_dim, hidden_size, bias=bias)
-        self.q_norm = nn.Identity() if qk_norm_eps is None else RMSNorm(head_dim, qk_norm_eps)
-        self.k_norm = nn.Identity() if qk_norm_eps is None else RMSNorm(head_dim, qk_norm_eps)
+        self.q_norm = None if qk_norm_eps is None else RMSNorm(head_dim, qk_norm_eps)
+        self.k_norm = None if qk_norm_eps is None else RMSNorm(head_dim, qk_norm_eps)
         self.sinks = nn.Parameter(torch.empty(heads)) if has_sinks else None
 
     def forward(self, x: torch.Tensor, tokens: Tokens, past: list[torch.Tensor], watches: list[Watch]) -> Attended:
         """x [T, H] -> output [T, H]."""
         T = x.shape[0]
-        q = self.rotary(self.q_norm(self.q_proj(x).view(T, self.heads, -1)), tokens.cos, tokens.sin)
-        k = self.rotary(self.k_norm(self.k_proj(x).view(T, self.kv_heads, -1)), tokens.cos, tokens.sin)
+        q = self.rotary(self.q_proj(x).view(T, self.heads, -1), tokens.cos, tokens.sin, self.q_norm)
+        k = self.rotary(self.k_proj(x).view(T, self.kv_heads, -1), tokens.cos, tokens.sin, self.k_norm)
         v = self.v_proj(x).view(T, self.kv_heads, -1)
         y = attend(q, k, v, past, tokens, watches, self.watched, window=self.window, sinks=self.sinks)
         return replace(y, output=self.o_proj(y.output.flatten(1)))

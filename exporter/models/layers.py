@@ -12,7 +12,8 @@ from torch import nn
 from fastmmoe.exporter.models.config_checks import MoeConfig
 from fastmmoe.exporter.models.rope import YarnConfig
 from fastmmoe.exporter.models.steps import Program, Step, Take
-from fastmmoe.exporter.ops import SPARSE_MOE, VISION_ATTENTION
+from fastmmoe.exporter.ops import ROTARY, SPARSE_MOE, VISION_ATTENTION
+from fastmmoe.exporter.ops.rotary import torch_op as _rotary  # noqa: F401  (registers the operator)
 from fastmmoe.exporter.ops.sparse_moe import torch_op as _moe  # noqa: F401  (registers the operator)
 from fastmmoe.exporter.ops.sparse_moe.storage import Storage
 from fastmmoe.exporter.ops.vision_attention import torch_op as _vision  # noqa: F401  (registers the operator)
@@ -139,11 +140,32 @@ def rotary_frequencies(theta: float, dim: int, yarn: YarnConfig | None = None) -
 
 
 class Rotary(nn.Module):
-    """Rotary embedding, halves layout: x [T, N, D], cos and sin [T, 1, D / 2]. A module so that its nodes say so."""
+    """Rotary embedding, halves layout, behind the norm of each head, where there is one. A module, so its nodes say so.
 
-    def forward(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        first, second = x.chunk(2, dim=-1)
+    Attributes:
+        is_operator: norm and rotary are FmmRotary; else they are standard operators.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_operator = False
+
+    def forward(
+        self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, norm: RMSNorm | None = None
+    ) -> torch.Tensor:
+        """x [T, N, D], cos and sin [T, 1, D / 2]."""
+        if self.is_operator:
+            attributes = ROTARY.encode({"has_norm": int(norm is not None), "epsilon": norm.eps if norm else 0.0})
+            return torch.ops.fastmmoe.rotary(x, cos, sin, [norm.weight] if norm else [], attributes)
+        first, second = (norm(x) if norm else x).chunk(2, dim=-1)
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+def use_rotary_operator(language_model: nn.Module) -> None:
+    """Have the rotary embeddings of a decoder be FmmRotary."""
+    for module in language_model.modules():
+        if isinstance(module, Rotary):
+            module.is_operator = True
 
 
 class VisionBlock(nn.Module):

@@ -6,6 +6,8 @@ from fastmmoe.exporter.ops.attention.reference import attention_reference
 from fastmmoe.exporter.ops.contract import DOMAIN, Attribute, OpSpec, Tensor
 from fastmmoe.exporter.ops.linear.contract import LINEAR
 from fastmmoe.exporter.ops.linear.reference import linear_reference
+from fastmmoe.exporter.ops.rotary.contract import ROTARY
+from fastmmoe.exporter.ops.rotary.reference import rotary_reference
 from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE
 from fastmmoe.exporter.ops.sparse_moe.reference import sparse_moe_reference
 from fastmmoe.exporter.ops.token_prune.contract import TOKEN_PRUNE
@@ -16,7 +18,7 @@ from fastmmoe.exporter.ops.vision_attention.reference import vision_attention_re
 ENGINE_OPS: tuple[OpSpec, ...] = (SPARSE_MOE, TOKEN_PRUNE, ATTENTION)
 """Those that GPUs run, too."""
 
-OPS: tuple[OpSpec, ...] = (*ENGINE_OPS, VISION_ATTENTION, LINEAR)
+OPS: tuple[OpSpec, ...] = (*ENGINE_OPS, VISION_ATTENTION, LINEAR, ROTARY)
 
 __all__ = [
     "ATTENTION",
@@ -24,6 +26,7 @@ __all__ = [
     "ENGINE_OPS",
     "LINEAR",
     "OPS",
+    "ROTARY",
     "SPARSE_MOE",
     "TOKEN_PRUNE",
     "VISION_ATTENTION",
@@ -32,6 +35,7 @@ __all__ = [
     "Tensor",
     "attention_reference",
     "linear_reference",
+    "rotary_reference",
     "sparse_moe_reference",
     "token_prune_reference",
     "vision_attention_reference",

@@ -16,6 +16,8 @@ from fastmmoe.exporter.ops.building import value
 from fastmmoe.exporter.ops.contract import DOMAIN, OpSpec
 from fastmmoe.exporter.ops.linear.contract import LINEAR
 from fastmmoe.exporter.ops.linear.function import build_linear
+from fastmmoe.exporter.ops.rotary.contract import ROTARY
+from fastmmoe.exporter.ops.rotary.function import build_rotary
 from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE
 from fastmmoe.exporter.ops.sparse_moe.function import build_sparse_moe
 from fastmmoe.exporter.ops.token_prune.contract import TOKEN_PRUNE
@@ -32,6 +34,7 @@ _BODIES: dict[str, Callable[..., Any]] = {
     ATTENTION.name: build_attention,
     VISION_ATTENTION.name: build_vision_attention,
     LINEAR.name: build_linear,
+    ROTARY.name: build_rotary,
 }
 _ELEMENT_TYPES = {
     "float": ir.DataType.FLOAT,

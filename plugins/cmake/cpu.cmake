@@ -18,6 +18,7 @@ add_library(fastmmoe_ort SHARED
   onnxruntime/linear_op.cpp
   onnxruntime/older_library.cpp
   onnxruntime/register.cpp
+  onnxruntime/rotary_op.cpp
   onnxruntime/sparse_moe_op.cpp
   onnxruntime/token_prune_op.cpp
   onnxruntime/vision_attention_op.cpp

@@ -79,11 +79,12 @@ macro(compile_attention)
   endif()
 endmacro()
 
-# FmmSparseMoE, FmmLinear and FmmVisionAttention on the CPU, without the nodes that call them.
+# FmmSparseMoE, FmmLinear, FmmRotary and FmmVisionAttention on the CPU, without the nodes that call them.
 set(operator_sources
   "${plugins_dir}/common/cpu/scratch.cpp"
   "${plugins_dir}/linear/cpu/finish.cpp"
   "${plugins_dir}/linear/cpu/kernel.cpp"
+  "${plugins_dir}/rotary/cpu/kernel.cpp"
   "${plugins_dir}/vision_attention/cpu/kernel.cpp")
 foreach(source dequantise gemm kernel logical plan route rows tiled)
   list(APPEND operator_sources "${plugins_dir}/sparse_moe/cpu/${source}.cpp")
@@ -95,5 +96,6 @@ macro(compile_operators)
     compile_for(${isa} gemm sparse_moe/cpu/gemm_kernel.cpp)
     compile_for(${isa} rows sparse_moe/cpu/rows_kernel.cpp)
     compile_for(${isa} finish linear/cpu/finish_kernel.cpp)
+    compile_for(${isa} turn rotary/cpu/turn_kernel.cpp)
   endforeach()
 endmacro()

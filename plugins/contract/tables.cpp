@@ -146,7 +146,22 @@ const OpContract& linear::contract() {
   return contract;
 }
 
-std::vector<const OpContract*> all_contracts() { return {&sparse_moe::contract(), &token_prune::contract(), &attention::contract(), &vision_attention::contract(), &linear::contract()}; }
+const OpContract& rotary::contract() {
+  static const OpContract contract{"FmmRotary", 1,
+    {{"x", {{"T", 0, {{1, 'T'}}, 0}, {"N", 0, {{1, 'N'}}, 0}, {"2P", 0, {{2, 'P'}}, 0}}, {ElementType::kFloat}, 0, kAlways, {}, false, kNoAlias, {}},
+     {"cos", {{"T", 0, {{1, 'T'}}, 0}, {"1", 1, {}, 0}, {"P", 0, {{1, 'P'}}, 0}}, {ElementType::kFloat}, 0, kAlways, {}, false, kNoAlias, {}},
+     {"sin", {{"T", 0, {{1, 'T'}}, 0}, {"1", 1, {}, 0}, {"P", 0, {{1, 'P'}}, 0}}, {ElementType::kFloat}, 0, kAlways, {}, false, kNoAlias, {}},
+     {"norm", {{"2P", 0, {{2, 'P'}}, 0}}, {ElementType::kFloat}, 0, 0, {1}, false, kNoAlias, {}}},
+    {{"y", {{"T", 0, {{1, 'T'}}, 0}, {"N", 0, {{1, 'N'}}, 0}, {"2P", 0, {{2, 'P'}}, 0}}, {ElementType::kFloat}, 0, kAlways, {}, false, kNoAlias, {}}},
+    {{"has_norm", AttributeKind::kInt, {}, {0, 1}, false, 0, 0},
+     {"epsilon", AttributeKind::kFloat, {}, {}, false, 0, 0}},
+    {{'T', 0, 16777216},
+     {'N', 1, 1024},
+     {'P', 1, 512}}};
+  return contract;
+}
+
+std::vector<const OpContract*> all_contracts() { return {&sparse_moe::contract(), &token_prune::contract(), &attention::contract(), &vision_attention::contract(), &linear::contract(), &rotary::contract()}; }
 
 }  // namespace fastmmoe
 // clang-format on

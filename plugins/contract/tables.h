@@ -5,6 +5,7 @@
 #include "attention/contract.h"
 #include "contract/contract.h"
 #include "linear/contract.h"
+#include "rotary/contract.h"
 #include "sparse_moe/contract.h"
 #include "token_prune/contract.h"
 #include "vision_attention/contract.h"
@@ -57,6 +58,13 @@ inline WeightLayout weight_layout_of(const NodeAttributes& node) { return static
 inline Activation activation_of(const NodeAttributes& node) { return static_cast<Activation>(node.integer(kActivation)); }
 const OpContract& contract();
 }  // namespace linear
+
+namespace rotary {
+enum Input : size_t { kX, kCos, kSin, kNorm };
+enum Output : size_t { kY };
+enum Attribute : size_t { kHasNorm, kEpsilon };
+const OpContract& contract();
+}  // namespace rotary
 
 }  // namespace fastmmoe
 // clang-format on

@@ -7,7 +7,7 @@ namespace fastmmoe {
 std::vector<const OrtCustomOp*> library_ops(bool is_exact) {
   std::vector<const OrtCustomOp*> found;
   for (const auto& ops : {sparse_moe_ops(is_exact), token_prune_ops(), attention_ops(),
-                          vision_attention_ops(is_exact), linear_ops(is_exact)}) {
+                          vision_attention_ops(is_exact), linear_ops(is_exact), rotary_ops()}) {
     found.insert(found.end(), ops.begin(), ops.end());
   }
   return found;

@@ -14,6 +14,7 @@ std::vector<const OrtCustomOp*> token_prune_ops();
 std::vector<const OrtCustomOp*> attention_ops();
 std::vector<const OrtCustomOp*> vision_attention_ops(bool is_exact);
 std::vector<const OrtCustomOp*> linear_ops(bool is_exact);
+std::vector<const OrtCustomOp*> rotary_ops();
 
 /// All that a library has.
 std::vector<const OrtCustomOp*> library_ops(bool is_exact);

@@ -46,6 +46,7 @@ _FUNCTIONS = {
     "FmmSparseMoE": EXPERTS,
     "FmmTokenPrune": "pruning",
     "FmmLinear": LINEARS,
+    "FmmRotary": "rope",
 }
 _RULES: dict[str, tuple[tuple[str, str], ...]] = {
     VISION: (

@@ -17,9 +17,11 @@ import pytest
 
 from fastmmoe.exporter.ops import (
     LINEAR,
+    ROTARY,
     SPARSE_MOE,
     VISION_ATTENTION,
     linear_reference,
+    rotary_reference,
     sparse_moe_reference,
     vision_attention_reference,
 )
@@ -27,6 +29,7 @@ from fastmmoe.runtime.types import Array
 from tests.support.linear_cases import PACKINGS, linear_case
 from tests.support.moe_layouts import KINDS, LAYOUTS, stored_case
 from tests.support.operators_host import Call, OperatorsHost
+from tests.support.rotary_cases import CASES as ROTARY_CASES
 from tests.support.software_tiles import TILES, missing_flags, software_tiles
 from tests.support.vision_attention_cases import VisionCase
 
@@ -104,6 +107,13 @@ def vision_calls(tiles: list[tuple[int, int, int, int]]) -> Calls:
     return calls
 
 
+def rotary_calls() -> Calls:
+    return [
+        (Call(ROTARY, case.inputs, case.attributes, True), rotary_reference(case.attributes, case.inputs, np.float64))
+        for case in ROTARY_CASES.values()
+    ]
+
+
 def hostile_calls() -> list[Call]:
     """Rows with NaN and infinities; scales and zeros that the contract does not allow: results may be any numbers."""
     random = np.random.default_rng(0)
@@ -136,6 +146,7 @@ def run(host: OperatorsHost, calls: Calls, isa: str) -> None:
 @pytest.mark.parametrize("sanitizer", SANITIZERS)
 def test_few_calls(build: Callable[..., OperatorsHost], sanitizer: str) -> None:
     calls = expert_calls(FEW["sizes"], FEW["tokens"]) + linear_calls(FEW["linear"]) + vision_calls(FEW["tiles"])
+    calls += rotary_calls()
     run(build(sanitizer, has_all=False), calls, "baseline")
 
 
@@ -144,6 +155,7 @@ def test_few_calls(build: Callable[..., OperatorsHost], sanitizer: str) -> None:
 def test_many_calls(build: Callable[..., OperatorsHost], sanitizer: str) -> None:
     host = build(sanitizer, has_all=True)
     calls = expert_calls(MANY["sizes"], MANY["tokens"]) + linear_calls(MANY["linear"]) + vision_calls(MANY["tiles"])
+    calls += rotary_calls()
     assert "baseline" in host.isas()
     for isa in host.isas():
         run(host, calls, isa)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fastmmoe.exporter.ops import LINEAR, SPARSE_MOE, VISION_ATTENTION
+from fastmmoe.exporter.ops import LINEAR, ROTARY, SPARSE_MOE, VISION_ATTENTION
 from fastmmoe.exporter.ops.contract import OpSpec
 from fastmmoe.runtime.types import Array
 from tests.support.attention_params import FLOAT_TYPES
@@ -90,10 +90,21 @@ class _VisionParams(ctypes.Structure):
     ]
 
 
+class _RotaryParams(ctypes.Structure):
+    """RotaryParams of plugins/rotary/params.h"""
+
+    _fields_ = [
+        ("epsilon", ctypes.c_float),
+        *_sizes("T", "N", "P"),
+        *_pointers("x", "cos", "sin", "norm", "output"),
+    ]
+
+
 _PARAMS: dict[str, Any] = {
     SPARSE_MOE.name: _MoeParams,
     LINEAR.name: _LinearParams,
     VISION_ATTENTION.name: _VisionParams,
+    ROTARY.name: _RotaryParams,
 }
 """In the order of the program's enumeration Operator."""
 
@@ -114,6 +125,8 @@ class Call:
             return self.inputs["hidden_states"].shape
         if self.spec is LINEAR:
             return len(self.inputs["x"]), self.attributes["out_features"]
+        if self.spec is ROTARY:
+            return self.inputs["x"].shape
         B, T, _, N, D = self.inputs["qkv"].shape
         return B, T, N, D
 
@@ -133,6 +146,9 @@ class Call:
         if self.spec is VISION_ATTENTION:
             B, T, _, N, D = self.inputs["qkv"].shape
             return {**attributes, "B": B, "T": T, "N": N, "D": D}
+        if self.spec is ROTARY:
+            T, N, width = self.inputs["x"].shape
+            return {"epsilon": attributes["epsilon"], "T": T, "N": N, "P": width // 2}
         values: dict[str, Any] = {"is_exact": self.is_exact}
         weights = self.inputs.get("gate_up", self.inputs.get("weight"))
         if weights is not None and weights.dtype in FLOAT_TYPES:

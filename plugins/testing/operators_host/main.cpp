@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Calls of FmmSparseMoE, FmmLinear and FmmVisionAttention on the CPU, one after the other from standard
+// Calls of FmmSparseMoE, FmmLinear, FmmVisionAttention and FmmRotary on the CPU, one after the other from standard
 // input: which operator, its parameters, whose pointers are numbers of bytes (0: none), then the arrays.
 // Writes the name of the instruction set, 16 bytes, and the output of each call. An array ends at a page that
 // may not be touched. Each call is made with 1, 2 and 4 threads and twice at the same time; all must write
@@ -14,6 +14,7 @@
 
 #include "common/check.h"
 #include "linear/cpu/kernel.h"
+#include "rotary/cpu/kernel.h"
 #include "sparse_moe/cpu/kernel.h"
 #include "testing/host_memory.h"
 #include "vision_attention/cpu/kernel.h"
@@ -26,7 +27,7 @@ using namespace fastmmoe;
 using testing::allocate;
 using testing::read;
 
-enum class Operator : int64_t { kSparseMoe, kLinear, kVisionAttention };
+enum class Operator : int64_t { kSparseMoe, kLinear, kVisionAttention, kRotary };
 
 /// Threads that start together and take items by turns, so that each has some of a few short ones.
 ParallelFor on_threads(int64_t threads) {
@@ -117,6 +118,17 @@ void run_vision_attention() {
   });
 }
 
+void run_rotary() {
+  RotaryParams params;
+  read(&params, sizeof params);
+  read_inputs(params.x, params.cos, params.sin, params.norm);
+  check_and_write(reinterpret_cast<uintptr_t>(params.y), [&](float* output, const ParallelFor& threads) {
+    RotaryParams call = params;
+    call.y = output;
+    rotary_cpu(call, threads);
+  });
+}
+
 void run() {
   char isa[16] = {};
   const char* const name = FmmCpuIsa();
@@ -129,8 +141,10 @@ void run() {
       run_sparse_moe();
     } else if (next == Operator::kLinear) {
       run_linear();
-    } else {
+    } else if (next == Operator::kVisionAttention) {
       run_vision_attention();
+    } else {
+      run_rotary();
     }
   }
 }

@@ -9,11 +9,12 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 
-from fastmmoe.exporter.ops import ATTENTION, LINEAR, OPS, SPARSE_MOE, TOKEN_PRUNE, VISION_ATTENTION
+from fastmmoe.exporter.ops import ATTENTION, LINEAR, OPS, ROTARY, SPARSE_MOE, TOKEN_PRUNE, VISION_ATTENTION
 from fastmmoe.exporter.ops.functions import OPSET, function_for
 from tests.support.attention_cases import SMALL
 from tests.support.linear_cases import PACKINGS
 from tests.support.operators import MERGES, moe_attributes
+from tests.support.rotary_cases import CASES
 
 
 def variants() -> Iterator[ir.Function]:
@@ -22,6 +23,7 @@ def variants() -> Iterator[ir.Function]:
         yield function_for(SPARSE_MOE, moe_attributes(topk_method=method, n_group=4, topk_group=2, expert_bias=bias))
     yield from (function_for(ATTENTION, case.attributes) for case in SMALL)
     yield function_for(VISION_ATTENTION, {"scale": 0.125, "compute": "float32"})
+    yield from (function_for(ROTARY, case.attributes) for case in CASES.values())
     yield from (function_for(LINEAR, packing.attributes(5, has_bias=True)) for packing in PACKINGS)
 
 
@@ -49,6 +51,7 @@ def test_functions_declare_what_the_contract_declares(spec: Any) -> None:
         ATTENTION.name: SMALL[11].attributes,
         VISION_ATTENTION.name: {"scale": 0.125, "compute": "bfloat16"},
         LINEAR.name: PACKINGS[-1].attributes(5, has_bias=True),
+        ROTARY.name: CASES["several items"].attributes,
     }[spec.name]
     function = function_for(spec, attributes)
     assert [value.name for value in function.inputs] == [tensor.name for tensor in spec.inputs_for(attributes)]

@@ -18,6 +18,7 @@ from fastmmoe.exporter.ops import (
     ENGINE_OPS,
     LINEAR,
     OPS,
+    ROTARY,
     SPARSE_MOE,
     TOKEN_PRUNE,
     VISION_ATTENTION,
@@ -43,6 +44,7 @@ ATTRIBUTES: dict[str, dict[str, Any]] = {
     },
     VISION_ATTENTION.name: {"scale": 0.125, "compute": "bfloat16"},
     LINEAR.name: logical_attributes(5, has_bias=True),
+    ROTARY.name: {"has_norm": 1, "epsilon": 1e-6},
 }
 TYPES = {"F": "float16", "W": "bfloat16", "S": "bfloat16"}
 
@@ -99,6 +101,7 @@ def test_inference_knows_types_and_dimensions(with_function: bool) -> None:
         ],
         VISION_ATTENTION.name: [("FLOAT16", ["B", "T", "N", "D"])],
         LINEAR.name: [("FLOAT", ["T", 5])],
+        ROTARY.name: [("FLOAT", ["T", "N", "2P"])],
     }
     for spec in OPS:
         model = make(spec, with_function=with_function)

@@ -80,7 +80,7 @@ CONTRADICTIONS: dict[str, tuple[str, Any, str]] = {
     "linear layers without their operator": (
         "linears.dense",
         {"weight_format": "bf16", "group_size": 0, "zero_points": False},
-        "expected FmmAttention, FmmLinear, FmmSparseMoE, FmmTokenPrune for the policy and linears",
+        "expected FmmAttention, FmmLinear, FmmRotary, FmmSparseMoE, FmmTokenPrune for the policy and linears",
     ),
     "expert inputs without a plugin": (
         "experts.inputs",
@@ -197,5 +197,6 @@ def test_operators_of_a_policy(layers: dict[str, list[int]], operators: set[str]
     packed = {"weight_format": "int8", "group_size": 128, "zero_points": False}
     for part in ("dense", "head", "vision"):
         linears = msgspec.convert(document["linears"] | {part: packed}, LinearsInfo)
-        expected = {*operators, "FmmLinear", *(["FmmVisionAttention"] if part == "vision" else [])}
+        beside = {"dense": ["FmmRotary"], "vision": ["FmmVisionAttention"]}
+        expected = {*operators, "FmmLinear", *beside.get(part, [])}
         assert custom_operators(msgspec.convert(policy, Policy), linears) == expected
