@@ -8,13 +8,26 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from fastmmoe.runtime.machines.speed import peak_flops
+
 SAVE_SECONDS = 120
 Losses = dict[str, torch.Tensor]
+
+
+@cache
+def _has_bfloat16() -> bool:
+    """Whether the processor has instructions for it: elsewhere torch is many times slower than with float32."""
+    return peak_flops(numbers="bfloat16") > peak_flops()
+
+
+def _products() -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=_has_bfloat16())
 
 
 @dataclass(frozen=True)
@@ -96,7 +109,7 @@ class Stage:
     def _train_step(self) -> dict[str, float]:
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(self.step)
-        with torch.autocast("cpu", torch.bfloat16):
+        with _products():
             losses = self.loss(self.step)
             total = torch.stack(list(losses.values())).sum()
         total.backward()
@@ -107,7 +120,7 @@ class Stage:
 
     def _evaluate(self) -> dict[str, float]:
         self.model.eval()
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad(), _products():
             numbers = self.evaluate()
         self.model.train()
         return numbers
