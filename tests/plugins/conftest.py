@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The cases of both operators, one after the other."""
+"""The cases of both operators, one after the other; the program that multiplies with weights in tile order."""
 
 from __future__ import annotations
 
@@ -10,6 +10,15 @@ import pytest
 from tests.support.operator_cases import MOE_CASES, PACKED_PRUNE_CASES, PRUNE_CASES, MoeCase, PruneCase
 from tests.support.operators import GOLDEN_PRUNE_CASES, GoldenPruneCase
 from tests.support.operators import golden_prune_case as read_golden_prune_case
+from tests.support.panels_host import PanelsHost
+from tests.support.software_tiles import AVX2, missing_flags, software_tiles
+
+
+@pytest.fixture(scope="session")
+def panels(tmp_path_factory: pytest.TempPathFactory) -> PanelsHost:
+    """The kernels of every instruction set, AMX's in software where the processor has AVX2: compiled once for all."""
+    settings = [] if missing_flags(AVX2) else software_tiles()
+    return PanelsHost(tmp_path_factory.mktemp("panels"), settings)
 
 
 @pytest.fixture(params=MOE_CASES)

@@ -14,9 +14,9 @@ import pytest
 
 from tests.plugins.test_panels import WEIGHTS, check, random
 from tests.support.panels_host import PanelsHost, Weights, make_weights
-from tests.support.software_tiles import AVX512, TILES, require_flags, software_tiles
+from tests.support.software_tiles import AVX2, AVX512, TILES, require_flags
 
-pytestmark = pytest.mark.xdist_group("panel tiles")
+pytestmark = pytest.mark.xdist_group("panels")
 
 FEWEST_ROWS = 8  # kManyRows
 SIZES = [(33, 67), (16, 32), (48, 516), (5, 3), (72, 128), (40, 700), (17, 96), (80, 1100), (32, 1024)]
@@ -28,8 +28,10 @@ def tiles(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """The kernels beside AVX-512, or where that is lacking beside AVX2, which then stands in for it."""
     if request.param == "processor":
         require_flags(AVX512 | TILES)
-    settings = software_tiles() if request.param == "software" else []
-    return PanelsHost(tmp_path_factory.mktemp("panel_tiles"), settings)
+        return PanelsHost(tmp_path_factory.mktemp("panel_tiles"), [])
+    require_flags(AVX2)
+    panels: PanelsHost = request.getfixturevalue("panels")
+    return panels
 
 
 @pytest.mark.parametrize("weight_format", WEIGHTS, ids=str)

@@ -13,7 +13,7 @@ from fastmmoe.runtime.types import Array
 from tests.support.host_program import QEMU, settings_for_aarch64
 from tests.support.panels_host import PanelsHost, Weights, make_weights, rounded_rows
 
-# One worker builds the program.
+# One worker builds the program, for test_panel_tiles.py too.
 pytestmark = pytest.mark.xdist_group("panels")
 
 FLAGS = {
@@ -33,11 +33,6 @@ WEIGHTS = [("bfloat16", 0, False)] + [
 ]
 SHAPES = [(1, 5, 3), (2, 16, 32), (3, 33, 67), (7, 32, 128), (13, 48, 516), (25, 40, 700)]
 """T, N, K"""
-
-
-@pytest.fixture(scope="session")
-def host(tmp_path_factory: pytest.TempPathFactory) -> PanelsHost:
-    return PanelsHost(tmp_path_factory.mktemp("panels"), [])
 
 
 @pytest.fixture(scope="session")
@@ -78,13 +73,13 @@ def random(T: int, N: int, K: int, seed: int = 0) -> tuple[Array, Array]:
 
 @pytest.mark.parametrize("isa", isas())
 @pytest.mark.parametrize("weight_format", WEIGHTS, ids=str)
-def test_products(host: PanelsHost, weight_format: tuple[str, int, bool], isa: str) -> None:
+def test_products(panels: PanelsHost, weight_format: tuple[str, int, bool], isa: str) -> None:
     for T, N, K in SHAPES:
         x, values = random(T, N, K)
         weights = make_weights(values, *weight_format)
-        arithmetic, y = host(x, weights, isa=isa, more=3)
+        arithmetic, y = panels(x, weights, isa=isa, more=3)
         check(y, x, weights, arithmetic)
-        exact, y = host(x, weights, isa=isa, is_exact=True)
+        exact, y = panels(x, weights, isa=isa, is_exact=True)
         assert exact == "float"
         check(y, x, weights, exact)
 
@@ -102,10 +97,10 @@ def test_products_on_neon(neon: PanelsHost, weight_format: tuple[str, int, bool]
 
 @pytest.mark.parametrize("weight_format", WEIGHTS[1:], ids=str)
 def test_integers_are_the_same_on_every_processor(
-    host: PanelsHost, neon: PanelsHost, weight_format: tuple[str, int, bool]
+    panels: PanelsHost, neon: PanelsHost, weight_format: tuple[str, int, bool]
 ) -> None:
     """Bit for bit: sums of a group are exact, and the groups are added in one order, with fused operations."""
-    found = [(host, isa) for isa in isas() if isa in INTEGER_ISAS] + [(neon, "dotprod")]
+    found = [(panels, isa) for isa in isas() if isa in INTEGER_ISAS] + [(neon, "dotprod")]
     for T, N, K in SHAPES:
         x, values = random(T, N, K, seed=5)
         weights = make_weights(values, *weight_format)
@@ -114,27 +109,27 @@ def test_integers_are_the_same_on_every_processor(
             np.testing.assert_array_equal(first, other)
 
 
-def test_arithmetic_is_the_fastest_of_the_instruction_set(host: PanelsHost) -> None:
+def test_arithmetic_is_the_fastest_of_the_instruction_set(panels: PanelsHost) -> None:
     x, values = random(1, 16, 32)
     kinds = [make_weights(values, *kind) for kind in (("bfloat16",), ("int8", 32), ("int4", 32))]
     for isa in isas():
-        found = [host(x, weights, isa=isa)[0] for weights in kinds]
+        found = [panels(x, weights, isa=isa)[0] for weights in kinds]
         integers = "int8" if isa in INTEGER_ISAS else "float"
         assert found == ["bfloat16" if isa == "avx512_bf16" else "float", integers, integers], isa
 
 
 @pytest.mark.parametrize("weight_format", [WEIGHTS[0], WEIGHTS[2], WEIGHTS[7], WEIGHTS[8]], ids=str)
-def test_a_product_depends_on_its_row_and_panel_alone(host: PanelsHost, weight_format: tuple[str, int, bool]) -> None:
+def test_a_product_depends_on_its_row_and_panel_alone(panels: PanelsHost, weight_format: tuple[str, int, bool]) -> None:
     x, values = random(29, 80, 650)
     weights = make_weights(values, *weight_format)
     for isa, is_exact in ((isas()[-1], False), (isas()[-1], True), ("baseline", True)):
-        together = host(x, weights, isa=isa, is_exact=is_exact)[1]
+        together = panels(x, weights, isa=isa, is_exact=is_exact)[1]
         for rows, (first, count) in ((slice(0, 1), (0, 5)), (slice(3, 10), (2, 1)), (slice(9, 29), (1, 4))):
-            some = host(x[rows], weights, isa=isa, is_exact=is_exact, panels=(first, count))[1]
+            some = panels(x[rows], weights, isa=isa, is_exact=is_exact, panels=(first, count))[1]
             np.testing.assert_array_equal(some, together[rows, 16 * first : 16 * (first + count)])
 
 
-def test_extremes(host: PanelsHost) -> None:
+def test_extremes(panels: PanelsHost) -> None:
     """Every integer, the greatest rows, and rows of zeros: sums of a group are exact."""
     K, N = 256, 16
     rng = np.random.default_rng(1)
@@ -142,20 +137,20 @@ def test_extremes(host: PanelsHost) -> None:
         values = rng.choice([-1.0, 1.0], (N, K)).astype(np.float32)
         weights = make_weights(values, weight_format, 128, zeros)
         x = np.stack([np.full(K, 3.0), np.full(K, -3.0), np.zeros(K), np.full(K, 1e-38)]).astype(np.float32)
-        arithmetic, y = host(x, weights, isa=isas()[-1])
+        arithmetic, y = panels(x, weights, isa=isas()[-1])
         check(y[:3], x[:3], weights, arithmetic)
         assert (y[2] == 0).all()
         assert (np.abs(y[3]) < 1e-34).all()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_what_is_not_finite_stays_in_its_row(host: PanelsHost, value: float) -> None:
+def test_what_is_not_finite_stays_in_its_row(panels: PanelsHost, value: float) -> None:
     x, values = random(9, 16, 128)
     for weight_format in (WEIGHTS[0], WEIGHTS[1], WEIGHTS[10]):
         weights = make_weights(values, *weight_format)
-        clean = host(x, weights, isa=isas()[-1])[1]
+        clean = panels(x, weights, isa=isas()[-1])[1]
         dirty = x.copy()
         dirty[4, 70] = value
-        y = host(dirty, weights, isa=isas()[-1])[1]
+        y = panels(dirty, weights, isa=isas()[-1])[1]
         assert not np.isfinite(y[4]).any()
         np.testing.assert_array_equal(np.delete(y, 4, 0), np.delete(clean, 4, 0))
