@@ -127,12 +127,14 @@ class Run:
         self._manifest, self._backend, self._inputs, self._options = manifest, backend, inputs, options
         self._result = graph_io.LOGITS if has_logits or options.needs_logits else graph_io.NEXT_IDS
         self._ahead: _Ahead | None = None
+        self._runs_ahead = self._result == graph_io.NEXT_IDS
         self.batch = Batch(backend, len(inputs)) if batch is None else batch
         self._prompt_start = self._prompt_end = self.batch.mark()
         self._alpha = manifest.policy.alpha if options.alpha is None else options.alpha
         self._ending, self._waits = ending, ending != NEVER
         self.ended: str | None = None
         self.schedules = [self._plan(options, one) for one in inputs]
+        self._of_steps = [schedule.for_text() for schedule in self.schedules]
         self.stats = [self._stats(sequence) for sequence in range(len(inputs))]
         longest = backend.longest
         # The last token of an answer is never fed back, so it needs no position: hence one more token than positions.
@@ -300,7 +302,7 @@ class Run:
     def _decode(self, sequences: list[int], most: int) -> Array:
         """Logits or tokens of the next step of these sequences, of whom none goes on by more than `most` steps."""
         start = time.perf_counter()
-        found = self._next_ahead(sequences, most) if self._result == graph_io.NEXT_IDS else None
+        found = self._next_ahead(sequences, most) if self._runs_ahead else None
         if found is None:
             found = self._extend(self._chunks(sequences))
         for i in sequences:
@@ -310,7 +312,7 @@ class Run:
 
     def _chunks(self, sequences: list[int]) -> list[Chunk]:
         return [
-            Chunk(i, self._backend.embed(np.array(self.unfed[i])), NO_VISUAL_TOKENS, self.schedules[i].for_text())
+            Chunk(i, self._backend.embed(np.array(self.unfed[i], np.int32)), NO_VISUAL_TOKENS, self._of_steps[i])
             for i in sequences
         ]
 
@@ -328,6 +330,7 @@ class Run:
             self._leave_steps()
             steps = self.batch.decode(self._chunks(sequences), alpha=self._alpha, steps=most)
             if steps is None:
+                self._runs_ahead = False
                 return None
             self._ahead = _Ahead(sequences, steps)
         return next(self._ahead.steps)

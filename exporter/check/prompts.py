@@ -15,7 +15,7 @@ from fastmmoe.exporter.check.structure import CheckFailed
 from fastmmoe.exporter.manifest import language_model_info
 from fastmmoe.exporter.model import Model
 from fastmmoe.runtime.backends.base import Backend, Feeds
-from fastmmoe.runtime.backends.batch import Batch
+from fastmmoe.runtime.backends.batch import Batch, CachedRows
 from fastmmoe.runtime.bundle import graph_io, signatures
 from fastmmoe.runtime.bundle.manifest import LanguageModelInfo
 from fastmmoe.runtime.method.call import NO_VISUAL_TOKENS, Chunk
@@ -113,7 +113,7 @@ def run_in_torch(
 class _Batch(Batch):
     """Feeds another alpha to each site, so that one site does not pass for another."""
 
-    def prepare(self, *args: Any, **kwargs: Any) -> tuple[Feeds, Array]:
+    def prepare(self, *args: Any, **kwargs: Any) -> tuple[Feeds, CachedRows]:
         feeds, after = super().prepare(*args, **kwargs)
         if graph_io.ALPHA in feeds:
             sites = len(feeds[graph_io.ALPHA])

@@ -80,7 +80,7 @@ class Backend(Protocol):
         """One call of the language model, which writes its rows to the caches.
 
         Args:
-            feeds: its inputs but the caches (`signatures.feeds`).
+            feeds: its inputs but the caches (`signatures.feeds`); an array that comes again must hold what it held.
             wanted: names of outputs.
         Returns:
             Those outputs.

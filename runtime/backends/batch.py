@@ -6,6 +6,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import le
+from typing import TypeAlias
 
 import numpy as np
 
@@ -25,12 +27,16 @@ def round_up(rows: int) -> int:
     return -(-rows // CAPACITY_STEP) * CAPACITY_STEP
 
 
+CachedRows: TypeAlias = list[list[int]]
+"""Rows in use of every sequence's caches, by layer group: a step has no time for arrays of so few numbers."""
+
+
 @dataclass(frozen=True)
 class Mark:
-    """Lengths of a batch's sequences, and of their caches [sequences, layers]."""
+    """Lengths of a batch's sequences, and of their caches by layer group."""
 
     lengths: tuple[int, ...]
-    cache_lengths: Array
+    rows: tuple[tuple[int, ...], ...]
 
 
 class Batch:
@@ -38,7 +44,6 @@ class Batch:
 
     Attributes:
         lengths: original positions of every sequence so far; its next token takes this one.
-        cache_lengths: cached rows, int64 [sequences, layers].
         capacities: rows that each layer group's caches have room for; () before the first call.
         caches: the backend's; None before the first call.
         kept_index: after `extend`, the rows of each site's input that survive it.
@@ -46,16 +51,23 @@ class Batch:
     """
 
     def __init__(self, backend: Backend, size: int = 1) -> None:
-        self._backend = backend
-        self._first_layers = [
-            layers[0] for layers in signatures.layer_groups(backend.info.layers, backend.policy.sites)
-        ]
+        info, policy = backend.info, backend.policy
+        self._backend, self._feeding = backend, signatures.Feeding(info, policy)
+        self._kept = signatures.outputs_of_call(policy)
+        self._groups = signatures.layer_groups(info.layers, policy.sites)
+        self._sites = signatures.sites_before(self._groups, policy.sites)
+        self._rows: CachedRows = [[0] * size for _ in self._groups]
         self.capacities: tuple[int, ...] = ()
         self.caches: Caches | None = None
         self.lengths = [0] * size
-        self.cache_lengths = np.zeros((size, backend.info.layers), np.int64)
         self.kept_index: list[Array] = []
         self.observed: dict[str, Array] = {}
+
+    @property
+    def cache_lengths(self) -> Array:
+        """Cached rows, int64 [sequences, layers]."""
+        counts = [len(layers) for layers in self._groups]
+        return np.repeat(np.array(self._rows, np.int64).T, counts, axis=1)
 
     def extend(
         self,
@@ -83,12 +95,11 @@ class Batch:
             RunFailed: an operator refuses its inputs.
         """
         feeds, after = self.prepare(chunks, alpha=alpha, seed=seed, new_tokens=new_tokens)
-        kept = signatures.outputs_of_call(self._backend.policy)
-        outputs = self._backend.extend(feeds, self.caches, [result, *kept])
+        outputs = self._backend.extend(feeds, self.caches, [result, *self._kept])
         for chunk in chunks:
             self.lengths[chunk.sequence_id] += len(chunk.inputs_embeds)
-        self.cache_lengths = after
-        self.kept_index = [outputs.pop(name) for name in kept]
+        self._rows = after
+        self.kept_index = [outputs.pop(name) for name in self._kept]
         found = outputs.pop(result)
         self.observed = outputs
         check_finite(found, chunks)
@@ -116,28 +127,25 @@ class Batch:
         sequences = [chunk.sequence_id for chunk in chunks]
         with contextlib.closing(steps):
             for next_ids in steps:
-                for sequence in sequences:
-                    self.lengths[sequence] += 1
-                self.cache_lengths[sequences] += 1
+                for lengths in (self.lengths, *self._rows):
+                    for sequence in sequences:
+                        lengths[sequence] += 1
                 check_finite(next_ids, chunks)
                 yield next_ids
 
     def mark(self) -> Mark:
         """How long the sequences are now, for `rewind`."""
-        return Mark(tuple(self.lengths), self.cache_lengths.copy())
+        return Mark(tuple(self.lengths), tuple(map(tuple, self._rows)))
 
     def rewind(self, mark: Mark, ahead: int = 0) -> None:
         """Forget what was appended since, but for so many tokens of each sequence behind it; it is written over."""
         self.lengths = [length + ahead for length in mark.lengths]
-        self.cache_lengths = mark.cache_lengths + ahead
+        self._rows = [[count + ahead for count in counts] for counts in mark.rows]
 
     def reserve(self, chunks: Sequence[Chunk], new_tokens: Sequence[int]) -> None:
         """Make room for rows that several calls will append, and for so many tokens after them."""
-        after = self.cache_lengths.copy()
-        for chunk in chunks:
-            after[chunk.sequence_id] += signatures.cached_rows(self._backend.info, self._backend.policy, chunk)
-        coming = dict(zip((chunk.sequence_id for chunk in chunks), new_tokens, strict=True))
-        self._make_room(after, coming, needs_all=True)
+        coming = {chunk.sequence_id: count for chunk, count in zip(chunks, new_tokens, strict=True)}
+        self._make_room(self._rows_after(chunks), coming, needs_all=True)
 
     def prepare(
         self,
@@ -147,41 +155,42 @@ class Batch:
         seed: int = 0,
         new_tokens: Sequence[int] = (),
         needs_all: bool = False,
-    ) -> tuple[Feeds, Array]:
-        """What `extend` feeds, with room made in the caches, and the cached rows [sequences, layers] after it.
+    ) -> tuple[Feeds, CachedRows]:
+        """What `extend` feeds, with room made in the caches, and the cached rows after it.
 
         Args:
             needs_all: new tokens must have room too, even where the call itself fits.
         """
-        policy, info = self._backend.policy, self._backend.info
-        lengths = [self.lengths[chunk.sequence_id] for chunk in chunks]
+        lengths, longest = [self.lengths[chunk.sequence_id] for chunk in chunks], self._backend.longest
         for chunk, before in zip(chunks, lengths, strict=True):
-            check_tokens(len(chunk.inputs_embeds), len(chunk.visual_index), self._backend.longest, before)
-        past = self.cache_lengths[:, self._first_layers].T
-        feeds = signatures.feeds(info, Call(policy, chunks, lengths, past.tolist(), alpha, seed))
-        after = self.cache_lengths.copy()
-        for chunk in chunks:
-            after[chunk.sequence_id] += signatures.cached_rows(info, policy, chunk)
-        coming = dict(zip((chunk.sequence_id for chunk in chunks), new_tokens, strict=False))
+            check_tokens(len(chunk.inputs_embeds), len(chunk.visual_index), longest, before)
+        feeds = self._feeding.feeds(Call(self._backend.policy, chunks, lengths, self._rows, alpha, seed))
+        after = self._rows_after(chunks)
+        coming = {chunk.sequence_id: count for chunk, count in zip(chunks, new_tokens, strict=False)}
         self._make_room(after, coming, needs_all=needs_all)
         return feeds, after
 
-    def _make_room(self, cache_lengths: Array, new_tokens: dict[int, int], *, needs_all: bool) -> None:
-        """Caches for these lengths [sequences, layers]: as many rows as are known to come, or twice what there was.
+    def _rows_after(self, chunks: Sequence[Chunk]) -> CachedRows:
+        after = [rows.copy() for rows in self._rows]
+        for chunk in chunks:
+            for rows, site in zip(after, self._sites, strict=True):
+                rows[chunk.sequence_id] += signatures.rows_left(chunk, site)
+        return after
+
+    def _make_room(self, rows: CachedRows, new_tokens: dict[int, int], *, needs_all: bool) -> None:
+        """Caches for these rows: as many as are known to come, or twice what there was.
 
         No more than the longest sequence has, though, rounded up. They stay as they are where these lengths fit, and
         with `needs_all` what is to come, too.
         """
-        rows = cache_lengths[:, self._first_layers]
-        needed = wanted = rows.max(0)
+        needed = wanted = [*map(max, rows)]
         for sequence, count in new_tokens.items():
-            wanted = np.maximum(wanted, rows[sequence] + count)
-        if self.capacities and ((wanted if needs_all else needed) <= self.capacities).all():
+            wanted = [max(n, of_group[sequence] + count) for n, of_group in zip(wanted, rows, strict=True)]
+        before = self.capacities or (0,) * len(rows)
+        if self.capacities and all(map(le, wanted if needs_all else needed, before)):
             return
-        needed = wanted
-        before = np.array(self.capacities or [0] * len(needed))
-        grown = np.where(needed > before, np.maximum(2 * before, needed), before)
-        capacities = tuple(map(round_up, np.minimum(grown, self._backend.longest).tolist()))
+        grown = [max(2 * room, n) if n > room else room for n, room in zip(wanted, before, strict=True)]
+        capacities = tuple(round_up(min(count, self._backend.longest)) for count in grown)
         # Where memory runs out the batch stays as it is.
         self.caches = self._backend.new_caches(len(self.lengths), capacities, self.caches)
         self.capacities = capacities

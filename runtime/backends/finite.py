@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,13 +20,12 @@ def check_finite(found: Array, chunks: Sequence[Chunk]) -> None:
         found: logits [A, vocab], or what the graph chose by them, next_ids [A].
         chunks: what the rows of logits were computed from; they tell where the first such value is.
     """
-    # A decode step has no time for more than one look at its tokens.
-    if found.ndim == 1 and found.min() >= 0:
+    # NaN is the least and the greatest. A look at each takes a decode step longer.
+    least, greatest = (found.item(place) for place in (found.argmin(), found.argmax()))
+    if least >= 0 if found.ndim == 1 else math.isfinite(least) and math.isfinite(greatest):
         return
-    is_finite = found >= 0 if found.ndim == 1 else np.isfinite(found).all(axis=1)
-    if is_finite.all():
-        return
-    row = int(np.flatnonzero(~is_finite)[0])
+    is_finite = found >= 0 if found.ndim == 1 else np.isfinite(found)
+    row = int(np.argwhere(~is_finite)[0, 0])
     of_row = f"logits of row {row}" if len(chunks) > 1 else "logits"
     raise NotFinite(
         f"the {of_row} hold NaN or infinity: {_first_part(chunks[row])}; check the bundle with fastmmoe verify; if it "

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -44,7 +44,7 @@ _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
 
 
 class Bindings:
-    """Inputs and outputs of a session that are the same in every call.
+    """Inputs and outputs of a session, bound once: a call writes its feeds where those of the call before are.
 
     Attributes:
         values: key-value caches by input; each is bound to the input and to the output that has its address.
@@ -62,29 +62,57 @@ class Bindings:
             self._binding.bind_ortvalue_input(name, value)
         for name, value in values.items():
             self._binding.bind_ortvalue_input(name, value)
-        self._fetched: list[str] = []
-        self._bind_caches()
+        self._fed: dict[str, Array | ort.OrtValue] = {}
+        self._arrays: dict[str, Array] = {}
+        self._found: dict[str, Array] | None = None
 
-    def run(self, feeds: Mapping[str, Array | ort.OrtValue], fetched: Sequence[str]) -> dict[str, Array]:
-        """One call: these outputs, in the host's memory, from the feeds [contiguous]; the caches get its rows."""
-        values = {n: value if isinstance(value, ort.OrtValue) else ort_value(value) for n, value in feeds.items()}
-        for name, value in values.items():
-            self._binding.bind_ortvalue_input(name, value)
-        if self._fetched != [*fetched]:
-            # What an earlier call fetched would be among the outputs.
-            self._binding.clear_binding_outputs()
-            self._bind_caches()
-            self._fetched = [*fetched]
-        for name in fetched:
-            # Anew each time: what was bound before would be written over.
-            self._binding.bind_output(name, "cpu")
+    def run(self, feeds: Mapping[str, Array | ort.OrtValue], fetched: list[str]) -> dict[str, Array]:
+        """One call: these outputs, in the host's memory; the caches get its rows.
+
+        Args:
+            feeds: nobody may have written to what was fed before and comes again. Their shapes decide the outputs'.
+        """
+        fed = self._fed
+        for name, value in feeds.items():
+            if value is not fed.get(name):
+                self._feed(name, value)
+        if self._found is None or [*self._found] != fetched:
+            return self._run_first(fetched)
         self._session.run_with_iobinding(self._binding)
-        outputs = self._binding.get_outputs()[len(self.values) :]
-        return {name: value.numpy() for name, value in zip(fetched, outputs, strict=True)}
+        # The next call writes over them.
+        return {name: found.copy() for name, found in self._found.items()}
 
-    def _bind_caches(self) -> None:
+    def _feed(self, name: str, value: Array | ort.OrtValue) -> None:
+        before, bound = self._fed.get(name), self._arrays.get(name)
+        if isinstance(value, ort.OrtValue):
+            is_alike = isinstance(before, ort.OrtValue) and before.shape() == value.shape()
+            self._binding.bind_ortvalue_input(name, value)
+        elif is_alike := bound is not None and (bound.shape, bound.dtype) == (value.shape, value.dtype):
+            bound[...] = value
+        else:
+            # A copy, as the next call writes to it.
+            bound = np.array(value, order="C")
+            self._binding.bind_ortvalue_input(name, ort_value(bound))
+            self._arrays[name] = bound
+        if not is_alike:
+            self._found = None
+        self._fed[name] = value
+
+    def _run_first(self, fetched: list[str]) -> dict[str, Array]:
+        """A call that finds outputs of other names or shapes than the one before, for which it binds memory."""
+        self._found = None
+        self._binding.clear_binding_outputs()
         for name, value in self.values.items():
             self._binding.bind_ortvalue_output(graph_io.present_name(name), value)
+        for name in fetched:
+            self._binding.bind_output(name, "cpu")
+        self._session.run_with_iobinding(self._binding)
+        values = self._binding.get_outputs()[len(self.values) :]
+        outputs = {name: value.numpy() for name, value in zip(fetched, values, strict=True)}
+        self._found = {name: np.empty_like(output) for name, output in outputs.items()}
+        for name, found in self._found.items():
+            self._binding.bind_ortvalue_output(name, ort_value(found))
+        return outputs
 
 
 class BoundCaches(Bindings):
@@ -123,6 +151,8 @@ class OnnxRuntime(OfManifest):
 
     provider: str = CPU
     PROVIDERS: ClassVar[list[Any]] = ["CPUExecutionProvider"]
+    # Of all threads: most calls embed one token.
+    _embedding: Bindings | None
     # Inputs of the language model that nothing writes to.
     _constants: Mapping[str, ort.OrtValue] = MappingProxyType({})
 
@@ -142,6 +172,7 @@ class OnnxRuntime(OfManifest):
         if settings.profile:
             self._traces = tempfile.TemporaryDirectory(prefix="fastmmoe-")
         self._sessions = {graph: self._load(graph, observed) for graph in graphs}
+        self._embedding, self._embedding_lock = None, threading.Lock()
         self._weights = MappedFiles(directory / name for name in map(weights_file, graphs) if name in manifest.files)
         given = {tensor.name for tensor in signatures.signatures(manifest)["language_model"].inputs}
         self._unasked = [name for name in self._shown.values() if name not in given]
@@ -149,15 +180,24 @@ class OnnxRuntime(OfManifest):
     def close(self) -> None:
         """Let the sessions go."""
         self._sessions.clear()
+        self._embedding = None
 
     def image_features(self, vision_inputs: dict[str, Array]) -> Features:
         """Features [V, H] of every visual position."""
-        return self._run("vision", graph_io.IMAGE_FEATURES, vision_inputs)
+        session = self._session("vision")
+        self._weights.check_unchanged(weights_file("vision"))
+        with naming_the_graph("vision"):
+            features: Array = session.run([graph_io.IMAGE_FEATURES], vision_inputs)[0]
+        return features
 
     def embed(self, input_ids: Array, visual_index: Array = NO_VISUAL_TOKENS, features: Features | None = None) -> Rows:
         """Embeddings [T, H] of a prompt; see `Backend.embed`."""
-        embeds = self._run("embedding", graph_io.INPUTS_EMBEDS, {graph_io.INPUT_IDS: input_ids.astype(np.int32)})
-        return place_features(embeds, visual_index, features)
+        session, ids = self._session("embedding"), input_ids.astype(np.int32)
+        self._weights.check_unchanged(weights_file("embedding"))
+        with self._embedding_lock, naming_the_graph("embedding"):
+            self._embedding = self._embedding or Bindings(session, {})
+            outputs = self._embedding.run({graph_io.INPUT_IDS: ids}, [graph_io.INPUTS_EMBEDS])
+        return place_features(outputs[graph_io.INPUTS_EMBEDS], visual_index, features)
 
     def new_caches(self, sequences: int, capacities: Sequence[int], before: Any | None = None) -> Bindings:
         """See `Backend.new_caches`."""
@@ -174,10 +214,9 @@ class OnnxRuntime(OfManifest):
     def extend(self, feeds: Feeds, caches: Bindings, wanted: Sequence[str]) -> dict[str, Array]:
         """One call of the language model; see `Backend.extend`."""
         self._session("language_model")
-        self._weights.check_unchanged()
-        values = {n: v if isinstance(v, ort.OrtValue) else np.ascontiguousarray(v) for n, v in feeds.items()}
+        self._weights.check_unchanged(weights_file("language_model"))
         with naming_the_graph("language_model"):
-            outputs = caches.run(values, list(dict.fromkeys((*wanted, *self._unasked))))
+            outputs = caches.run(feeds, list(dict.fromkeys((*wanted, *self._unasked))))
         self._weights.check_unchanged()
         # A value that is observed may be an input of the graph, and the same one for several nodes.
         shown = {label: outputs[name] if name in outputs else feeds[name] for label, name in self._shown.items()}
@@ -203,12 +242,6 @@ class OnnxRuntime(OfManifest):
     def _cache_shapes(self, sequences: int, capacities: Sequence[int]) -> dict[str, tuple[tuple[int, ...], str]]:
         dtype = self.manifest.cache_dtype
         return signatures.cache_shapes(self.info, self.policy, dtype, sequences, capacities)
-
-    def _run(self, graph: str, output: str, inputs: dict[str, Array]) -> Array:
-        self._weights.check_unchanged()
-        with naming_the_graph(graph):
-            values: Array = self._session(graph).run([output], inputs)[0]
-        return values
 
     def _load(self, graph: str, observed: Observed | None) -> ort.InferenceSession:
         manifest, is_portable = self.manifest, self._settings.portable
@@ -290,16 +323,19 @@ def _show(graph: onnx.GraphProto, observed: Observed) -> dict[str, str]:
     return shown
 
 
-@contextmanager
-def naming_the_graph(graph: str) -> Iterator[None]:
+class naming_the_graph:  # noqa: N801  (as the functions of contextlib, which take longer)
     """Have an error of ONNX Runtime, whose classes share no base of their own, come with the graph on one line."""
-    try:
-        yield
-    except FastmmoeError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise RunFailed(f"{graph}: onnxruntime {ONNXRUNTIME_VERSION} cannot run it: {reason}") from error
+
+    def __init__(self, graph: str) -> None:
+        self._graph = graph
+
+    def __enter__(self) -> None:
+        """Nothing is to be done."""
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, FastmmoeError):
+            reason = " ".join(str(error).split())
+            raise RunFailed(f"{self._graph}: onnxruntime {ONNXRUNTIME_VERSION} cannot run it: {reason}") from error
 
 
 def _aligned(shape: tuple[int, ...], dtype: str) -> Array:

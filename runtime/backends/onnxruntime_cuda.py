@@ -117,7 +117,7 @@ class CudaOnnxRuntime(OnnxRuntime):
 
     def _compute(self, graph: str, inputs: Mapping[str, ort.OrtValue], output: str) -> ort.OrtValue:
         """An output of a graph, left in the device's memory."""
-        self._weights.check_unchanged()
+        self._weights.check_unchanged(weights_file(graph))
         session = self._session(graph)
         with naming_the_graph(graph):
             binding = session.io_binding()

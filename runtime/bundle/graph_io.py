@@ -105,6 +105,7 @@ class Entry:
         dtype: NumPy's name, F or S.
         feed: its values in a call, at a site or of a group; None = an output, or a cache, which the call writes to: the
             output `present_name` has the same address.
+        moves: whether decoding steps of the same sequences differ in it (`Call.alike`).
     """
 
     name: str
@@ -113,6 +114,7 @@ class Entry:
     doc: str
     feed: Callable[[Call, int], Array] | None = None
     only_if: Condition = ALWAYS
+    moves: bool = False
 
 
 def _slots(counts: Sequence[int]) -> Array:
@@ -138,6 +140,7 @@ OF_CALL = (
         F,
         "Embeddings, with image features at the visual tokens.",
         lambda call, _: call.inputs_embeds(),
+        moves=True,
     ),
     Entry(
         POSITION_IDS,
@@ -145,6 +148,7 @@ OF_CALL = (
         "int32",
         "Positions in the original sequence, ascending within one.",
         lambda call, _: call.positions(),
+        moves=True,
     ),
     Entry(
         SEQUENCE_IDS,
@@ -267,7 +271,8 @@ OF_GROUP = (
         ("B",),
         "int32",
         "Rows of each sequence's caches in use; what is behind them may be anything.",
-        lambda call, g: np.array(call.past_lengths[g]),
+        lambda call, g: np.array(call.past_lengths[g], np.int32),
+        moves=True,
     ),
     Entry("past_position_ids.{g}", ("B", "C{g}"), "int32", "Original position of each cached row.", only_if=SLIDES),
 )

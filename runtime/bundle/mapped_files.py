@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from fastmmoe.runtime.errors import BundleMismatch
@@ -15,26 +16,40 @@ class MappedFiles:
     """Holds files open, so that their state can be asked for even where others have taken their names since."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
-        self._files: dict[int, tuple[Path, os.stat_result]] = {}
+        self._files: dict[str, _File] = {}
         weakref.finalize(self, _close, self._files)
         for path in paths:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            self._files[descriptor] = (path, os.fstat(descriptor))
+            self._files[path.name] = _File(descriptor, path, os.fstat(descriptor))
 
-    def check_unchanged(self) -> None:
+    def check_unchanged(self, name: str | None = None) -> None:
         """Raise BundleMismatch where one has been written to or renamed since it was opened here.
 
         After a run, so that no answer comes from changed weights, and before: where a file has become shorter, reading
         it ends the process.
+
+        Args:
+            name: of the only file to look at, where that is all that will be read; None = all of them.
         """
-        for descriptor, (path, before) in self._files.items():
-            now = os.fstat(descriptor)
-            if _may_differ(before, now):
+        for of_file, file in self._files.items():
+            if name not in (None, of_file):
+                continue
+            now = os.fstat(file.descriptor)
+            if _may_differ(file.status, now):
                 raise BundleMismatch(
-                    f"{path}: has been written to or renamed since the bundle was loaded; load it again (replace "
+                    f"{file.path}: has been written to or renamed since the bundle was loaded; load it again (replace "
                     f"bundles as a whole: move the old directory away, then the new one in)"
                 )
-            self._files[descriptor] = (path, now)
+            file.status = now
+
+
+@dataclass
+class _File:
+    """An open file, and its state when it was last looked at."""
+
+    descriptor: int
+    path: Path
+    status: os.stat_result
 
 
 def _may_differ(before: os.stat_result, now: os.stat_result) -> bool:
@@ -49,6 +64,6 @@ def _names_and_owner(status: os.stat_result) -> tuple[int, ...]:
     return status.st_nlink, status.st_mode, status.st_uid, status.st_gid
 
 
-def _close(files: dict[int, tuple[Path, os.stat_result]]) -> None:
-    for descriptor in files:
-        os.close(descriptor)
+def _close(files: dict[str, _File]) -> None:
+    for file in files.values():
+        os.close(file.descriptor)

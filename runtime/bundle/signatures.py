@@ -102,13 +102,32 @@ def feeds(info: LanguageModelInfo, call: Call) -> dict[str, Array]:
     Raises:
         InvalidRequest: the call is none that the graph can do, see `Call.rater_rows`.
     """
-    found = {}
-    for entry, n in _called(info, call.policy):
-        assert entry.feed is not None
-        value = entry.feed(call, n)
-        name = entry.name.format(s=n, g=n)
-        found[name] = value if entry.dtype == graph_io.F else value.astype(entry.dtype, copy=False)
-    return found
+    return Feeding(info, call.policy).feeds(call)
+
+
+class Feeding:
+    """What one call after the other is fed. Steps that are alike share the arrays in which they do not differ."""
+
+    def __init__(self, info: LanguageModelInfo, policy: Policy) -> None:
+        self._entries = [
+            (e.name.format(s=n, g=n), e, n, None if e.dtype == graph_io.F else np.dtype(e.dtype))
+            for e, n in _called(info, policy)
+        ]
+        self._moving = [fed for fed in self._entries if fed[1].moves]
+        self._alike: object = None
+        self._found: dict[str, Array] = {}
+
+    def feeds(self, call: Call) -> dict[str, Array]:
+        """See `feeds`; nobody may write to these arrays."""
+        alike = call.alike
+        is_alike = alike is not None and alike == self._alike
+        found = dict(self._found) if is_alike else {}
+        for name, entry, n, dtype in self._moving if is_alike else self._entries:
+            assert entry.feed is not None
+            value = entry.feed(call, n)
+            found[name] = value if dtype is None or value.dtype == dtype else value.astype(dtype)
+        self._alike, self._found = alike, found
+        return found
 
 
 def _called(info: LanguageModelInfo, policy: Policy) -> Iterator[tuple[graph_io.Entry, int]]:
@@ -168,15 +187,20 @@ def layer_groups(layers: int, sites: Sequence[Site]) -> tuple[tuple[int, ...], .
     return tuple(g for g in groups if g)
 
 
+def sites_before(groups: Sequence[Sequence[int]], sites: Sequence[Site]) -> list[int | None]:
+    """Of each layer group the last site in front of it; None = there is none."""
+    return [max((s for s, site in enumerate(sites) if site.layer < layers[0]), default=None) for layers in groups]
+
+
+def rows_left(chunk: Chunk, site: int | None) -> int:
+    """Rows of a chunk after a site; None = in front of all of them."""
+    rows, schedule = len(chunk.inputs_embeds), chunk.schedule
+    return rows if site is None else rows - schedule.visual_tokens + schedule.keep[site]
+
+
 def cached_rows(info: LanguageModelInfo, policy: Policy, chunk: Chunk) -> Array:
     """Tokens that a chunk adds to the cache of every layer, int64 [layers]: fewer after each layer with a site."""
-    schedule = chunk.schedule
-    # Nothing to prune: a decode step is not worth looking at its sites.
-    rows = np.full(info.layers, len(chunk.inputs_embeds), np.int64)
-    if not schedule.visual_tokens:
-        return rows
-    for layers in layer_groups(info.layers, policy.sites):
-        before = [s for s, site in enumerate(policy.sites) if site.layer < layers[0]]
-        visual = schedule.keep[before[-1]] if before else schedule.visual_tokens
-        rows[list(layers)] = len(chunk.inputs_embeds) - schedule.visual_tokens + visual
+    rows, groups = np.empty(info.layers, np.int64), layer_groups(info.layers, policy.sites)
+    for layers, site in zip(groups, sites_before(groups, policy.sites), strict=True):
+        rows[list(layers)] = rows_left(chunk, site)
     return rows

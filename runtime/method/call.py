@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import add
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -43,6 +44,8 @@ class Chunk:
             raise InvalidRequest(
                 f"visual_index has {len(rows)} rows, the schedule is for {self.schedule.visual_tokens} visual tokens"
             )
+        if not len(rows):
+            return
         outside = rows[(rows < 0) | (rows >= T)]
         if len(outside):
             raise InvalidRequest(f"visual_index holds row {outside[0]}: expected 0 to {T - 1}, the rows of the prompt")
@@ -81,14 +84,24 @@ class Call:
         for chunk in self.chunks:
             chunk.check()
         first = self.schedule
-        others = (chunk.schedule for chunk in self.chunks)
-        if any((s.method, s.visual_top_k) != (first.method, first.visual_top_k) for s in others):
-            raise InvalidRequest("the sequences of one call differ in method or visual_top_k: expected one of each")
+        for chunk in self.chunks[1:]:
+            if (chunk.schedule.method, chunk.schedule.visual_top_k) != (first.method, first.visual_top_k):
+                raise InvalidRequest("the sequences of one call differ in method or visual_top_k: expected one of each")
 
     @property
     def schedule(self) -> Schedule:
         """The first sequence's schedule; method and experts are those of all."""
         return self.chunks[0].schedule
+
+    @property
+    def alike(self) -> object:
+        """What decoding steps of the same sequences have in common; None where pictures come with the call."""
+        rows = []
+        for chunk in self.chunks:
+            if len(chunk.visual_index):
+                return None
+            rows.append((chunk.sequence_id, len(chunk.inputs_embeds), chunk.schedule))
+        return self.alpha, rows
 
     @property
     def tokens(self) -> list[int]:
@@ -115,11 +128,14 @@ class Call:
     def inputs_embeds(self) -> Rows:
         """Embeddings of all rows; of a backend that keeps them elsewhere, a list with those of each sequence."""
         rows = [chunk.inputs_embeds for chunk in self.chunks]
-        return np.concatenate(rows) if isinstance(rows[0], np.ndarray) else rows
+        if not isinstance(rows[0], np.ndarray):
+            return rows
+        return rows[0] if len(rows) == 1 else np.concatenate(rows)
 
     def positions(self) -> Array:
         """Original position of every row."""
-        return np.concatenate([np.arange(n, n + t) for n, t in zip(self.lengths, self.tokens, strict=True)])
+        ends = map(add, self.lengths, self.tokens)
+        return np.fromiter(itertools.chain.from_iterable(map(range, self.lengths, ends)), np.int32)
 
     def sequences(self) -> Array:
         """Sequence of every row."""

@@ -265,7 +265,7 @@ CHI_SQUARE = 27.88
 def test_greedy_runs_alone_decode_ahead(
     options: dict[str, Any], result: str, echo: Echo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The device chooses their tokens; what needs logits steps call by call."""
+    """The device chooses their tokens; what needs logits steps call by call. A backend that does not is asked once."""
     echo.logits, echo.steps_ahead = uneven, True
     extend, wanted, ahead = echo.extend, set(), []
 
@@ -276,7 +276,22 @@ def test_greedy_runs_alone_decode_ahead(
     monkeypatch.setattr(echo, "extend", watch)
     monkeypatch.setattr(echo, "decode", lambda *_: ahead.append(1))
     drawn(echo, 3, max_new_tokens=3, **options)
-    assert wanted == {result} and len(ahead) == (2 if result == "next_ids" else 0)
+    assert wanted == {result} and len(ahead) == (1 if result == "next_ids" else 0)
+
+
+def test_a_token_is_embedded_once(echo: Echo, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for the first step's, whose backend is asked whether it decodes by itself."""
+    embed, ids = echo.embed, []
+
+    def watch(input_ids: Any, *others: Any) -> Any:
+        ids.append(input_ids.tolist())
+        return embed(input_ids, *others)
+
+    monkeypatch.setattr(echo, "embed", watch)
+    echo.logits = uneven
+    tokens = drawn(echo, 3, max_new_tokens=5)
+    prompt, *steps = ids
+    assert len(prompt) == 3 and steps == [[token] for token in (tokens[0][0], *tokens[0][:4])]
 
 
 def test_log_probabilities_of_tokens(echo: Echo) -> None:

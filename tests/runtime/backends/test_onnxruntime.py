@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,82 @@ def test_feeds_may_change_their_length() -> None:
     assert array[0, 1, 3].tolist() == [1, 2, 3, 4, 5, 6]
 
 
+def _count_bindings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the calls by which values are made for ONNX Runtime or bound, as they come."""
+    made: list[str] = []
+
+    def count(owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            made.append(name)
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, counted)
+
+    count(ort.OrtValue, "__init__")
+    for name in ("bind_ortvalue_input", "bind_ortvalue_output", "bind_output", "bind_input", "bind_cpu_input"):
+        count(ort.IOBinding, name)
+    return made
+
+
+def test_a_step_makes_and_binds_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has the shapes of the call before is written where that was; nothing of the caller's is written to."""
+    made, array = _count_bindings(monkeypatch), np.zeros((1, 2, 4, 6), np.float32)
+    caches = BoundCaches(_adding_session(), {PAST: array})
+    fed = [np.array([x], np.float32) for x in (1.0, 2.0, 4.0, 8.0)]
+    fetched, found = ["logits", "kept_index.0"], []
+    for x in fed:
+        made.clear()
+        found.append(caches.run({"x": x}, fetched))
+        assert bool(made) == (x is fed[0])
+    assert [outputs["logits"].tolist() for outputs in found] == [[2], [4], [8], [16]]
+    assert [x.tolist() for x in fed] == [[1], [2], [4], [8]] and (array == 15).all()
+    # Other shapes are bound, and so are those after them.
+    for x, is_bound in ((fed[3], False), (np.ones(6, np.float32), True), (fed[0], True), (fed[1], False)):
+        made.clear()
+        assert caches.run({"x": x}, fetched)["logits"].tolist() == (2 * x).tolist()
+        assert bool(made) == is_bound
+    assert [outputs["logits"].tolist() for outputs in found] == [[2], [4], [8], [16]]
+
+
+def test_an_array_that_comes_again_is_not_copied_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    caches = BoundCaches(_adding_session(), {PAST: np.zeros((1, 2, 4, 6), np.float32)})
+    written: list[Array] = []
+    feed = caches._feed
+
+    def watch(name: str, value: Array) -> None:
+        written.append(value)
+        feed(name, value)
+
+    monkeypatch.setattr(caches, "_feed", watch)
+    first, second = np.ones(1, np.float32), np.array([2], np.float32)
+    for x in (first, first, second, second, first):
+        assert caches.run({"x": x}, ["logits"])["logits"].tolist() == (2 * x).tolist()
+    assert [x.tolist() for x in written] == [[1], [2], [1]]
+
+
+def test_a_call_after_one_that_failed() -> None:
+    """The one that failed had other shapes or outputs, and left nothing behind."""
+    caches = BoundCaches(_adding_session(), {PAST: np.zeros((1, 2, 4, 6), np.float32)})
+    one, two = np.ones(1, np.float32), np.ones(2, np.float32)
+    for x in (one, one):
+        assert caches.run({"x": x}, ["logits"])["logits"].tolist() == [2]
+    for x, fetched, message in ((two, ["logits"], "broadcast"), (one, ["nothing"], "nothing")):
+        for _ in range(2):
+            with pytest.raises(Exception, match=message):
+                caches.run({"x": x}, fetched)
+        for x in (one, 3 * one):
+            assert caches.run({"x": x}, ["logits"])["logits"].tolist() == (2 * x).tolist()
+
+
+def test_feeds_may_be_views() -> None:
+    caches = BoundCaches(_adding_session(), {PAST: np.zeros((1, 2, 4, 6), np.float32)})
+    x = np.arange(12, dtype=np.float32)
+    for view in (x[::2], x[1::2]):
+        assert caches.run({"x": view}, ["logits"])["logits"].tolist() == (2 * view).tolist()
+
+
 @pytest.mark.parametrize(("of", "cache_dtype"), [(TensorProto.FLOAT, "float32"), (BFLOAT16, "bfloat16")])
 def test_greater_caches_begin_with_the_rows_there_were(of: int, cache_dtype: str) -> None:
     """Of four layers in three groups; they are bound, and what is behind the rows may be anything."""
@@ -153,6 +230,7 @@ def test_a_call_gives_what_is_asked_for_and_what_is_shown() -> None:
 def _backend(**sessions: ort.InferenceSession) -> OnnxRuntime:
     backend = OnnxRuntime.__new__(OnnxRuntime)
     backend._sessions, backend._weights = sessions, MappedFiles(())
+    backend._embedding, backend._embedding_lock = None, threading.Lock()
     return backend
 
 
@@ -161,7 +239,9 @@ def test_an_operator_that_refuses_its_inputs() -> None:
         embedding=_session("Gather", "input_ids", TensorProto.INT32, "inputs_embeds"),
         vision=_session("MatMul", "pixel_values", TensorProto.FLOAT, "image_features"),
     )
-    assert backend.embed(np.array([3])).tolist() == [[6, 7]]
+    # Each has its rows to itself.
+    found = [backend.embed(np.array(ids)) for ids in ([3], [0], [2, 1], [1, 3])]
+    assert [rows.tolist() for rows in found] == [[[6, 7]], [[0, 1]], [[4, 5], [2, 3]], [[2, 3], [6, 7]]]
     with pytest.raises(
         RunFailed, match=r"^embedding: onnxruntime [\d.]+ cannot run it: [^\n]*out of data bounds[^\n]*$"
     ):
@@ -187,21 +267,24 @@ def test_what_is_asked_of_a_closed_model_is_refused(call: str) -> None:
         calls[call]()
 
 
-@pytest.mark.parametrize("call", ["embed", "image_features", "extend"])
-def test_files_are_looked_at_before_they_are_read(call: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("graph", "call"), [("embedding", "embed"), ("vision", "image_features"), ("language_model", "extend")]
+)
+def test_files_are_looked_at_before_they_are_read(graph: str, call: str, tmp_path: Path) -> None:
     """Reading behind the new end of a mapped file that has become shorter ends the process."""
-    path = tmp_path / "weights"
-    path.write_bytes(bytes(100))
+    paths = {name: tmp_path / f"{name}.data" for name in GRAPHS}
+    for path in paths.values():
+        path.write_bytes(bytes(100))
     backend = OnnxRuntime.__new__(OnnxRuntime)
-    backend._weights, backend._sessions = MappedFiles([path]), dict.fromkeys(GRAPHS)
-    os.truncate(path, 10)
+    backend._weights, backend._sessions = MappedFiles(paths.values()), dict.fromkeys(GRAPHS)
+    os.truncate(paths[graph], 10)
     no_caches: Any = None
     calls: dict[str, Callable[[], object]] = {
         "embed": lambda: backend.embed(np.zeros(1)),
         "image_features": lambda: backend.image_features({}),
         "extend": lambda: backend.extend({}, no_caches, []),
     }
-    with pytest.raises(BundleMismatch, match="weights: has been written to or renamed since"):
+    with pytest.raises(BundleMismatch, match=f"{graph}.data: has been written to or renamed since"):
         calls[call]()
 
 

@@ -152,6 +152,23 @@ def test_lengths_are_those_of_every_sequence_in_the_group() -> None:
     assert [LENGTHS.feed(call, g).tolist() for g in range(3)] == [[7, 9, 0], [5, 9, 0], [4, 8, 0]]
 
 
+def test_steps_that_are_alike_differ_in_what_moves_alone() -> None:
+    """Two steps of two sequences, that have in common what `Call.alike` says and nothing else."""
+    manifest = toy_manifest("deepseek_vl2")
+    info, policy = manifest.language_model, manifest.policy
+    schedule = plan_request(policy, visual_tokens=0, moe_layers=info.moe_layers, top_k=info.top_k)
+    calls = []
+    for number in (3, 8):
+        embeds = np.full((1, info.hidden_size), number, np.float32)
+        chunks = [Chunk(sequence, embeds, np.arange(0), schedule) for sequence in (2, 0)]
+        calls.append(Call(policy, chunks, [number, 4 * number], [[number] * 3] * 3, alpha=0.25, seed=number))
+    assert calls[0].alike == calls[1].alike is not None
+    for entry in FED:
+        assert entry.feed is not None
+        first, second = (entry.feed(call, 1) for call in calls)
+        assert np.array_equal(first, second) != entry.moves, entry.name
+
+
 def test_slots_count_by_their_length_alone() -> None:
     """Values of a call of two sequences, of which one has a picture."""
     manifest = toy_manifest("deepseek_vl2")

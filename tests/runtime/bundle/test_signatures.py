@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import msgspec
 import numpy as np
 import pytest
@@ -38,6 +40,38 @@ def test_feeds_are_the_inputs_but_the_caches(method: str) -> None:
     assert signatures.cached_rows(info, policy, chunk)[0] == 40
     assert len(signatures.layer_groups(info.layers, policy.sites)) == len(past)
     assert [feeds[f"past_lengths.{g}"].tolist() for g in range(len(past))] == past
+
+
+def test_what_steps_have_in_common_is_made_once() -> None:
+    """Prompt, steps, another sequence's step, another alpha: each is fed what it is fed alone."""
+    manifest = toy_manifest("deepseek_vl2")
+    info, policy = manifest.language_model, manifest.policy
+    prompt = plan_request(policy, visual_tokens=4, moe_layers=info.moe_layers, top_k=info.top_k)
+    feeding, found = signatures.Feeding(info, policy), []
+    text, index = prompt.for_text(), np.arange(2, 6, dtype=np.int32)
+    asked = [
+        (0, prompt, 0.5),
+        (0, prompt, 0.5),
+        *[(0, text, 0.5)] * 3,
+        (1, text, 0.5),
+        (1, text, 0.3),
+        (0, prompt, 0.3),
+    ]
+    for number, (sequence, schedule, alpha) in enumerate(asked):
+        rows = 9 if schedule is prompt else 1
+        embeds = np.full((rows, info.hidden_size), number, np.float32)
+        chunk = Chunk(sequence, embeds, index if schedule is prompt else index[:0], schedule)
+        call = Call(policy, [chunk], [number], [[number, 0]] * 3, alpha, number)
+        found.append(feeding.feeds(call))
+        alone = signatures.feeds(info, call)
+        assert list(found[-1]) == list(alone)
+        for name, value in alone.items():
+            assert value.dtype == found[-1][name].dtype and np.array_equal(value, found[-1][name]), name
+    moving = {"inputs_embeds", "position_ids", "past_lengths.0", "past_lengths.1", "past_lengths.2"}
+    shared = [{name for name in after if after[name] is before[name]} for before, after in itertools.pairwise(found)]
+    steady = found[0].keys() - moving
+    assert [shared[place] == steady for place in range(7)] == [False, False, True, True, False, False, False]
+    assert not any(names & moving for names in shared) and not any(shared[place] for place in (0, 1, 4, 5, 6))
 
 
 def test_signatures_by_hand() -> None:

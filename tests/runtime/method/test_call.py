@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,23 @@ def test_rows_of_all_sequences() -> None:
     assert (call.keep(0), call.keep(1)) == ([3, 1, 0], [2, 1, 0])
     assert (call.merge(1), call.recycle(1)) == ([1] * 3, [3] * 3)
     assert call.method_number() == METHODS.index("fastmmoe")
+
+
+def test_calls_that_are_alike() -> None:
+    """Of other sequences, row counts, schedules or weights, or with pictures, they are not."""
+    text = schedule_of(0, 0)
+
+    def alike(*chunks: Chunk, alpha: float = 0.5, lengths: tuple[int, ...] = (4, 9)) -> object:
+        return Call(POLICY, chunks, lengths, [[0] * 2] * 3, alpha, 0).alike
+
+    one, other = (Chunk(i, np.zeros((1, 3)), NO_VISUAL_TOKENS, text) for i in (0, 1))
+    same = Chunk(0, np.ones((1, 3)), np.arange(0), schedule_of(0, 0))
+    assert alike(one, other) == alike(same, other, lengths=(5, 10))
+    longer = Chunk(0, np.zeros((2, 3)), NO_VISUAL_TOKENS, text)
+    for others in ([other, one], [one], [longer, other], [replace(one, schedule=schedule_of(0, 0, "random"))] * 2):
+        assert alike(*others) != alike(one, other)
+    assert alike(one, other, alpha=0.25) != alike(one, other)
+    assert alike(chunk_of(0, 5, [1]), other) is None
 
 
 @pytest.mark.parametrize(("visual", "rows"), [([], 0), ([0], 4), ([1, 3], 1), ([4], 0)])
