@@ -74,8 +74,9 @@ def check_bundle(
         shutil.rmtree(scratch, ignore_errors=True)
     for difference in differences:
         say(_difference_line(difference))
-    if not all(difference.is_ok for difference in differences):
-        raise CheckFailed("the exported graphs differ from torch by more than the tolerance; nothing was written")
+    failed = [difference for difference in differences if not difference.is_ok]
+    if failed:
+        raise CheckFailed(_failure(failed))
     return differences
 
 
@@ -100,6 +101,16 @@ def _differences(
         model = Model(model.checkpoint, options, model.precision)
         model.store_experts()
     return compare(model, written, atol, say)
+
+
+def _failure(failed: list[Difference]) -> str:
+    """What is wrong in one line, with the first difference; those of torch are `--atol`'s."""
+    first = failed[0]
+    more = ", and more with --atol" if first.against == "torch" else ""
+    return (
+        f"the exported graphs differ from {first.against} by more than the tolerance: {first.what} by "
+        f"{first.value:.2g}, where {first.tolerance:.2g} is allowed{more}; nothing was written"
+    )
 
 
 def _difference_line(difference: Difference) -> str:
