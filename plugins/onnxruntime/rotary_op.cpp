@@ -24,8 +24,8 @@ class RotaryKernel {
     const Sizes sizes = check_inputs(node_, inputs.infos());
     const Outputs outputs(node_, sizes, context);
     rotary_cpu({node_.number(kEpsilon), sizes['T'], sizes['N'], sizes['P'], inputs.data<float>(kX),
-                inputs.data<float>(kCos), inputs.data<float>(kSin),
-                inputs.data<float>(kNorm), static_cast<float*>(outputs.data(kY))},
+                inputs.data<float>(kCos), inputs.data<float>(kSin), inputs.data<float>(kNorm),
+                static_cast<float*>(outputs.data(kY))},
                parallel_for_of(context));
   }
 

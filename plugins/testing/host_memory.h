@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// Arrays of programs that tests run, which read standard input: each ends at a page that may not be touched.
+// Of programs that tests run, which read standard input: arrays, each of which ends at a page that may not be
+// touched, and their main function.
 #pragma once
 
 #include <sys/mman.h>
@@ -9,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 
 namespace fastmmoe::testing {
 
@@ -32,6 +34,17 @@ inline void read(void* to, size_t bytes) {
 
 inline void write(const void* from, size_t bytes) {
   if (std::fwrite(from, 1, bytes, stdout) != bytes) std::abort();
+}
+
+/// What main returns: an exception's message goes to standard error.
+inline int run_program(void (*run)()) {
+  try {
+    run();
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "%s\n", error.what());
+    return 1;
+  }
+  return 0;
 }
 
 }  // namespace fastmmoe::testing

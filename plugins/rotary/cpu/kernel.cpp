@@ -40,7 +40,8 @@ TurnFunction turn_for_this_cpu() {
 }
 
 void rotary_cpu(const RotaryParams& params, const ParallelFor& parallel_for) {
-  const int64_t heads = params.T * params.N, heads_per_item = std::max<int64_t>(kItemValues / (2 * params.P), 1);
+  const int64_t heads = params.T * params.N,
+                heads_per_item = std::max<int64_t>(kItemValues / (2 * params.P), 1);
   const TurnFunction turn = turn_for_this_cpu();
   parallel_for(divide_up(heads, heads_per_item), [&](int64_t item) {
     turn(params, item * heads_per_item, std::min(heads, (item + 1) * heads_per_item));

@@ -3,8 +3,6 @@
 // (0: none), then the inputs one after the other; writes the outputs. Each array ends at a page that may not
 // be touched.
 #include <cstdint>
-#include <cstdio>
-#include <exception>
 
 #include "attention/cpu/kernel.h"
 #include "testing/host_memory.h"
@@ -60,11 +58,4 @@ void run() {
 
 }  // namespace
 
-int main() {
-  try {
-    run();
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 1;
-  }
-}
+int main() { return fastmmoe::testing::run_program(run); }

@@ -1,14 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Calls of FmmSparseMoE, FmmLinear, FmmVisionAttention and FmmRotary on the CPU, one after the other from standard
-// input: which operator, its parameters, whose pointers are numbers of bytes (0: none), then the arrays.
-// Writes the name of the instruction set, 16 bytes, and the output of each call. An array ends at a page that
-// may not be touched. Each call is made with 1, 2 and 4 threads and twice at the same time; all must write
-// the same bits.
+// Calls of FmmSparseMoE, FmmLinear, FmmVisionAttention and FmmRotary on the CPU, one after the other from
+// standard input: which operator, its parameters, whose pointers are numbers of bytes (0: none), then the
+// arrays. Writes the name of the instruction set, 16 bytes, and the output of each call. An array ends at a
+// page that may not be touched. Each call is made with 1, 2 and 4 threads and twice at the same time; all
+// must write the same bits.
 #include <atomic>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
-#include <exception>
 #include <thread>
 #include <vector>
 
@@ -151,11 +150,4 @@ void run() {
 
 }  // namespace
 
-int main() {
-  try {
-    run();
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 1;
-  }
-}
+int main() { return fastmmoe::testing::run_program(run); }

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // A product by multiply_panels: reads a Call, rows [T, K], tiles, scales and zeros from standard input;
 // writes which arithmetic it was, and y. Each thread has a range of the panels.
-#include <cstdio>
-#include <exception>
 #include <thread>
 #include <vector>
 
@@ -97,11 +95,4 @@ void run() {
 
 }  // namespace
 
-int main() {
-  try {
-    run();
-  } catch (const std::exception& error) {
-    std::fprintf(stderr, "%s\n", error.what());
-    return 1;
-  }
-}
+int main() { return fastmmoe::testing::run_program(run); }
