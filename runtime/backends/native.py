@@ -36,8 +36,8 @@ def register_native_ops(options: onnxruntime.SessionOptions, needed: dict[str, i
     Args:
         needed: version of each operator that the bundle's graphs use.
     Raises:
-        BundleMismatch: the library is missing, cannot be loaded, was built from another version, or has other
-            operators.
+        BundleMismatch: the library is missing, cannot be loaded, was built from another version, has other operators,
+            or refuses ONNX Runtime's version or FASTMMOE_CPU_ISA.
     """
     instead = ", or run with --portable"
     _register(options, needed, _Library("native library", native_library_path(), "make native", instead))
@@ -65,7 +65,12 @@ def _register(options: onnxruntime.SessionOptions, needed: dict[str, int], libra
                 f"the bundle uses version {needed_version} of {operator}, {name} {path} has "
                 f"{'no such operator' if found is None else f'version {found}'}; export again with fastmmoe {version}"
             )
-    options.register_custom_ops_library(str(path))
+    try:
+        options.register_custom_ops_library(str(path))
+    # ONNX Runtime's exceptions have no base of their own.
+    except Exception as error:
+        said = str(error).rpartition(" : ")[2]
+        raise BundleMismatch(f"{name} {path} refuses to be loaded: {said}") from error
 
 
 def _text(library: _Library, symbol: str) -> str:

@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -98,6 +101,20 @@ def test_the_library_that_was_built() -> None:
     register_native_ops(ort.SessionOptions(), versions)
     with pytest.raises(BundleMismatch, match=r"cannot be used: .*undefined symbol: FmmNothing"):
         native._text(built, "FmmNothing")
+
+
+def test_an_instruction_set_that_is_none() -> None:
+    """It is refused when the library is loaded, before there is a session; in a process that has not asked before."""
+    path = native_library_path()
+    if not path.is_file():
+        pytest.skip(f"needs {path} (make native)")
+    code = "import onnxruntime as ort; from fastmmoe.runtime.backends.native import register_native_ops as register; "
+    code += "register(ort.SessionOptions(), {})"
+    environment = os.environ | {"FASTMMOE_CPU_ISA": "avx3"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    said = f"native library {path} refuses to be loaded: FASTMMOE_CPU_ISA is 'avx3', expected baseline"
+    assert f"BundleMismatch: {said}" in done.stderr.splitlines()[-1]
 
 
 def test_the_operators_for_cuda(options: Any, registered: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
