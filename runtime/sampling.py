@@ -13,6 +13,9 @@ from fastmmoe.runtime.types import Array
 _DRAWS = 1
 """Keeps these random numbers apart from those of method random, which follow from seed and position alone."""
 
+_PARTS = 4
+"""Parts of the values for each that is asked for: with more of them, fewer others are left to sort."""
+
 
 @dataclass(frozen=True)
 class TokenLogprobs:
@@ -67,10 +70,13 @@ def distribution(logits: Array, temperature: float, top_k: int, top_p: float) ->
         top_p: of these the fewest most probable ones that have this share of the probability together.
     Source: the order of Transformers and vLLM: temperature, top_k, top_p.
     """
-    values = np.asarray(logits, np.float64)
-    ids = np.arange(len(values)) if top_k < 1 else np.sort(greatest(values, top_k))
+    ids = np.arange(len(logits)) if top_k < 1 else np.sort(greatest(logits, top_k))
+    values = np.asarray(logits if top_k < 1 else logits[ids], np.float64)
+    # In place: a vocabulary has more than a hundred thousand tokens.
+    p = values - values.max()
     with np.errstate(over="ignore"):
-        p = np.exp((values[ids] - values.max()) / temperature)
+        p /= temperature
+    np.exp(p, out=p)
     p /= p.sum()
     if top_p < 1:
         # The tokens below this have together less than what is left out, so sorting may leave them aside.
@@ -87,7 +93,10 @@ def greatest(values: Array, count: int) -> Array:
     count = min(count, len(values))
     if not count:
         return np.zeros(0, np.int64)
-    least = np.partition(values, len(values) - count)[len(values) - count]
+    # So many parts have a value that is no less than this: what is below it is none of the greatest.
+    width = max(1, len(values) // (_PARTS * count))
+    parts = values[: len(values) // width * width].reshape(-1, width).max(1)
+    least = np.partition(parts, len(parts) - count)[len(parts) - count]
     places = np.flatnonzero(values >= least)
     return np.asarray(places[np.argsort(-values[places], kind="stable")][:count])
 

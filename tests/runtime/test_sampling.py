@@ -124,6 +124,25 @@ def test_greatest_values(values: list[float], count: int, places: list[int]) -> 
     assert greatest(np.array(values), count).tolist() == places
 
 
+@pytest.mark.parametrize("size", [1, 7, 200, 201, 5000])
+@pytest.mark.parametrize("count", [1, 2, 50, 4999])
+@pytest.mark.parametrize("order", ["random", "ties", "equal", "rising", "falling", "at the end"])
+def test_greatest_values_of_many(size: int, count: int, order: str) -> None:
+    """As a stable sort has them, wherever they are."""
+    random = np.random.default_rng(size + count)
+    values = random.standard_normal(size).astype(np.float32)
+    if order == "at the end":
+        values[-count:] += 10
+    sorted_values = np.sort(values)
+    values = {
+        "ties": np.round(values),
+        "equal": np.zeros(size, np.float32),
+        "rising": sorted_values,
+        "falling": sorted_values[::-1],
+    }.get(order, values)
+    assert greatest(values, count).tolist() == np.argsort(-values, kind="stable")[:count].tolist()
+
+
 def test_log_probabilities() -> None:
     found = log_softmax(np.stack([LOGITS, LOGITS + 1e4]))
     assert found.dtype == np.float64 and np.exp(found).sum(1) == pytest.approx([1, 1])
