@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import le
 from typing import TypeAlias
@@ -52,7 +52,8 @@ class Batch:
 
     def __init__(self, backend: Backend, size: int = 1) -> None:
         info, policy = backend.info, backend.policy
-        self._backend, self._feeding = backend, signatures.Feeding(info, policy)
+        self._backend, self._policy, self._longest = backend, policy, backend.longest
+        self._feeding = signatures.Feeding(info, policy)
         self._kept = signatures.outputs_of_call(policy)
         self._groups = signatures.layer_groups(info.layers, policy.sites)
         self._sites = signatures.sites_before(self._groups, policy.sites)
@@ -99,7 +100,7 @@ class Batch:
         for chunk in chunks:
             self.lengths[chunk.sequence_id] += len(chunk.inputs_embeds)
         self._rows = after
-        self.kept_index = [outputs.pop(name) for name in self._kept]
+        self.kept_index = [*map(outputs.pop, self._kept)]
         found = outputs.pop(result)
         self.observed = outputs
         check_finite(found, chunks)
@@ -118,7 +119,7 @@ class Batch:
             NotFinite: the logits hold NaN or infinity.
         """
         longest = max(self.lengths[chunk.sequence_id] for chunk in chunks)
-        steps = max(1, min(steps, self._backend.longest - longest))
+        steps = max(1, min(steps, self._longest - longest))
         feeds, _ = self.prepare(chunks, alpha=alpha, new_tokens=[steps - 1] * len(chunks), needs_all=True)
         found = self._backend.decode(feeds, self.caches, steps)
         return None if found is None else self._counted(found, chunks)
@@ -144,8 +145,7 @@ class Batch:
 
     def reserve(self, chunks: Sequence[Chunk], new_tokens: Sequence[int]) -> None:
         """Make room for rows that several calls will append, and for so many tokens after them."""
-        coming = {chunk.sequence_id: count for chunk, count in zip(chunks, new_tokens, strict=True)}
-        self._make_room(self._rows_after(chunks), coming, needs_all=True)
+        self._make_room(self._rows_after(chunks), zip(chunks, new_tokens, strict=True), needs_all=True)
 
     def prepare(
         self,
@@ -161,36 +161,36 @@ class Batch:
         Args:
             needs_all: new tokens must have room too, even where the call itself fits.
         """
-        lengths, longest = [self.lengths[chunk.sequence_id] for chunk in chunks], self._backend.longest
-        for chunk, before in zip(chunks, lengths, strict=True):
-            check_tokens(len(chunk.inputs_embeds), len(chunk.visual_index), longest, before)
-        feeds = self._feeding.feeds(Call(self._backend.policy, chunks, lengths, self._rows, alpha, seed))
+        lengths = []
+        for chunk in chunks:
+            lengths.append(self.lengths[chunk.sequence_id])
+            check_tokens(len(chunk.inputs_embeds), len(chunk.visual_index), self._longest, lengths[-1])
+        feeds = self._feeding.feeds(Call(self._policy, chunks, lengths, self._rows, alpha, seed))
         after = self._rows_after(chunks)
-        coming = {chunk.sequence_id: count for chunk, count in zip(chunks, new_tokens, strict=False)}
-        self._make_room(after, coming, needs_all=needs_all)
+        self._make_room(after, zip(chunks, new_tokens, strict=False), needs_all=needs_all)
         return feeds, after
 
     def _rows_after(self, chunks: Sequence[Chunk]) -> CachedRows:
-        after = [rows.copy() for rows in self._rows]
+        after = [*map(list, self._rows)]
         for chunk in chunks:
             for rows, site in zip(after, self._sites, strict=True):
                 rows[chunk.sequence_id] += signatures.rows_left(chunk, site)
         return after
 
-    def _make_room(self, rows: CachedRows, new_tokens: dict[int, int], *, needs_all: bool) -> None:
+    def _make_room(self, rows: CachedRows, new_tokens: Iterable[tuple[Chunk, int]], *, needs_all: bool) -> None:
         """Caches for these rows: as many as are known to come, or twice what there was.
 
         No more than the longest sequence has, though, rounded up. They stay as they are where these lengths fit, and
         with `needs_all` what is to come, too.
         """
         needed = wanted = [*map(max, rows)]
-        for sequence, count in new_tokens.items():
-            wanted = [max(n, of_group[sequence] + count) for n, of_group in zip(wanted, rows, strict=True)]
+        for chunk, count in new_tokens:
+            wanted = [max(n, of[chunk.sequence_id] + count) for n, of in zip(wanted, rows, strict=True)]
         before = self.capacities or (0,) * len(rows)
         if self.capacities and all(map(le, wanted if needs_all else needed, before)):
             return
         grown = [max(2 * room, n) if n > room else room for n, room in zip(wanted, before, strict=True)]
-        capacities = tuple(round_up(min(count, self._backend.longest)) for count in grown)
+        capacities = tuple(round_up(min(count, self._longest)) for count in grown)
         # Where memory runs out the batch stays as it is.
         self.caches = self._backend.new_caches(len(self.lengths), capacities, self.caches)
         self.capacities = capacities

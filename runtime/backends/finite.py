@@ -21,7 +21,7 @@ def check_finite(found: Array, chunks: Sequence[Chunk]) -> None:
         chunks: what the rows of logits were computed from; they tell where the first such value is.
     """
     # NaN is the least and the greatest. A look at each takes a decode step longer.
-    least, greatest = (found.item(place) for place in (found.argmin(), found.argmax()))
+    least, greatest = found.item(found.argmin()), found.item(found.argmax())
     if least >= 0 if found.ndim == 1 else math.isfinite(least) and math.isfinite(greatest):
         return
     is_finite = found >= 0 if found.ndim == 1 else np.isfinite(found)

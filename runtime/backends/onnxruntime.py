@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     import onnx
 
 _LINE = 64
+_WEIGHTS = {graph: weights_file(graph) for graph in GRAPHS}
 ONNXRUNTIME_VERSION: str = ort.__version__
 _SPINNING = "session.intra_op.allow_spinning"
 _WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -185,7 +187,7 @@ class OnnxRuntime(OfManifest):
     def image_features(self, vision_inputs: dict[str, Array]) -> Features:
         """Features [V, H] of every visual position."""
         session = self._session("vision")
-        self._weights.check_unchanged(weights_file("vision"))
+        self._weights.check_unchanged(_WEIGHTS["vision"])
         with naming_the_graph("vision"):
             features: Array = session.run([graph_io.IMAGE_FEATURES], vision_inputs)[0]
         return features
@@ -193,10 +195,13 @@ class OnnxRuntime(OfManifest):
     def embed(self, input_ids: Array, visual_index: Array = NO_VISUAL_TOKENS, features: Features | None = None) -> Rows:
         """Embeddings [T, H] of a prompt; see `Backend.embed`."""
         session, ids = self._session("embedding"), input_ids.astype(np.int32)
-        self._weights.check_unchanged(weights_file("embedding"))
-        with self._embedding_lock, naming_the_graph("embedding"):
-            self._embedding = self._embedding or Bindings(session, {})
-            outputs = self._embedding.run({graph_io.INPUT_IDS: ids}, [graph_io.INPUTS_EMBEDS])
+        self._weights.check_unchanged(_WEIGHTS["embedding"])
+        try:
+            with self._embedding_lock:
+                self._embedding = self._embedding or Bindings(session, {})
+                outputs = self._embedding.run({graph_io.INPUT_IDS: ids}, [graph_io.INPUTS_EMBEDS])
+        except Exception as error:
+            raise _run_failed("embedding", error) from error
         return place_features(outputs[graph_io.INPUTS_EMBEDS], visual_index, features)
 
     def new_caches(self, sequences: int, capacities: Sequence[int], before: Any | None = None) -> Bindings:
@@ -214,10 +219,15 @@ class OnnxRuntime(OfManifest):
     def extend(self, feeds: Feeds, caches: Bindings, wanted: Sequence[str]) -> dict[str, Array]:
         """One call of the language model; see `Backend.extend`."""
         self._session("language_model")
-        self._weights.check_unchanged(weights_file("language_model"))
-        with naming_the_graph("language_model"):
+        self._weights.check_unchanged(_WEIGHTS["language_model"])
+        # A step is over sooner without `naming_the_graph`.
+        try:
             outputs = caches.run(feeds, list(dict.fromkeys((*wanted, *self._unasked))))
+        except Exception as error:
+            raise _run_failed("language_model", error) from error
         self._weights.check_unchanged()
+        if not self._shown:
+            return outputs
         # A value that is observed may be an input of the graph, and the same one for several nodes.
         shown = {label: outputs[name] if name in outputs else feeds[name] for label, name in self._shown.items()}
         return {name: outputs[name] for name in wanted} | shown
@@ -323,19 +333,20 @@ def _show(graph: onnx.GraphProto, observed: Observed) -> dict[str, str]:
     return shown
 
 
-class naming_the_graph:  # noqa: N801  (as the functions of contextlib, which take longer)
+@contextmanager
+def naming_the_graph(graph: str) -> Iterator[None]:
     """Have an error of ONNX Runtime, whose classes share no base of their own, come with the graph on one line."""
+    try:
+        yield
+    except FastmmoeError:
+        raise
+    except Exception as error:
+        raise _run_failed(graph, error) from error
 
-    def __init__(self, graph: str) -> None:
-        self._graph = graph
 
-    def __enter__(self) -> None:
-        """Nothing is to be done."""
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, FastmmoeError):
-            reason = " ".join(str(error).split())
-            raise RunFailed(f"{self._graph}: onnxruntime {ONNXRUNTIME_VERSION} cannot run it: {reason}") from error
+def _run_failed(graph: str, error: Exception) -> RunFailed:
+    reason = " ".join(str(error).split())
+    return RunFailed(f"{graph}: onnxruntime {ONNXRUNTIME_VERSION} cannot run it: {reason}")
 
 
 def _aligned(shape: tuple[int, ...], dtype: str) -> Array:

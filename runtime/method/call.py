@@ -6,7 +6,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from operator import add
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -83,7 +82,7 @@ class Call:
     def __post_init__(self) -> None:
         for chunk in self.chunks:
             chunk.check()
-        first = self.schedule
+        first = self.chunks[0].schedule
         for chunk in self.chunks[1:]:
             if (chunk.schedule.method, chunk.schedule.visual_top_k) != (first.method, first.visual_top_k):
                 raise InvalidRequest("the sequences of one call differ in method or visual_top_k: expected one of each")
@@ -127,15 +126,18 @@ class Call:
 
     def inputs_embeds(self) -> Rows:
         """Embeddings of all rows; of a backend that keeps them elsewhere, a list with those of each sequence."""
+        first = self.chunks[0].inputs_embeds
+        if len(self.chunks) == 1 and isinstance(first, np.ndarray):
+            return first
         rows = [chunk.inputs_embeds for chunk in self.chunks]
-        if not isinstance(rows[0], np.ndarray):
-            return rows
-        return rows[0] if len(rows) == 1 else np.concatenate(rows)
+        return np.concatenate(rows) if isinstance(first, np.ndarray) else rows
 
     def positions(self) -> Array:
         """Original position of every row."""
-        ends = map(add, self.lengths, self.tokens)
-        return np.fromiter(itertools.chain.from_iterable(map(range, self.lengths, ends)), np.int32)
+        found: list[int] = []
+        for chunk, before in zip(self.chunks, self.lengths, strict=True):
+            found += range(before, before + len(chunk.inputs_embeds))
+        return np.array(found, np.int32)
 
     def sequences(self) -> Array:
         """Sequence of every row."""
