@@ -31,16 +31,22 @@ LONG = {
     "tests/calibration/test_calibrate.py",
     "tests/calibration/test_workers.py",
     "tests/end_to_end/test_engine_matrix.py",
+    "tests/exporter/check/test_bundle.py",
+    "tests/exporter/graph/test_pack_linears.py",
     "tests/exporter/graph/test_stitching.py",
     "tests/exporter/test_demo.py",
     "tests/plugins/cuda/test_attention_emulated.py",
+    "tests/plugins/cuda/test_sparse_moe_experts.py",
     "tests/plugins/tensorrt/test_lean.py",
+    "tests/plugins/test_panels.py",
+    "tests/plugins/test_sanitizers.py",
     "tests/runtime/backends/tensorrt/test_backend.py",
     "tests/scripts/test_gpu_acceptance.py",
     "tests/scripts/test_sass_report.py",
+    "tests/scripts/test_train_demo.py",
     "tests/test_readme.py",
 }
-"""Files with tests of about ten seconds or more that no group holds together."""
+"""Files that take about twenty seconds or more."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -54,8 +60,15 @@ def pytest_sessionstart() -> None:
     gc.disable()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files of LONG go first: at the end of a run no worker waits for a long test of the other."""
+    """A file's tests run on one worker, unless a mark says otherwise: what they share is made once.
+
+    The files of LONG go first: at the end of a run no worker waits for a long test of the other.
+    """
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
     items.sort(key=lambda item: item.nodeid.partition("::")[0] not in LONG)
 
 

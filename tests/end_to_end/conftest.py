@@ -38,6 +38,7 @@ SMALL_LAYERS = 3
 SMALL_FLAGS = ("--prune-layers", "1,2")
 
 
+@pytest.hookimpl(tryfirst=True)  # before every file becomes a group
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """One worker runs all of this folder that shares bundles, so that they are exported once."""
     if config.getoption("engines"):

@@ -44,8 +44,7 @@ def exported(model: Path, out: Path, *options: str) -> dict[str, bytes]:
 
 def ended(model: Path, out: Path, end: str, *options: str) -> subprocess.CompletedProcess[str]:
     """An export that ends at a parameter of the language model."""
-    command = [*PROGRAM, end, str(AT), str(model), str(out), *OPTIONS, *options]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return untraced_export.run_apart([str(model), str(out), *OPTIONS, *options], end, AT)
 
 
 def scratch_of(out: Path) -> Path:

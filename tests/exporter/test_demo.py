@@ -23,6 +23,9 @@ from fastmmoe.exporter.model import Model, Precision
 from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.runtime.vlm import VLM
 
+# On the worker that traces the same model for the tests of end_to_end.
+pytestmark = pytest.mark.xdist_group("end_to_end")
+
 DIRECTORY = checkpoint_directory(DEMO)
 FILES = ["config.json", "model.safetensors", "processor_config.json", "tokenizer.json", "tokenizer_config.json"]
 QUESTIONS, LEAST_RIGHT = 120, 0.9

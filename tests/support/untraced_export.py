@@ -8,11 +8,15 @@ END happens: kill, wait (for a signal), full (the disk), or nothing.
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
@@ -23,6 +27,8 @@ from fastmmoe.exporter.cli import main
 from fastmmoe.exporter.graph.weights import parameter_tensor
 from fastmmoe.exporter.weight_stream import WeightStream
 
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload([__name__])
 TYPES = {torch.float32: ir.DataType.FLOAT, torch.float16: ir.DataType.FLOAT16, torch.bfloat16: ir.DataType.BFLOAT16}
 
 
@@ -51,6 +57,23 @@ def run(arguments: list[str], end: str = "nothing", at: int = 0) -> int:
         return main(arguments)
     finally:
         export.trace, export.templates_of, export.check_bundle, WeightStream.write = before  # type: ignore[method-assign]
+
+
+def run_apart(arguments: list[str], end: str, at: int) -> subprocess.CompletedProcess[str]:
+    """The same in a process of its own, forked from one that has imported everything, which takes seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / name for name in ("out", "err")]
+        process = _SERVER.Process(target=_run_into, args=(files, arguments, end, at))
+        process.start()
+        process.join()
+        assert process.exitcode is not None
+        return subprocess.CompletedProcess(arguments, process.exitcode, *(file.read_text("utf-8") for file in files))
+
+
+def _run_into(files: list[Path], arguments: list[str], end: str, at: int) -> None:
+    for stream, file in enumerate(files, 1):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), stream)
+    sys.exit(run(arguments, end, at))
 
 
 def _ending(end: str, at: int) -> Any:

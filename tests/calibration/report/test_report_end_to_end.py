@@ -29,8 +29,8 @@ from fastmmoe.runtime.vlm import VLM
 from tests.support.bench_results import make_result, make_row
 from tests.support.documented import undocumented
 
-# One worker exports the bundle, not each.
-pytestmark = pytest.mark.xdist_group("report")
+# On the worker that traces the same model for the tests of end_to_end.
+pytestmark = pytest.mark.xdist_group("end_to_end")
 
 COUNT = 10
 OPTIONS = ("--retentions", "0.5", "--seeds", "2", "--requests", "2", "--resamples", "200", "--maps", "1", "--jobs", "2")

@@ -21,6 +21,9 @@ from fastmmoe.runtime.errors import FastmmoeError
 from tests.end_to_end.conftest import write_small_checkpoint
 from tests.support.written_bundles import Exported, change_graph, write_bundle
 
+# On the worker that traces the same models for the tests of end_to_end.
+pytestmark = pytest.mark.xdist_group("end_to_end")
+
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "export-check.md"
 DENSE, SLIDING, INT4 = "float experts", "a sliding window", "int4 experts"
 EXPERTS = "layers.1.mlp.experts."
