@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,9 +17,12 @@ from fastmmoe.runtime.bench.session import measure
 from fastmmoe.runtime.bench.settings import BenchOptions
 from fastmmoe.runtime.cli.main import main
 from fastmmoe.runtime.vlm import VLM
+from tests.support.counted_calls import counted
 from tests.support.scripts import script
 
 QUICK = ("-n", "2", "--new-tokens", "3", "-r", "1.0,0.5", "--max-tiles", "1")
+MOST_MORE_CALLS = 9
+"""Over those of a request's own code, without what compiled code does inside of them."""
 MOST_OVERHEAD = 0.1
 """On a machine that other work keeps busy; scripts/measure_bench.py holds an idle one to 2 %."""
 
@@ -100,7 +104,21 @@ def test_nothing_is_faster_than_its_roofline(
     assert not planned
 
 
-def test_measuring_costs_little(vlm: Callable[..., VLM]) -> None:
+@pytest.fixture
+def overhead(vlm: Callable[..., VLM]) -> Callable[[int], float]:
+    """Function repeats -> what bench adds to a request."""
     options = BenchOptions((0.5,), repetitions=1, warmup=0, new_tokens=8, max_tiles=1)
-    overhead = script("measure_bench").overhead_of(vlm("dsvl2-mha"), 11, options)
-    assert overhead < MOST_OVERHEAD
+    return lambda repeats: script("measure_bench").overhead_of(vlm("dsvl2-mha"), repeats, options)
+
+
+def test_measuring_is_few_calls(overhead: Callable[[int], float], monkeypatch: pytest.MonkeyPatch) -> None:
+    with counted() as calls:
+        monkeypatch.setattr(script("measure_bench"), "time", SimpleNamespace(perf_counter=lambda: calls.count))
+        more = overhead(1)
+    print("MORE", more)
+    assert 0 < more < MOST_MORE_CALLS
+
+
+@pytest.mark.slow
+def test_measuring_costs_little(overhead: Callable[[int], float]) -> None:
+    assert overhead(11) < MOST_OVERHEAD

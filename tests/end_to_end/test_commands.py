@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from fastmmoe.runtime.cli.main import main as run_main
 
 SMALL = "dsvl2-small"
 COMMANDS = ("fastmmoe", "fastmmoe-export")
-HELP_SECONDS = 0.5
 HEAVY = {"torch", "transformers", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "safetensors"}
 LISTING = """
 import sys
@@ -59,17 +57,10 @@ def picture(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_help_is_quick(command: str) -> None:
-    seconds = []
-    for _ in range(5):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        result = run(program(command), "--help")
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        # Of a processor: the wall's says how busy the machine is.
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-        assert result.returncode == 0 and result.stderr == ""
-        assert result.stdout.startswith(f"usage: {command} ")
-    assert min(seconds) < HELP_SECONDS
+def test_help(command: str) -> None:
+    result = run(program(command), "--help")
+    assert result.returncode == 0 and result.stderr == ""
+    assert result.stdout.startswith(f"usage: {command} ")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

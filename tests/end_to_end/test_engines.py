@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ import pytest
 
 from fastmmoe import __version__
 from fastmmoe.exporter.cli import main as export_main
+from fastmmoe.exporter.graph import templates
 from fastmmoe.plugins import tensorrt_library_path
 from fastmmoe.runtime.backends.tensorrt import build as engines_module
 from fastmmoe.runtime.backends.tensorrt.api import EngineBuildFailed
@@ -51,7 +51,7 @@ JETSON_FLAGS = ("--prune-layers", "1,2", "--target", "jetson-orin", "--dtype", "
 RTX_FLAGS = ("--prune-layers", "1,2", "--target", "rtx")
 FEW = BuildOptions(max_tokens=300, max_visual=210, max_cache=400, max_tiles=1)
 ENGINE_FILES = ["vision.engine", "embedding.engine", "language_model.engine"]
-KILL_SECONDS = 5
+KILL_SECONDS = 120
 
 
 @pytest.fixture(scope="session")
@@ -217,13 +217,13 @@ def test_interrupted_build(own_rtx_bundle: Path) -> None:
         assert process.stdout is not None and process.stderr is not None
         try:
             assert any(line.startswith("built embedding") for line in process.stdout)
-            time.sleep(1)  # TensorRT is at the language model now, for some seconds.
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            # TensorRT is at the language model now, for some seconds.
+            children: list[str] = []
+            while not children and process.poll() is None:
+                children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             assert len(children) == 1
-            start = time.perf_counter()
             process.send_signal(signal.SIGTERM)
-            assert process.wait(timeout=60) == 130
-            assert time.perf_counter() - start < KILL_SECONDS
+            assert process.wait(timeout=KILL_SECONDS) == 130
             assert process.stderr.read() == "fastmmoe: interrupted; nothing was written\n"
         finally:
             process.kill()
@@ -319,12 +319,11 @@ def test_export_looks_for_what_it_needs_before_the_trace(
     small_dir: Path, tmp_path: Path, refusal: Refusal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FASTMMOE_TRT_LIBRARY", str(tmp_path / "none.so"))
-    start = time.perf_counter()
+    monkeypatch.setattr(templates, "export_module", stop_here)
     command = [str(small_dir), str(tmp_path / "out"), "--prune-layers", "1,2", "--target"]
     line = refusal(export_main, [*command, "jetson-orin"])
     assert "none.so; `make plugins` brings it" in line
     assert "takes fp16, bf16" in refusal(export_main, [*command, "jetson-orin", "--dtype", "fp32"])
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     assert "pip install 'tensorrt-rtx==1.7.1.*'" in refusal(export_main, [*command, "rtx"])
-    assert time.perf_counter() - start < 5
     assert not list(tmp_path.iterdir())

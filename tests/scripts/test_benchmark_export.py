@@ -31,7 +31,7 @@ def test_memory_time_and_bytes_of_an_export(tmp_path: Path) -> None:
     out = tmp_path / "out"
     found = benchmark.measure([sys.executable, "-c", EXPORT, str(out)], out, tmp_path / "log")
     assert 100 * MB < found.anonymous < 160 * MB
-    assert 0.3 <= found.cpu < 1.5 < found.wall
+    assert 0.3 <= found.cpu < found.wall and found.wall > 1.5
     assert found.written == 1000
 
 

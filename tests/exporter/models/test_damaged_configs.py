@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import resource
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from fastmmoe.exporter.models import deepseek_vl2_config, internvl3_5_config
 from fastmmoe.exporter.processor import read_processor_config
 from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.runtime.errors import FastmmoeError, UnsupportedModel
+from tests.support.cpu_seconds import bounded_seconds
 from tests.support.golden import CHECKPOINTS
 
 Json = dict[str, Any]
@@ -125,12 +125,13 @@ def test_every_field_with_every_wrong_value(golden: Path, name: str) -> None:
     """Refused in one line, or without effect, or one of the values that mean another model."""
     config = load(golden, name)
     whole = read(config)
-    start, memory = time.perf_counter(), peak_bytes()
+    memory = peak_bytes()
     outcomes = {"refused": 0, "read": 0, "without effect": 0}
     for path in fields(config):
         for value in VALUES:
             try:
-                found = read(changed(config, path, VALUES[value]))
+                with bounded_seconds():
+                    found = read(changed(config, path, VALUES[value]))
             except UnsupportedModel as error:
                 check_line(error)
                 outcomes["refused"] += 1
@@ -139,7 +140,6 @@ def test_every_field_with_every_wrong_value(golden: Path, name: str) -> None:
             assert found == whole or value in LEGAL.get(path[-1], ()), (path, value)
     count = sum(outcomes.values())
     assert len(list(fields(config))) >= 44 and outcomes["refused"] > count / 3
-    assert time.perf_counter() - start < count * 0.02, f"{count} values"
     assert peak_bytes() - memory < 50e6
 
 
@@ -164,13 +164,12 @@ def test_checkpoints_up_to_tracing(golden: Path, own_checkpoint: Callable[[str],
             if not reaches_others(changed(config, path, VALUES[value]), path, whole):
                 continue
             (directory / "config.json").write_text(json.dumps(changed(config, path, VALUES[value])))
-            start = time.perf_counter()
             try:
-                open_checkpoint(directory)
+                with bounded_seconds():
+                    open_checkpoint(directory)
             except FastmmoeError as error:
                 check_line(error)
                 refused += 1
-            assert time.perf_counter() - start < 5, path
     assert refused > 10
     assert peak_bytes() - memory < 200e6
 
@@ -228,7 +227,8 @@ def test_more_tensors_than_the_weights_could_hold_are_not_listed(own_checkpoint:
     config = json.loads((directory / "config.json").read_text())
     config["language_config"] |= {"num_hidden_layers": 1024, "n_routed_experts": 4096}
     (directory / "config.json").write_text(json.dumps(config))
-    start = time.perf_counter()
-    with pytest.raises(UnsupportedModel, match=r"1,024 layers, 4,096 experts in each of 1,023 .* the weights hold 302"):
+    with (
+        bounded_seconds(),
+        pytest.raises(UnsupportedModel, match=r"1,024 layers, 4,096 experts in each of 1,023 .* the weights hold 302"),
+    ):
         open_checkpoint(directory)
-    assert time.perf_counter() - start < 5

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -138,10 +137,9 @@ def test_a_source_that_hangs_does_not_keep_the_caller(monkeypatch: pytest.Monkey
     monkeypatch.setattr(reader, "CLOSE_SECONDS", 0.05)
     source = Gated(stamped("a"))
     frames = NewestFrame(source)
-    start = time.monotonic()
     frames.close()
-    assert time.monotonic() - start < SECONDS / 2 and frames.take() is None
-    assert frames._thread.daemon
+    assert frames.take() is None
+    assert frames._thread.daemon and frames._thread.is_alive()
     source.permits.release()
 
 
