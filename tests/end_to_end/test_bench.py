@@ -21,7 +21,7 @@ from tests.support.counted_calls import counted
 from tests.support.scripts import script
 
 QUICK = ("-n", "2", "--new-tokens", "3", "-r", "1.0,0.5", "--max-tiles", "1")
-MOST_MORE_CALLS = 9
+MOST_MORE_CALLS = 0.1
 """Over those of a request's own code, without what compiled code does inside of them."""
 MOST_OVERHEAD = 0.1
 """On a machine that other work keeps busy; scripts/measure_bench.py holds an idle one to 2 %."""
@@ -115,7 +115,6 @@ def test_measuring_is_few_calls(overhead: Callable[[int], float], monkeypatch: p
     with counted() as calls:
         monkeypatch.setattr(script("measure_bench"), "time", SimpleNamespace(perf_counter=lambda: calls.count))
         more = overhead(1)
-    print("MORE", more)
     assert 0 < more < MOST_MORE_CALLS
 
 

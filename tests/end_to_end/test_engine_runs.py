@@ -202,7 +202,7 @@ def test_decoding_is_one_launch_and_one_event_a_token(engines: VLM, device: Any,
     assert counters.copies == 1 + 64 and counters.copied_bytes < 1 << 16
 
 
-MOST_CALLS = 999
+MOST_CALLS = 80
 """Of a token's functions, in Python and C."""
 
 
@@ -231,7 +231,6 @@ def test_host_code_of_a_token_is_short(is_timed: bool, engines: VLM, pictures: l
             with counted() as calls:
                 for _ in range(100):
                     next(tokens)
-            print("CALLS", calls.count / 100)
             assert calls.count < 100 * MOST_CALLS
         tokens.close()  # type: ignore[attr-defined]
 
