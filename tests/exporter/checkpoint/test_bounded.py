@@ -43,10 +43,12 @@ def test_memory_beyond_its_bound_is_refused_to_it(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(bounded, "MORE_BYTES", 1 << 26)
 
     def fill() -> bytes:
+        # More than what a process may have mapped and not in use, of which it would be given some.
         try:
-            return bytes(1 << 27)
+            bytes(1 << 32)
         except MemoryError:
             return b"refused"
+        return b"given"
 
     assert run_bounded(fill, "it") == b"refused"
 
