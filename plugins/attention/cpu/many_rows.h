@@ -50,7 +50,7 @@ class ManyRows {
         const int64_t count = least_of(kLanes, units - u);
         Vector square[kLanes];
         for (int i = 0; i < kLanes; ++i)
-          square[i] = rows[i] == nullptr ? Vector{} : load_part(rows[i] + u, count);
+          square[i] = rows[i] == nullptr ? Vector{} : load_some(rows[i] + u, count);
         transpose(square);
         for (int64_t i = 0; i < kLanes; ++i) {
           store(square[i], block_.scratch.query + (u + i) * kRowsPerTile + v * kLanes);

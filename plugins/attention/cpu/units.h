@@ -22,14 +22,6 @@ inline Bits rounded(Vector value) {
   return value == value ? even : bits >> 16 | 0x40u;
 }
 
-// The first `count` values, at most kLanes; lanes after them are 0.
-inline Vector load_part(const float* from, int64_t count) {
-  if (count >= kLanes) return load(from);
-  Vector values = {};
-  std::memcpy(&values, from, static_cast<size_t>(count) * sizeof *from);
-  return values;
-}
-
 inline Bits load_bits(const Bfloat16* from, int64_t count) {
   HalfBits bits = {};
   if (count >= kLanes) {
@@ -40,13 +32,13 @@ inline Bits load_bits(const Bfloat16* from, int64_t count) {
   return __builtin_convertvector(bits, Bits);
 }
 
-inline Vector load_part(const Bfloat16* from, int64_t count) {
+inline Vector load_some(const Bfloat16* from, int64_t count) {
   return float_from_bfloat16<Vector>(load_bits(from, count));
 }
 
 void round_floats(const float* from, int64_t count, Bfloat16* to) {
   for (int64_t i = 0; i < count; i += kLanes) {
-    const HalfBits bits = __builtin_convertvector(rounded(load_part(from + i, count - i)), HalfBits);
+    const HalfBits bits = __builtin_convertvector(rounded(load_some(from + i, count - i)), HalfBits);
     if (count - i >= kLanes) {
       std::memcpy(to + i, &bits, sizeof bits);
     } else {
@@ -62,7 +54,7 @@ Rows as_floats(const Value* from, int64_t stride, int64_t count, int64_t width, 
   for (int64_t j = 0; j < count; ++j) {
     const Value* row = from + j * stride;
     float* to_row = to + j * to_stride;
-    for (int64_t i = 0; i < width; i += kLanes) store(load_part(row + i, width - i), to_row + i);
+    for (int64_t i = 0; i < width; i += kLanes) store(load_some(row + i, width - i), to_row + i);
   }
   return {to, to_stride};
 }

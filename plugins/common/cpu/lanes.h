@@ -59,6 +59,19 @@ inline Vector load(const Float16* from) {
 
 inline void store(Vector value, float* to) { std::memcpy(to, &value, sizeof value); }
 
+// The first `count` values, at most kLanes; lanes after them are 0.
+inline Vector load_some(const float* from, int64_t count) {
+  if (count >= kLanes) return load(from);
+  Vector values = {};
+  std::memcpy(&values, from, static_cast<size_t>(count) * sizeof *from);
+  return values;
+}
+
+inline void store_some(Vector value, float* to, int64_t count) {
+  if (count >= kLanes) return store(value, to);
+  std::memcpy(to, &value, static_cast<size_t>(count) * sizeof *to);
+}
+
 inline Vector all(float value) { return value - Vector{}; }
 inline Ints all(int32_t value) { return value - Ints{}; }
 

@@ -45,13 +45,6 @@ struct GeluTanh {
   static Vector of(Vector x) { return gelu_tanh(x); }
 };
 
-inline Vector load_some(const float* from, int64_t count) {
-  if (count >= kLanes) return load(from);
-  Vector values = {};
-  std::memcpy(&values, from, static_cast<size_t>(count) * sizeof *from);
-  return values;
-}
-
 template <typename Activation>
 void finish_rows(const LinearFinish& block) {
   for (int64_t r = 0; r < block.rows; ++r) {
@@ -63,11 +56,7 @@ void finish_rows(const LinearFinish& block) {
       if (block.bias != nullptr) value += load_some(block.bias + i, count);
       value = Activation::of(value);
       if (block.residual != nullptr) value += load_some(block.residual + r * block.y_stride + i, count);
-      if (count >= kLanes) {
-        store(value, y + i);
-      } else {
-        std::memcpy(y + i, &value, static_cast<size_t>(count) * sizeof *y);
-      }
+      store_some(value, y + i, count);
     }
   }
 }

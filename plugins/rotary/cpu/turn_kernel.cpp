@@ -7,19 +7,6 @@
 namespace fastmmoe::FASTMMOE_ISA {
 namespace {
 
-// Lanes from `count` on are 0.
-inline Vector load_some(const float* from, int64_t count) {
-  if (count >= kLanes) return load(from);
-  Vector values = {};
-  std::memcpy(&values, from, static_cast<size_t>(count) * sizeof *from);
-  return values;
-}
-
-inline void store_some(Vector value, float* to, int64_t count) {
-  if (count >= kLanes) return store(value, to);
-  std::memcpy(to, &value, static_cast<size_t>(count) * sizeof *to);
-}
-
 // One head: x[i] / root of the mean square * norm[i], or x[i].
 class Head {
  public:

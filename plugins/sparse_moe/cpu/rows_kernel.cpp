@@ -11,19 +11,6 @@ using namespace sparse_moe;
 
 constexpr float kLog2E = 0x1.715476p0f;
 
-// The first `count` values; lanes after them are 0.
-inline Vector load_some(const float* from, int64_t count) {
-  if (count == kLanes) return load(from);
-  Vector value = {};
-  std::memcpy(&value, from, static_cast<size_t>(count) * sizeof *from);
-  return value;
-}
-
-inline void store_some(Vector value, int64_t count, float* to) {
-  if (count == kLanes) return store(value, to);
-  std::memcpy(to, &value, static_cast<size_t>(count) * sizeof *to);
-}
-
 // x sigmoid(alpha x), by a power that is at most 1.
 inline Vector gated(Vector x, float alpha) {
   const Vector scaled = x * (alpha * kLog2E);
@@ -49,7 +36,7 @@ void activate_block(const GatedBlock& block) {
     for (int64_t r = 0; r < block.rows; ++r) {
       const Vector gate = load_some(block.gate + r * block.stride + c, count) + gate_bias;
       const Vector up = load_some(block.up + r * block.stride + c, count) + up_bias;
-      store_some(activate(block, gate, up), count, block.to + r * block.to_stride + c);
+      store_some(activate(block, gate, up), block.to + r * block.to_stride + c, count);
     }
   }
 }
@@ -59,7 +46,7 @@ void add_row(const float* from, const float* bias, float weight, int64_t columns
     const int64_t count = columns - c < kLanes ? columns - c : kLanes;
     const Vector values = load_some(from + c, count);
     const Vector sum = bias == nullptr ? values : values + load_some(bias + c, count);
-    store_some(load_some(to + c, count) + sum * weight, count, to + c);
+    store_some(load_some(to + c, count) + sum * weight, to + c, count);
   }
 }
 
