@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from fastmmoe.runtime.cli.values import IMAGE_HELP, read_pictures, shares
 from fastmmoe.runtime.errors import InvalidRequest
 from fastmmoe.runtime.files import check_new, write_atomically
 from fastmmoe.runtime.machines.threads import check_threads
-from fastmmoe.runtime.method.policy import METHODS
+from fastmmoe.runtime.method.policy import METHODS, UNMODIFIED
 from fastmmoe.runtime.types import Say
 
 if TYPE_CHECKING:
@@ -38,9 +39,9 @@ def add_bench(commands: Any) -> None:
     bench.add_argument(
         "--compare", type=Path, nargs=2, metavar=("A.json", "B.json"), help="two measurements, instead of measuring"
     )
-    shown = ",".join(f"{value:g}" for value in RETENTIONS)
+    shown = f"default {','.join(f'{value:g}' for value in RETENTIONS)}; of method {UNMODIFIED} 1"
     bench.add_argument(
-        "-r", "--retention", type=shares, metavar="R,R,...", help=f"shares of visual tokens to keep (default {shown})"
+        "-r", "--retention", type=shares, metavar="R,R,...", help=f"shares of visual tokens to keep ({shown})"
     )
     bench.add_argument(
         "-n",
@@ -148,6 +149,8 @@ def _measure(arguments: argparse.Namespace, options: BenchOptions) -> Result:
     with _progress() as say, VLM(arguments.bundle, **settings, verify=verify) as vlm:
         if arguments.export_profile is not None:
             profilable(vlm.backend)
+        if arguments.retention is None and (options.method or vlm.manifest.policy.default_method) == UNMODIFIED:
+            options = replace(options, retentions=(1.0,))
         loaded = {name: settings[name] for name in ("threads", "portable", "spinning")}
         result, rounds = measure(vlm, arguments.bundle, options, **loaded, say=say)
     exported = [(arguments.export_times, export_times(rounds))]

@@ -28,10 +28,18 @@ def probe_bundle(host: Host, directory: Path) -> Iterator[Finding]:
     if target is None:
         yield Finding("bundle", "problem", f"target {unknown_target(manifest.target)}", "fastmmoe-export MODEL OUT")
         return
-    yield Finding("bundle", "ok", f"{manifest.model} for {manifest.target}, {manifest.dtype}")
+    yield Finding("bundle", "ok", f"{manifest.model} for {manifest.target}, {_formats(manifest)}")
     yield _memory(host, manifest)
     if target.tensorrt is not None:
         yield from _engines(directory, manifest, target, target.tensorrt)
+
+
+def _formats(manifest: Manifest) -> str:
+    """The dtype, and what else weights are stored in."""
+    linears = manifest.linears
+    stored = (manifest.experts, linears.dense, linears.head, linears.vision)
+    others = dict.fromkeys(f for one in stored if (f := one.weight_format) not in ("float", manifest.dtype))
+    return manifest.dtype + (f" with weights in {' and '.join(others)}" if others else "")
 
 
 def _damaged(name: str, error: str, otherwise: str) -> Finding:

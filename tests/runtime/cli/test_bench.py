@@ -86,6 +86,14 @@ def test_options_reach_the_requests(loaded: Any, capsys: pytest.CaptureFixture[s
     assert rows[0]["settings"]["method"] == "none" and rows[0]["settings"]["max_tiles"] == 1
 
 
+def test_the_unmodified_model_is_measured_as_it_is(loaded: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without -r: it takes no other retention. With one it is refused where that is none of its own."""
+    assert main(["bench", "bundle", *QUICK, "--method", "none", "-o", "jsonl"]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {row.get("retention") for row in rows if "test" in row} <= {None, 1.0} and rows[0]["settings"]
+    assert "takes retention 1" in refusal(capsys, "bundle", *QUICK, "--method", "none", "-r", "0.5")
+
+
 def test_every_row_has_a_name_of_its_own(loaded: Any, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """A comparison finds its counterpart by what makes it different; the same answer comes after several prompts."""
     shape = ("--max-tiles", "1", "--depth", "900,901", "--batch", "1,2", "--concurrency", "1,2")

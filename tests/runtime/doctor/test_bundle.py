@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from fastmmoe.runtime.bundle.manifest import ENGINES, MANIFEST, FileEntry, load_manifest, write_manifest
+from fastmmoe.runtime.bundle.storage import LinearInfo
 from fastmmoe.runtime.doctor import bundle as probes
 from fastmmoe.runtime.doctor.bundle import probe_bundle
 from fastmmoe.runtime.doctor.host import Finding
@@ -41,6 +42,19 @@ def test_a_bundle_that_fits(findings: Callable[..., dict[str, Finding]], tmp_pat
         "bundle": Finding("bundle", "ok", "toy for cpu, fp32"),
         "bundle memory": Finding("bundle memory", "ok", "weights 0.00 GB"),
     }
+
+
+def test_formats_of_weights(findings: Callable[..., dict[str, Finding]], tmp_path: Path) -> None:
+    directory = write_toy_bundle(tmp_path / "toy")
+    manifest = load_manifest(directory)
+    int4, int8 = (
+        LinearInfo(weight_format=name, group_size=128, zero_points=False)  # type: ignore[arg-type]
+        for name in ("int4", "int8")
+    )
+    linears = msgspec.structs.replace(manifest.linears, dense=int4, head=int8)
+    ops = manifest.ops | {"FmmLinear": 1, "FmmRotary": 1}
+    write_manifest(directory, msgspec.structs.replace(manifest, linears=linears, ops=ops))
+    assert findings(directory)["bundle"].found == "toy for cpu, fp32 with weights in int4 and int8"
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", "\xff", '{"format": 99}'])
