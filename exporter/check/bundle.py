@@ -74,8 +74,8 @@ def check_bundle(
         shutil.rmtree(scratch, ignore_errors=True)
     for difference in differences:
         say(_difference_line(difference))
-    failed = [difference for difference in differences if not difference.is_ok]
-    if failed:
+    failed = next((difference for difference in differences if not difference.is_ok), None)
+    if failed is not None:
         raise CheckFailed(_failure(failed))
     return differences
 
@@ -103,13 +103,12 @@ def _differences(
     return compare(model, written, atol, say)
 
 
-def _failure(failed: list[Difference]) -> str:
-    """What is wrong in one line, with the first difference; those of torch are `--atol`'s."""
-    first = failed[0]
-    more = ", and more with --atol" if first.against == "torch" else ""
+def _failure(failed: Difference) -> str:
+    """What is wrong, in one line; differences from torch are `--atol`'s."""
+    more = ", and more with --atol" if failed.against == "torch" else ""
     return (
-        f"the exported graphs differ from {first.against} by more than the tolerance: {first.what} by "
-        f"{first.value:.2g}, where {first.tolerance:.2g} is allowed{more}; nothing was written"
+        f"the exported graphs differ from {failed.against} by more than the tolerance: {failed.what} by "
+        f"{failed.value:.2g}, where {failed.tolerance:.2g} is allowed{more}; nothing was written"
     )
 
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -196,12 +195,9 @@ class OnnxRuntime(OfManifest):
         """Embeddings [T, H] of a prompt; see `Backend.embed`."""
         session, ids = self._session("embedding"), input_ids.astype(np.int32)
         self._weights.check_unchanged(_WEIGHTS["embedding"])
-        try:
-            with self._embedding_lock:
-                self._embedding = self._embedding or Bindings(session, {})
-                outputs = self._embedding.run({graph_io.INPUT_IDS: ids}, [graph_io.INPUTS_EMBEDS])
-        except Exception as error:
-            raise _run_failed("embedding", error) from error
+        with naming_the_graph("embedding"), self._embedding_lock:
+            self._embedding = self._embedding or Bindings(session, {})
+            outputs = self._embedding.run({graph_io.INPUT_IDS: ids}, [graph_io.INPUTS_EMBEDS])
         return place_features(outputs[graph_io.INPUTS_EMBEDS], visual_index, features)
 
     def new_caches(self, sequences: int, capacities: Sequence[int], before: Any | None = None) -> Bindings:
@@ -220,11 +216,8 @@ class OnnxRuntime(OfManifest):
         """One call of the language model; see `Backend.extend`."""
         self._session("language_model")
         self._weights.check_unchanged(_WEIGHTS["language_model"])
-        # A step is over sooner without `naming_the_graph`.
-        try:
+        with naming_the_graph("language_model"):
             outputs = caches.run(feeds, list(dict.fromkeys((*wanted, *self._unasked))))
-        except Exception as error:
-            raise _run_failed("language_model", error) from error
         self._weights.check_unchanged()
         if not self._shown:
             return outputs
@@ -333,20 +326,19 @@ def _show(graph: onnx.GraphProto, observed: Observed) -> dict[str, str]:
     return shown
 
 
-@contextmanager
-def naming_the_graph(graph: str) -> Iterator[None]:
+class naming_the_graph:  # noqa: N801  (a context manager; as a generator it would take a decode step longer)
     """Have an error of ONNX Runtime, whose classes share no base of their own, come with the graph on one line."""
-    try:
-        yield
-    except FastmmoeError:
-        raise
-    except Exception as error:
-        raise _run_failed(graph, error) from error
 
+    def __init__(self, graph: str) -> None:
+        self._graph = graph
 
-def _run_failed(graph: str, error: Exception) -> RunFailed:
-    reason = " ".join(str(error).split())
-    return RunFailed(f"{graph}: onnxruntime {ONNXRUNTIME_VERSION} cannot run it: {reason}")
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if isinstance(error, Exception) and not isinstance(error, FastmmoeError):
+            reason = " ".join(str(error).split())
+            raise RunFailed(f"{self._graph}: onnxruntime {ONNXRUNTIME_VERSION} cannot run it: {reason}") from error
 
 
 def _aligned(shape: tuple[int, ...], dtype: str) -> Array:

@@ -21,6 +21,7 @@ from fastmmoe.exporter.ops.attention.contract import check_attention_inputs
 from fastmmoe.runtime.types import Array
 from tests.support.attention_cases import LARGE, OTHER_WIDTHS, SMALL, Case, alone, make_inputs
 from tests.support.attention_checks import check_outputs
+from tests.support.instruction_sets import run_tests
 from tests.support.native_node import NativeNode
 
 OP = ATTENTION.name
@@ -88,11 +89,7 @@ def test_other_instruction_sets(isa: str) -> None:
     tests = [f"test_native_attention.py::test_random_case[{seed}-{cache}]" for seed in range(8) for cache in CACHES]
     tests += [f"test_native_attention.py::test_case[{case.name}-{cache}]" for case in SMALL for cache in CACHES]
     tests += ["test_native_sparse_moe.py::test_experts"]
-    paths = [str(Path(__file__).with_name(name)) for name in tests]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider", *paths]
-    environment = {**os.environ, "FASTMMOE_CPU_ISA": isa}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-4000:]
+    run_tests(isa, *(str(Path(__file__).with_name(name)) for name in tests))
 
 
 @pytest.mark.parametrize("name", ["sse", ""])

@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +10,7 @@ import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, RuntimeException
 
 from fastmmoe.exporter.ops import ROTARY, rotary_reference
+from tests.support.instruction_sets import run_tests
 from tests.support.native_node import NativeNode, run_native
 from tests.support.rotary_cases import CASES, REFUSED, RotaryCase, limits, refused_inputs
 
@@ -53,11 +51,7 @@ def test_a_head_that_is_not_finite_concerns_itself_alone() -> None:
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
 def test_other_instruction_sets(isa: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider"]
-    command += [f"{Path(__file__)}::test_case"]
-    environment = {**os.environ, "FASTMMOE_CPU_ISA": isa}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-4000:]
+    run_tests(isa, f"{Path(__file__)}::test_case")
 
 
 @pytest.mark.parametrize(("shapes", "message"), REFUSED)

@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +11,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
 
 from fastmmoe.exporter.ops import VISION_ATTENTION, vision_attention_reference
 from fastmmoe.runtime.types import Array
+from tests.support.instruction_sets import run_tests
 from tests.support.native_node import NativeNode, run_native
 from tests.support.vision_attention_cases import CASES, VisionCase
 
@@ -65,11 +63,7 @@ def test_bits_do_not_depend_on_threads_and_other_tiles(compute: str) -> None:
 
 @pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "avx512_bf16"])
 def test_other_instruction_sets(isa: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-n", "0", "-p", "no:cacheprovider"]
-    command += [f"{Path(__file__)}::test_case"]
-    environment = {**os.environ, "FASTMMOE_CPU_ISA": isa}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout[-4000:]
+    run_tests(isa, f"{Path(__file__)}::test_case")
 
 
 def test_a_row_that_is_not_finite_concerns_its_tile_alone() -> None:
