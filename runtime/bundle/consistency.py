@@ -41,8 +41,12 @@ def custom_operators(policy: Policy, linears: LinearsInfo) -> set[str]:
     has_token_prune = any(site.methods != (SPARSEVLM,) for site in policy.sites)
     has_linear = any(one.weight_format != "float" for one in (linears.dense, linears.head, linears.vision))
     has_tower = linears.vision.weight_format != "float"
-    some = {"FmmTokenPrune": has_token_prune, "FmmLinear": has_linear, "FmmVisionAttention": has_tower}
-    some["FmmRotary"] = linears.dense.weight_format != "float"
+    some = {
+        "FmmTokenPrune": has_token_prune,
+        "FmmLinear": has_linear,
+        "FmmRotary": linears.dense.weight_format != "float",
+        "FmmVisionAttention": has_tower,
+    }
     return {"FmmAttention", "FmmSparseMoE", *(name for name, is_there in some.items() if is_there)}
 
 

@@ -114,7 +114,7 @@ def test_what_ends_one_section_leaves_the_next_alone(run_named: Any) -> None:
     assert [section.status for section in found.sections] == ["timeout", "error", "failed", "passed"]
     assert [len(section.checks) for section in found.sections] == [1, 1, 2, 2]
     assert found.sections[0].error == "its 2 s were used up; what it had found is here"
-    assert found.sections[0].seconds < 60
+    assert found.sections[0].seconds < 10
     assert found.sections[1].error == "its process ended with -11: last words"
     assert found.sections[2].error == "ended: found 2, expected 3"
 

@@ -130,7 +130,7 @@ def test_every_field_with_every_wrong_value(golden: Path, name: str) -> None:
     for path in fields(config):
         for value in VALUES:
             try:
-                with bounded_seconds():
+                with bounded_seconds(1):
                     found = read(changed(config, path, VALUES[value]))
             except UnsupportedModel as error:
                 check_line(error)
@@ -165,7 +165,7 @@ def test_checkpoints_up_to_tracing(golden: Path, own_checkpoint: Callable[[str],
                 continue
             (directory / "config.json").write_text(json.dumps(changed(config, path, VALUES[value])))
             try:
-                with bounded_seconds():
+                with bounded_seconds(5):
                     open_checkpoint(directory)
             except FastmmoeError as error:
                 check_line(error)
@@ -228,7 +228,7 @@ def test_more_tensors_than_the_weights_could_hold_are_not_listed(own_checkpoint:
     config["language_config"] |= {"num_hidden_layers": 1024, "n_routed_experts": 4096}
     (directory / "config.json").write_text(json.dumps(config))
     with (
-        bounded_seconds(),
+        bounded_seconds(5),
         pytest.raises(UnsupportedModel, match=r"1,024 layers, 4,096 experts in each of 1,023 .* the weights hold 302"),
     ):
         open_checkpoint(directory)
