@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from fastmmoe.runtime.cli.main import main as run_main
 
 SMALL = "dsvl2-small"
 COMMANDS = ("fastmmoe", "fastmmoe-export")
+HELP_SECONDS = 0.5
 HEAVY = {"torch", "transformers", "huggingface_hub", "onnx", "onnx_ir", "onnxscript", "safetensors"}
 LISTING = """
 import sys
@@ -61,6 +63,20 @@ def test_help(command: str) -> None:
     result = run(program(command), "--help")
     assert result.returncode == 0 and result.stderr == ""
     assert result.stdout.startswith(f"usage: {command} ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_quick(command: str) -> None:
+    """On a machine that does little else; test_help_imports_little finds on any what would make it slow."""
+    seconds = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert run(program(command), "--help").returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        # Of a processor: the wall's says how busy the machine is.
+        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert min(seconds) < HELP_SECONDS
 
 
 @pytest.mark.parametrize("command", COMMANDS)
