@@ -10,15 +10,15 @@ import torch
 
 from fastmmoe.exporter.check.portable import run_body
 from fastmmoe.exporter.check.stored import StoredWeights
-from fastmmoe.exporter.graph.pack_linears import BLOCK_VALUES, SUFFIXES, TILES
+from fastmmoe.exporter.graph.pack_linears import BLOCK_VALUES, SUFFIXES
 from fastmmoe.exporter.graph.weights import as_array
 from fastmmoe.exporter.model import Model
 from fastmmoe.exporter.ops import LINEAR
 from fastmmoe.exporter.ops.linear.packing import LinearPacking
-from fastmmoe.exporter.ops.tiles import PANEL_ROWS, to_panels, to_tiles
+from fastmmoe.exporter.ops.tiles import PANEL_ROWS
 from fastmmoe.runtime.types import Array
 
-_PANELS_OF_BODY, _ROWS_OF_BODY = 16, 4
+_ROWS_OF_WEIGHTS, _ROWS_OF_BODY = 256, 4
 
 
 class StoredLinear:
@@ -39,24 +39,27 @@ class StoredLinear:
 
     def rows(self, numbers: Array) -> dict[str, Array]:
         """The parts of a layer of these rows alone."""
+        if not self.packing.is_tiled:
+            return {part: values[numbers] for part, values in self.parts.items()}
         panel, output = numbers // PANEL_ROWS, numbers % PANEL_ROWS
-        found = {}
-        for part, values in self.parts.items():
-            # An index between slices comes first: [rows, words, elements], or [rows, groups].
-            rows = values[panel, :, output].reshape(len(numbers), -1)
-            found[part] = to_tiles(rows) if part == TILES else to_panels(rows)
-        return found
+        # An index between slices comes first: [rows, words, elements], or [rows, groups].
+        rows = {part: values[panel, :, output].reshape(len(numbers), -1) for part, values in self.parts.items()}
+        return self.packing.place(rows)
+
+    def block(self, start: int, end: int) -> dict[str, Array]:
+        """The parts of a layer of the rows from start, a multiple of 16, to before end."""
+        unit = PANEL_ROWS if self.packing.is_tiled else 1
+        return {part: values[start // unit : -(-end // unit)] for part, values in self.parts.items()}
 
     def floats(self) -> torch.Tensor:
         """What all of it stands for, float32 [N, K]: mapped from a file that has no name, as it may be a gigabyte."""
         with tempfile.TemporaryFile(dir=self._folder) as file:
             file.truncate(max(self.N * self.K * 4, 1))
             found = np.memmap(file, np.float32, "r+", shape=(self.N, self.K))
-        step = max(BLOCK_VALUES // self.K // PANEL_ROWS, 1)
-        for first in range(0, -(-self.N // PANEL_ROWS), step):
-            start, end = first * PANEL_ROWS, min((first + step) * PANEL_ROWS, self.N)
-            panels = {part: values[first : first + step] for part, values in self.parts.items()}
-            found[start:end] = self.packing.unpack(panels, end - start, self.K)
+        step = max(BLOCK_VALUES // self.K // PANEL_ROWS, 1) * PANEL_ROWS
+        for start in range(0, self.N, step):
+            end = min(start + step, self.N)
+            found[start:end] = self.packing.unpack(self.block(start, end), end - start, self.K)
         return torch.from_numpy(found)
 
 
@@ -77,13 +80,13 @@ def body_difference(model: Model, graph: str, stored: StoredWeights) -> float:
         if layer is None or (kind := (layer.packing, layer.K % 8, stored.has(bias))) in kinds:
             continue
         kinds.add(kind)
-        N = min(layer.N, _PANELS_OF_BODY * PANEL_ROWS)
-        panels = {part: np.ascontiguousarray(values[:_PANELS_OF_BODY]) for part, values in layer.parts.items()}
+        N = min(layer.N, _ROWS_OF_WEIGHTS)
+        parts = {part: np.ascontiguousarray(values) for part, values in layer.block(0, N).items()}
         x = np.random.default_rng(0).standard_normal((_ROWS_OF_BODY, layer.K)).astype(np.float32)
         biases = {"bias": stored.parameter(bias)[:N].numpy()} if stored.has(bias) else {}
-        given = {"x": x, **panels, **biases}
+        given = {"x": x, **parts, **biases}
         attributes = layer.packing.attributes(N, has_bias=bool(biases))
         (y,) = run_body(LINEAR, attributes, {t.name: given[t.name] for t in LINEAR.inputs_for(attributes)})
-        expected = x @ layer.packing.unpack(panels, N, layer.K).T + biases.get("bias", np.float32(0))
+        expected = x @ layer.packing.unpack(parts, N, layer.K).T + biases.get("bias", np.float32(0))
         worst = max(worst, float(np.abs(y - expected).max()))
     return worst

@@ -19,7 +19,7 @@ from fastmmoe.runtime.types import Array
 
 BLOCK_VALUES = 1 << 22
 """Weights that are packed at a time, about: a head would be a gigabyte of floats."""
-TILES, SUFFIXES = "weight_tiles", {"weight_tiles": "", "scale": "_scale", "zero": "_zero"}
+WEIGHT, SUFFIXES = "weight", {"weight": "", "scale": "_scale", "zero": "_zero"}
 """The part that is large; what follows a parameter's name in that of its parts."""
 Rows = Callable[[str, int], Iterator[torch.Tensor]]
 
@@ -69,7 +69,7 @@ def _attributes(node: ir.Node) -> dict[str, Any]:
 class _Blocks:
     """The weights of a layer, packed some rows at a time.
 
-    What is small of them is kept from the time when the tiles are written to when it is written itself, so that they
+    What is small of them is kept from the time when the weights are written to when it is written itself, so that they
     are packed once.
     """
 
@@ -83,15 +83,15 @@ class _Blocks:
         for block in self._rows(self._name, self._count):
             parts = self._packing.pack(block.float().numpy())
             for part, values in parts.items():
-                if part != TILES:
+                if part != WEIGHT:
                     small.setdefault(part, []).append(values)
             yield parts
         self._small = small
 
     def pieces(self, part: str) -> Iterator[Array]:
         """The part, one block after the other."""
-        if part == TILES:
-            yield from (parts[TILES] for parts in self.packed())
+        if part == WEIGHT:
+            yield from (parts[WEIGHT] for parts in self.packed())
             return
         if part not in self._small:
             for _ in self.packed():

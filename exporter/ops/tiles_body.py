@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights in tile order (tiles.py) as matrices, in standard ONNX operators."""
+"""Stored weights, in rows or in tile order (tiles.py), as matrices in standard ONNX operators."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from onnxscript import OpBuilder
 
 from fastmmoe.exporter.ops.building import as_float
 from fastmmoe.exporter.ops.quantise import NIBBLE_COLUMNS
-from fastmmoe.exporter.ops.tiles import PANEL_ROWS
+from fastmmoe.exporter.ops.tiles import PANEL_ROWS, WORD_BYTES
 
 
 def tiles_as_float(op: OpBuilder, tiles: ir.Value, weight_format: str) -> ir.Value:
@@ -20,15 +20,26 @@ def tiles_as_float(op: OpBuilder, tiles: ir.Value, weight_format: str) -> ir.Val
     return op.Reshape(values, op.Concat(rows, [-1], axis=0))
 
 
-def panels_as_columns(op: OpBuilder, panels: ir.Value, group: ir.Value) -> ir.Value:
-    """Scales or zeros of one matrix [panels, groups, 16] for each of its columns, float32 [16 panels, columns].
+def rows_as_float(op: OpBuilder, stored: ir.Value, weight_format: str) -> ir.Value:
+    """What stored elements [rows, n] are, float32 [rows, n], or [rows, 2n] with int4; of integers without scale."""
+    if weight_format != "int4":
+        return as_float(op, stored)
+    return op.Reshape(nibbles_as_float(op, op.Reshape(stored, [0, -1, WORD_BYTES])), [0, -1])
+
+
+def panels_as_rows(op: OpBuilder, panels: ir.Value) -> ir.Value:
+    """Scales or zeros of one matrix [panels, groups, 16] -> [16 panels, groups]."""
+    rows = op.Mul(op.Shape(panels, start=0, end=1), [PANEL_ROWS])
+    return op.Reshape(op.Transpose(panels, perm=[0, 2, 1]), op.Concat(rows, [-1], axis=0))
+
+
+def groups_as_columns(op: OpBuilder, groups: ir.Value, group: ir.Value) -> ir.Value:
+    """Scales or zeros of one matrix [rows, groups] for each of its columns, float32 [rows, columns].
 
     Args:
         group: int64 [columns], that of each column.
     """
-    ordered = op.Transpose(panels, perm=[0, 2, 1])
-    rows = op.Mul(op.Shape(panels, start=0, end=1), [PANEL_ROWS])
-    return op.Gather(as_float(op, op.Reshape(ordered, op.Concat(rows, [-1], axis=0))), group, axis=1)
+    return op.Gather(as_float(op, groups), group, axis=1)
 
 
 def nibbles_as_float(op: OpBuilder, packed: ir.Value) -> ir.Value:

@@ -50,7 +50,7 @@ const OpContract& contract();
 }  // namespace vision_attention
 
 namespace linear {
-enum Input : size_t { kX, kWeight, kWeightTiles, kBias, kScale, kZero, kResidual };
+enum Input : size_t { kX, kWeight, kBias, kScale, kZero, kResidual };
 enum Output : size_t { kY };
 enum Attribute : size_t { kOutFeatures, kWeightFormat, kWeightLayout, kGroupSize, kZeroPoints, kHasBias, kActivation, kHasResidual };
 inline WeightFormat weight_format_of(const NodeAttributes& node) { return static_cast<WeightFormat>(node.integer(kWeightFormat)); }

@@ -17,6 +17,7 @@ constexpr int64_t kMostT = 16777216, kMostK = 1048576, kMostN = 1048576, kMostOu
 
 /// Numbers of the method.
 constexpr int64_t kPanel = 16;  // Outputs of a panel of tiles.
+constexpr int64_t kInt4Columns = 8;  // Columns of a word of int4; a row is whole words.
 
 }  // namespace fastmmoe::linear
 // clang-format on

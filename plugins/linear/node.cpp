@@ -19,26 +19,29 @@ LinearAttributes read_attributes(const NodeAttributes& node) {
         " with weight_format ", format, ", expected 0 with float only");
   CHECK(!is_float || !result.zero_points,
         "FmmLinear: attribute zero_points is 1 with weight_format float, expected 0");
-  CHECK(is_float || result.weight_layout == WeightLayout::kTiles,
-        "FmmLinear: attribute weight_layout is logical with weight_format ", format, ", expected tiles");
   return result;
 }
 
 Sizes check_inputs(const NodeAttributes& node, const std::vector<TensorInfo>& inputs) {
   const LinearAttributes attributes = read_attributes(node);
   const bool is_float = attributes.weight_format == WeightFormat::kFloat;
+  const bool is_int4 = attributes.weight_format == WeightFormat::kInt4;
+  const bool is_tiled = attributes.weight_layout == WeightLayout::kTiles;
   Sizes known;
   known.set('N', attributes.out_features);
-  known.set('p', is_float ? 2 : attributes.weight_format == WeightFormat::kInt8 ? 4 : 8);
-  known.set('c', is_float ? 2 : 4);
-  known.set('o', kPanel);
+  known.set('p', is_int4 ? 2 : 1);
   known.set('g', attributes.group_size);
+  known.set('n', kPanel);
+  known.set('w', is_float ? 2 : is_int4 ? kInt4Columns : 4);
+  known.set('b', is_float ? 2 : 4);
   const Sizes sizes = fastmmoe::bind_inputs(node, inputs, known);
-  if (!node.has(kWeightTiles)) return sizes;
-  const ElementType found = inputs[node.position(kWeightTiles)].type;
-  const ElementType expected = is_float ? ElementType::kBfloat16 : ElementType::kInt8;
-  CHECK(found == expected, "FmmLinear: weight_tiles is ", name_of(found), ", expected ", name_of(expected),
-        " with weight_format ", node.text(kWeightFormat));
+  const ElementType weights = inputs[node.position(kWeight)].type;
+  CHECK(is_float == (weights != ElementType::kInt8), "FmmLinear: weight is ", name_of(weights), ", expected ",
+        is_float ? "float, float16 or bfloat16" : "int8", " with weight_format ", node.text(kWeightFormat));
+  CHECK(!is_tiled || !is_float || weights == ElementType::kBfloat16, "FmmLinear: weight is ",
+        name_of(weights), ", expected bfloat16 with weight_layout tiles");
+  CHECK(!is_int4 || is_tiled || sizes['K'] % kInt4Columns == 0, "FmmLinear: K is ", sizes['K'],
+        ", expected a multiple of ", kInt4Columns, " with weight_format int4 and weight_layout logical");
   return sizes;
 }
 

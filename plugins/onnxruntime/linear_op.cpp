@@ -31,9 +31,10 @@ class LinearKernel {
     params.K = sizes['K'];
     params.N = sizes['N'];
     params.x = inputs.data<float>(kX);
-    if (node_.has(kWeight)) params.weight_type = float_type(infos[node_.position(kWeight)].type);
+    if (attributes_.weight_format == WeightFormat::kFloat) {
+      params.weight_type = float_type(infos[node_.position(kWeight)].type);
+    }
     params.weight = inputs.data(kWeight);
-    params.tiles = inputs.data(kWeightTiles);
     params.bias = inputs.data<float>(kBias);
     params.scale = inputs.data<Float16>(kScale);
     params.zero = inputs.data<int8_t>(kZero);

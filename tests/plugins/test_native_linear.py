@@ -11,7 +11,7 @@ import pytest
 
 from fastmmoe.exporter.ops import linear_reference
 from fastmmoe.exporter.ops.linear.packing import LinearPacking
-from tests.support.linear_cases import PACKINGS, SIZES, linear_case
+from tests.support.linear_cases import IN_ROWS, PACKINGS, SIZES, linear_case
 from tests.support.native_node import NativeNode, run_native
 from tests.support.operators import assert_close
 
@@ -62,6 +62,14 @@ def test_as_they_are(size: str, dtype: Any) -> None:
     assert_close(y, linear_reference(inputs, attributes))
 
 
+@pytest.mark.parametrize("size", ["whole", "words"])
+@pytest.mark.parametrize("packing", IN_ROWS, ids=str)
+def test_in_rows(packing: LinearPacking, size: str) -> None:
+    inputs, attributes = linear_case(packing, size, activation="gelu", has_residual=True)
+    (y,) = run_native(OP, inputs, attributes)
+    assert_close(y, linear_reference(inputs, attributes))
+
+
 @pytest.mark.parametrize("packing", [PACKINGS[0], PACKINGS[6], PACKINGS[-1]], ids=str)
 def test_results_depend_on_the_row_alone(packing: LinearPacking) -> None:
     """Bit for bit, whatever the number of threads and the rows beside it."""
@@ -87,9 +95,9 @@ def test_nan_spoils_its_row_only(packing: LinearPacking) -> None:
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"group_size": 0}, "attribute group_size is 0 with weight_format int8, expected 0 with float only"),
-    ({"weight_layout": "logical"}, "attribute weight_layout is logical with weight_format int8, expected tiles"),
-    ({"out_features": 50}, "weight_tiles is [3, 18, 16, 4], expected [N/o, K/p, o, c] = [4, 18, 16, 4]"),
-    ({"weight_format": "int4"}, "weight_tiles is [3, 18, 16, 4], expected [N/o, K/p, o, c] = [3, 9, 16, 4]"),
+    ({"weight_layout": "logical"}, "weight is [3, 18, 16, 4], expected rank 2: [N, K/p]"),
+    ({"out_features": 50}, "weight is [3, 18, 16, 4], expected [N/n, K/w, n, b] = [4, 18, 16, 4]"),
+    ({"weight_format": "int4"}, "weight is [3, 18, 16, 4], expected [N/n, K/w, n, b] = [3, 9, 16, 4]"),
 ]
 
 
@@ -98,3 +106,16 @@ def test_refusals(changes: dict[str, Any], message: str) -> None:
     inputs, attributes = linear_case(PACKINGS[1], "odd", has_bias=False)
     with pytest.raises(Exception, match=r"FmmLinear: " + message.replace("[", r"\[")):
         run_native(OP, inputs, attributes | changes)
+
+
+def test_refused_types() -> None:
+    inputs, attributes = linear_case(IN_ROWS[1], "odd", has_bias=False)
+    with pytest.raises(Exception, match="FmmLinear: weight is float16, expected int8 with weight_format int8"):
+        run_native(OP, inputs | {"weight": inputs["weight"].astype(np.float16)}, attributes)
+    inputs, attributes = linear_case(PACKINGS[0], "odd", has_bias=False)
+    with pytest.raises(Exception, match="FmmLinear: weight is float16, expected bfloat16 with weight_layout tiles"):
+        run_native(OP, inputs | {"weight": inputs["weight"].astype(np.float16)}, attributes)
+    inputs, attributes = linear_case(IN_ROWS[-1], "words", has_bias=False)
+    wrong = inputs | {"x": inputs["x"][:, 4:], "weight": inputs["weight"][:, 2:]}
+    with pytest.raises(Exception, match="FmmLinear: K is 68, expected a multiple of 8 with weight_format int4"):
+        run_native(OP, wrong, attributes)

@@ -26,7 +26,7 @@ from fastmmoe.exporter.ops import (
     vision_attention_reference,
 )
 from fastmmoe.runtime.types import Array
-from tests.support.linear_cases import PACKINGS, linear_case
+from tests.support.linear_cases import IN_ROWS, PACKINGS, linear_case
 from tests.support.moe_layouts import KINDS, LAYOUTS, stored_case
 from tests.support.operators_host import Call, OperatorsHost
 from tests.support.rotary_cases import CASES as ROTARY_CASES
@@ -90,7 +90,7 @@ def expert_calls(sizes: list[tuple[int, int]], tokens: tuple[int, ...]) -> Calls
 
 def linear_calls(sizes: tuple[str, ...]) -> Calls:
     calls = []
-    for packing, size in itertools.product([None, *PACKINGS], sizes):
+    for packing, size in [*itertools.product([None, *PACKINGS], sizes), *itertools.product(IN_ROWS, ["words"])]:
         inputs, attributes = linear_case(packing, size, activation="gelu", has_residual=size == "odd")
         expected = linear_reference(inputs, attributes)
         calls += [(Call(LINEAR, inputs, attributes, is_exact), expected) for is_exact in (True, False)]
@@ -121,7 +121,7 @@ def hostile_calls() -> list[Call]:
     for kind, layout in itertools.product([kind for kind in KINDS if kind.group_size], LAYOUTS):
         if kind.has(layout):
             calls.append(Call(SPARSE_MOE, *stored_case(kind, layout, T=9, E=8)))
-    calls += [Call(LINEAR, *linear_case(packing, "odd")) for packing in PACKINGS[1:]]
+    calls += [Call(LINEAR, *linear_case(packing, "words")) for packing in (*PACKINGS[1:], *IN_ROWS[1:])]
     for call in calls:
         for name, values in call.inputs.items():
             if name in ("hidden_states", "x"):

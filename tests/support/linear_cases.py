@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from typing import Any, Literal
 
@@ -21,10 +22,13 @@ PACKINGS = [
         for group_size, zero_points in itertools.product((32, 64, 128), (False, True))
     ),
 ]
-# T, N and K: none is a multiple of anything; whole panels and groups; one of each; more outputs than an item has.
+IN_ROWS = [dataclasses.replace(packing, is_tiled=False) for packing in PACKINGS]
+# T, N and K: none is a multiple of anything; whole panels and groups; whole words of int4; one of each; more outputs
+# than an item has.
 SIZES = {
     "odd": (5, 35, 71),
     "whole": (3, 48, 256),
+    "words": (5, 35, 72),
     "one": (1, 1, 1),
     "decode": (1, 1030, 129),
     "many rows": (300, 33, 130),
@@ -54,15 +58,21 @@ def linear_case(
     weight_dtype: Any = np.float32,
     activation: str = "none",
     has_residual: bool = False,
+    dtype: Any = np.float32,
 ) -> tuple[dict[str, Array], dict[str, Any]]:
-    """Inputs in the contract's order, and attributes; packing None: weights as they are, of weight_dtype."""
+    """Inputs in the contract's order, and attributes.
+
+    Args:
+        packing: None: weights as they are, of weight_dtype.
+        dtype: of all other inputs that are floating-point.
+    """
     T, N, K = SIZES[size]
     rng = np.random.default_rng(T + N + K)
     weights = (rng.standard_normal((N, K)) / np.sqrt(K)).astype(np.float32)
     # Groups of other sizes and means.
     weights *= 1 + np.arange(K) // 32
-    given = {"x": rng.standard_normal((T, K)).astype(np.float32)}
-    given |= {"bias": rng.standard_normal(N).astype(np.float32)} if has_bias else {}
+    given = {"x": rng.standard_normal((T, K)).astype(dtype)}
+    given |= {"bias": rng.standard_normal(N).astype(dtype)} if has_bias else {}
     if packing is None:
         attributes = logical_attributes(N, has_bias=has_bias)
         given["weight"] = weights.astype(weight_dtype)
@@ -70,5 +80,5 @@ def linear_case(
         attributes = packing.attributes(N, has_bias=has_bias)
         given |= packing.pack(weights)
     attributes |= {"activation": activation, "has_residual": int(has_residual)}
-    given |= {"residual": rng.standard_normal((T, N)).astype(np.float32)} if has_residual else {}
+    given |= {"residual": rng.standard_normal((T, N)).astype(dtype)} if has_residual else {}
     return {tensor.name: given[tensor.name] for tensor in LINEAR.inputs_for(attributes)}, attributes

@@ -20,7 +20,7 @@ from fastmmoe.runtime.types import Array
 _SPECS = {spec.name: spec for spec in OPS}
 
 
-_WEIGHTS = ("gate_up", "down", "weight", "weight_tiles")
+_WEIGHTS = ("gate_up", "down", "weight")
 
 
 def _one_node_model(op: str, inputs: dict[str, Array], attributes: dict[str, Any]) -> bytes:

@@ -75,7 +75,7 @@ class _LinearParams(ctypes.Structure):
         *_sizes("T", "K", "N"),
         *_pointers("x"),
         ("weight_type", ctypes.c_int),
-        *_pointers("weight", "weight_tiles", "bias", "scale", "zero", "residual", "output"),
+        *_pointers("weight", "bias", "scale", "zero", "residual", "output"),
     ]
 
 

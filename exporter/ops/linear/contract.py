@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 from fastmmoe.exporter.ops.contract import LAYOUT, TILES, Attribute, Attributes, Binding, Constant, OpSpec, Size, Tensor
-from fastmmoe.exporter.ops.tiles import PANEL_ROWS, WORD_BYTES, WORD_COLUMNS
+from fastmmoe.exporter.ops.tiles import PANEL_ROWS, WORD_COLUMNS
 
 INTEGERS = ("int8", "int4")
 MOST_WIDTH = 1 << 20
+INT4_COLUMNS = WORD_COLUMNS["int4"]
+"""A row of int4 is whole words of so many columns."""
 
 
 def _rule(attributes: Attributes) -> str | None:
@@ -17,32 +19,33 @@ def _rule(attributes: Attributes) -> str | None:
         return f"attribute group_size is {group_size} with weight_format {weight_format}, expected 0 with float only"
     if weight_format == "float" and attributes["zero_points"]:
         return "attribute zero_points is 1 with weight_format float, expected 0"
-    if weight_format != "float" and attributes[LAYOUT] != TILES:
-        return f"attribute weight_layout is logical with weight_format {weight_format}, expected tiles"
     return None
 
 
 def _input_rule(attributes: Attributes, binding: Binding) -> str | None:
     """What is wrong with inputs that do not go together, or with the attributes, or None."""
-    weight_format = attributes["weight_format"]
-    if attributes[LAYOUT] != TILES:
-        return None
-    expected, found = "bfloat16" if weight_format == "float" else "int8", binding.types["Q"]
-    if found != expected:
-        return f"weight_tiles is {found}, expected {expected} with weight_format {weight_format}"
+    weights, weight_format = binding.types["W"], attributes["weight_format"]
+    is_float, is_tiled, K = weight_format == "float", attributes[LAYOUT] == TILES, binding.sizes["K"]
+    if is_float != (weights != "int8"):
+        expected = "float, float16 or bfloat16" if is_float else "int8"
+        return f"weight is {weights}, expected {expected} with weight_format {weight_format}"
+    if is_float and is_tiled and weights != "bfloat16":
+        return f"weight is {weights}, expected bfloat16 with weight_layout tiles"
+    if weight_format == "int4" and not is_tiled and K % INT4_COLUMNS:
+        return f"K is {K}, expected a multiple of {INT4_COLUMNS} with weight_format int4 and weight_layout logical"
     return None
 
 
 def known_sizes(attributes: Attributes) -> dict[str, int]:
-    """N, and p, c, o and g of the weights."""
+    """N, and p and g of the weights; of tiles n, w and b."""
     weight_format = str(attributes["weight_format"])
-    elements = WORD_BYTES // (2 if weight_format == "float" else 1)
     return {
         "N": int(attributes["out_features"]),
-        "p": WORD_COLUMNS[weight_format],
-        "c": elements,
-        "o": PANEL_ROWS,
+        "p": 2 if weight_format == "int4" else 1,
         "g": int(attributes["group_size"]),
+        "n": PANEL_ROWS,
+        "w": WORD_COLUMNS[weight_format],
+        "b": 2 if weight_format == "float" else 4,
     }
 
 
@@ -52,39 +55,42 @@ LINEAR = OpSpec(
     version=1,
     doc=(
         "x times a weight matrix [N, K], transposed, plus a bias; the sum through an activation, plus a residual. The "
-        "weights are floating-point, or integers q that stand for scale (q - zero), each scale and zero shared by g = "
-        "group_size columns of a row. In tiles they stand as the kernels read them (exporter/ops/tiles.py): the p "
-        "columns that are c elements of 4 bytes, for each of o = 16 outputs; what fills up N and K is 0."
+        "weights are floating-point, or integers q that stand for scale (q - zero): p of them in an element (2 with "
+        "int4, else 1), each scale and zero shared by g = group_size columns of a row. As tiles they lie in panels of "
+        "n = 16 rows and words of w columns, b elements each: w is 2 (bfloat16), 4 (int8) or 8 (int4), b is 2 or 4; "
+        "what fills up panels and words is 0."
     ),
-    type_variables={"W": ("float", "bfloat16"), "Q": ("bfloat16", "int8")},
+    type_variables={
+        "F": ("float", "float16", "bfloat16"),
+        "W": ("float", "float16", "bfloat16", "int8"),
+    },
     inputs=(
-        Tensor("x", ("T", "K"), ("float",), "Rows."),
-        Tensor("weight", ("N", "K"), ("W",), "The weights as they are.", only_if=(LAYOUT, ("logical",))),
-        Tensor(
-            "weight_tiles",
-            ("N/o", "K/p", "o", "c"),
-            ("Q",),
-            "The weights in tiles, bfloat16 with float.",
-            only_if=(LAYOUT, (TILES,)),
+        Tensor("x", ("T", "K"), ("F",), "Rows."),
+        Tensor("weight", ("N", "K/p"), ("W",), "The weights.", tiled=("N/n", "K/w", "n", "b")),
+        Tensor("bias", ("N",), ("F",), "Added to each row.", only_if=("has_bias", (1,))),
+        *(
+            Tensor(part, ("N", "K/g"), (kind,), meaning, only_if=only_if, tiled=("N/n", "K/g", "n"))
+            for part, kind, meaning, only_if in (
+                ("scale", "float16", "Scales.", ("weight_format", INTEGERS)),
+                ("zero", "int8", "Zeros.", ("zero_points", (1,))),
+            )
         ),
-        Tensor("bias", ("N",), ("float",), "Added to each row.", only_if=("has_bias", (1,))),
-        Tensor("scale", ("N/o", "K/g", "o"), ("float16",), "Scales.", only_if=("weight_format", INTEGERS)),
-        Tensor("zero", ("N/o", "K/g", "o"), ("int8",), "Zeros.", only_if=("zero_points", (1,))),
-        Tensor("residual", ("T", "N"), ("float",), "Added at the end.", only_if=("has_residual", (1,))),
+        Tensor("residual", ("T", "N"), ("F",), "Added at the end.", only_if=("has_residual", (1,))),
     ),
-    outputs=(Tensor("y", ("T", "N"), ("float",), "The products."),),
+    outputs=(Tensor("y", ("T", "N"), ("F",), "The products."),),
     attributes=(
         Attribute("out_features", "int", "N.", limits=(1, MOST_WIDTH)),
         Attribute(
             "weight_format",
             "string",
-            "Type of the weights: float, int8 (q -128 to 127) or int4 (q and zeros 0 to 15). Scales are finite.",
+            "Type of the weights: float, int8 (q -128 to 127) or int4 (q 0 to 15, two to a byte, and zeros 0 to 15). "
+            "Scales are finite.",
             choices=("float", "int8", "int4"),
         ),
         Attribute(
             LAYOUT,
             "string",
-            "Order of the weights; integers stand in tiles.",
+            "Order of the weights, scales and zeros: logical, or tiles, which kernels of the CPU read as they lie.",
             choices=("logical", TILES),
         ),
         Attribute("group_size", "int", "Columns that share a scale; 0 with float.", choices=(0, 32, 64, 128)),
@@ -108,7 +114,10 @@ LINEAR = OpSpec(
         Size("K", 1, MOST_WIDTH, "Columns of the weights."),
         Size("N", 1, MOST_WIDTH, "Outputs."),
     ),
-    constants=(Constant("panel", PANEL_ROWS, "int64_t", "Outputs of a panel of tiles."),),
+    constants=(
+        Constant("panel", PANEL_ROWS, "int64_t", "Outputs of a panel of tiles."),
+        Constant("int4_columns", INT4_COLUMNS, "int64_t", "Columns of a word of int4; a row is whole words."),
+    ),
     rule=_rule,
     input_rule=_input_rule,
     known_sizes=known_sizes,

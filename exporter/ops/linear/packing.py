@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the weights of a linear layer are stored: rounded, and in tiles."""
+"""How the weights of a linear layer are stored: rounded, in tiles or in rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 
-from fastmmoe.exporter.ops.contract import LAYOUT, TILES, Dimension, Tensor
+from fastmmoe.exporter.ops.contract import LAYOUT, TILES, Dimension
 from fastmmoe.exporter.ops.linear.contract import LINEAR
 from fastmmoe.exporter.ops.linear.reference import linear_weights
 from fastmmoe.exporter.ops.quantise import quantise
@@ -29,11 +29,13 @@ class LinearPacking:
         weight_format: what the user calls it.
         group_size: columns that share a scale; 0 with bf16.
         zero_points: each group has a zero.
+        is_tiled: they are in tile order.
     """
 
     weight_format: Literal["bf16", "int8", "int4"]
     group_size: int = 0
     zero_points: bool = False
+    is_tiled: bool = True
 
     def attributes(self, rows: int, *, has_bias: bool) -> dict[str, Any]:
         """The attributes of an FmmLinear with these weights [rows, columns]."""
@@ -41,7 +43,7 @@ class LinearPacking:
         return {
             "out_features": rows,
             "weight_format": "float" if is_float else self.weight_format,
-            LAYOUT: TILES,
+            LAYOUT: TILES if self.is_tiled else "logical",
             "group_size": self.group_size,
             "zero_points": int(self.zero_points),
             "has_bias": int(has_bias),
@@ -50,14 +52,21 @@ class LinearPacking:
         }
 
     def pack(self, weights: Array) -> dict[str, Array]:
-        """Inputs of FmmLinear by name: float32 [N, K] -> weight_tiles, and scale and zero of integers."""
+        """Inputs of FmmLinear by name: float32 [N, K] -> weight, and scale and zero of integers."""
         if self.weight_format == "bf16":
-            return {"weight_tiles": to_tiles(weights.astype(ml_dtypes.bfloat16))}
-        # A word of int4 is 8 columns.
-        padded = np.pad(weights, ((0, 0), (0, -weights.shape[1] % WORD_COLUMNS[self.weight_format])))
-        q = quantise(padded, self.weight_format, self.group_size, zero_points=self.zero_points)
-        zeros = {} if q.zero is None else {"zero": to_panels(q.zero)}
-        return {"weight_tiles": to_tiles(q.values), "scale": to_panels(q.scale)} | zeros
+            return self.place({"weight": weights.astype(ml_dtypes.bfloat16)})
+        if self.is_tiled:
+            # A word of int4 is 8 columns.
+            weights = np.pad(weights, ((0, 0), (0, -weights.shape[1] % WORD_COLUMNS[self.weight_format])))
+        q = quantise(weights, self.weight_format, self.group_size, zero_points=self.zero_points)
+        zeros = {} if q.zero is None else {"zero": q.zero}
+        return self.place({"weight": q.values, "scale": q.scale} | zeros)
+
+    def place(self, parts: dict[str, Array]) -> dict[str, Array]:
+        """Parts [rows, n] by name, in the order in which they are stored."""
+        if not self.is_tiled:
+            return parts
+        return {name: (to_tiles if name == "weight" else to_panels)(part) for name, part in parts.items()}
 
     def unpack(self, parts: dict[str, Array], rows: int, columns: int) -> Array:
         """What packed weights stand for, float32 [rows, columns]."""
@@ -71,14 +80,14 @@ class LinearPacking:
         """Type and shape of each part that weights [rows, columns] have when they are packed, by name."""
         attributes = self.attributes(rows, has_bias=False)
         sizes = LINEAR.known_sizes(attributes) | {"K": columns}
-        types = {"Q": "bfloat16" if self.weight_format == "bf16" else "int8"}
+        types = {"W": "bfloat16" if self.weight_format == "bf16" else "int8"}
         return {
-            tensor.name: (types.get(tensor.types[0], tensor.types[0]), _shape(tensor, sizes))
+            tensor.name: (types.get(tensor.types[0], tensor.types[0]), _shape(tensor.shape_with(attributes), sizes))
             for tensor in LINEAR.inputs_for(attributes)[1:]
         }
 
     def bytes(self, rows: int, columns: int) -> int:
-        """Of packed weights [rows, columns], what fills up the tiles included."""
+        """Of packed weights [rows, columns], what fills up tiles included."""
         parts = self.parts(rows, columns).values()
         return sum(math.prod(shape) * (1 if dtype == "int8" else 2) for dtype, shape in parts)
 
@@ -106,6 +115,6 @@ class LinearPackings:
         return self.vision if weight.startswith("vision.") else self.dense
 
 
-def _shape(tensor: Tensor, sizes: dict[str, int]) -> tuple[int, ...]:
-    found = [Dimension.parse(text).evaluate(sizes) for text in tensor.shape]
+def _shape(dimensions: tuple[str, ...], sizes: dict[str, int]) -> tuple[int, ...]:
+    found = [Dimension.parse(text).evaluate(sizes) for text in dimensions]
     return tuple(size for size in found if size is not None)

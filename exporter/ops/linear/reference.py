@@ -22,16 +22,16 @@ def linear_weights(inputs: dict[str, Array], columns: int, attributes: dict[str,
         inputs: by the contract's names.
         columns: K.
     """
-    if attributes[LAYOUT] != TILES:
-        return inputs["weight"].astype(np.float32)
     N, weight_format = attributes["out_features"], attributes["weight_format"]
+    values, scale, zero = (inputs.get(name) for name in ("weight", "scale", "zero"))
+    assert values is not None
+    if attributes[LAYOUT] == TILES:
+        values = from_tiles(values, N, -(-columns // WORD_COLUMNS["int4"]) * 4 if weight_format == "int4" else columns)
+        scale, zero = (None if part is None else from_panels(part, N) for part in (scale, zero))
     if weight_format == "float":
-        return from_tiles(inputs["weight_tiles"], N, columns).astype(np.float32)
-    is_packed = weight_format == "int4"
-    values = from_tiles(inputs["weight_tiles"], N, -(-columns // WORD_COLUMNS["int4"]) * 4 if is_packed else columns)
-    scale, zero = from_panels(inputs["scale"], N), inputs.get("zero")
-    quantised = QuantisedWeights(values, scale, None if zero is None else from_panels(zero, N))
-    return dequantise(quantised, weight_format, attributes["group_size"])[:, :columns]
+        return values.astype(np.float32)
+    assert scale is not None
+    return dequantise(QuantisedWeights(values, scale, zero), weight_format, attributes["group_size"])[:, :columns]
 
 
 def linear_reference(inputs: dict[str, Array], attributes: dict[str, Any]) -> Array:
@@ -43,10 +43,11 @@ def linear_reference(inputs: dict[str, Array], attributes: dict[str, Any]) -> Ar
     LINEAR.check_attributes(attributes)
     LINEAR.check_inputs(attributes, inputs)
     check_packed(LINEAR.name, inputs, attributes["weight_format"])
-    x = inputs["x"]
-    y: Array = x @ linear_weights(inputs, x.shape[1], attributes).T
-    y = _activate(y + inputs["bias"] if "bias" in inputs else y, attributes["activation"])
-    return y + inputs["residual"] if "residual" in inputs else y
+    x, bias, residual = (inputs.get(name) for name in ("x", "bias", "residual"))
+    assert x is not None
+    y: Array = x.astype(np.float32) @ linear_weights(inputs, x.shape[1], attributes).T
+    y = _activate(y if bias is None else y + bias.astype(np.float32), attributes["activation"])
+    return (y if residual is None else y + residual.astype(np.float32)).astype(x.dtype)
 
 
 def _activate(x: Array, activation: str) -> Array:

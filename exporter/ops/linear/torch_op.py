@@ -22,7 +22,7 @@ def linear(x: torch.Tensor, weights: list[torch.Tensor], attributes: str) -> tor
     LINEAR.check_inputs(a, dict(zip((t.name for t in LINEAR.inputs_for(a)), (x, *weights), strict=True)))
     if a["activation"] != "none" or a["has_residual"]:
         raise ValueError(f"{LINEAR.name}: torch has no activation and no residual, expected none")
-    return F.linear(x, *(w.float() for w in weights))
+    return F.linear(x.float(), *(w.float() for w in weights)).to(x.dtype)
 
 
 @linear.register_fake

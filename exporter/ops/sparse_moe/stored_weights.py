@@ -13,8 +13,7 @@ from onnxscript import OpBuilder
 from fastmmoe.exporter.ops.building import as_float, as_int
 from fastmmoe.exporter.ops.contract import LAYOUT, TILES
 from fastmmoe.exporter.ops.quantise import ZEROS, from_fp8
-from fastmmoe.exporter.ops.tiles import WORD_BYTES
-from fastmmoe.exporter.ops.tiles_body import nibbles_as_float
+from fastmmoe.exporter.ops.tiles_body import rows_as_float
 
 
 @dataclass(frozen=True)
@@ -101,11 +100,8 @@ def _reshape(op: OpBuilder, value: ir.Value, first: list[int], last: ir.Value) -
 
 def _floats(op: OpBuilder, stored: ir.Value, weight_format: str) -> ir.Value:
     """Bytes [rows, n] as the floats that they are without scale and zero, [rows, n] or [rows, 2n] with int4."""
-    if weight_format == "int8":
-        return as_float(op, stored)
     if weight_format == "fp8":
         # Negative numbers count from the end, as the bits of bytes do.
         values = from_fp8(np.arange(256).astype(np.uint8).view(np.int8))
         return op.Gather(op.Constant(value=ir.tensor(values)), as_int(op, stored))
-    words = op.Reshape(stored, [0, -1, WORD_BYTES])
-    return op.Reshape(nibbles_as_float(op, words), [0, -1])
+    return rows_as_float(op, stored, weight_format)

@@ -10,6 +10,7 @@
 #include "common/cpu/scratch.h"
 #include "common/divide.h"
 #include "linear/cpu/finish.h"
+#include "sparse_moe/cpu/dequantise.h"
 #include "sparse_moe/cpu/gemm.h"
 
 namespace fastmmoe {
@@ -43,7 +44,7 @@ class TiledLinear {
                 params.N,
                 params.K,
                 params.attributes.group_size,
-                params.tiles,
+                params.weight,
                 params.scale,
                 params.zero},
         layout_(panel_rows(matrix_.format, params.K, matrix_.group_size, params.is_exact)),
@@ -109,19 +110,37 @@ class TiledLinear {
   Scratch rows_;  // [T, layout_.bytes]
 };
 
-// 16 columns of y from `first` on, for all rows, with weights as they are.
+// `outputs` rows of integers from `first` on, as floats.
+std::vector<float> dequantise(const LinearParams& params, int64_t first, int64_t outputs) {
+  const LinearAttributes& attributes = params.attributes;
+  const bool is_int4 = attributes.weight_format == WeightFormat::kInt4;
+  const PackedRows rows{is_int4 ? sparse_moe::WeightFormat::kInt4 : sparse_moe::WeightFormat::kInt8,
+                        params.K,
+                        attributes.group_size,
+                        static_cast<const int8_t*>(params.weight),
+                        params.scale,
+                        params.zero};
+  std::vector<float> floats(outputs * params.K);
+  for (int64_t o = 0; o < outputs; ++o) dequantise_row(rows, first + o, &floats[o * params.K]);
+  return floats;
+}
+
+// 16 columns of y from `first` on, for all rows, with weights in rows.
 void multiply_logical(const LinearParams& params, int64_t first) {
   const int64_t outputs = std::min<int64_t>(kPanel, params.N - first);
-  const bool is_float = params.weight_type == FloatType::kFloat;
-  const void* w = static_cast<const char*>(params.weight) + first * params.K * (is_float ? 4 : 2);
-  std::vector<float> scratch(is_float ? 0 : kGemmScratchRows * params.K);
+  const bool is_packed = params.attributes.weight_format != WeightFormat::kFloat;
+  const FloatType type = is_packed ? FloatType::kFloat : params.weight_type;
+  const std::vector<float> floats = is_packed ? dequantise(params, first, outputs) : std::vector<float>();
+  const int64_t bytes = type == FloatType::kFloat ? 4 : 2;
+  const void* w = is_packed ? static_cast<const void*>(floats.data())
+                            : static_cast<const char*>(params.weight) + first * params.K * bytes;
+  std::vector<float> scratch(type == FloatType::kFloat ? 0 : kGemmScratchRows * params.K);
   std::array<const float*, kRowsPerBlock> x;
   std::array<float, kRowsPerBlock * kPanel> block;
   for (int64_t begin = 0; begin < params.T; begin += kRowsPerBlock) {
     const int64_t rows = std::min(kRowsPerBlock, params.T - begin);
     for (int64_t r = 0; r < rows; ++r) x[r] = params.x + (begin + r) * params.K;
-    gemm_block_for_this_cpu()(
-        {rows, outputs, params.K, x.data(), w, params.weight_type, scratch.data(), block.data()});
+    gemm_block_for_this_cpu()({rows, outputs, params.K, x.data(), w, type, scratch.data(), block.data()});
     finish_for_this_cpu()({block.data(), outputs, rows, outputs, params.attributes.activation,
                            params.bias == nullptr ? nullptr : params.bias + first,
                            params.residual == nullptr ? nullptr : params.residual + begin * params.N + first,
@@ -133,7 +152,7 @@ void multiply_logical(const LinearParams& params, int64_t first) {
 
 void linear_cpu(const LinearParams& params, const ParallelFor& parallel_for) {
   if (params.T == 0) return;
-  if (params.weight == nullptr) {
+  if (params.attributes.weight_layout == WeightLayout::kTiles) {
     TiledLinear(params).run(parallel_for);
   } else {
     parallel_for(divide_up(params.N, kPanel), [&](int64_t item) { multiply_logical(params, item * kPanel); });

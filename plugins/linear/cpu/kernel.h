@@ -16,11 +16,10 @@ struct LinearParams {
   bool is_exact;  // tiles: in float, whatever their format
   int64_t T, K, N;
   const float* x;         // [T, K]
-  FloatType weight_type;  // of weight
-  const void* weight;     // [N, K], or null
-  const void* tiles;      // [ceil(N / 16), ceil(K / p), 16, c], or null
+  FloatType weight_type;  // of weight with weight_format float
+  const void* weight;     // [N, K / p], p = 2 with int4, else 1; or as the contract has tiles
   const float* bias;      // [N], or null
-  const Float16* scale;   // [ceil(N / 16), ceil(K / g), 16], or null
+  const Float16* scale;   // [N, ceil(K / g)], or as the contract has tiles; null with weight_format float
   const int8_t* zero;     // like scale, or null
   const float* residual;  // [T, N], or null
   float* y;               // [T, N]

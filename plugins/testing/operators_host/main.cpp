@@ -98,7 +98,7 @@ void run_sparse_moe() {
 void run_linear() {
   LinearParams params;
   read(&params, sizeof params);
-  read_inputs(params.x, params.weight, params.tiles, params.bias, params.scale, params.zero, params.residual);
+  read_inputs(params.x, params.weight, params.bias, params.scale, params.zero, params.residual);
   check_and_write(reinterpret_cast<uintptr_t>(params.y), [&](float* output, const ParallelFor& threads) {
     LinearParams call = params;
     call.y = output;

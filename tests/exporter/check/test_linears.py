@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,9 +23,10 @@ from fastmmoe.exporter.graph.weights import as_tensor
 from fastmmoe.exporter.model import Model, Precision
 from fastmmoe.exporter.ops.linear.packing import LinearPacking, LinearPackings
 from fastmmoe.exporter.pruning.settings import PolicyOptions
-from tests.support.linear_cases import PACKINGS
+from tests.support.linear_cases import IN_ROWS, PACKINGS
 
-INT4 = LinearPacking("int4", 32, zero_points=True)
+FORMATS = (LinearPacking("int4", 32, zero_points=True), LinearPacking("int8", 128), LinearPacking("bf16"))
+"""Of dense layers, head and vision tower."""
 
 
 class InMemory:
@@ -55,12 +57,12 @@ def written(directory: Path, folder: Path, linears: LinearPackings) -> tuple[Mod
     return model, {graph: InMemory(model, graph, folder) for graph, _ in model.graphs.items()}
 
 
-@pytest.mark.parametrize("packing", PACKINGS, ids=str)
+@pytest.mark.parametrize("packing", [*PACKINGS, *IN_ROWS], ids=str)
 def test_all_of_a_layer_and_some_of_its_rows(
     packing: LinearPacking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(linears, "BLOCK_VALUES", 32 * 70)  # blocks of two panels
-    N, K = 71, 70
+    N, K = 71, 70 if packing.is_tiled else 72
     weights = np.random.default_rng(0).standard_normal((N, K)).astype(np.float32)
     parts = {f"w{SUFFIXES[part]}": as_tensor(values) for part, values in packing.pack(weights).items()}
     stored: Any = SimpleNamespace(
@@ -76,8 +78,7 @@ def test_all_of_a_layer_and_some_of_its_rows(
 
 @pytest.mark.parametrize("name", ["dsvl2-mla", "internvl-gptoss"])
 def test_layers_that_are_not_the_checkpoint_s(name: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
-    formats = LinearPackings(INT4, LinearPacking("int8", 128), LinearPacking("bf16"))
-    model, weights = written(checkpoint(name), tmp_path, formats)
+    model, weights = written(checkpoint(name), tmp_path, LinearPackings(*FORMATS))
     assert "equal the checkpoint" in check_samples(model, weights, lambda line: None)
     wrong = {
         "vision": next(n for n in weights["vision"].values if n.endswith("qkv.weight")),
@@ -92,10 +93,11 @@ def test_layers_that_are_not_the_checkpoint_s(name: str, checkpoint: Callable[[s
         values[tensor] = before
 
 
+@pytest.mark.parametrize("is_tiled", [True, False])
 def test_bodies_of_all_kinds(
-    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    is_tiled: bool, checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    formats = LinearPackings(INT4, LinearPacking("int8", 128), LinearPacking("bf16"))
+    formats = LinearPackings(*(replace(packing, is_tiled=is_tiled) for packing in FORMATS))
     model, weights = written(checkpoint("internvl-gptoss"), tmp_path, formats)
     for graph in ("vision", "language_model"):
         assert 0 < body_difference(model, graph, weights[graph]) < 1e-4

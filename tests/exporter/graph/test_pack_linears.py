@@ -57,7 +57,7 @@ def test_a_layer_is_packed_once_and_written_in_pieces(tmp_path: Path) -> None:
     names = ["x", "layer.weight", "layer.bias", "layer.weight_scale", "layer.weight_zero"]
     assert [value.name for value in node.inputs if value is not None] == names
     expected, reported = INT4.pack(WEIGHT.numpy()), list[int]()
-    for value, part in zip((node.inputs[1], *node.inputs[3:]), ("weight_tiles", "scale", "zero"), strict=True):
+    for value, part in zip((node.inputs[1], *node.inputs[3:]), ("weight", "scale", "zero"), strict=True):
         assert value is not None and isinstance(value.const_value, PackedLinearTensor)
         with (tmp_path / "file").open("w+b") as file:
             value.const_value.write(file.fileno(), 3, reported.append)

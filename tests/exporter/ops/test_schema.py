@@ -100,7 +100,7 @@ def test_inference_knows_types_and_dimensions(with_function: bool) -> None:
             ("FLOAT", ["T", "N"]),
         ],
         VISION_ATTENTION.name: [("FLOAT16", ["B", "T", "N", "D"])],
-        LINEAR.name: [("FLOAT", ["T", 5])],
+        LINEAR.name: [("FLOAT16", ["T", 5])],
         ROTARY.name: [("FLOAT", ["T", "N", "2P"])],
     }
     for spec in OPS:

@@ -20,7 +20,7 @@ def test_every_byte(weight_format: str, middle: int) -> None:
     tiles[0, :, 3] = np.arange(256, dtype=np.uint8).view(np.int8).reshape(words, 4)
     inputs: dict[str, Array] = {
         "x": np.eye(columns, dtype=np.float32),
-        "weight_tiles": tiles,
+        "weight": tiles,
         "scale": np.ones((1, columns // 32, 16), np.float16),
     }
     (y,) = run_body(LINEAR, packing.attributes(16, has_bias=False), list(inputs.values()))

@@ -11,7 +11,7 @@ import pytest
 
 from fastmmoe.exporter.ops import LINEAR, linear_reference
 from fastmmoe.exporter.ops.linear.packing import LinearPacking
-from tests.support.linear_cases import PACKINGS, SIZES, linear_case
+from tests.support.linear_cases import IN_ROWS, PACKINGS, SIZES, linear_case
 from tests.support.operator_bodies import run_body
 from tests.support.operators import assert_close
 
@@ -23,6 +23,14 @@ def test_packed(packing: LinearPacking, size: str) -> None:
     inputs, attributes = linear_case(
         packing, size, has_bias=size != "whole", activation=after[0], has_residual=after[1]
     )
+    (y,) = run_body(LINEAR, attributes, list(inputs.values()))
+    assert_close(y, linear_reference(inputs, attributes))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16], ids=str)
+@pytest.mark.parametrize("packing", IN_ROWS, ids=str)
+def test_in_rows(packing: LinearPacking, dtype: Any) -> None:
+    inputs, attributes = linear_case(packing, "words", activation="gelu", has_residual=True, dtype=dtype)
     (y,) = run_body(LINEAR, attributes, list(inputs.values()))
     assert_close(y, linear_reference(inputs, attributes))
 

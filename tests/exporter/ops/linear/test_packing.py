@@ -10,15 +10,15 @@ from fastmmoe.exporter.ops import LINEAR, linear_reference
 from fastmmoe.exporter.ops.linear.packing import LinearPacking, LinearPackings
 from fastmmoe.runtime.bundle.storage import LinearInfo
 from fastmmoe.runtime.cost.weights import linear_bytes
-from tests.support.linear_cases import PACKINGS
+from tests.support.linear_cases import IN_ROWS, PACKINGS
 
 STEPS = {"bf16": 2.0**-8, "int8": 1 / 127, "int4": 1 / 7}
 """Greatest distance of rounded weights, of the greatest of a group."""
 
 
-@pytest.mark.parametrize("packing", PACKINGS, ids=str)
+@pytest.mark.parametrize("packing", [*PACKINGS, *IN_ROWS], ids=str)
 def test_packed_weights_stand_for_the_weights(packing: LinearPacking) -> None:
-    N, K = 37, 150
+    N, K = 37, 150 if packing.is_tiled else 152
     weights = np.random.default_rng(1).uniform(-1, 1, (N, K)).astype(np.float32)
     found = packing.round(weights)
     assert found.shape == (N, K)
@@ -40,6 +40,14 @@ def test_sizes_are_those_of_the_parts(packing: LinearPacking) -> None:
         assert {name: (values.dtype.name, values.shape) for name, values in parts.items()} == packing.parts(N, K)
         bytes_of_parts = sum(values.nbytes for values in parts.values())
         assert packing.bytes(N, K) == linear_bytes(N, K, stored) == bytes_of_parts
+
+
+@pytest.mark.parametrize("packing", IN_ROWS, ids=str)
+def test_sizes_in_rows(packing: LinearPacking) -> None:
+    for N, K in ((1, 8), (16, 32), (37, 152)):
+        parts = packing.pack(np.ones((N, K), np.float32))
+        assert {name: (values.dtype.name, values.shape) for name, values in parts.items()} == packing.parts(N, K)
+        assert packing.bytes(N, K) == sum(values.nbytes for values in parts.values())
 
 
 def test_routers_are_never_packed() -> None:

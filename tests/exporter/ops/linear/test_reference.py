@@ -38,9 +38,35 @@ def test_columns_by_hand() -> None:
     )
     tiles[0, 0, 0, 1], scale[0, 0, 0] = 5, 2  # output 0, column 1
     tiles[1, 8, 1, 2], scale[1, 1, 1], zero[1, 1, 1] = 7, 0.5, 3  # output 17, column 34; columns 32 to 35 have zeros
-    inputs = {"x": np.eye(36, dtype=np.float32), "weight_tiles": tiles, "scale": scale, "zero": zero}
+    inputs = {"x": np.eye(36, dtype=np.float32), "weight": tiles, "scale": scale, "zero": zero}
     y = linear_reference(inputs, attributes)
     expected = np.zeros((36, 18), np.float32)
     expected[1, 0], expected[34, 17] = 10, 2
     expected[[32, 33, 35], 17] = -1.5
     np.testing.assert_array_equal(y, expected)
+
+
+def test_rows_by_hand() -> None:
+    """A word of int4 in the second of two groups, in float16."""
+    attributes = LinearPacking("int4", 32, zero_points=True, is_tiled=False).attributes(2, has_bias=False)
+    weight, scale, zero = np.zeros((2, 20), np.int8), np.zeros((2, 2), np.float16), np.zeros((2, 2), np.int8)
+    weight[1, 16:] = 0x21, 0x43, 0x65, 0x77  # columns 32 to 39: 1, 5, 2, 6, 3, 7, 4, 7
+    scale[1, 1], zero[1, 1] = 0.5, 3
+    inputs = {"x": np.eye(40, dtype=np.float16), "weight": weight, "scale": scale, "zero": zero}
+    expected = np.zeros((40, 2), np.float16)
+    expected[32:, 1] = (np.array([1, 5, 2, 6, 3, 7, 4, 7]) - 3) / 2
+    y = linear_reference(inputs, attributes)
+    assert y.dtype == np.float16
+    np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("activation", ["none", "gelu"])
+def test_rounds_once(activation: str) -> None:
+    """A float16 result is that of float32 inputs, rounded."""
+    inputs, attributes = linear_case(
+        LinearPacking("int8", 32, is_tiled=False), "odd", activation=activation, has_residual=True, dtype=np.float16
+    )
+    names = ("x", "bias", "residual")
+    wide = inputs | {name: inputs[name].astype(np.float32) for name in names}
+    expected = linear_reference(wide, attributes).astype(np.float16)
+    np.testing.assert_array_equal(linear_reference(inputs, attributes), expected)

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
@@ -12,9 +15,10 @@ from tests.support.linear_cases import linear_case
 from tests.support.operators import assert_close
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("has_bias", [False, True])
-def test_same_as_the_reference(has_bias: bool) -> None:
-    inputs, attributes = linear_case(None, "odd", has_bias=has_bias)
+def test_same_as_the_reference(has_bias: bool, dtype: Any) -> None:
+    inputs, attributes = linear_case(None, "odd", has_bias=has_bias, weight_dtype=dtype, dtype=dtype)
     x, *weights = (torch.from_numpy(values) for values in inputs.values())
     y = torch.ops.fastmmoe.linear(x, weights, LINEAR.encode(attributes))
     assert_close(y.numpy(), linear_reference(inputs, attributes))
