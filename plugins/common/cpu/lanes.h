@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <cstring>
 
-#ifdef __F16C__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -26,6 +26,7 @@ typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
 typedef int32_t Ints __attribute__((vector_size(kLanes * sizeof(int32_t))));
 typedef uint32_t Bits __attribute__((vector_size(kLanes * sizeof(uint32_t))));
 typedef uint16_t HalfBits __attribute__((vector_size(kLanes * sizeof(uint16_t))));
+typedef int8_t LaneBytes __attribute__((vector_size(kLanes)));
 
 inline Vector load(const float* from) {
   Vector value;
@@ -37,6 +38,19 @@ inline Ints load(const int32_t* from) {
   Ints value;
   std::memcpy(&value, from, sizeof value);
   return value;
+}
+
+inline Ints load(const int8_t* from) {
+  LaneBytes bytes;
+  std::memcpy(&bytes, from, sizeof bytes);
+#if defined(__AVX512F__)
+  return reinterpret_bits<Ints>(_mm512_cvtepi8_epi32(reinterpret_bits<__m128i>(bytes)));
+#elif defined(__AVX2__)
+  // GCC 12 would convert lane by lane.
+  return reinterpret_bits<Ints>(_mm256_cvtepi8_epi32(_mm_loadu_si64(from)));
+#else
+  return __builtin_convertvector(bytes, Ints);
+#endif
 }
 
 inline Vector load(const Bfloat16* from) {
@@ -58,6 +72,7 @@ inline Vector load(const Float16* from) {
 }
 
 inline void store(Vector value, float* to) { std::memcpy(to, &value, sizeof value); }
+inline void store(Ints value, int32_t* to) { std::memcpy(to, &value, sizeof value); }
 
 // The first `count` values, at most kLanes; lanes after them are 0.
 inline Vector load_some(const float* from, int64_t count) {

@@ -38,29 +38,25 @@ struct NibbleWords {
   }
 };
 
-/// Weights, and what each group has beside them.
+/// Weights, and what each group has beside them as it is stored: for few rows, which use it once.
 struct ByteColumns {
-  static constexpr int64_t kMostGroups = kByteColumns / 32;
-
   const std::byte* words;
-  alignas(64) float scale[kMostGroups][kPanelOutputs];
-  alignas(64) int32_t zero[kMostGroups][kPanelOutputs];  // factors of the rows' corrections
+  const Float16* scales;
+  const int8_t* zeros;  // null: all are `assumed`
+  int assumed, offset;  // offset: what stored integers get
 
-  /// `count` columns of a panel from `first` on. offset: what stored integers get.
-  void read(const PanelMatrix& matrix, int64_t panel, int64_t first, int64_t count, int offset) {
+  /// Columns of a panel from `first` on.
+  static ByteColumns of(const PanelMatrix& matrix, int64_t panel, int64_t first, int offset) {
     const PanelPlace place(matrix, panel, first);
-    words = place.tiles;
-    const int64_t groups = (count + matrix.group_size - 1) / matrix.group_size;
-    for (int64_t g = 0; g < groups; ++g) {
-      for (int o = 0; o < kPanelOutputs; o += kLanes) {
-        store(load(place.scale + g * kPanelOutputs + o), &scale[g][o]);
-      }
-      for (int o = 0; o < kPanelOutputs; ++o) {
-        const int stored =
-            place.zero == nullptr ? assumed_zero(matrix.format) : place.zero[g * kPanelOutputs + o];
-        zero[g][o] = short_factor(stored + offset);
-      }
-    }
+    return {place.tiles, place.scale, place.zero, assumed_zero(matrix.format), offset};
+  }
+
+  /// Of kLanes outputs from `lane` on.
+  Vector scale(int64_t group, int lane) const { return load(scales + group * kPanelOutputs + lane); }
+  /// Factors of the rows' corrections.
+  Ints zero(int64_t group, int lane) const {
+    if (zeros == nullptr) return all(short_factor(assumed + offset));
+    return short_factors(load(zeros + group * kPanelOutputs + lane) + offset);
   }
 
   /// Nibbles become bytes, once for many rows.
@@ -77,6 +73,26 @@ struct ByteColumns {
   }
 };
 
+/// What groups have beside their weights as the products need it: for many rows.
+class ReadGroups {
+ public:
+  void read(const ByteColumns& panel, int64_t groups) {
+    for (int64_t g = 0; g < groups; ++g) {
+      for (int o = 0; o < kPanelOutputs; o += kLanes) {
+        store(panel.scale(g, o), &scales_[g][o]);
+        store(panel.zero(g, o), &zeros_[g][o]);
+      }
+    }
+  }
+  Vector scale(int64_t group, int lane) const { return load(&scales_[group][lane]); }
+  Ints zero(int64_t group, int lane) const { return load(&zeros_[group][lane]); }
+
+ private:
+  static constexpr int64_t kMostGroups = kByteColumns / 32;
+  alignas(64) float scales_[kMostGroups][kPanelOutputs];
+  alignas(64) int32_t zeros_[kMostGroups][kPanelOutputs];
+};
+
 /// What a prepared row has for a group, in all lanes. number: of the group in the row.
 struct RowGroup {
   Ints correction;
@@ -88,10 +104,12 @@ struct RowGroup {
 
   /// total + the sums of the group with zeros and scales of kLanes outputs: in this order for all kernels, so
   /// that they give the same bits.
-  Vector add(Vector total, Ints sums, const ByteColumns& panel, int64_t group, int lane) const {
-    const Ints sum = add_short_product(sums, correction, load(&panel.zero[group][lane]));
+  template <typename Groups>
+  __attribute__((always_inline)) Vector add(Vector total, Ints sums, const Groups& groups, int64_t group,
+                                            int lane) const {
+    const Ints sum = add_short_product(sums, correction, groups.zero(group, lane));
     const Vector scaled = __builtin_convertvector(sum, Vector) * scale;
-    return total + scaled * load(&panel.scale[group][lane]);
+    return total + scaled * groups.scale(group, lane);
   }
 
  private:

@@ -73,6 +73,7 @@ struct Dots {
 
 // Pairs of 16 bits are multiplied; the second of each is 0.
 constexpr int32_t short_factor(int32_t value) { return value & 0xffff; }
+inline Ints short_factors(Ints values) { return values & 0xffff; }
 
 // sums + a b, where a has 16 bits and b is what `short_factor` makes of 16 bits.
 inline Ints add_short_product(Ints sums, Ints a, Ints b) {
@@ -137,6 +138,7 @@ struct Dots<PanelFormat::kInt8> {
 };
 
 constexpr int32_t short_factor(int32_t value) { return value & 0xffff; }
+inline Ints short_factors(Ints values) { return values & 0xffff; }
 
 inline Ints add_short_product(Ints sums, Ints a, Ints b) {
   return sums + add_pairs(reinterpret_bits<Shorts>(a), reinterpret_bits<Shorts>(b));
@@ -166,6 +168,7 @@ struct Dots {
 
 inline Ints add_short_product(Ints sums, Ints a, Ints b) { return sums + a * b; }
 constexpr int32_t short_factor(int32_t value) { return value; }
+inline Ints short_factors(Ints values) { return values; }
 
 #endif
 

@@ -22,12 +22,13 @@ constexpr int kByteRows = 4, kBytePanels = 1;
 
 /// Adds to y the products of columns of all rows with those of kP panels.
 /// kHasParts: groups have more columns than Dots can add at once.
-template <PanelFormat kFormat, typename Source, bool kHasParts>
+template <PanelFormat kFormat, typename Source, typename Groups, bool kHasParts>
 struct ByteTiles {
   static constexpr int kRows = kByteRows;
   using Dot = Dots<kFormat>;
 
   const ByteColumns* panels;         // kP of them
+  const Groups* groups;              // of each
   int64_t first, count, group_size;  // columns
   const PanelRows* layout;
   const std::byte* const* rows;
@@ -45,8 +46,9 @@ struct ByteTiles {
       for (int v = 0; v < kV; ++v)
         totals[r][v] = first == 0 ? Vector{} : load(to + r * y_stride + v * kLanes);
     }
+    const int64_t before = groups_of(first, group_size);
     for (int64_t group = 0; group * group_size < count; ++group) {
-      add_group(row, group, first / group_size + group, totals);
+      add_group(row, group, before + group, totals);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kR; ++r) {
@@ -72,7 +74,7 @@ struct ByteTiles {
       const RowGroup of_row(rows[row + r], *layout, number);
 #pragma GCC unroll 4
       for (int v = 0; v < kV; ++v) {
-        totals[r][v] = of_row.add(totals[r][v], sums[r][v], panel_of(v), group, lane_of(v));
+        totals[r][v] = of_row.add(totals[r][v], sums[r][v], groups[v / kVectorsOfPanel], group, lane_of(v));
       }
     }
   }
@@ -164,43 +166,61 @@ struct ByteTiles {
   }
 };
 
-template <PanelFormat kFormat, typename Source, int kP, bool kHasParts>
-void multiply_byte_columns(const PanelProduct& product, const ByteColumns* panels, int64_t p, int64_t first,
-                           int64_t count) {
+template <PanelFormat kFormat, typename Source, int kP, bool kHasParts = true, typename Groups>
+void multiply_byte_columns(const PanelProduct& product, const ByteColumns* panels, const Groups* groups,
+                           int64_t p, int64_t first, int64_t count) {
   constexpr int64_t kAtOnce = Dots<kFormat>::kColumns;
   if constexpr (kHasParts && kAtOnce > 0) {
     if (product.matrix->group_size <= kAtOnce) {
-      return multiply_byte_columns<kFormat, Source, kP, false>(product, panels, p, first, count);
+      return multiply_byte_columns<kFormat, Source, kP, false>(product, panels, groups, p, first, count);
     }
   }
-  const ByteTiles<kFormat, Source, kHasParts> tiles{panels,
-                                                    first,
-                                                    count,
-                                                    product.matrix->group_size,
-                                                    product.layout,
-                                                    product.rows,
-                                                    product.y + p * kPanelOutputs,
-                                                    product.y_stride};
+  const ByteTiles<kFormat, Source, Groups, kHasParts> tiles{panels,
+                                                            groups,
+                                                            first,
+                                                            count,
+                                                            product.matrix->group_size,
+                                                            product.layout,
+                                                            product.rows,
+                                                            product.y + p * kPanelOutputs,
+                                                            product.y_stride};
   for_row_blocks<kP>(tiles, product.count);
+}
+
+// Rows of one tile read the weights as they are stored.
+template <PanelFormat kFormat, int kP>
+void multiply_few_rows(const PanelProduct& product, const ByteColumns* panels, int64_t p, int64_t first,
+                       int64_t count) {
+  using Source = std::conditional_t<kFormat == PanelFormat::kInt4, NibbleWords, ByteWords<kFormat>>;
+  multiply_byte_columns<kFormat, Source, kP>(product, panels, panels, p, first, count);
+}
+
+template <PanelFormat kFormat, int kP>
+void multiply_many_rows(const PanelProduct& product, ByteColumns* panels, int64_t p, int64_t first,
+                        int64_t count) {
+  constexpr bool kIsInt4 = kFormat == PanelFormat::kInt4;
+  alignas(64) std::byte bytes[kIsInt4 ? kP : 1][kIsInt4 ? kByteColumns * kPanelOutputs : 1];
+  ReadGroups groups[kP];
+  for (int i = 0; i < kP; ++i) {
+    groups[i].read(panels[i], groups_of(count, product.matrix->group_size));
+    if constexpr (kIsInt4) panels[i].unpack(count, bytes[i]);
+  }
+  multiply_byte_columns<kFormat, ByteWords<kFormat>, kP>(product, panels, groups, p, first, count);
 }
 
 template <PanelFormat kFormat, int kP>
 void multiply_byte_panels(const PanelProduct& product, int64_t p) {
-  constexpr bool kIsInt4 = kFormat == PanelFormat::kInt4;
   const PanelMatrix& matrix = *product.matrix;
-  const bool is_unpacked = kIsInt4 && product.count > kByteRows;
-  alignas(64) std::byte bytes[kIsInt4 ? kP : 1][kIsInt4 ? kByteColumns * kPanelOutputs : 1];
-  ByteColumns panels[kP];
   for (int64_t first = 0; first < matrix.columns; first += kByteColumns) {
     const int64_t count = least_of(kByteColumns, matrix.columns - first);
+    ByteColumns panels[kP];
     for (int i = 0; i < kP; ++i) {
-      panels[i].read(matrix, product.first_panel + p + i, first, count, Dots<kFormat>::kOffset);
-      if (is_unpacked) panels[i].unpack(count, bytes[i]);
+      panels[i] = ByteColumns::of(matrix, product.first_panel + p + i, first, Dots<kFormat>::kOffset);
     }
-    if (kIsInt4 && !is_unpacked) {
-      multiply_byte_columns<kFormat, NibbleWords, kP, true>(product, panels, p, first, count);
+    if (product.count <= kByteRows) {
+      multiply_few_rows<kFormat, kP>(product, panels, p, first, count);
     } else {
-      multiply_byte_columns<kFormat, ByteWords<kFormat>, kP, true>(product, panels, p, first, count);
+      multiply_many_rows<kFormat, kP>(product, panels, p, first, count);
     }
   }
 }

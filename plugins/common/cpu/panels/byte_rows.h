@@ -11,7 +11,6 @@ namespace {
 constexpr float kLevels = 127.0f;
 constexpr float kLeastMagnitude = 1e-30f;  // a group without a greater one is zeros
 
-typedef int8_t LaneBytes __attribute__((vector_size(kLanes)));
 typedef int8_t SixteenBytes __attribute__((vector_size(16)));
 
 template <typename Lanes, typename Value, typename Function>

@@ -8,6 +8,12 @@
 namespace fastmmoe::FASTMMOE_ISA {
 namespace {
 
+/// Of so many columns; the last may be less than a whole one. A division would take as long as a group's
+/// products, and sizes of groups are powers of two.
+inline int64_t groups_of(int64_t columns, int64_t group_size) {
+  return (columns + group_size - 1) >> __builtin_ctzll(static_cast<unsigned long long>(group_size));
+}
+
 /// Where a column's weights, scales and zeros are. The column is the first of a group.
 struct PanelPlace {
   const std::byte* tiles;
@@ -20,8 +26,8 @@ struct PanelPlace {
         scale(nullptr),
         zero(nullptr) {
     if (matrix.group_size == 0) return;
-    const int64_t groups = (matrix.columns + matrix.group_size - 1) / matrix.group_size;
-    const int64_t group = (panel * groups + column / matrix.group_size) * kPanelOutputs;
+    const int64_t groups = groups_of(matrix.columns, matrix.group_size);
+    const int64_t group = (panel * groups + groups_of(column, matrix.group_size)) * kPanelOutputs;
     scale = matrix.scale + group;
     if (matrix.zero != nullptr) zero = matrix.zero + group;
   }

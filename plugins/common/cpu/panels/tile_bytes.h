@@ -30,6 +30,7 @@ struct QuadBlock {
   int64_t panel;         // of the product's
   int64_t first, units;  // columns; units fill whole registers
   const ByteColumns* panels;
+  const ReadGroups* groups;
   std::byte* copy;  // of rows
 
   template <int kR>
@@ -46,7 +47,7 @@ struct QuadBlock {
       tiles.left += group_units;
       tiles.right += group_units * tiles.right_stride;
       for (int64_t r = 0; r < count; ++r) {
-        add_group(row + r, group, first / group_size + group, sums + r * kP * kPanelOutputs);
+        add_group(row + r, group, groups_of(first, group_size) + group, sums + r * kP * kPanelOutputs);
       }
     }
   }
@@ -62,7 +63,7 @@ struct QuadBlock {
       for (int lane = 0; lane < kPanelOutputs; lane += kLanes) {
         const int output = p * kPanelOutputs + lane;
         const Vector before = number == 0 ? Vector{} : load(y + output);
-        store(of_row.add(before, load(sums + output), panels[p], group, lane), y + output);
+        store(of_row.add(before, load(sums + output), groups[p], group, lane), y + output);
       }
     }
   }
@@ -73,11 +74,13 @@ void multiply_quad_blocks(const PanelProduct& product, int64_t panel, TileCopies
   constexpr bool kIsInt4 = kFormat == PanelFormat::kInt4;
   const PanelMatrix& matrix = *product.matrix;
   ByteColumns panels[kP];
+  ReadGroups groups[kP];
   for (int64_t first = 0; first < matrix.columns; first += kTileBlockBytes) {
     const int64_t count = least_of(kTileBlockBytes, matrix.columns - first);
     const int64_t units = kIsInt4 ? (count + 7) / 8 * 2 : (count + 3) / 4;
     for (int i = 0; i < kP; ++i) {
-      panels[i].read(matrix, product.first_panel + panel + i, first, count, 0);
+      panels[i] = ByteColumns::of(matrix, product.first_panel + panel + i, first, 0);
+      groups[i].read(panels[i], groups_of(count, matrix.group_size));
       if constexpr (kIsInt4) {
         panels[i].unpack(count, copies.weights[i]);
         fill_up(copies.weights[i], units, kUnits);
@@ -86,7 +89,7 @@ void multiply_quad_blocks(const PanelProduct& product, int64_t panel, TileCopies
       }
     }
     const QuadBlock<TileQuads<kUnits, !kIsInt4>, kP> block{
-        product, panel, first, whole_units(units, kUnits), panels, copies.rows};
+        product, panel, first, whole_units(units, kUnits), panels, groups, copies.rows};
     for_tile_rows(block, product.count);
   }
 }
