@@ -100,7 +100,7 @@ def run_export(plan: ExportPlan, say: Say) -> Exported:
     config, target, checkpoint = plan.config, plan.target, plan.checkpoint
     with reserve_output(plan.out, checkpoint.path, overwrite=config.overwrite, resume=config.resume, say=say) as output:
         model = Model(checkpoint, config.policy, _precision(plan))
-        check_kernels(target, model.config, plan.packing)
+        check_kernels(target, model.config, plan.packing, plan.linears)
         processor = read_processor_config(
             checkpoint.path,
             model.config_reader,

@@ -24,8 +24,8 @@ def add_formats(parser: argparse.ArgumentParser) -> None:
         "--dense",
         choices=get_args(DenseFormat),
         default=config.dense,
-        help="weights of the language model's other linear layers, on cpu: attention's projections, shared experts, "
-        "dense MLPs, head (of 8 bits with int4); default float",
+        help="weights of the language model's other linear layers: attention's projections, shared experts, dense "
+        "MLPs, head (of 8 bits with int4); bf16 on cpu alone; default float",
     )
     parser.add_argument(
         "--vision",

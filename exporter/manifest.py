@@ -34,8 +34,8 @@ def build_manifest(
     expert_inputs: dict[str, ExpertTensor] | None = None,
 ) -> bundle.Manifest:
     """The manifest for the files now in the directory."""
-    linears = linears_info(model.precision.linears)
-    used = custom_operators(model.policy, linears)
+    dense, linears = model.precision.linears.dense, linears_info(model.precision.linears)
+    used = custom_operators(model.policy, linears, is_tiled=dense is not None and dense.is_tiled)
     return bundle.Manifest(
         format=bundle.FORMAT,
         fastmmoe_version=__version__,

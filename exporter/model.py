@@ -76,7 +76,9 @@ class Precision:
 
     def float32_twin(self) -> Precision:
         """Float32 everywhere, with exactly this precision's values."""
-        return Precision(torch.float32, torch.float32, self.experts, self.activations, self.packing)
+        return Precision(
+            torch.float32, torch.float32, self.experts, self.activations, self.packing, linears=self.linears
+        )
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -133,7 +135,7 @@ class Model:
         with torch.device("meta"):
             self.graphs = family.build_graphs(self.config, self.policy)
         self._packed_linears = use_packed_linears(self.graphs, precision.linears)
-        if precision.linears.dense is not None:
+        if precision.linears.dense is not None and precision.linears.dense.is_tiled:
             use_rotary_operator(self.graphs.language_model)
         if precision.linears.vision is not None:
             use_vision_operator(self.graphs.vision, BFLOAT16)
@@ -158,9 +160,11 @@ class Model:
         Weights that are to be packed come as the checkpoint has them, in a float32 twin as what the integers stand for.
         """
         value = self._computed[name] if self.is_computed(name) else build(self.checkpoint, self.rules[name])
-        rounding = self.rounding(name)
+        rounding, linear = self.rounding(name), self.linear_packing(name)
         if rounding is not None:
             return round_experts(value, rounding)
+        if linear is not None and self.precision.is_twin:
+            return torch.from_numpy(linear.round(value.float().numpy()))
         for dtype in self.conversions(name):
             value = value.to(dtype)
         return value.contiguous()

@@ -26,7 +26,8 @@ MIXES: dict[str, dict[str, Any]] = {
     "int8": {"experts": "int8", "dense": "int8", "vision": "int8"},
     "int4": {"experts": "int4", "dense": "int4", "vision": "int8", "group_size": 32},
 }
-"""What --weights means: fields of `ExportConfig`. int4 has zero points; engines' linear layers stay floats."""
+"""What --weights means: fields of `ExportConfig`. int4 has zero points; linear layers whose format the target does not
+take stay floats."""
 
 INT8_GROUP = 128
 """Columns of a linear layer of 8 bits that share a scale."""
@@ -53,8 +54,8 @@ def with_mix(target: Target, config: ExportConfig) -> ExportConfig:
     """The configuration with every format: what is not given is what --weights means on the target, or float."""
     mix = {"dtype": None, "experts": "float", "dense": "float", "vision": "float", "group_size": GROUP_SIZE}
     mix |= {} if config.weights is None else MIXES[config.weights]
-    if target.dense_formats == ("float",):
-        mix |= {"dense": "float", "vision": "float"}
+    for part, known in (("dense", target.dense_formats), ("vision", target.vision_formats)):
+        mix[part] = mix[part] if mix[part] in known else "float"
     given = {name: getattr(config, name) for name in mix if getattr(config, name) is not None}
     # What the mix's groups are made for may have been given otherwise.
     has_integers = {"int8", "int4"} & {(mix | given)["experts"], (mix | given)["dense"]}
@@ -106,7 +107,7 @@ def check_memory(target: Target, device: Device, weights: int) -> str:
     if left < 0:
         larger = [memory for memory, name in target.memories.items() if DEVICES[name].memory_gb * 1e9 > weights]
         other = f"--memory {larger[0]}" if larger else "a target with more memory"
-        raise UnsupportedModel(f"the weights are {size_text(weights)}, {has}: give --experts int4, or {other}")
+        raise UnsupportedModel(f"the weights are {size_text(weights)}, {has}: give --weights int4, or {other}")
     return f"weights: {size_text(weights)}; {has}"
 
 
@@ -158,11 +159,12 @@ def choose_linears(target: Target, config: ExportConfig) -> LinearPackings:
         if given not in known:
             only = f"{known[0]} alone" if len(known) == 1 else ", ".join(known)
             raise InvalidRequest(f"{option} {given}: target {target.name} takes {only}")
+    is_tiled = target.linear_layout == "tiles"
     packings = {
         "float": None,
         "bf16": LinearPacking("bf16"),
-        "int8": LinearPacking("int8", INT8_GROUP),
-        "int4": LinearPacking("int4", config.group_size or GROUP_SIZE, config.zero_points),
+        "int8": LinearPacking("int8", INT8_GROUP, is_tiled=is_tiled),
+        "int4": LinearPacking("int4", config.group_size or GROUP_SIZE, config.zero_points, is_tiled),
     }
     dense, vision = packings[config.dense or "float"], packings[config.vision or "float"]
     return LinearPackings(dense, packings["int8"] if config.dense == "int4" else dense, vision)
@@ -207,11 +209,11 @@ def choose_layout(target: Target, config: ExportConfig, dtype: str) -> str:
     return "logical"
 
 
-def check_kernels(target: Target, config: ModelConfig, packing: Packing | None) -> None:
+def check_kernels(target: Target, config: ModelConfig, packing: Packing | None, linears: LinearPackings) -> None:
     """Refuse a model that the target's kernels cannot run.
 
     Raises:
-        UnsupportedModel: too many experts, a hidden size of the wrong multiple, or heads that are too wide.
+        UnsupportedModel: too many experts, sizes of the wrong multiple, or heads that are too wide.
     """
     if target.kernels is None:
         if packing is not None and packing.weight_format == "int4":
@@ -226,6 +228,7 @@ def check_kernels(target: Target, config: ModelConfig, packing: Packing | None) 
     multiple = target.kernels.columns_multiple[weight_format]
     takes = f"the kernels of target {target.name} take multiples of {multiple} for {weight_format} experts"
     _check_columns(config, multiple, takes)
+    _check_linears(target.name, target.kernels, config, linears)
     _check_heads(target.name, target.kernels, config)
 
 
@@ -233,6 +236,29 @@ def _check_columns(config: ModelConfig, multiple: int, takes: str) -> None:
     for name, size in (("hidden_size", config.hidden_size), ("expert hidden size", config.moe.intermediate_size)):
         if size % multiple:
             raise UnsupportedModel(f"{name} {size}: {takes}")
+
+
+def _check_linears(target: str, limits: KernelLimits, config: ModelConfig, linears: LinearPackings) -> None:
+    if linears.dense is None:
+        return
+    from fastmmoe.exporter.manifest import language_model_info
+    from fastmmoe.runtime.cost.weights import HEAD, decoder_linear_layers
+
+    for part, rows, columns, _ in decoder_linear_layers(language_model_info(config)):
+        packing = linears.head if part == HEAD else linears.dense
+        assert packing is not None
+        weight_format, of_columns = packing.weight_format, limits.columns_multiple
+        for name, size, multiple in (
+            ("columns", columns, of_columns[weight_format]),
+            ("outputs", rows, limits.outputs_multiple),
+        ):
+            if size % multiple:
+                # int8 takes fewer columns at a time.
+                helps = name == "columns" and weight_format == "int4" and size % of_columns["int8"] == 0
+                raise UnsupportedModel(
+                    f"{part.replace('_', ' ')}: a linear layer of {size} {name}, the kernels of target {target} take "
+                    f"multiples of {multiple} for {weight_format} weights: give --dense {'int8' if helps else 'float'}"
+                )
 
 
 def _check_heads(target: str, limits: KernelLimits, config: ModelConfig) -> None:

@@ -30,6 +30,7 @@ from fastmmoe.runtime.method.policy import SETTINGS, Setting
 from fastmmoe.runtime.ranges import limits
 
 BOARDS = ("orin-nano-8gb", "orin-nx-16gb", "agx-orin-32gb", "agx-orin-64gb", "thor-t5000")
+BOARD, FOUR_BIT_EXPERTS = "jetson-orin", ExportConfig(experts="int4", group_size=32, zero_points=True)
 DOCUMENTS = Path(__file__).resolve().parents[1] / "docs"
 
 
@@ -65,7 +66,8 @@ def setting_row(setting: Setting) -> tuple[str, ...]:
 
 def targets_table() -> str:
     """Every target, what is known of it, and the sizes that the kernels of engine targets take."""
-    head = ("target", "machines", "SM", "TensorRT, CUDA, Python", "plugin", "dtypes", "experts", "engines are built")
+    software = ("SM", "TensorRT, CUDA, Python", "plugin")
+    head = ("target", "machines", *software, "dtypes", "experts", "dense", "engines are built")
     lines = dict.fromkeys(limits_line(target.kernels) for target in TARGETS.values() if target.kernels is not None)
     return "\n\n".join((table(head, map(target_row, TARGETS.values())), *lines))
 
@@ -75,8 +77,9 @@ def limits_line(limits: KernelLimits) -> str:
     multiples = ", ".join(f"{multiple} ({weights})" for weights, multiple in limits.columns_multiple.items())
     latent, values = limits.most_latent
     return (
-        f"Kernels of engine targets take at most {limits.most_experts} experts a layer, hidden sizes that are "
-        f"multiples of {multiples}, heads of multiples of {limits.head_multiple} up to {limits.most_head_width}, and "
+        f"Kernels of engine targets take at most {limits.most_experts} experts a layer, hidden sizes and columns of "
+        f"packed linear layers that are multiples of {multiples}, outputs of these of multiples of "
+        f"{limits.outputs_multiple}, heads of multiples of {limits.head_multiple} up to {limits.most_head_width}, and "
         f"latents up to {latent} with {values} values."
     )
 
@@ -85,7 +88,7 @@ def target_row(target: Target) -> tuple[str, ...]:
     """The cells of a target; its first dtype is the default."""
     machines = ", ".join(DEVICES[name].name for name in target.devices) or "any"
     start = f"`{target.name}`", machines
-    formats = ", ".join(target.dtypes), ", ".join(target.expert_formats)
+    formats = (", ".join(of) for of in (target.dtypes, target.expert_formats, target.dense_formats))
     if target.tensorrt is None:
         return *start, "-", "none: ONNX Runtime", "-", *formats, "-"
     sms = ", ".join(map(str, target.tensorrt.compute_capabilities))
@@ -160,7 +163,7 @@ def best_plan(model: str, name: str) -> Report | None:
     way = next((way for way in ways if way.fits), None)
     if way is None:
         return None
-    return make_report(model, PlanOptions(name, export=ExportConfig(dtype=way.dtype, experts=way.experts)))
+    return make_report(model, PlanOptions(name, export=ExportConfig(weights=way.weights)))
 
 
 def example() -> str:
@@ -177,7 +180,7 @@ def plan_tables() -> str:
         rows = ((DEVICES[m].name, *("-" if r is None else cell(r) for r in of.values())) for m, of in found.items())
         parts.append(table(head, rows))
     titles = (
-        "How the weights of the experts are stored, and GB to spare:",
+        "How weights are stored (fp16, or by `--weights`), and GB to spare:",
         "Least milliseconds to the first token at retention 1, 0.5 and 0.25; of every token after it:",
     )
     return "\n\n".join(text for pair in zip(titles, parts, strict=True) for text in pair)
@@ -196,6 +199,22 @@ def cpu_cell(model: str, weights: Weights) -> str:
     options = PlanOptions("cpu", memory="4096GB", export=ExportConfig(weights=weights))
     needs = fit(read_sizes(model), find_machine(options), options).needs
     return f"{sum(needs.weights.values()) / 1e9:,.1f}, {needs.total / 1e9:,.1f}"
+
+
+def decode_table() -> str:
+    """What a decode step reads and takes at least on a board where experts have 4 bits, and where all weights have."""
+    ways = {
+        "--experts int4 --group-size 32 --zero-points": FOUR_BIT_EXPERTS,
+        "--weights int4": ExportConfig(weights="int4"),
+    }
+    rows = []
+    for model in published_configs():
+        reports = [make_report(model, PlanOptions(BOARD, export=export)) for export in ways.values()]
+        if all(report.fit.fits for report in reports):
+            steps = [report.times.rows[0].decode for report in reports]
+            cells = (f"{step.bytes / 1e9:.2f} GB, {step.ms:.1f} ms" for step in steps)
+            rows.append((model, *cells, f"{1 - steps[1].ms / steps[0].ms:.0%}"))
+    return table(("model", *(f"`{way}`" for way in ways), "less time"), rows)
 
 
 def boards_table() -> str:
@@ -221,8 +240,8 @@ def board_cell(found: list[Fit]) -> str:
 
 
 def fit_cell(report: Report) -> str:
-    """How the experts are stored, and what is left."""
-    return f"{report.fit.dtype if report.fit.experts == 'float' else report.fit.experts}, {report.fit.spare / 1e9:.1f}"
+    """How weights are stored, and what is left."""
+    return f"{report.fit.weights or report.fit.dtype}, {report.fit.spare / 1e9:.1f}"
 
 
 def time_cell(report: Report) -> str:
@@ -235,7 +254,7 @@ def time_cell(report: Report) -> str:
 PARTS = {
     "bundle.md": {"graph_io": graph_tables},
     "methods.md": {"settings": settings_table},
-    "plan.md": {"example": example, "plans": plan_tables, "cpu": cpu_table},
+    "plan.md": {"example": example, "plans": plan_tables, "cpu": cpu_table, "decode": decode_table},
     "tensorrt.md": {"targets": targets_table, "devices": devices_table},
     "../README.md": {"boards": boards_table, "targets": status_table},
 }

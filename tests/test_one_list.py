@@ -78,7 +78,7 @@ arguments = build_parser().parse_args(["demo", "--target", "laptop"])
 target = TARGETS[arguments.target]
 assert (choose_dtype(target, None), activation_dtype(target, "fp16")) == ("fp16", "float32")
 assert target.backend == "onnxruntime"
-assert check_kernels(target, None, None) is None
+assert check_kernels(target, None, None, None) is None
 help = " ".join(build_parser().format_help().split())
 assert "a100, l4, l40s, h100, h200, b200, rtx, laptop (default cpu)" in help
 """
@@ -138,5 +138,7 @@ def test_a_new_target(sources: Path) -> None:
     targets.write_text(targets.read_text() + NEW_TARGET)
     run(sources, "-c", TARGET_SEEN)
     run(sources, sources / "scripts" / "make_tables.py")
-    row = "| `laptop` | any | - | none: ONNX Runtime | - | fp16 | float, int8, int4, fp8 | - |"
+    row = (
+        "| `laptop` | any | - | none: ONNX Runtime | - | fp16 | float, int8, int4, fp8 | float, bf16, int8, int4 | - |"
+    )
     assert row in (sources / "docs" / "tensorrt.md").read_text()

@@ -55,9 +55,9 @@ def rounds_features(manifest: Manifest) -> bool:
 
 def rounds_logits(manifest: Manifest) -> bool:
     """Whether the decoder does: linear layers are packed, or experts are integers or bfloat16, and a CPU runs it."""
-    linears = (manifest.linears.dense, manifest.linears.head)
-    has_short = manifest.experts.weight_format != "float" or manifest.dtype == "bf16"
-    return (has_short and not manifest.experts.inputs) or any(one.weight_format != "float" for one in linears)
+    stored = (manifest.experts, manifest.linears.dense, manifest.linears.head)
+    has_short = manifest.dtype == "bf16" or any(one.weight_format != "float" for one in stored)
+    return has_short and not manifest.experts.inputs
 
 
 def relative(found: Array, exact: Array) -> float:

@@ -175,7 +175,8 @@ def _check_linear(model: Model, name: str, linear: StoredLinear) -> None:
             _compare(name, torch.from_numpy(found), x.bfloat16().float(), row)
             continue
         _compare(name, torch.from_numpy(found), torch.from_numpy(packing.round(x.numpy())), row)
-        quantised = QuantisedWeights(found, from_panels(parts["scale"], len(rows)), None)
+        scale = from_panels(parts["scale"], len(rows)) if packing.is_tiled else parts["scale"]
+        quantised = QuantisedWeights(found, scale, None)
         as_experts = Packing(packing.weight_format, packing.group_size, packing.zero_points)
         _check_steps(name, found, x.numpy(), quantised, as_experts)
 

@@ -2,8 +2,9 @@
 """The graphs of a 16-bit bundle as no more than float32 arithmetic on its own weights, so that a CPU can run them.
 
 What a graph says of float16 and bfloat16 says float32 instead; weights stay where they are, in the bundle's files, and
-become float32 when a node takes them. Experts stay in 16 bits, which FmmSparseMoE multiplies in float32. Integer and
-fp8 experts have no kernel on a CPU: see experts.py. Constants of formulas, which a 16-bit graph has rounded, are given
+become float32 when a node takes them. Integers of linear layers stay what they are, with their scales of 16 bits.
+Experts stay in 16 bits, which FmmSparseMoE multiplies in float32. Integer and fp8 experts have no kernel on a CPU: see
+experts.py. Constants of formulas, which a 16-bit graph has rounded, are given
 the digits that torch has.
 """
 
@@ -23,7 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from fastmmoe.exporter.models.layers import VisionAttention
-from fastmmoe.exporter.ops import DOMAIN, SPARSE_MOE
+from fastmmoe.exporter.ops import DOMAIN, LINEAR, SPARSE_MOE
 from fastmmoe.exporter.ops.schema import attribute_value
 from fastmmoe.runtime.bundle.manifest import GRAPHS, Manifest, graph_file, weights_file
 from fastmmoe.runtime.bundle.storage import ExpertsInfo, ExpertTensor
@@ -54,7 +55,7 @@ def write_widened(bundle: Path, directory: Path, manifest: Manifest, vision: nn.
         model = onnx.load(str(bundle / graph_file(graph)), load_external_data=False)
         if graph == "language_model":
             shapes = _take_out_experts(model.graph)
-        _widen(model.graph, set(shapes), constants)
+        _widen(model.graph, set(shapes) | set(_scales(model.graph)), constants)
         onnx.save(model, str(directory / graph_file(graph)))
         if (bundle / weights_file(graph)).is_file():
             _link(bundle / weights_file(graph), directory / weights_file(graph))
@@ -102,6 +103,15 @@ def _take_out_experts(graph: onnx.GraphProto) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def _scales(graph: onnx.GraphProto) -> Iterator[str]:
+    """The scales of integer linear layers, which the contract has in 16 bits beside any activations."""
+    for node in graph.node:
+        if node.domain == DOMAIN and node.op_type == LINEAR.name:
+            attributes = {a.name: attribute_value(a) for a in node.attribute}
+            names = [tensor.name for tensor in LINEAR.inputs_for(attributes)]
+            yield from (name for tensor, name in zip(names, node.input, strict=True) if tensor == "scale")
+
+
 def _set_attributes(node: onnx.NodeProto, given: Mapping[str, str], attributes: dict[str, Any]) -> None:
     del node.attribute[:], node.input[:]
     node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
@@ -109,7 +119,7 @@ def _set_attributes(node: onnx.NodeProto, given: Mapping[str, str], attributes: 
 
 
 def _widen(graph: onnx.GraphProto, kept: set[str], constants: Sequence[float]) -> None:
-    """Let float32 stand for 16-bit floats everywhere but in the inputs `kept`."""
+    """Let float32 stand for 16-bit floats everywhere but in the inputs and initializers `kept`."""
     # What is known of values within is found again by ONNX Runtime.
     del graph.value_info[:]
     for value in (*graph.input, *graph.output):
@@ -123,7 +133,8 @@ def _widen(graph: onnx.GraphProto, kept: set[str], constants: Sequence[float]) -
                 _widen_tensor(attribute.t, constants)
             if attribute.HasField("g"):
                 _widen(attribute.g, set(), constants)
-    casts = [cast for tensor in list(graph.initializer) for cast in _widen_weight(graph, tensor, constants)]
+    tensors = [tensor for tensor in graph.initializer if tensor.name not in kept]
+    casts = [cast for tensor in tensors for cast in _widen_weight(graph, tensor, constants)]
     nodes = [*(cast for cast, is_first in casts if is_first), *graph.node]
     for cast, is_first in casts:
         if not is_first:

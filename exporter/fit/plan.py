@@ -7,9 +7,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from fastmmoe.exporter.config import ExpertFormat, ExportConfig, Weights
+from fastmmoe.exporter.config import ExportConfig, Weights
 from fastmmoe.exporter.fit.sizes import ModelSizes
 from fastmmoe.exporter.targets import (
+    MIXES,
     check_groups,
     check_kernels,
     choose_cache_dtype,
@@ -39,9 +40,8 @@ programs on a CPU. Assumed, not measured."""
 EXPORT_BYTES = 650_000_000
 """Memory of an export and its check beside the files that they map, whatever the model, as weights pass in pieces.
 Measured with one of 1.3 GB (docs/plan.md)."""
-FORMATS: tuple[ExpertFormat, ...] = ("float", "int8", "fp8", "int4")
 WORDS: tuple[Weights, ...] = ("bf16", "int8", "int4")
-"""Of experts, and of all weights where a target has linear layers of our own, the mildest first."""
+"""For all weights, the mildest first."""
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ def fit(sizes: ModelSizes, machine: Machine, options: PlanOptions) -> Fit:
     )
     check_groups(options.export, export)
     layout = choose_layout(target, export, dtype)
-    check_kernels(target, sizes.config, packing)
+    check_kernels(target, sizes.config, packing, linears)
     cache_dtype = choose_cache_dtype(target, dtype, export.kv_cache_dtype)
     manifest = sizes.manifest(target, dtype, cache_dtype, packing, linears)
     limits = plan_limits(manifest, options)
@@ -226,31 +226,17 @@ def _build_bytes(machine: Machine, parts: dict[str, int]) -> int:
 
 
 def cheaper(sizes: ModelSizes, machine: Machine, options: PlanOptions, than: Fit) -> Iterator[Fit]:
-    """Other ways of storing the model that need less, the mildest first."""
-    for export in _other_exports(machine.target, options.export, than.dtype):
+    """Other ways of storing the model that need less, the mildest first: the words that stand for all formats."""
+    wanted = options.export
+    blank = replace(wanted, experts=None, dense=None, vision=None, group_size=None, zero_points=False)
+    for word in WORDS:
+        export = replace(blank, weights=word, dtype=None if "dtype" in MIXES[word] else wanted.dtype)
         try:
             found = fit(sizes, machine, replace(options, export=export))
         except UnsupportedModel:
             continue
         if found.needs.total < than.needs.total:
             yield found
-
-
-def _other_exports(target: Target, export: ExportConfig, dtype: str) -> Iterator[ExportConfig]:
-    """dtype: of what does not fit, beside which alone packed experts are looked at."""
-    if len(target.dense_formats) > 1:
-        blank = replace(export, dtype=None, experts=None, dense=None, vision=None, group_size=None, zero_points=False)
-        for word in WORDS:
-            if with_mix(target, replace(blank, weights=word)).experts in target.expert_formats:
-                yield replace(blank, weights=word)
-        return
-    for other in target.dtypes:
-        for experts in FORMATS:
-            if experts in target.expert_formats and (experts == "float" or other == dtype):
-                group_size = None if experts == "float" else export.group_size
-                yield replace(
-                    export, weights=None, dtype=other, experts=experts, group_size=group_size, zero_points=False
-                )
 
 
 def larger_machine(machine: Machine, needed: int) -> str | None:

@@ -54,17 +54,7 @@ def verdict(report: Report) -> str:
     start = f"does not fit, {_gb(-report.fit.spare)} GB too much"
     if report.cheaper is None:
         return f"{start}; no other way of storing it does"
-    option = setting(report.cheaper, report.fit)
-    return f"{start}; {option} does, with {_gb(report.cheaper.spare)} GB to spare"
-
-
-def setting(other: Fit, wanted: Fit) -> str:
-    """The options by which one way of storing a model differs from another."""
-    if other.weights is not None:
-        return f"--weights {other.weights}"
-    dtype = [] if other.dtype == wanted.dtype else [f"--dtype {other.dtype}"]
-    experts = [] if other.experts == wanted.experts else [f"--experts {other.experts}"]
-    return " ".join(dtype + experts)
+    return f"{start}; --weights {report.cheaper.weights} does, with {_gb(report.cheaper.spare)} GB to spare"
 
 
 def describe(report: Report) -> Iterator[str]:

@@ -65,7 +65,7 @@ def check_operators(path: Path, manifest: Manifest) -> None:
     info, policy, by_kind = manifest.language_model, manifest.policy, _operators(path)
     for operator in by_kind.get("FmmLinear", []):
         is_head = "lm_head/" in operator.name
-        _check_linear(path, operator, manifest.linears.head if is_head else manifest.linears.dense)
+        _check_linear(path, operator, manifest, "head" if is_head else "dense")
     for operator in by_kind.get("FmmTokenPrune", []):
         _check_attributes(path, operator, {"window": policy.window, "merge": policy.merge})
     experts = dict.fromkeys(info.moe_layers, _expert_attributes(manifest))
@@ -80,7 +80,7 @@ def check_linears(path: Path, manifest: Manifest) -> None:
     """Raise BundleMismatch where a vision tower's file stores or computes otherwise than the manifest says."""
     by_kind = _operators(path)
     for operator in by_kind.get("FmmLinear", []):
-        _check_linear(path, operator, manifest.linears.vision)
+        _check_linear(path, operator, manifest, "vision")
     for operator in by_kind.get("FmmVisionAttention", []):
         _check_attributes(path, operator, {"compute": "bfloat16"})
 
@@ -98,9 +98,12 @@ def _operators(path: Path) -> dict[str, list[Operator]]:
     return by_kind
 
 
-def _check_linear(path: Path, operator: Operator, linears: LinearInfo) -> None:
+def _check_linear(path: Path, operator: Operator, manifest: Manifest, part: str) -> None:
+    """part: field of LinearsInfo."""
+    linears: LinearInfo = getattr(manifest.linears, part)
     weight_format = "float" if linears.weight_format == "bf16" else linears.weight_format
-    expected = {"weight_format": weight_format, "weight_layout": "tiles"}
+    layout = "tiles" if manifest.has_tiled_linears else "logical"
+    expected = {"weight_format": weight_format, "weight_layout": layout}
     _check_attributes(
         path, operator, expected | {"group_size": linears.group_size, "zero_points": int(linears.zero_points)}
     )

@@ -35,8 +35,12 @@ def contradictions(manifest: Manifest) -> Iterator[str]:
     yield from _of_expert_inputs(manifest)
 
 
-def custom_operators(policy: Policy, linears: LinearsInfo) -> set[str]:
-    """The operators of our own in graphs with these prune sites and linear layers."""
+def custom_operators(policy: Policy, linears: LinearsInfo, *, is_tiled: bool) -> set[str]:
+    """The operators of our own in graphs with these prune sites and linear layers.
+
+    Args:
+        is_tiled: see `Manifest.has_tiled_linears`; the kernels that read tiles have one for rotary positions, too.
+    """
     # sparsevlm alone prunes by standard operators.
     has_token_prune = any(site.methods != (SPARSEVLM,) for site in policy.sites)
     has_linear = any(one.weight_format != "float" for one in (linears.dense, linears.head, linears.vision))
@@ -44,7 +48,7 @@ def custom_operators(policy: Policy, linears: LinearsInfo) -> set[str]:
     some = {
         "FmmTokenPrune": has_token_prune,
         "FmmLinear": has_linear,
-        "FmmRotary": linears.dense.weight_format != "float",
+        "FmmRotary": is_tiled and linears.dense.weight_format != "float",
         "FmmVisionAttention": has_tower,
     }
     return {"FmmAttention", "FmmSparseMoE", *(name for name, is_there in some.items() if is_there)}
@@ -202,7 +206,7 @@ def _of_files(manifest: Manifest) -> Iterator[str]:
     unexpected = sorted(name for name, is_there in allowed.items() if not is_there and name in manifest.files)
     if unexpected:
         yield f"files has {_list(unexpected)}, which plugin, portable, linears and image_token_id say is not there"
-    operators = custom_operators(manifest.policy, manifest.linears)
+    operators = custom_operators(manifest.policy, manifest.linears, is_tiled=manifest.has_tiled_linears)
     if manifest.ops.keys() != operators:
         yield f"ops has {_list(manifest.ops) or 'none'}: expected {_list(sorted(operators))} for the policy and linears"
 

@@ -17,6 +17,7 @@ from fastmmoe import __version__
 from fastmmoe.runtime.bundle.storage import ExpertsInfo, LinearsInfo
 from fastmmoe.runtime.errors import BundleMismatch
 from fastmmoe.runtime.files import scratch_name
+from fastmmoe.runtime.machines.targets import find_target
 from fastmmoe.runtime.method.policy import Policy
 from fastmmoe.runtime.ranges import (
     Count,
@@ -156,6 +157,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def operator_graphs(self) -> tuple[str, ...]:
         """The graphs with operators of our own, each of which may have a portable variant."""
         return ("language_model",) if self.linears.vision.weight_format == "float" else ("vision", "language_model")
+
+    @property
+    def has_tiled_linears(self) -> bool:
+        """Whether packed linear layers stand in tiles, as the kernels of its target read them."""
+        target = find_target(self.target)
+        return target is None or target.linear_layout == "tiles"
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

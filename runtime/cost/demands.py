@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fastmmoe.runtime.backends.elements import item_size
 from fastmmoe.runtime.bundle.manifest import LanguageModelInfo, Manifest
 from fastmmoe.runtime.cost.flops import PrefillFlops, count_layers, head_flops, vision_parts_flops
-from fastmmoe.runtime.cost.weights import EXPERTS, vision_part_bytes
+from fastmmoe.runtime.cost.weights import EXPERTS, HEAD, vision_part_bytes
 from fastmmoe.runtime.method.policy import Policy
 from fastmmoe.runtime.method.schedule import Schedule
 
@@ -23,7 +23,6 @@ ATTENTION_BLOCK = ("projections", "attention")
 FEED_FORWARD_BLOCK = ("router", EXPERTS, "shared_experts", "dense")
 """Parts of a layer, by the names of `PrefillFlops`, that have matrices or caches."""
 OTHERS = ("pruning", "norms", "rope")
-HEAD = "head"
 
 
 @dataclass(frozen=True)

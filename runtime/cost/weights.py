@@ -9,7 +9,7 @@ from fastmmoe.runtime.backends.elements import item_size
 from fastmmoe.runtime.bundle.manifest import LanguageModelInfo, Manifest, VisionInfo
 from fastmmoe.runtime.bundle.storage import ExpertsInfo, LinearInfo
 
-EXPERTS = "routed_experts"
+EXPERTS, HEAD = "routed_experts", "head"
 FLOAT32_PARTS = ("router", "rotary")
 """Parts that are float32 in every bundle."""
 GRAPH_OF = {"vision": "vision", "embedding": "embedding"}
@@ -80,7 +80,8 @@ def weights_bytes(manifest: Manifest, counts: Mapping[str, int], *, is_tiled: bo
     for part, rows, columns, count in linear_layers(manifest.language_model, manifest.vision):
         stored = getattr(manifest.linears, LINEARS_OF.get(part, "dense"))
         if stored.weight_format != "float":
-            found[part] += count * (linear_bytes(rows, columns, stored) - rows * columns * of_activations)
+            packed = linear_bytes(rows, columns, stored, is_tiled=manifest.has_tiled_linears)
+            found[part] += count * (packed - rows * columns * of_activations)
     info = manifest.language_model
     of_layer = layer_expert_bytes(info, manifest.experts, manifest.dtype, is_tiled=is_tiled)
     return found | {EXPERTS: len(info.moe_layers) * of_layer}
@@ -88,6 +89,13 @@ def weights_bytes(manifest: Manifest, counts: Mapping[str, int], *, is_tiled: bo
 
 def linear_layers(info: LanguageModelInfo, vision: VisionInfo) -> Iterator[tuple[str, int, int, int]]:
     """Part, outputs, columns and number of the linear layers of one size; latent attention's own matrices are none."""
+    yield from decoder_linear_layers(info)
+    for _, rows, columns, count in vision_linear_layers(vision, info.hidden_size):
+        yield "vision", rows, columns, count
+
+
+def decoder_linear_layers(info: LanguageModelInfo) -> Iterator[tuple[str, int, int, int]]:
+    """Those of the language model."""
     H, moe = info.hidden_size, len(info.moe_layers)
     keys = (
         (info.kv_lora_rank + info.rope_dim,)
@@ -107,9 +115,7 @@ def linear_layers(info: LanguageModelInfo, vision: VisionInfo) -> Iterator[tuple
         if width and layers:
             yield part, width, H, 2 * layers
             yield part, H, width, layers
-    yield "head", info.vocab_size, H, 1
-    for _, rows, columns, count in vision_linear_layers(vision, H):
-        yield "vision", rows, columns, count
+    yield HEAD, info.vocab_size, H, 1
 
 
 def vision_linear_layers(vision: VisionInfo, hidden_size: int) -> Iterator[tuple[str, int, int, int]]:
@@ -130,25 +136,27 @@ def vision_part_bytes(manifest: Manifest) -> dict[str, int]:
     stored = manifest.linears.vision
     if stored.weight_format != "float":
         for part, rows, columns, count in vision_linear_layers(manifest.vision, H):
-            found[part] += count * (linear_bytes(rows, columns, stored) - rows * columns * size)
+            packed = linear_bytes(rows, columns, stored, is_tiled=manifest.has_tiled_linears)
+            found[part] += count * (packed - rows * columns * size)
     return found
 
 
-def linear_bytes(rows: int, columns: int, stored: LinearInfo) -> int:
-    """Bytes of the weights of a packed linear layer, with what fills up its panels and words."""
+def linear_bytes(rows: int, columns: int, stored: LinearInfo, *, is_tiled: bool) -> int:
+    """Bytes of the weights of a packed linear layer; of tiles with what fills up panels and words."""
     word = WORD_COLUMNS[stored.weight_format]
-    outputs = -(-rows // PANEL) * PANEL
-    total = outputs * -(-columns // word) * WORD_BYTES
+    outputs, of_row = rows, columns * WORD_BYTES // word
+    if is_tiled:
+        outputs, of_row = -(-rows // PANEL) * PANEL, -(-columns // word) * WORD_BYTES
     if stored.group_size:
         of_group = SCALE_BYTES + (ZERO_BYTES if stored.zero_points else 0)
-        total += outputs * -(-columns // stored.group_size) * of_group
-    return total
+        of_row += -(-columns // stored.group_size) * of_group
+    return outputs * of_row
 
 
 def _as_linear(experts: ExpertsInfo) -> LinearInfo:
-    """A linear layer that is stored as experts in tile order; there are none of fp8."""
-    assert experts.weight_format != "fp8"
-    weight_format = "bf16" if experts.weight_format == "float" else experts.weight_format
+    """A linear layer that is as large as experts of these formats: fp8 takes as many bytes as int8."""
+    found = experts.weight_format
+    weight_format = "bf16" if found == "float" else "int8" if found == "fp8" else found
     return LinearInfo(weight_format=weight_format, group_size=experts.group_size, zero_points=experts.zero_points)
 
 
@@ -160,19 +168,12 @@ def layer_expert_bytes(info: LanguageModelInfo, experts: ExpertsInfo, dtype: str
         is_tiled: they are in tile order, with what fills up its panels and words.
     """
     H, width = info.hidden_size, info.moe_intermediate_size
-    if is_tiled:
-        stored = _as_linear(experts)
-        # Gate and up have panels of their own.
-        return info.num_experts * (2 * linear_bytes(width, H, stored) + linear_bytes(H, width, stored))
-    if experts.weight_format == "float":
+    if experts.weight_format == "float" and not is_tiled:
         return info.num_experts * expert_weights(info) * STORED[dtype]
-    total = 0
-    for rows, columns in ((2 * width, H), (H, width)):
-        groups = -(-columns // experts.group_size)
-        of_group = SCALE_BYTES + (ZERO_BYTES if experts.zero_points else 0)
-        values = columns // 2 if experts.weight_format == "int4" else columns
-        total += rows * (values + groups * of_group)
-    return info.num_experts * total
+    stored = _as_linear(experts)
+    # Gate and up have panels of their own.
+    sizes = ((width, H), (width, H), (H, width))
+    return info.num_experts * sum(linear_bytes(*size, stored, is_tiled=is_tiled) for size in sizes)
 
 
 def graph_bytes(parts: Mapping[str, int]) -> dict[str, int]:

@@ -57,7 +57,7 @@ def _memory(host: Host, manifest: Manifest) -> Finding:
         return Finding("bundle memory", "ok", found)
     free = f"{found}, {memory['MemAvailable'] / 1e9:.2f} GB of memory free"
     if memory["MemTotal"] < weights:
-        return Finding("bundle memory", "problem", free, "fastmmoe-export MODEL OUT --experts int4")
+        return Finding("bundle memory", "problem", free, "fastmmoe-export MODEL OUT --weights int4")
     return Finding("bundle memory", "warning", free, "end other programs: ps aux --sort -rss | head")
 
 

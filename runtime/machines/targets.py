@@ -60,7 +60,8 @@ class KernelLimits:
 
     Attributes:
         most_experts: experts of a layer.
-        columns_multiple: weight format -> what H and I are multiples of.
+        columns_multiple: weight format -> what H and I are multiples of, and K of FmmLinear, which has int8 and int4.
+        outputs_multiple: what N of FmmLinear is a multiple of.
         head_multiple: what the widths of heads and latents are multiples of.
         most_head_width: of keys and of values.
         most_latent: of a latent, and of the values in it.
@@ -68,6 +69,7 @@ class KernelLimits:
 
     most_experts: int
     columns_multiple: dict[str, int]
+    outputs_multiple: int
     head_multiple: int
     most_head_width: int
     most_latent: tuple[int, int]
@@ -83,6 +85,7 @@ class Target:
             ONNX Runtime's CPU provider computes no 16-bit floats, so there a 16-bit dtype stores expert weights only.
         expert_formats: legal formats of the routed experts' weights.
         dense_formats, vision_formats: those of the linear layers of the language model and of the vision tower.
+        linear_layout: order of the weights of packed linear layers, as its kernels read them.
         tile_formats: dtypes and formats of the routed experts that its kernels read in tile order.
         kernels: their limits; None = those of the operators' contract alone.
         opsets: for each of the dtypes the version of the graphs' standard operators; what reads them must know it.
@@ -100,6 +103,7 @@ class Target:
     expert_formats: tuple[str, ...]
     dense_formats: tuple[str, ...]
     vision_formats: tuple[str, ...]
+    linear_layout: Literal["logical", "tiles"]
     kernels: KernelLimits | None
     opsets: tuple[int, ...]
     is_portable: bool
@@ -165,19 +169,21 @@ RTX = TensorRT(
 CUDA_KERNELS = KernelLimits(
     most_experts=256,
     columns_multiple={"float": 16, "int8": 16, "int4": 32, "fp8": 16},
+    outputs_multiple=2,
     head_multiple=8,
     most_head_width=128,
     most_latent=(576, 512),
 )
-"""Those of kernel.h in plugins/sparse_moe/cuda and plugins/attention/cuda; a test compares them."""
+"""Those of kernel.h in plugins/{attention,linear,sparse_moe}/cuda; a test compares them."""
 
 _with_engines = functools.partial(
     Target,
     dtypes=("fp16", "bf16"),
     activation_dtypes=("float16", "bfloat16"),
     expert_formats=("float", "int8", "int4", "fp8"),
-    dense_formats=("float",),
+    dense_formats=("float", "int8", "int4"),
     vision_formats=("float",),
+    linear_layout="logical",
     kernels=CUDA_KERNELS,
     # The parser of TensorRT 10.3 (JetPack 6.2) reads none after 20: norms and the tower's attention are spelled out.
     # There is no Conv of bfloat16 before 22.
@@ -235,6 +241,7 @@ _ENTRIES = (
         tile_formats=("bf16", "int8", "int4"),
         dense_formats=("float", "bf16", "int8", "int4"),
         vision_formats=("float", "bf16", "int8"),
+        linear_layout="tiles",
         kernels=None,
         opsets=(23, 23, 23),
         is_portable=True,

@@ -6,8 +6,7 @@ from __future__ import annotations
 import re
 
 from fastmmoe.runtime.bundle.manifest import GRAPHS
-from fastmmoe.runtime.cost.demands import HEAD
-from fastmmoe.runtime.cost.weights import EXPERTS
+from fastmmoe.runtime.cost.weights import EXPERTS, HEAD
 
 VISION, EMBEDDING, LANGUAGE_MODEL = GRAPHS
 REST, LINEARS = "rest", "linears"

@@ -4,14 +4,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from fastmmoe.exporter.checkpoint.reader import Checkpoint
 from fastmmoe.exporter.model import Model, Precision
+from fastmmoe.exporter.models.layers import Rotary
+from fastmmoe.exporter.ops.linear.packing import LinearPacking, LinearPackings
 from fastmmoe.exporter.pruning.settings import PolicyOptions
 from fastmmoe.runtime.errors import UnsupportedModel
 from tests.support.checkpoint_files import fuse_experts
@@ -114,3 +118,23 @@ def test_sixteen_bit_parts_and_their_twin(checkpoint: Callable[[str], Path]) -> 
         assert twin.load(name).dtype == torch.float32
         assert torch.equal(twin.load(name), half.load(name).float())
         assert torch.equal(twin.load(name), exact.load(name)) == (name == router)
+
+
+def test_packed_linear_layers_and_their_twin(checkpoint: Callable[[str], Path]) -> None:
+    """The twin holds what the integers stand for; in rows they have no operator for rotary positions beside them."""
+    path, source = checkpoint("internvl-qwen3moe"), "language_model.layers.1.self_attn.q_proj.weight"
+    int4, int8 = LinearPacking("int4", 32, zero_points=True, is_tiled=False), LinearPacking("int8", 128, is_tiled=False)
+    precision = Precision(torch.float16, torch.float16, linears=LinearPackings(int4, int8))
+    exact = Model(Checkpoint(path), OPTIONS, FLOAT32)
+    packed, twin = (Model(Checkpoint(path), OPTIONS, p) for p in (precision, precision.float32_twin()))
+    for name, packing in ((source, int4), ("language_model.lm_head.weight", int8)):
+        assert packed.linear_packing(name) == twin.linear_packing(name) == packing
+        found = twin.load(name)
+        assert found.dtype == torch.float32
+        np.testing.assert_array_equal(found.numpy(), packing.round(exact.load(name).numpy()))
+    norm = "language_model.layers.1.self_attn.q_norm.weight"
+    assert torch.equal(twin.load(norm), packed.load(norm).float())
+    tiled = replace(precision, linears=LinearPackings(replace(int4, is_tiled=True)))
+    for chosen, is_operator in ((precision, False), (tiled, True)):
+        modules = Model(Checkpoint(path), OPTIONS, chosen).graphs.language_model.modules()
+        assert {module.is_operator for module in modules if isinstance(module, Rotary)} == {is_operator}

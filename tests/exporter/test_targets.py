@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from fastmmoe.exporter.config import ExportConfig
+from fastmmoe.exporter.fit.sizes import read_sizes
 from fastmmoe.exporter.ops.linear.packing import LinearPacking, LinearPackings
 from fastmmoe.exporter.ops.quantise import Packing
 from fastmmoe.exporter.targets import (
@@ -27,6 +29,8 @@ from fastmmoe.exporter.targets import (
 from fastmmoe.runtime.errors import InvalidRequest, UnsupportedModel
 from fastmmoe.runtime.machines.devices import DEVICES
 from fastmmoe.runtime.machines.targets import TARGETS
+
+FLOATS = LinearPackings()
 
 
 @pytest.mark.parametrize(
@@ -111,7 +115,7 @@ def test_weights_fit_the_device() -> None:
     target = TARGETS["jetson-agx-orin"]
     assert check_memory(target, small, 10**10) == "weights: 10.0 GB; AGX Orin 32GB has 32 GB"
     for device, weights, other in ((small, 54, "--memory 64GB"), (large, 65, "a target with more memory")):
-        words = rf"^the weights are {weights}\.0 GB, {device.name} has .* GB: give --experts int4, or {other}$"
+        words = rf"^the weights are {weights}\.0 GB, {device.name} has .* GB: give --weights int4, or {other}$"
         with pytest.raises(UnsupportedModel, match=words):
             check_memory(target, device, weights * 10**9)
 
@@ -162,7 +166,8 @@ def test_layouts_that_are_refused() -> None:
         ("cpu", {"weights": "int4", "vision": "float", "group_size": 64}, (None, "int4", "int4", "float", 64, True)),
         ("cpu", {"weights": "int4", "experts": "float", "dense": "bf16"}, (None, "float", "bf16", "int8", 32, False)),
         ("cpu", {"dense": "int4"}, (None, "float", "int4", "float", 128, False)),
-        ("jetson-orin-nx", {"weights": "int4"}, (None, "int4", "float", "float", 32, True)),
+        ("jetson-orin-nx", {"weights": "int8"}, (None, "int8", "int8", "float", 128, False)),
+        ("jetson-orin-nx", {"weights": "int4"}, (None, "int4", "int4", "float", 32, True)),
         ("rtx", {"weights": "bf16"}, ("bf16", "float", "float", "float", 128, False)),
     ],
 )
@@ -179,8 +184,16 @@ def test_linear_layers_by_format() -> None:
         LinearPacking("int4", 64, zero_points=True), LinearPacking("int8", 128), LinearPacking("bf16")
     )
     assert choose_linears(TARGETS["rtx"], with_mix(TARGETS["rtx"], ExportConfig())) == LinearPackings()
-    for option, config in (("dense", ExportConfig(dense="int8")), ("vision", ExportConfig(vision="int8"))):
-        with pytest.raises(InvalidRequest, match=f"^--{option} int8: target rtx takes float alone$"):
+    config = with_mix(TARGETS["rtx"], ExportConfig(weights="int4"))
+    assert choose_linears(TARGETS["rtx"], config) == LinearPackings(
+        LinearPacking("int4", 32, zero_points=True, is_tiled=False), LinearPacking("int8", 128, is_tiled=False)
+    )
+    refused = (
+        (ExportConfig(dense="bf16"), "--dense bf16: target rtx takes float, int8, int4"),
+        (ExportConfig(vision="int8"), "--vision int8: target rtx takes float alone"),
+    )
+    for config, message in refused:
+        with pytest.raises(InvalidRequest, match=f"^{message}$"):
             choose_linears(TARGETS["rtx"], with_mix(TARGETS["rtx"], config))
 
 
@@ -208,10 +221,10 @@ def sizes(experts: int, hidden: int, inner: int, heads: tuple[int, int] = (128, 
 
 
 def test_the_greatest_models_that_the_kernels_take() -> None:
-    check_kernels(TARGETS["rtx"], sizes(256, 16, 48), None)
-    check_kernels(TARGETS["rtx"], sizes(256, 48, 16), Packing("int8", 32, False))
-    check_kernels(TARGETS["rtx"], sizes(256, 32, 96), Packing("int4", 32, False))
-    check_kernels(TARGETS["rtx"], sizes(8, 16, 16, (192, 64), latent=512), None)
+    check_kernels(TARGETS["rtx"], sizes(256, 16, 48), None, FLOATS)
+    check_kernels(TARGETS["rtx"], sizes(256, 48, 16), Packing("int8", 32, False), FLOATS)
+    check_kernels(TARGETS["rtx"], sizes(256, 32, 96), Packing("int4", 32, False), FLOATS)
+    check_kernels(TARGETS["rtx"], sizes(8, 16, 16, (192, 64), latent=512), None, FLOATS)
 
 
 @pytest.mark.parametrize(
@@ -227,8 +240,8 @@ def test_the_greatest_models_that_the_kernels_take() -> None:
 def test_heads_that_the_kernels_do_not_take(heads: tuple[int, int], latent: int, message: str) -> None:
     config = sizes(8, 16, 16, heads, latent)
     with pytest.raises(UnsupportedModel, match=message):
-        check_kernels(TARGETS["rtx"], config, None)
-    check_kernels(TARGETS["cpu"], config, None)
+        check_kernels(TARGETS["rtx"], config, None, FLOATS)
+    check_kernels(TARGETS["cpu"], config, None, FLOATS)
 
 
 @pytest.mark.parametrize(
@@ -244,5 +257,29 @@ def test_models_that_the_kernels_do_not_take(
 ) -> None:
     config = sizes(experts, hidden, inner)
     with pytest.raises(UnsupportedModel, match=message):
-        check_kernels(TARGETS["rtx"], config, packing)
-    check_kernels(TARGETS["cpu"], config, packing)
+        check_kernels(TARGETS["rtx"], config, packing, FLOATS)
+    check_kernels(TARGETS["cpu"], config, packing, FLOATS)
+
+
+@pytest.mark.parametrize(
+    ("word", "changes", "message"),
+    [
+        (
+            "int4",
+            {"intermediate_size": 176},
+            "dense: a linear layer of 176 columns, .* 32 for int4 .* --dense int8",
+        ),
+        ("int4", {"intermediate_size": 168}, "dense: a linear layer of 168 columns, .* 32 for int4 .* --dense float"),
+        ("int8", {"intermediate_size": 168}, "dense: a linear layer of 168 columns, .* 16 for int8 .* --dense float"),
+        ("int8", {"vocab_size": 417}, "head: a linear layer of 417 outputs, .* 2 for int8 weights: give --dense float"),
+    ],
+)
+def test_linear_layers_that_the_kernels_do_not_take(word: Any, changes: dict[str, int], message: str) -> None:
+    target, given = TARGETS["rtx"], with_mix(TARGETS["rtx"], ExportConfig(weights=word))
+    config, linears = read_sizes("demo").config, choose_linears(target, given)
+    check_kernels(target, config, None, linears)
+    wrong: Any = replace(config, **changes)  # type: ignore[type-var]
+    with pytest.raises(UnsupportedModel, match=f"^{message}$"):
+        check_kernels(target, wrong, None, linears)
+    check_kernels(target, wrong, None, FLOATS)
+    check_kernels(TARGETS["cpu"], wrong, None, choose_linears(TARGETS["cpu"], given))

@@ -166,5 +166,5 @@ def _check_memory(directory: Path, manifest: Manifest, engines: Engines, device:
     if weights > available:
         raise RunFailed(
             f"{directory}: its weights are {weights / 1e9:.2f} GB, {gpu.name} has {available / 1e9:.2f} GB "
-            f"{'in all' if gpu.is_integrated else 'free'}: end other programs, or export with --experts int4"
+            f"{'in all' if gpu.is_integrated else 'free'}: end other programs, or export with --weights int4"
         )

@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The float32 twin of an engine's graph, and how values cross the border between device memory and the twin.
 
-ONNX Runtime computes few operators in 16 bits on a CPU, and the CPU operators of fastmmoe take float weights alone.
+ONNX Runtime computes few operators in 16 bits on a CPU. Integer experts are unpacked; linear layers keep their integers
+and the 16 bits of their scales.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from fastmmoe.exporter.ops import ATTENTION, DOMAIN, SPARSE_MOE
+from fastmmoe.exporter.ops import ATTENTION, DOMAIN, LINEAR, SPARSE_MOE
 from fastmmoe.exporter.ops.quantise import QuantisedWeights, dequantise
 
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
@@ -170,9 +171,19 @@ def shape_of(value: onnx.ValueInfoProto) -> tuple[int | str, ...]:
     return tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in value.type.tensor_type.shape.dim)
 
 
+def _linear_scales(nodes: Iterable[onnx.NodeProto]) -> Iterator[str]:
+    """Scales of integer linear layers."""
+    for node in nodes:
+        if node.domain == DOMAIN and node.op_type == LINEAR.name:
+            tensors = LINEAR.inputs_for({a.name: _plain(a) for a in node.attribute})
+            yield from (name for tensor, name in zip(tensors, node.input, strict=True) if tensor.name == "scale")
+
+
 def _widen_graph(graph: onnx.GraphProto) -> None:
+    scales = set(_linear_scales(graph.node))
     for tensor in graph.initializer:
-        _widen_tensor(tensor)
+        if tensor.name not in scales:
+            _widen_tensor(tensor)
     # What is known of values within is said again by ONNX Runtime.
     del graph.value_info[:]
     for value in (*graph.input, *graph.output):

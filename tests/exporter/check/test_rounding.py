@@ -32,12 +32,13 @@ def test_which_bundles_round(parts: tuple[str, ...], of_features: bool, of_logit
     assert (rounds_features(manifest), rounds_logits(manifest)) == (of_features, of_logits)
 
 
-def test_integer_experts_round_on_a_cpu_alone() -> None:
+def test_integers_round_on_a_cpu_alone() -> None:
     document = manifest_document("deepseek_vl2")
     document["experts"] |= {"weight_format": "int4", "group_size": 32}
     assert rounds_logits(msgspec.convert(document, Manifest))
     tensor = {"dtype": "int8", "shape": [16, 16, 4], "offset": 0}
     document["experts"] |= {"inputs": {"layers.1.mlp.experts.gate_up": tensor}}
+    document["linears"] |= dict.fromkeys(("dense", "head"), INT8)
     assert not rounds_logits(msgspec.convert(document, Manifest))
 
 

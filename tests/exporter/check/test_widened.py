@@ -17,7 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 from fastmmoe.exporter.check import widened
 from fastmmoe.exporter.check.widened import write_widened
 from fastmmoe.exporter.models.layers import VisionAttention
-from fastmmoe.exporter.ops import DOMAIN, SPARSE_MOE
+from fastmmoe.exporter.ops import DOMAIN, LINEAR, SPARSE_MOE
+from fastmmoe.exporter.ops.linear.packing import LinearPacking
 from fastmmoe.exporter.ops.quantise import Packing
 from fastmmoe.runtime.bundle.manifest import GRAPHS, Manifest, graph_file, weights_file
 from fastmmoe.runtime.bundle.storage import ExpertsInfo, ExpertTensor
@@ -188,3 +189,18 @@ def test_files_that_cannot_be_linked_are_copied(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("os.link", link)
     directory, _ = write(tmp_path)
     assert (directory / weights_file("vision")).read_bytes() == WEIGHT.tobytes()
+
+
+def test_scales_of_linear_layers_keep_their_16_bits() -> None:
+    """The contract has them so beside any activations; what stands beside them becomes float32."""
+    packing = LinearPacking("int8", 32, is_tiled=False)
+    parts = packing.pack(np.ones((4, 32), np.float32)) | {"bias": np.ones(4, np.float16)}
+    attributes = packing.attributes(4, has_bias=True)
+    names = [tensor.name for tensor in LINEAR.inputs_for(attributes)]
+    node = helper.make_node(LINEAR.name, names, ["y"], domain=DOMAIN, **attributes)
+    stored = [numpy_helper.from_array(values, name) for name, values in parts.items()]
+    graph = helper.make_graph([node], "language_model", [half("x", "T", 32)], [half("y", "T", 4)], stored)
+    widened._widen(graph, set(widened._scales(graph)), [])
+    found = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    assert found == {"weight": TensorProto.INT8, "scale": HALF, "bias": TensorProto.FLOAT}
+    assert graph.input[0].type.tensor_type.elem_type == TensorProto.FLOAT

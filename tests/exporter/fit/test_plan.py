@@ -31,7 +31,7 @@ SMALL = "deepseek-vl2-small"
 
 
 def options(target: str, **values: Any) -> PlanOptions:
-    stored = {name: values.pop(name) for name in ("experts", "dtype", "zero_points") if name in values}
+    stored = {name: values.pop(name) for name in ("weights", "experts", "dtype", "zero_points") if name in values}
     return PlanOptions(target, export=ExportConfig(**stored), **values)
 
 
@@ -108,16 +108,28 @@ def test_the_issue_s_example() -> None:
     machine = find_machine(wanted)
     found = fit(sizes, machine, wanted)
     assert not found.fits and found.spare == 14 * GB - found.needs.total
-    others = {other.experts: other for other in cheaper(sizes, machine, wanted, found)}
-    assert list(others) == ["int8", "fp8", "int4"]
-    assert [other.fits for other in others.values()] == [False, False, True]
+    others = {other.weights: other for other in cheaper(sizes, machine, wanted, found)}
+    assert list(others) == ["int8", "int4"]
+    assert [other.fits for other in others.values()] == [False, True]
     assert larger_machine(machine, found.needs.total) == "agx-orin-64gb"
     assert larger_machine(machine, 10**13) is None
-    # 4 bits, and a scale of 16 for each 128.
-    experts = others["int4"].needs.weights["routed_experts"] / found.needs.weights["routed_experts"]
-    assert experts == pytest.approx((4 + 16 / 128) / 16)
-    chosen = options("orin-nx-16gb", experts="int4")
+    # 4 bits, and a scale of 16 and a zero of 8 for each 32; of the head 8, and a scale for each 128.
+    shares = {part: size / found.needs.weights[part] for part, size in others["int4"].needs.weights.items()}
+    of_int4, of_int8 = (4 + 24 / 32) / 16, (8 + 16 / 128) / 16
+    assert shares["routed_experts"] == shares["shared_experts"] == of_int4
+    assert shares["dense"] == pytest.approx(of_int4, rel=1e-3) and shares["head"] == pytest.approx(of_int8)
+    # The two matrices of latent attention that are no linear layers stay as they are.
+    assert of_int4 < shares["attention"] < 1
+    assert shares["vision"] == shares["embedding"] == shares["router"] == 1
+    chosen = options("orin-nx-16gb", weights="int4")
     assert fit(sizes, machine, chosen).needs == others["int4"].needs
+
+
+def test_other_ways_keep_the_element_type() -> None:
+    sizes, wanted = read_sizes(SMALL), options("orin-nx-16gb", dtype="bf16", experts="int8")
+    machine = find_machine(wanted)
+    others = list(cheaper(sizes, machine, wanted, fit(sizes, machine, wanted)))
+    assert [(other.weights, other.dtype) for other in others] == [("int8", "bf16"), ("int4", "bf16")]
 
 
 def test_a_cpu_stores_weights_in_16_bits_where_32_do_not_fit() -> None:

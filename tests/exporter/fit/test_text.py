@@ -23,7 +23,7 @@ from fastmmoe.runtime.machines.devices import DEVICES
         (
             "deepseek-vl2-small",
             "orin-nx-16gb",
-            r"does not fit, 1\d\.\d\d GB too much; --experts int4 does, with 2\.\d\d GB to spare",
+            r"does not fit, 1\d\.\d\d GB too much; --weights int4 does, with 2\.\d\d GB to spare",
         ),
         ("InternVL3_5-241B-A28B", "orin-nx-16gb", "does not fit, .* GB too much; no other way of storing it does"),
     ],
@@ -36,9 +36,8 @@ def test_verdicts(model: str, target: str, expected: str) -> None:
 
 @pytest.mark.parametrize("word", ["bf16", "int8"])
 def test_a_word_for_all_formats_is_not_what_would_fit(word: Weights) -> None:
-    """On engine targets it stands for the experts' format, which is named."""
     report = make_report("deepseek-vl2-small", PlanOptions("orin-nx-16gb", export=ExportConfig(weights=word)))
-    assert "; --experts int4 does, with" in verdict(report)
+    assert "; --weights int4 does, with" in verdict(report)
 
 
 @pytest.mark.parametrize("model", ["demo", *published_configs()])

@@ -17,6 +17,7 @@ from fastmmoe.exporter.graph.pack_linears import PackedLinearTensor, pack_linear
 from fastmmoe.exporter.graph.weights import parameter_tensor
 from fastmmoe.exporter.ops import LINEAR
 from fastmmoe.exporter.ops.linear.packing import LinearPacking
+from fastmmoe.runtime.backends.fit import check_operators
 from fastmmoe.runtime.bundle.manifest import read_manifest
 from fastmmoe.runtime.cost.weights import weights_bytes
 from tests.support.linear_cases import logical_attributes
@@ -86,13 +87,43 @@ def test_an_export_packs_all_but_routers_and_embeddings(
         assert all("router" in str(n.name) or "self_attn" in str(n.name) for n in products)
         assert len([n for n in nodes if n.op_type == LINEAR.name]) > 0
         assert (out / f"{graph}.portable.onnx").is_file()
-    planned = weights_bytes(manifest, read_sizes(str(source)).parameters, is_tiled=True)
+    check_sizes(out, source, is_tiled=True)
+
+
+def check_sizes(out: Path, source: Path, *, is_tiled: bool) -> None:
+    """Files are as large as a plan says; is_tiled: of experts."""
+    manifest = read_manifest(out)
+    planned = weights_bytes(manifest, read_sizes(str(source)).parameters, is_tiled=is_tiled)
     for graph in ("vision", "language_model"):
         sizes = [size for part, size in planned.items() if (part == "vision") == (graph == "vision")]
         total = sum(sizes) - (planned["embedding"] if graph == "language_model" else 0)
         # What is aligned to pages is much of a small file.
-        count = len(list(ir.load(out / f"{graph}.onnx").graph.initializers))
+        model = ir.load(out / f"{graph}.onnx").graph
+        count = len(list(model.initializers)) + len(manifest.experts.inputs)
         assert 0 <= manifest.files[f"{graph}.data"].bytes - total + 4096 < 4096 * (count + 1)
+
+
+def test_an_export_for_engines_packs_the_decoder_in_rows(
+    wide_checkpoint: Callable[[str], Path], fake_plugin: Callable[..., Path], tmp_path: Path
+) -> None:
+    fake_plugin(architecture="aarch64")
+    source, out = wide_checkpoint("dsvl2-mha"), tmp_path / "out"
+    lines: list[str] = []
+    export(ExportConfig(str(source), out, target="jetson-orin", weights="int4"), say=lines.append)
+    compared = [line for line in lines if line.startswith("[✓] torch = onnxruntime, read as float32: ")]
+    assert len(compared) == 6 and not [line for line in lines if "as it runs" in line or "portable" in line]
+    manifest = read_manifest(out)
+    stored = [getattr(manifest.linears, part).weight_format for part in ("dense", "head", "vision")]
+    assert stored == ["int4", "int8", "float"]
+    assert "FmmLinear" in manifest.ops and "FmmRotary" not in manifest.ops
+    graph = ir.load(out / "language_model.onnx").graph
+    linears = [node for node in graph if node.op_type == LINEAR.name]
+    # Four projections in each of six layers, a dense MLP in the first one, shared experts in the others, and the head.
+    assert len(linears) == 6 * 4 + 6 * 3 + 1
+    assert {node.attributes["weight_layout"].as_string() for node in linears} == {"logical"}
+    assert {str(node.inputs[1].dtype) for node in linears if node.inputs[1]} == {"INT8"}
+    check_operators(out / "language_model.onnx", manifest)
+    check_sizes(out, source, is_tiled=False)
 
 
 def test_an_export_is_the_same_again(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:

@@ -8,12 +8,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import onnx
 import pytest
 from onnx import helper
 
 from fastmmoe.runtime.backends.fit import TYPES, check_fit, check_operators, check_weight_files
-from fastmmoe.runtime.bundle.manifest import parse_manifest
+from fastmmoe.runtime.bundle.manifest import Manifest, parse_manifest
 from fastmmoe.runtime.bundle.signatures import Signature, Tensor, signatures
 from fastmmoe.runtime.errors import BundleMismatch
 from tests.support.manifests import manifest_document, toy_manifest
@@ -298,3 +299,35 @@ def test_which_methods_watch_attention(tmp_path: Path) -> None:
     write_operators(path)
     with pytest.raises(BundleMismatch, match="has has_lse 1, expected 0"):
         check_operators(path, random)
+
+
+def linear_node(name: str, layout: str, weight_format: str, group_size: int) -> onnx.NodeProto:
+    """A node with the attributes that a manifest tells of."""
+    values = {"weight_layout": layout, "weight_format": weight_format, "group_size": group_size, "zero_points": 0}
+    return helper.make_node("FmmLinear", ["x"], ["y"], name, domain="fastmmoe", **values)
+
+
+@pytest.mark.parametrize(("target", "layout", "other"), [("cpu", "tiles", "logical"), ("rtx", "logical", "tiles")])
+def test_linear_layers_stand_as_the_target_reads_them(target: str, layout: str, other: str, tmp_path: Path) -> None:
+    values, path = manifest_document("deepseek_vl2") | {"target": target}, tmp_path / "language_model.onnx"
+    packed = {
+        "dense": {"weight_format": "int4", "group_size": 32, "zero_points": False},
+        "head": {"weight_format": "int8", "group_size": 128, "zero_points": False},
+    }
+    values["linears"] |= packed
+    manifest = msgspec.convert(values, Manifest)
+
+    def write(*layouts: str) -> None:
+        write_operators(path)
+        model = onnx.load(path)
+        model.graph.node.append(linear_node("layers.0.self_attn.q_proj/FmmLinear", layouts[0], "int4", 32))
+        model.graph.node.append(linear_node("lm_head/FmmLinear", layouts[1], "int8", 128))
+        onnx.save(model, path)
+
+    write(layout, layout)
+    check_operators(path, manifest)
+    for layouts, name in (((other, layout), "layers.0.self_attn.q_proj"), ((layout, other), "lm_head")):
+        write(*layouts)
+        message = f"{name}/FmmLinear has weight_layout {other}, expected {layout}, by"
+        with pytest.raises(BundleMismatch, match=message):
+            check_operators(path, manifest)

@@ -193,10 +193,12 @@ def test_operators_of_a_policy(layers: dict[str, list[int]], operators: set[str]
     policy = manifest_document("deepseek_vl2")["policy"] | {"prune_layers": layers}
     document = manifest_document("deepseek_vl2")
     floats = msgspec.convert(document["linears"], LinearsInfo)
-    assert custom_operators(msgspec.convert(policy, Policy), floats) == operators
+    assert custom_operators(msgspec.convert(policy, Policy), floats, is_tiled=True) == operators
     packed = {"weight_format": "int8", "group_size": 128, "zero_points": False}
     for part in ("dense", "head", "vision"):
         linears = msgspec.convert(document["linears"] | {part: packed}, LinearsInfo)
         beside = {"dense": ["FmmRotary"], "vision": ["FmmVisionAttention"]}
         expected = {*operators, "FmmLinear", *beside.get(part, [])}
-        assert custom_operators(msgspec.convert(policy, Policy), linears) == expected
+        assert custom_operators(msgspec.convert(policy, Policy), linears, is_tiled=True) == expected
+        in_rows = custom_operators(msgspec.convert(policy, Policy), linears, is_tiled=False)
+        assert in_rows == expected - {"FmmRotary"}

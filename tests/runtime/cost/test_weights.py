@@ -9,9 +9,10 @@ import msgspec
 import numpy as np
 import pytest
 
+from fastmmoe.exporter.ops.linear.packing import LinearPacking
 from fastmmoe.exporter.ops.quantise import Packing
-from fastmmoe.runtime.bundle.storage import ExpertsInfo
-from fastmmoe.runtime.cost.weights import count_weights, graph_bytes, layer_expert_bytes, weights_bytes
+from fastmmoe.runtime.bundle.storage import ExpertsInfo, LinearInfo
+from fastmmoe.runtime.cost.weights import count_weights, graph_bytes, layer_expert_bytes, linear_bytes, weights_bytes
 from tests.support.manifests import toy_manifest
 from tests.support.moe_layouts import KINDS, Kind, stored_case
 
@@ -103,3 +104,20 @@ def test_tiles_are_filled_up(kind: Kind) -> None:
         zero_points=bool(kind.zero_points),
     )
     assert layer_expert_bytes(info, experts, "bf16", is_tiled=True) == expected
+
+
+@pytest.mark.parametrize(("target", "is_tiled"), [("cpu", True), ("jetson-agx-orin", False)])
+def test_linear_layers_are_as_large_as_the_target_stores_them(target: str, is_tiled: bool) -> None:
+    """The toy's matrices fill no panel of 16 rows, and no word of int4."""
+    packing = LinearPacking("int4", 32, zero_points=True, is_tiled=is_tiled)
+    stored = LinearInfo(weight_format="int4", group_size=32, zero_points=True)
+    for N, K in ((1, 8), (37, 152), (10, 24)):
+        assert linear_bytes(N, K, stored, is_tiled=is_tiled) == packing.bytes(N, K)
+    manifest = toy_manifest("internvl3_5", target=target)
+    linears = msgspec.structs.replace(manifest.linears, dense=stored, head=stored)
+    manifest = msgspec.structs.replace(manifest, activation_dtype="float16", linears=linears)
+    info = manifest.language_model
+    found = weights_bytes(manifest, count_weights(info, manifest.vision, {"attention": 5}))
+    assert found["head"] == packing.bytes(info.vocab_size, info.hidden_size)
+    shapes = [(24, 8), (12, 8), (12, 8), (8, 24)]
+    assert found["attention"] == info.layers * sum(packing.bytes(*shape) for shape in shapes) + 5 * 2

@@ -39,7 +39,7 @@ def test_sizes_are_those_of_the_parts(packing: LinearPacking) -> None:
         parts = packing.pack(np.ones((N, K), np.float32))
         assert {name: (values.dtype.name, values.shape) for name, values in parts.items()} == packing.parts(N, K)
         bytes_of_parts = sum(values.nbytes for values in parts.values())
-        assert packing.bytes(N, K) == linear_bytes(N, K, stored) == bytes_of_parts
+        assert packing.bytes(N, K) == linear_bytes(N, K, stored, is_tiled=True) == bytes_of_parts
 
 
 @pytest.mark.parametrize("packing", IN_ROWS, ids=str)

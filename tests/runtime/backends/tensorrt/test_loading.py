@@ -237,7 +237,7 @@ def test_memory_that_is_too_small(gpu: str, words: str, case: Case) -> None:
     write_engines(case.directory, case.modules.trt, files=engines.files | {name: entry})
     case.start(gpu=gpu, memory=2_500_000_071)
     kind = "Orin" if gpu else "Simulated GPU"
-    advice = "end other programs, or export with --experts int4"
+    advice = "end other programs, or export with --weights int4"
     case.refuses(RunFailed, f"{case.directory}: its weights are 2.50 GB, {kind} has 2.50 GB {words}: {advice}")
 
 
@@ -253,7 +253,7 @@ def test_memory_that_others_use(case: Case) -> None:
         words = (
             r"do not fit on Simulated GPU: end other .* \(CUDA: cudaMalloc of [^\n]*$"
             if fits
-            else r"free: end other programs, or export with --experts int4$"
+            else r"free: end other programs, or export with --weights int4$"
         )
         with pytest.raises(RunFailed, match=words):
             load_engines(case.directory, case.manifest)
