@@ -13,12 +13,21 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from fastmmoe.exporter.ops import ATTENTION, SPARSE_MOE, attention_reference, sparse_moe_reference
+from fastmmoe.exporter.ops import (
+    ATTENTION,
+    LINEAR,
+    SPARSE_MOE,
+    attention_reference,
+    linear_reference,
+    sparse_moe_reference,
+)
+from fastmmoe.exporter.ops.linear.packing import LinearPacking
 from fastmmoe.exporter.ops.quantise import quantise
 from fastmmoe.runtime.types import Array
 from tests.support.attention_cases import SMALL, Case, make_inputs
 from tests.support.double import Double
 from tests.support.double_engine import Runner, build, operator_model
+from tests.support.linear_cases import IN_ROWS, linear_case
 from tests.support.operators import assert_close, moe_attributes, moe_inputs
 
 WEIGHTS = ("gate_up", "down")
@@ -90,6 +99,27 @@ def test_experts_are_read_again_once_they_are_written(double: Double, tmp_path: 
     after = runner.run({"output": np.float16})["output"]
     assert_close(after, sparse_moe_reference(**inputs, **attributes))
     assert not np.array_equal(before, after)
+
+
+@pytest.mark.parametrize("packing", [p for p in IN_ROWS if p.group_size == 32], ids=str)
+@pytest.mark.parametrize("name", TYPES)
+def test_linear_layers_keep_their_integers(
+    double: Double, tmp_path: Path, plugin: Path, name: str, packing: LinearPacking
+) -> None:
+    dtype = TYPES[name]
+    inputs, attributes = linear_case(packing, "words", dtype=dtype, activation="gelu", has_residual=True)
+    model = operator_model(
+        LINEAR.name,
+        inputs,
+        attributes,
+        dynamic={"x": "T", "residual": "T"},
+        constant=tuple(name for name in inputs if name not in ("x", "residual")),
+        outputs={"y": (dtype, ("T", attributes["out_features"]))},
+    )
+    modules = double.modules()
+    runner = Runner(modules, build(modules, model, tmp_path, plugin))
+    runner.set({name: inputs[name] for name in ("x", "residual")})
+    assert_close(runner.run({"y": dtype})["y"], linear_reference(inputs, attributes))
 
 
 CASES = [case for case in SMALL if case.name in ("ragged, groups, lse", "decode", "window") or case.value_width]

@@ -15,7 +15,7 @@ from fastmmoe import __version__
 from fastmmoe.runtime.bundle.manifest import FORMAT, LARGEST_MANIFEST, MANIFEST, parse_manifest, read_manifest
 from fastmmoe.runtime.errors import BundleMismatch
 from tests.support.cpu_seconds import bounded_seconds
-from tests.support.manifests import manifest_document
+from tests.support.manifests import manifest_document, toy_manifest
 
 FAMILIES = ("deepseek_vl2", "internvl3_5")
 MARK = "@@"
@@ -226,3 +226,17 @@ def test_what_is_no_file_of_the_bundle_is_refused(toy_bundle: Path, tmp_path: Pa
     os.mkfifo(path)
     with pytest.raises(BundleMismatch, match=r"vision\.onnx: no regular file"):
         read_manifest(toy_bundle)
+
+
+@pytest.mark.parametrize(
+    ("target", "is_tiled"),
+    [
+        ("cpu", True),
+        ("rtx", False),
+        ("jetson-orin", False),
+        ("jetson-agx-orin@jp6.2", False),
+        ("of another version", True),
+    ],
+)
+def test_where_linear_layers_stand_in_tiles(target: str, is_tiled: bool) -> None:
+    assert toy_manifest("internvl3_5", target=target).has_tiled_linears == is_tiled
