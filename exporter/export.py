@@ -24,6 +24,7 @@ from fastmmoe.exporter.disk_space import check_space, weights_bytes
 from fastmmoe.exporter.graph.expert_inputs import make_expert_inputs
 from fastmmoe.exporter.graph.fuse_linears import fuse_linears
 from fastmmoe.exporter.graph.inputs import graph_inputs, graph_program
+from fastmmoe.exporter.graph.join_linears import join_linears
 from fastmmoe.exporter.graph.pack_experts import pack_experts
 from fastmmoe.exporter.graph.pack_linears import pack_linears
 from fastmmoe.exporter.graph.save import save_graph
@@ -266,6 +267,8 @@ def write_graphs(
         start = time.perf_counter()
         load, stream = functools.partial(_load, model, graph), WeightStream(model, graph)
         traced = trace(module, programs[graph], graph_inputs(model, graph), load, name=graph, opset=opset)
+        fuse_linears(traced)
+        join_linears(traced, functools.partial(_linear_packing, model, graph))
         parameters[graph] = initializers_of(traced)
         _pack(traced, model, graph, stream)
         traced.metadata_props.update(graph_metadata(name, model, graph))
@@ -302,7 +305,6 @@ def _pack(traced: ir.Model, model: Model, graph: str, stream: WeightStream) -> N
     storage = model.precision.storage
     if storage is not None and graph == "language_model":
         pack_experts(traced, stream.experts, storage)
-    fuse_linears(traced)
     pack_linears(traced, functools.partial(_linear_packing, model, graph), stream.rows)
 
 

@@ -34,8 +34,9 @@ class StoredLinear:
         self, stored: StoredWeights, name: str, packing: LinearPacking, shape: tuple[int, ...] | torch.Size
     ) -> None:
         self.packing, (self.N, self.K), self._folder = packing, shape, stored.path.parent
-        own = stored.parameters[name].name
+        own, _, rows = stored.parameters[name]
         self.parts = {part: as_array(stored.tensor(own + SUFFIXES[part])) for part in packing.parts(self.N, self.K)}
+        self.parts = self.block(*(rows or (0, self.N)))
 
     def rows(self, numbers: Array) -> dict[str, Array]:
         """The parts of a layer of these rows alone."""

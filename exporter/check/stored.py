@@ -16,7 +16,7 @@ import onnx_ir as ir
 import torch
 
 from fastmmoe.exporter.check.structure import CheckFailed
-from fastmmoe.exporter.graph.weights import ParameterTensor
+from fastmmoe.exporter.graph.weights import JoinedTensor, ParameterTensor
 from fastmmoe.runtime.bundle.manifest import graph_file, weights_file
 from fastmmoe.runtime.bundle.storage import ExpertTensor
 from fastmmoe.runtime.files import size_text
@@ -35,10 +35,16 @@ stands in its place."""
 
 
 class Initializer(NamedTuple):
-    """The tensor of a graph that stands for a parameter; order: its axes as they are stored, None = as they are."""
+    """The tensor of a graph that stands for a parameter.
+
+    Attributes:
+        order: the parameter's axes as they are stored; None = as they are.
+        rows: which of the tensor's are the parameter's, (first, end); None = all.
+    """
 
     name: str
     order: tuple[int, ...] | None
+    rows: tuple[int, int] | None = None
 
 
 def initializers_of(traced: ir.Model) -> dict[str, Initializer]:
@@ -47,6 +53,12 @@ def initializers_of(traced: ir.Model) -> dict[str, Initializer]:
     for name, value in traced.graph.initializers.items():
         if isinstance(value.const_value, ParameterTensor):
             found.setdefault(value.const_value.parameter, Initializer(name, value.const_value.order))
+        elif isinstance(value.const_value, JoinedTensor):
+            first = 0
+            for tensor in value.const_value.parameters:
+                end = first + tensor.shape.numpy()[0]
+                found[tensor.parameter] = Initializer(name, None, (first, end))
+                first = end
     return found
 
 
@@ -101,6 +113,8 @@ class StoredWeights:
         """A parameter in its own order of axes, in the type that is stored; not to be written to."""
         initializer = self.parameters[name]
         tensor = self.tensor(initializer.name)
+        if initializer.rows is not None:
+            return tensor[slice(*initializer.rows)]
         if initializer.order is None:
             return tensor
         return tensor.permute(*np.argsort(initializer.order).tolist())

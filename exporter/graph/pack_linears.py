@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import onnx_ir as ir
 import torch
 
 from fastmmoe.exporter.checkpoint.open_file import write_all
-from fastmmoe.exporter.graph.weights import ParameterTensor
+from fastmmoe.exporter.graph.weights import JoinedTensor, ParameterTensor
 from fastmmoe.exporter.ops import LINEAR
 from fastmmoe.exporter.ops.linear.packing import LinearPacking
 from fastmmoe.exporter.ops.tiles import PANEL_ROWS
@@ -32,21 +33,29 @@ def pack_linears(model: ir.Model, packing_of: Callable[[str], LinearPacking | No
         rows: gives a parameter's floating-point rows, so many at a time; called when the graph is written.
     """
     for node in [node for node in model.graph if node.op_type == LINEAR.name]:
-        weight = node.inputs[1]
-        assert weight is not None and isinstance(weight.const_value, ParameterTensor)
-        packing = packing_of(weight.const_value.parameter)
-        assert packing is not None, weight.name
+        (packing,) = {packing_of(name) for name in parameters_of(node)}
+        assert packing is not None, node.name
         _pack_node(model.graph, node, packing, rows)
+
+
+def parameters_of(linear: ir.Node) -> tuple[str, ...]:
+    """The parameters that an FmmLinear's weight consists of, before it is packed."""
+    weight = linear.inputs[1]
+    assert weight is not None
+    if isinstance(weight.const_value, JoinedTensor):
+        return tuple(tensor.parameter for tensor in weight.const_value.parameters)
+    assert isinstance(weight.const_value, ParameterTensor), weight.name
+    return (weight.const_value.parameter,)
 
 
 def _pack_node(graph: ir.Graph, node: ir.Node, packing: LinearPacking, rows: Rows) -> None:
     given = dict(zip((t.name for t in LINEAR.inputs_for(_attributes(node))), node.inputs, strict=True))
     weight = given.pop("weight")
-    assert weight is not None and weight.name is not None and isinstance(weight.const_value, ParameterTensor)
+    assert weight is not None and weight.name is not None and weight.const_value is not None
     N, K = weight.const_value.shape.numpy()
     kept = {name: value for name, value in _attributes(node).items() if name in ("activation", "has_residual")}
     attributes = packing.attributes(N, has_bias="bias" in given) | kept
-    blocks = _Blocks(weight.const_value.parameter, K, packing, rows)
+    blocks = _Blocks(parameters_of(node), K, packing, rows)
     # Two nodes may have one weight, as a tied head would.
     if weight.name in graph.initializers:
         del graph.initializers[weight.name]
@@ -73,14 +82,15 @@ class _Blocks:
     are packed once.
     """
 
-    def __init__(self, name: str, columns: int, packing: LinearPacking, rows: Rows) -> None:
-        self._name, self._packing, self._rows = name, packing, rows
+    def __init__(self, names: Sequence[str], columns: int, packing: LinearPacking, rows: Rows) -> None:
+        """names: of the parameters that it consists of; of all but the last, rows fill whole panels."""
+        self._names, self._packing, self._rows = names, packing, rows
         self._count = max(BLOCK_VALUES // columns // PANEL_ROWS, 1) * PANEL_ROWS
         self._small: dict[str, list[Array]] = {}
 
     def packed(self) -> Iterator[dict[str, Array]]:
         small: dict[str, list[Array]] = {}
-        for block in self._rows(self._name, self._count):
+        for block in itertools.chain.from_iterable(self._rows(name, self._count) for name in self._names):
             parts = self._packing.pack(block.float().numpy())
             for part, values in parts.items():
                 if part != WEIGHT:

@@ -55,6 +55,23 @@ class ParameterTensor(ir.LazyTensor):
         return ir.Tensor(values, name=self.name)
 
 
+class JoinedTensor(ir.LazyTensor):
+    """Parameters one after the other along their first axis.
+
+    Attributes:
+        parameters: each in its own order of axes.
+    """
+
+    def __init__(self, parameters: Sequence[ParameterTensor], name: str) -> None:
+        first, *others = [tensor.shape.numpy() for tensor in parameters]
+        rows = first[0] + sum(shape[0] for shape in others)
+        super().__init__(self._read, dtype=parameters[0].dtype, shape=ir.Shape((rows, *first[1:])), name=name)
+        self.parameters = tuple(parameters)
+
+    def _read(self) -> ir.Tensor:
+        return ir.Tensor(np.concatenate([tensor.numpy() for tensor in self.parameters]), name=self.name)
+
+
 def parameter_tensor(
     name: str,
     dtype: ir.DataType,

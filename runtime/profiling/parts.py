@@ -60,7 +60,7 @@ _RULES: dict[str, tuple[tuple[str, str], ...]] = {
         (r"\.token_prune\b|\.watched(_rows)?\b|random_scores\b|rater_weights\b", "pruning"),
         (r"\.rotary/", "rope"),
         (r"norm/", "norms"),
-        (r"\.self_attn(\.\w+_proj(_with_mqa)?/|/MatMul)", "projections"),
+        (r"\.self_attn(\.[\w+]+_proj(_with_mqa)?/|/MatMul)", "projections"),
         (r"\.self_attn\b", "attention"),
         # Beside its product, what the router's logits are made ready with.
         (r"\.mlp\.experts(\.router/|/(?!FmmSparseMoE))", "router"),

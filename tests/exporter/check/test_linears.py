@@ -16,6 +16,7 @@ import torch
 from fastmmoe.exporter.check import linears
 from fastmmoe.exporter.check.linears import StoredLinear, body_difference
 from fastmmoe.exporter.check.samples import check_samples
+from fastmmoe.exporter.check.stored import Initializer
 from fastmmoe.exporter.check.structure import CheckFailed
 from fastmmoe.exporter.checkpoint.reader import Checkpoint
 from fastmmoe.exporter.graph.pack_linears import SUFFIXES
@@ -35,7 +36,7 @@ class InMemory:
     def __init__(self, model: Model, graph: str, folder: Path) -> None:
         self.path = folder / f"{graph}.data"
         names = [name for name, _ in dict(model.graphs.items())[graph].named_parameters()]
-        self.parameters = {name: SimpleNamespace(name=name) for name in names}
+        self.parameters = {name: Initializer(name, None) for name in names}
         self.values = {name: model.load(f"{graph}.{name}").clone() for name in names}
         for name in names:
             packing = model.linear_packing(f"{graph}.{name}")
@@ -66,7 +67,7 @@ def test_all_of_a_layer_and_some_of_its_rows(
     weights = np.random.default_rng(0).standard_normal((N, K)).astype(np.float32)
     parts = {f"w{SUFFIXES[part]}": as_tensor(values) for part, values in packing.pack(weights).items()}
     stored: Any = SimpleNamespace(
-        parameters={"w": SimpleNamespace(name="w")}, tensor=parts.__getitem__, path=tmp_path / "graph.data"
+        parameters={"w": Initializer("w", None)}, tensor=parts.__getitem__, path=tmp_path / "graph.data"
     )
     layer = StoredLinear(stored, "w", packing, (N, K))
     floats = layer.floats().numpy()
@@ -74,6 +75,22 @@ def test_all_of_a_layer_and_some_of_its_rows(
     rows = np.array([0, 15, 16, 33, 70])
     np.testing.assert_array_equal(packing.unpack(layer.rows(rows), len(rows), K), floats[rows])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("packing", [PACKINGS[0], PACKINGS[-1], IN_ROWS[-1]], ids=str)
+def test_a_layer_among_others_in_one_tensor(packing: LinearPacking, tmp_path: Path) -> None:
+    weights = np.random.default_rng(0).standard_normal((16 + 35 + 5, 64)).astype(np.float32)
+    weights[16 + 35 :] = np.nan
+    whole = packing.pack(np.nan_to_num(weights))
+    stored: Any = SimpleNamespace(
+        parameters={"w": Initializer("all", None, (16, 16 + 35))},
+        tensor={f"all{SUFFIXES[part]}": as_tensor(values) for part, values in whole.items()}.__getitem__,
+        path=tmp_path / "graph.data",
+    )
+    layer = StoredLinear(stored, "w", packing, (35, 64))
+    np.testing.assert_array_equal(layer.floats().numpy(), packing.round(weights[16 : 16 + 35]))
+    rows = np.array([0, 17, 34])
+    np.testing.assert_array_equal(packing.unpack(layer.rows(rows), 3, 64), layer.floats().numpy()[rows])
 
 
 @pytest.mark.parametrize("name", ["dsvl2-mla", "internvl-gptoss"])
