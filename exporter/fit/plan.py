@@ -25,7 +25,7 @@ from fastmmoe.runtime.backends.tensorrt.builder_memory import build_peak
 from fastmmoe.runtime.backends.tensorrt.profiles import NEW_TOKENS, TYPICAL_TEXT_TOKENS, resolve_limits
 from fastmmoe.runtime.bundle.manifest import Limits, Manifest
 from fastmmoe.runtime.cost.memory import cache_bytes, cache_capacities, vision_bytes, workspace_bytes
-from fastmmoe.runtime.cost.weights import EXPERTS, graph_bytes, weights_bytes
+from fastmmoe.runtime.cost.weights import EXPERTS, LINEARS_OF, graph_bytes, linear_layers, weights_bytes
 from fastmmoe.runtime.errors import InvalidRequest, UnsupportedModel
 from fastmmoe.runtime.machines.devices import DEVICES, Device
 from fastmmoe.runtime.machines.memory import read_memory
@@ -255,6 +255,15 @@ def larger_machine(machine: Machine, needed: int) -> str | None:
 
 
 def export_disk(sizes: ModelSizes, found: Fit) -> int:
-    """Bytes that an export writes: the bundle's weights and, for the check, what integers of one layer stand for."""
-    is_packed, layers = found.manifest.experts.weight_format != "float", max(len(sizes.config.moe_layers), 1)
-    return sum(found.needs.weights.values()) + (2 * sizes.parameters[EXPERTS] // layers if is_packed else 0)
+    """Bytes that an export writes: the bundle's weights and, for the check, what integers stand for.
+
+    That is one layer's experts in 16 bits, for engine targets, or one linear layer in 32 (exporter/disk_space.py).
+    """
+    manifest = found.manifest
+    of_check = [0]
+    if manifest.experts.weight_format != "float" and manifest.activation_dtype != "float32":
+        of_check.append(2 * sizes.parameters[EXPERTS] // max(len(sizes.config.moe_layers), 1))
+    for part, rows, columns, _ in linear_layers(manifest.language_model, manifest.vision):
+        if getattr(manifest.linears, LINEARS_OF.get(part, "dense")).weight_format != "float":
+            of_check.append(4 * rows * columns)
+    return sum(found.needs.weights.values()) + max(of_check)

@@ -31,7 +31,9 @@ SMALL = "deepseek-vl2-small"
 
 
 def options(target: str, **values: Any) -> PlanOptions:
-    stored = {name: values.pop(name) for name in ("weights", "experts", "dtype", "zero_points") if name in values}
+    stored = {
+        name: values.pop(name) for name in ("weights", "experts", "dense", "dtype", "zero_points") if name in values
+    }
     return PlanOptions(target, export=ExportConfig(**stored), **values)
 
 
@@ -159,9 +161,18 @@ def test_a_build_takes_the_greatest_constants_of_one_engine() -> None:
 def test_what_an_export_takes() -> None:
     sizes = read_sizes(SMALL)
     layer = sizes.parameters["routed_experts"] // len(sizes.config.moe_layers)
-    of_check = {("cpu", "float"): 0, ("jetson-orin", "float"): 0, ("jetson-orin", "int4"): 2 * layer}
-    for (target, experts), check in of_check.items():
-        wanted = options(target, experts=experts)
+    head = sizes.config.vocab_size * sizes.config.hidden_size
+    of_check: list[tuple[str, dict[str, str], int]] = [
+        ("cpu", {}, 0),
+        ("cpu", {"experts": "int4"}, 0),
+        ("cpu", {"weights": "int4"}, 4 * head),
+        ("jetson-orin", {}, 0),
+        ("jetson-orin", {"experts": "int4"}, 2 * layer),
+        ("jetson-orin", {"dense": "int8"}, 4 * head),
+        ("jetson-orin", {"weights": "int4"}, max(2 * layer, 4 * head)),
+    ]
+    for target, stored, check in of_check:
+        wanted = options(target, **stored)
         found = fit(sizes, find_machine(wanted), wanted)
         assert export_disk(sizes, found) == sum(found.needs.weights.values()) + check
 

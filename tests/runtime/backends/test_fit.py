@@ -303,7 +303,12 @@ def test_which_methods_watch_attention(tmp_path: Path) -> None:
 
 def linear_node(name: str, layout: str, weight_format: str, group_size: int) -> onnx.NodeProto:
     """A node with the attributes that a manifest tells of."""
-    values = {"weight_layout": layout, "weight_format": weight_format, "group_size": group_size, "zero_points": 0}
+    values: dict[str, Any] = {
+        "weight_layout": layout,
+        "weight_format": weight_format,
+        "group_size": group_size,
+        "zero_points": 0,
+    }
     return helper.make_node("FmmLinear", ["x"], ["y"], name, domain="fastmmoe", **values)
 
 
