@@ -15,9 +15,7 @@ class AttentionKernel {
   static constexpr const char* kProvider = "CPUExecutionProvider";
   static constexpr ElementType kFloatType = ElementType::kFloat;
 
-  explicit AttentionKernel(const OrtKernelInfo* info) : node_(read_node(contract(), info)) {
-    read_attributes(node_);
-  }
+  explicit AttentionKernel(const OrtKernelInfo* info) : node_(contract(), info) { read_attributes(node_); }
 
   void compute(OrtKernelContext* context) const {
     const Inputs inputs(node_, context);
@@ -35,7 +33,7 @@ class AttentionKernel {
   }
 
  private:
-  NodeAttributes node_;
+  Node node_;
 };
 
 }  // namespace

@@ -46,6 +46,17 @@ constexpr OnnxType kOnnxTypes[] = {{ElementType::kFloat, ONNX_TENSOR_ELEMENT_DAT
                                    {ElementType::kInt8, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8},
                                    {ElementType::kInt32, ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32}};
 
+// Throws CheckError for a type that no operator has.
+TensorInfo info_of(const OpContract& contract, size_t position, const Ort::ConstValue& value) {
+  const auto info = value.GetTensorTypeAndShapeInfo();
+  const auto* entry = std::find_if(std::begin(kOnnxTypes), std::end(kOnnxTypes), [&](const OnnxType& known) {
+    return known.onnx == info.GetElementType();
+  });
+  CHECK(entry != std::end(kOnnxTypes), contract.name, ": input ", position, " has ONNX element type ",
+        info.GetElementType(), ", which no input of the operator may have");
+  return {entry->type, info.GetShape()};
+}
+
 }  // namespace
 
 OrtStatus* out_of_memory(const char* what) noexcept {
@@ -59,8 +70,15 @@ void throw_missing_attribute(const OpContract& contract, const char* name, const
                     "; every attribute must be given");
 }
 
-NodeAttributes read_node(const OpContract& contract, const OrtKernelInfo* info) {
-  return NodeAttributes(contract, OrtAttributes(contract, info));
+Node::Node(const OpContract& contract, const OrtKernelInfo* info)
+    : NodeAttributes(contract, OrtAttributes(contract, info)) {
+  const Ort::ConstKernelInfo of_kernel(info);
+  for (size_t i = 0; i < of_kernel.GetInputCount(); ++i) {
+    int is_constant = 0;
+    const Ort::ConstValue value = of_kernel.GetTensorConstantInput(i, &is_constant);
+    constants_.emplace_back();
+    if (is_constant != 0) constants_.back() = info_of(contract, i, value);
+  }
 }
 
 ONNXTensorElementDataType onnx_type(ElementType type) {
@@ -72,19 +90,16 @@ ONNXTensorElementDataType onnx_type(ElementType type) {
 
 std::vector<TensorInfo> Inputs::infos() const {
   const OpContract& contract = node_.contract();
+  const size_t count = context_.GetInputCount();
   std::vector<TensorInfo> infos;
-  for (size_t i = 0; i < context_.GetInputCount(); ++i) {
-    const Ort::ConstValue value = context_.GetInput(i);
-    if (value == nullptr) continue;  // left out: check_inputs counts
+  infos.reserve(count);
+  for (size_t i = 0; i < count; ++i) {
+    const TensorInfo* constant = node_.constant(i);
+    const Ort::ConstValue value = constant == nullptr ? context_.GetInput(i) : Ort::ConstValue();
+    if (constant == nullptr && value == nullptr) continue;  // left out: check_inputs counts
     CHECK(infos.size() == i, contract.name, ": input ", infos.size(),
           " is left out before others, expected no gap");
-    const auto info = value.GetTensorTypeAndShapeInfo();
-    const auto* entry =
-        std::find_if(std::begin(kOnnxTypes), std::end(kOnnxTypes),
-                     [&](const OnnxType& known) { return known.onnx == info.GetElementType(); });
-    CHECK(entry != std::end(kOnnxTypes), contract.name, ": input ", i, " has ONNX element type ",
-          info.GetElementType(), ", which no input of the operator may have");
-    infos.push_back({entry->type, info.GetShape()});
+    infos.push_back(constant == nullptr ? info_of(contract, i, value) : *constant);
   }
   return infos;
 }

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <new>
+#include <optional>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -44,13 +45,26 @@ OrtStatus* guarded(const char* what, const Body& body) noexcept {
 /// Throws the CheckError for an attribute that is not there or of another kind.
 [[noreturn]] void throw_missing_attribute(const OpContract& contract, const char* name, const char* kind);
 
-/// The attributes of a node. Throws CheckError where they are not the contract's.
-NodeAttributes read_node(const OpContract& contract, const OrtKernelInfo* info);
+/// A node's attributes, and what is known of its inputs before any call.
+class Node : public NodeAttributes {
+ public:
+  /// Throws CheckError where attributes are not the contract's.
+  Node(const OpContract& contract, const OrtKernelInfo* info);
+
+  /// Type and shape of the input at this position where it is a constant of the graph, as weights are; to ask
+  /// for them in each call takes as long as a small kernel. Null of others.
+  const TensorInfo* constant(size_t position) const {
+    return position < constants_.size() && constants_[position] ? &*constants_[position] : nullptr;
+  }
+
+ private:
+  std::vector<std::optional<TensorInfo>> constants_;
+};
 
 /// The inputs of a node, by their place in the contract.
 class Inputs {
  public:
-  Inputs(const NodeAttributes& node, OrtKernelContext* context) : node_(node), context_(context) {}
+  Inputs(const Node& node, OrtKernelContext* context) : node_(node), context_(context) {}
 
   /// Types and shapes in the node's order. Throws CheckError where an input before the last is left out.
   std::vector<TensorInfo> infos() const;
@@ -65,7 +79,7 @@ class Inputs {
   }
 
  private:
-  const NodeAttributes& node_;
+  const Node& node_;
   Ort::KernelContext context_;
 };
 

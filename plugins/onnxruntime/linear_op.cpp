@@ -17,7 +17,7 @@ class LinearKernel {
   static constexpr ElementType kFloatType = ElementType::kFloat;
 
   LinearKernel(const OrtKernelInfo* info, bool is_exact)
-      : node_(read_node(contract(), info)), attributes_(read_attributes(node_)), is_exact_(is_exact) {}
+      : node_(contract(), info), attributes_(read_attributes(node_)), is_exact_(is_exact) {}
 
   void compute(OrtKernelContext* context) const {
     const Inputs inputs(node_, context);
@@ -44,7 +44,7 @@ class LinearKernel {
   }
 
  private:
-  NodeAttributes node_;
+  Node node_;
   LinearAttributes attributes_;
   bool is_exact_;
 };

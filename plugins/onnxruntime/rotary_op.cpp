@@ -15,9 +15,7 @@ class RotaryKernel {
   static constexpr const char* kProvider = "CPUExecutionProvider";
   static constexpr ElementType kFloatType = ElementType::kFloat;
 
-  explicit RotaryKernel(const OrtKernelInfo* info) : node_(read_node(contract(), info)) {
-    check_attributes(node_);
-  }
+  explicit RotaryKernel(const OrtKernelInfo* info) : node_(contract(), info) { check_attributes(node_); }
 
   void compute(OrtKernelContext* context) const {
     const Inputs inputs(node_, context);
@@ -30,7 +28,7 @@ class RotaryKernel {
   }
 
  private:
-  NodeAttributes node_;
+  Node node_;
 };
 
 }  // namespace

@@ -17,7 +17,7 @@ class SparseMoeKernel {
   static constexpr ElementType kFloatType = ElementType::kFloat;
 
   SparseMoeKernel(const OrtKernelInfo* info, bool is_exact)
-      : node_(read_node(contract(), info)), attributes_(read_attributes(node_)), is_exact_(is_exact) {}
+      : node_(contract(), info), attributes_(read_attributes(node_)), is_exact_(is_exact) {}
 
   void compute(OrtKernelContext* context) const {
     SparseMoeParams params = read_inputs(Inputs(node_, context));
@@ -59,7 +59,7 @@ class SparseMoeKernel {
     return params;
   }
 
-  NodeAttributes node_;
+  Node node_;
   SparseMoeAttributes attributes_;
   bool is_exact_;
 };

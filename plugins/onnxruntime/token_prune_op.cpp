@@ -15,7 +15,7 @@ class TokenPruneKernel {
   static constexpr const char* kProvider = "CPUExecutionProvider";
   static constexpr ElementType kFloatType = ElementType::kFloat;
 
-  explicit TokenPruneKernel(const OrtKernelInfo* info) : node_(read_node(contract(), info)) {}
+  explicit TokenPruneKernel(const OrtKernelInfo* info) : node_(contract(), info) {}
 
   void compute(OrtKernelContext* context) const {
     const Inputs inputs(node_, context);
@@ -35,7 +35,7 @@ class TokenPruneKernel {
   }
 
  private:
-  NodeAttributes node_;
+  Node node_;
 };
 
 }  // namespace

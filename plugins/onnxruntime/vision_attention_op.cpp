@@ -16,7 +16,7 @@ class VisionAttentionKernel {
   static constexpr ElementType kFloatType = ElementType::kFloat;
 
   VisionAttentionKernel(const OrtKernelInfo* info, bool is_exact)
-      : node_(read_node(contract(), info)), is_exact_(is_exact) {}
+      : node_(contract(), info), is_exact_(is_exact) {}
 
   void compute(OrtKernelContext* context) const {
     const Inputs inputs(node_, context);
@@ -29,7 +29,7 @@ class VisionAttentionKernel {
   }
 
  private:
-  NodeAttributes node_;
+  Node node_;
   bool is_exact_;
 };
 

@@ -5,7 +5,6 @@
 #include <cstdint>
 #include <mutex>
 #include <new>
-#include <stdexcept>
 #include <utility>
 
 namespace fastmmoe {
@@ -61,19 +60,18 @@ Pool& pool() {
 
 }  // namespace
 
-Scratch::Scratch(size_t bytes, const std::string& what) {
+bool Scratch::take(size_t bytes) {
   const size_t needed = bytes + kAlignment;
   Block block = pool().take(needed);
   if (block.memory == nullptr) {
     block = {std::unique_ptr<std::byte[]>(new (std::nothrow) std::byte[needed]), needed};
-    if (block.memory == nullptr) {
-      throw std::runtime_error(what + ": no " + std::to_string(bytes) + " bytes of memory");
-    }
+    if (block.memory == nullptr) return false;
   }
   block_ = std::move(block.memory);
   size_ = block.size;
   const auto address = reinterpret_cast<uintptr_t>(block_.get());
   start_ = block_.get() + (kAlignment - address % kAlignment) % kAlignment;
+  return true;
 }
 
 Scratch::~Scratch() { pool().give({std::move(block_), size_}); }

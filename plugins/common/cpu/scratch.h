@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -12,8 +13,12 @@ namespace fastmmoe {
 /// Memory of one call, which its owner gives back by ending. Starts at 64 bytes; values are what was there.
 class Scratch {
  public:
-  /// Throws std::runtime_error where memory does not suffice; `what` needed it.
-  Scratch(size_t bytes, const std::string& what);
+  /// Throws std::runtime_error where memory does not suffice. what() says what needed it: most calls have no
+  /// use for the words.
+  template <typename What>
+  Scratch(size_t bytes, const What& what) {
+    if (!take(bytes)) throw std::runtime_error(what() + ": no " + std::to_string(bytes) + " bytes of memory");
+  }
   ~Scratch();
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
@@ -21,6 +26,8 @@ class Scratch {
   std::byte* data() const { return start_; }
 
  private:
+  bool take(size_t bytes);
+
   std::unique_ptr<std::byte[]> block_;
   size_t size_;
   std::byte* start_;

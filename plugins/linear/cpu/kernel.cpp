@@ -52,9 +52,10 @@ class TiledLinear {
         panels_per_item_(params.T < kRowsPerBlock ? panels_of_few_rows()
                                                   : panels_of(kLeastItemBytes, kPanelsAtOnce)),
         rows_per_block_(std::clamp<int64_t>(kBlockBytes / layout_.bytes, 1, kRowsPerBlock)),
-        rows_(
-            static_cast<size_t>(params.T * layout_.bytes),
-            "FmmLinear: " + std::to_string(params.T) + " rows of " + std::to_string(params.K) + " columns") {}
+        rows_(static_cast<size_t>(params.T * layout_.bytes), [&] {
+          return "FmmLinear: " + std::to_string(params.T) + " rows of " + std::to_string(params.K) +
+                 " columns";
+        }) {}
 
   void run(const ParallelFor& parallel_for) {
     const int64_t ranges = divide_up(panels_, panels_per_item_);

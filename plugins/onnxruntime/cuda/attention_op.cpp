@@ -19,9 +19,7 @@ class AttentionKernel {
   static constexpr const char* kProvider = kCudaProvider;
   static constexpr ElementType kFloatType = kType;
 
-  explicit AttentionKernel(const OrtKernelInfo* info) : node_(read_node(contract(), info)) {
-    read_attributes(node_);
-  }
+  explicit AttentionKernel(const OrtKernelInfo* info) : node_(contract(), info) { read_attributes(node_); }
 
   void compute(OrtKernelContext* context) const {
     const Inputs inputs(node_, context);
@@ -36,7 +34,7 @@ class AttentionKernel {
   }
 
  private:
-  NodeAttributes node_;
+  Node node_;
 };
 
 }  // namespace

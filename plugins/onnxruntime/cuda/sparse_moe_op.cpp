@@ -16,7 +16,7 @@ class SparseMoeKernel {
   static constexpr const char* kProvider = kCudaProvider;
   static constexpr ElementType kFloatType = kType;
 
-  explicit SparseMoeKernel(const OrtKernelInfo* info) : node_(read_node(contract(), info)) {
+  explicit SparseMoeKernel(const OrtKernelInfo* info) : node_(contract(), info) {
     read_attributes(node_);  // refuses those that do not go together
     check_logical(node_);
   }
@@ -33,7 +33,7 @@ class SparseMoeKernel {
   }
 
  private:
-  NodeAttributes node_;
+  Node node_;
 };
 
 }  // namespace

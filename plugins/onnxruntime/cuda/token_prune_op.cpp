@@ -17,7 +17,7 @@ class TokenPruneKernel {
   static constexpr const char* kProvider = kCudaProvider;
   static constexpr ElementType kFloatType = kType;
 
-  explicit TokenPruneKernel(const OrtKernelInfo* info) : node_(read_node(contract(), info)) {}
+  explicit TokenPruneKernel(const OrtKernelInfo* info) : node_(contract(), info) {}
 
   void compute(OrtKernelContext* context) const {
     const Inputs inputs(node_, context);
@@ -33,7 +33,7 @@ class TokenPruneKernel {
   }
 
  private:
-  NodeAttributes node_;
+  Node node_;
 };
 
 }  // namespace

@@ -39,7 +39,7 @@ class Products {
   void compute(const float* const* x, int64_t rows, int64_t first, int64_t outputs, float* y) const {
     const int64_t floats = format_ == WeightFormat::kFloat ? kGemmScratchRows : kOutputsPerItem;
     const Scratch scratch(static_cast<size_t>(floats * depth_) * sizeof(float),
-                          "FmmSparseMoE: rows of weights");
+                          [] { return std::string("FmmSparseMoE: rows of weights"); });
     float* const wide = reinterpret_cast<float*>(scratch.data());
     if (format_ == WeightFormat::kFloat) {
       const char* from = static_cast<const char*>(weights_) + first * depth_ * weight_size(type_);
@@ -104,9 +104,10 @@ void down_columns(const SparseMoeParams& params, const Plan& plan, const float* 
 void run_logical_experts(const SparseMoeParams& params, const Plan& plan, const ParallelFor& parallel_for) {
   const int64_t pairs = static_cast<int64_t>(plan.pairs.size());
   // [pairs, I]: each is written before it is read.
-  const Scratch scratch(static_cast<size_t>(pairs * params.I) * sizeof(float),
-                        "FmmSparseMoE: " + std::to_string(pairs) +
-                            " pairs of a token and an expert with I = " + std::to_string(params.I));
+  const Scratch scratch(static_cast<size_t>(pairs * params.I) * sizeof(float), [&] {
+    return "FmmSparseMoE: " + std::to_string(pairs) +
+           " pairs of a token and an expert with I = " + std::to_string(params.I);
+  });
   float* const activated = reinterpret_cast<float*>(scratch.data());
   const int64_t blocks = static_cast<int64_t>(plan.blocks.size());
   const int64_t columns = divide_up(params.I, kOutputsPerItem);

@@ -67,10 +67,11 @@ class TiledExperts {
                  params.H),
         down_(params, params.down, params.down_packed, divide_up(params.H, kPanelOutputs), params.I),
         tokens_bytes_(params.T * gate_up_.rows().bytes),
-        scratch_(static_cast<size_t>(tokens_bytes_ + pairs() * down_.rows().bytes),
-                 "FmmSparseMoE: " + std::to_string(params.T) + " tokens and " + std::to_string(pairs()) +
-                     " pairs of a token and an expert with H = " + std::to_string(params.H) +
-                     ", I = " + std::to_string(params.I)) {}
+        scratch_(static_cast<size_t>(tokens_bytes_ + pairs() * down_.rows().bytes), [&] {
+          return "FmmSparseMoE: " + std::to_string(params.T) + " tokens and " + std::to_string(pairs()) +
+                 " pairs of a token and an expert with H = " + std::to_string(params.H) +
+                 ", I = " + std::to_string(params.I);
+        }) {}
 
   void run(const ParallelFor& parallel_for) {
     const int64_t chunks = divide_up(params_.I, kActivatedColumns);
