@@ -110,6 +110,22 @@ def test_layers_that_are_not_the_checkpoint_s(name: str, checkpoint: Callable[[s
         values[tensor] = before
 
 
+@pytest.mark.parametrize(
+    "tensor", ["layers.1.self_attn.q_proj.weight", "layers.0.mlp.down_proj.weight", "lm_head.weight"]
+)
+def test_rows_that_are_not_the_checkpoint_s(tensor: str, checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+    """Engine targets have integers in rows: a row too far, and steps of another size."""
+    dense, head = (replace(packing, is_tiled=False) for packing in FORMATS[:2])
+    model, weights = written(checkpoint("dsvl2-mha"), tmp_path, LinearPackings(dense, head))
+    assert "equal the checkpoint" in check_samples(model, weights, lambda line: None)
+    values = weights["language_model"].values
+    right = values[tensor], values[f"{tensor}_scale"]
+    for wrong in ((right[0].roll(1, 0), right[1]), (right[0], right[1] * 1.5)):
+        values[tensor], values[f"{tensor}_scale"] = wrong
+        with pytest.raises(CheckFailed, match=f"language_model.{tensor}"):
+            check_samples(model, weights, lambda line: None)
+
+
 @pytest.mark.parametrize("is_tiled", [True, False])
 def test_bodies_of_all_kinds(
     is_tiled: bool, checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
