@@ -11,7 +11,4 @@ namespace fastmmoe {
 /// Writes heads `begin` to `end` of the T * N.
 using TurnFunction = void (*)(const RotaryParams& params, int64_t begin, int64_t end);
 
-/// The variant for this processor.
-TurnFunction turn_for_this_cpu();
-
 }  // namespace fastmmoe

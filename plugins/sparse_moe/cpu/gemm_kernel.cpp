@@ -130,8 +130,6 @@ void multiply(const GemmBlock& block) {
   for (; o < block.outputs; ++o) multiply_outputs<1>(block, w, o);
 }
 
-}  // namespace
-
 void gemm_block(const GemmBlock& block) {
   switch (block.weight_type) {
     case FloatType::kFloat:
@@ -142,5 +140,10 @@ void gemm_block(const GemmBlock& block) {
       return multiply<Bfloat16>(block);
   }
 }
+
+}  // namespace
+
+GemmBlockFunction gemm_block_function();  // gemm.cpp names it
+GemmBlockFunction gemm_block_function() { return gemm_block; }
 
 }  // namespace fastmmoe::FASTMMOE_ISA
