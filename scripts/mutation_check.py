@@ -27,16 +27,25 @@ COPY = REPOSITORY / ".build" / "mutants"
 COPIED = ("plugins", "scripts", "tests", "pyproject.toml", "fastmmoe")
 
 # What runs for a mutant of a file or folder, the likeliest to fail first; the first failure ends it.
-EXPERTS, ROUTING, PRUNING, ATTENDING = (
+EXPERTS, ROUTING, PRUNING, ATTENDING, LINEAR = (
     f"tests/plugins/cuda/test_{name}.py"
-    for name in ("sparse_moe_experts", "sparse_moe_emulated", "token_prune_emulated", "attention_emulated")
+    for name in (
+        "sparse_moe_experts",
+        "sparse_moe_emulated",
+        "token_prune_emulated",
+        "attention_emulated",
+        "linear_emulated",
+    )
 )
 TESTS = {
     "attention": (ATTENDING,),
+    "linear": (LINEAR,),
     "sparse_moe/cuda/route.cuh": (ROUTING, EXPERTS),
     "sparse_moe/cuda/sort.cuh": (ROUTING, EXPERTS),
     "sparse_moe": (EXPERTS, ROUTING),
     "token_prune": (PRUNING,),
+    "common/cuda/few_rows.cuh": (LINEAR, EXPERTS),
+    "common/cuda/tile_products.cuh": (LINEAR, EXPERTS),
     "common": (PRUNING, ROUTING, EXPERTS, ATTENDING),
 }
 # Tests of other tools, which a missing barrier does not concern.

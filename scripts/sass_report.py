@@ -16,10 +16,19 @@ import sys
 from pathlib import Path
 
 from markers import write_part
-from sass_tools import attention
+from sass_tools import attention, linear
 from sass_tools.banks import trace_conflicts
 from sass_tools.binaries import KernelCode, compile_all, cuda_sources, read_kernels
-from sass_tools.launches import AttentionCase, Case, Launch, MoeCase, PruneCase, block_shapes, record_launches
+from sass_tools.launches import (
+    AttentionCase,
+    Case,
+    Launch,
+    LinearCase,
+    MoeCase,
+    PruneCase,
+    block_shapes,
+    record_launches,
+)
 from sass_tools.occupancy import LIMITS
 from sass_tools.roofline import LAYERS, WEIGHTS, case_of, estimate, phase_of, work_of
 from sass_tools.tables import (
@@ -52,6 +61,11 @@ TIME_CAPTION = (
     "In parentheses: the routed experts of the whole model do not fit into the device's memory. "
     "c: computing takes longer than memory. "
 )
+LINEAR_TITLE = "## ESTIMATE: the least time of a call's linear layers in microseconds (never run on a GPU)"
+LINEAR_CAPTION = (
+    "Those of the language model, int8 and int4 by FmmLinear, fp16 by TensorRT's own products; the head for one row, "
+    "int8 beside int4. c: computing takes longer than memory."
+)
 ATTENTION_TITLE = "## ESTIMATE: the least time of one layer's FmmAttention in microseconds (never run on a GPU)"
 ATTENTION_CAPTION = (
     "One sequence, layers without a window, float16, capacity rounded up to 256. c: computing takes longer than memory."
@@ -70,6 +84,13 @@ EVERY_KERNEL: list[Case] = [
     for dtype in ("half", "bfloat16")
     for weight_format, group_size, zero_points in KINDS
     for T, E, top_k in SIZES
+]
+EVERY_KERNEL += [
+    LinearCase(T, 64, 130, weight_format, group_size, zero_points, dtype)
+    for dtype in ("half", "bfloat16")
+    for weight_format, group_size, zero_points in KINDS
+    if weight_format in ("int8", "int4")
+    for T in (5, 16, 1024)
 ]
 EVERY_KERNEL += [PruneCase(100, 90, 40, 5, H, 64, dtype) for dtype in ("float", "half", "bfloat16") for H in (64, 31)]
 EVERY_KERNEL += [
@@ -129,12 +150,19 @@ def attention_times(objects: list[Path]) -> str:
     return attention.attention_table(launches, devices)
 
 
+def linear_times(objects: list[Path]) -> str:
+    """Estimates of all linear layers of calls on all devices, as a table."""
+    cases = linear.cases()
+    launches = dict(zip(cases, record_launches(objects, [*cases]), strict=True))
+    return linear.linear_table(launches, [DEVICES[name] for name in ROOFLINE_DEVICES])
+
+
 def spilling(rows: list[KernelRow]) -> list[str]:
     """The kernels that spill registers, each with its architecture."""
     return [f"{row.code.name} on sm_{row.code.arch}" for row in rows if row.code.spilled_bytes]
 
 
-def write(document: Path, rows: list[KernelRow], times: list[LayerTime], attending: str) -> None:
+def write(document: Path, rows: list[KernelRow], times: list[LayerTime], of_linears: str, attending: str) -> None:
     """Put the short tables between the markers of the document."""
     shown = [time for time in times if time.device == DEVICES[PHASES_ON]]
     parts = [
@@ -146,6 +174,9 @@ def write(document: Path, rows: list[KernelRow], times: list[LayerTime], attendi
         roofline_table(times),
         f"## ESTIMATE: the same by phase on {DEVICES[PHASES_ON].name} (never run on a GPU)",
         phase_table(shown),
+        LINEAR_TITLE,
+        LINEAR_CAPTION,
+        of_linears,
         ATTENTION_TITLE,
         ATTENTION_CAPTION,
         attending,
@@ -155,7 +186,7 @@ def write(document: Path, rows: list[KernelRow], times: list[LayerTime], attendi
     write_part(document, MARKER, "\n\n".join(parts))
 
 
-def show(rows: list[KernelRow], times: list[LayerTime], attending: str) -> None:
+def show(rows: list[KernelRow], times: list[LayerTime], of_linears: str, attending: str) -> None:
     """Print everything."""
     print("Kernels as compiled. Bank conflicts are an estimate: steps that shared memory needs, 1 without conflicts.\n")
     print(full_kernel_table(rows))
@@ -165,6 +196,7 @@ def show(rows: list[KernelRow], times: list[LayerTime], attending: str) -> None:
     for device in map(DEVICES.__getitem__, ROOFLINE_DEVICES):
         print(f"\nESTIMATE by phase, {device.name} (never run on a GPU):\n")
         print(phase_table([time for time in times if time.device == device]))
+    print(f"\n{LINEAR_TITLE.removeprefix('## ')}.\n\n{LINEAR_CAPTION}\n\n{of_linears}")
     print(f"\n{ATTENTION_TITLE.removeprefix('## ')}.\n\n{ATTENTION_CAPTION}\n\n{attending}")
 
 
@@ -181,11 +213,12 @@ def main() -> int:
         check_kernels(kernels, launches)
         rows = kernel_rows(kernels, launches)
         times = layer_times(kernels, objects[arguments.arch[0]])
+        of_linears = linear_times(objects[arguments.arch[0]])
         attending = attention_times(objects[arguments.arch[0]])
         if arguments.write:
-            write(arguments.write, rows, times, attending)
+            write(arguments.write, rows, times, of_linears, attending)
         else:
-            show(rows, times, attending)
+            show(rows, times, of_linears, attending)
     except FastmmoeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -53,7 +53,8 @@ ${gencode}-I \"${CMAKE_CURRENT_SOURCE_DIR}\"
 -Xcompiler -fPIC,-fvisibility=hidden,-Wall,-Wextra
 -Xfatbin -compress-all
 ")
-file(GLOB kernels CONFIGURE_DEPENDS RELATIVE "${CMAKE_CURRENT_SOURCE_DIR}" attention/cuda/*.cu sparse_moe/cuda/*.cu token_prune/cuda/*.cu)
+file(GLOB kernels CONFIGURE_DEPENDS RELATIVE "${CMAKE_CURRENT_SOURCE_DIR}" attention/cuda/*.cu linear/cuda/*.cu
+  sparse_moe/cuda/*.cu token_prune/cuda/*.cu)
 set(kernel_objects "")
 foreach(kernel IN LISTS kernels)
   set(object "${CMAKE_CURRENT_BINARY_DIR}/kernels/${kernel}.o")

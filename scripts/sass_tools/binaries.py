@@ -111,7 +111,7 @@ def compile_all(archs: list[int]) -> dict[int, list[Path]]:
 def parse_ptxas(log: str) -> dict[str, dict[str, int]]:
     """registers, spilled_bytes and shared_bytes by symbol, from what `ptxas -v` says."""
     starts = [*_ENTRY.finditer(log)]
-    ends = [match.start() for match in starts[1:]] + [len(log)]
+    ends = [*(match.start() for match in starts), len(log)][1:]
     kernels = {}
     for entry, end in zip(starts, ends, strict=True):
         part = log[entry.start() : end]

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Launches the kernels of all operators for the cases on standard input, one a line:
 //   moe TYPE FORMAT GROUP_SIZE ZERO_POINTS T H I E TOP_K
+//   linear TYPE FORMAT GROUP_SIZE ZERO_POINTS T K N
 //   prune TYPE T V K M H E
 //   attention ARCH TYPE T PAST C N K D VALUE_WIDTH WINDOW
 //   widths NUMBER...
-// TYPE and FORMAT are the values of FloatType and WeightFormat. What a case prints begins with the line
-// "case".
+// TYPE and FORMAT are the values of FloatType and the operator's WeightFormat. What a case prints begins with
+// the line "case".
 #include "launches.h"
 
 #include <cstdint>
@@ -15,6 +16,7 @@
 #include <string>
 
 #include "attention/cuda/kernel.h"
+#include "linear/cuda/kernel.h"
 #include "sparse_moe/cuda/kernel.h"
 #include "token_prune/cuda/kernel.h"
 
@@ -93,6 +95,24 @@ void launch_moe(std::istream& line) {
   launch_sparse_moe(params, zeros(static_cast<int64_t>(sparse_moe_workspace_bytes(params))), nullptr);
 }
 
+void launch_linear_case(std::istream& line) {
+  LinearKernelParams params{};
+  LinearAttributes& attributes = params.attributes;
+  int type, format;
+  line >> type >> format >> attributes.group_size >> attributes.zero_points >> params.T >> params.K >>
+      params.N;
+  params.type = static_cast<FloatType>(type);
+  attributes.weight_format = static_cast<linear::WeightFormat>(format);
+  const int64_t T = params.T, K = params.K, N = params.N, size = size_of(params.type);
+  const int64_t groups = N * ((K + attributes.group_size - 1) / attributes.group_size);
+  params.x = zeros(T * K * size);
+  params.weight = zeros(N * K);  // int4 takes less
+  params.scale = zeros(groups * 2);
+  if (attributes.zero_points) params.zero = static_cast<const int8_t*>(zeros(groups));
+  params.y = zeros(T * N * size);
+  launch_linear(params, nullptr);
+}
+
 void launch_prune(std::istream& line) {
   TokenPruneParams params{};
   int type;
@@ -158,6 +178,7 @@ void launch_case(const std::string& text) {
   if (op == "widths") return read_widths(line);
   std::cout << "case" << std::endl;  // record.cpp and trace.cpp print with stdio
   if (op == "attention") return launch_attention_case(line);
+  if (op == "linear") return launch_linear_case(line);
   op == "moe" ? launch_moe(line) : launch_prune(line);
 }
 

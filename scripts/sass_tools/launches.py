@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from fastmmoe.exporter.ops.linear.contract import LINEAR
 from fastmmoe.exporter.ops.sparse_moe.contract import SPARSE_MOE
 from sass_tools.binaries import demangle
 from sass_tools.toolchain import BUILD, PLUGINS, REPOSITORY, ReportError, find_tool, run
@@ -16,6 +17,7 @@ from sass_tools.toolchain import BUILD, PLUGINS, REPOSITORY, ReportError, find_t
 FOLDER = Path(__file__).parent
 FLOAT_TYPES = ("float", "half", "bfloat16")  # in the order of FloatType
 WEIGHT_FORMATS = SPARSE_MOE.attribute("weight_format").choices  # in the order of WeightFormat
+LINEAR_FORMATS = LINEAR.attribute("weight_format").choices
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,25 @@ class MoeCase:
         kinds = FLOAT_TYPES.index(self.dtype), WEIGHT_FORMATS.index(self.weight_format)
         numbers = (*kinds, self.group_size, self.zero_points, self.T, self.H, self.I, self.E, self.top_k)
         return f"moe {' '.join(map(str, numbers))}"
+
+
+@dataclass(frozen=True)
+class LinearCase:
+    """Sizes of one call of FmmLinear with integers."""
+
+    T: int
+    K: int
+    N: int
+    weight_format: str
+    group_size: int
+    zero_points: int = 0
+    dtype: str = "half"
+
+    def line(self) -> str:
+        """The case as launches.cpp reads it."""
+        kinds = FLOAT_TYPES.index(self.dtype), LINEAR_FORMATS.index(self.weight_format)
+        numbers = (*kinds, self.group_size, self.zero_points, self.T, self.K, self.N)
+        return f"linear {' '.join(map(str, numbers))}"
 
 
 @dataclass(frozen=True)
@@ -83,7 +104,7 @@ class AttentionCase:
         return f"attention {' '.join(map(str, (self.arch, FLOAT_TYPES.index(self.dtype), *numbers)))}"
 
 
-Case = MoeCase | PruneCase | AttentionCase
+Case = MoeCase | LinearCase | PruneCase | AttentionCase
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from sass_tools.occupancy import LIMITS
 from sass_tools.toolchain import ReportError
 
 ROUTE, GATE_UP, DOWN, COMBINE = "route, sort", "gate_up", "down", "combine"
-PRUNE, ATTEND, ADD_SPLITS = "token prune", "attention", "add splits"
+PRUNE, ATTEND, ADD_SPLITS, LINEAR = "token prune", "attention", "add splits", "linear"
 MOE_PHASES = (ROUTE, GATE_UP, DOWN, COMBINE)
 ATTENTION_PHASES = (ATTEND, ADD_SPLITS)
 PHASE_OF_PREFIX = {
@@ -37,6 +37,7 @@ PHASE_OF_PREFIX = {
     "gather_rows": PRUNE,
     "attend_": ATTEND,
     "combine_splits": ADD_SPLITS,
+    "linear_": LINEAR,
 }
 
 ACTIVATION_BYTES = 2  # float16 or bfloat16

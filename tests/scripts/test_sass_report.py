@@ -25,9 +25,9 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PRUNE_KERNEL = REPOSITORY / "plugins" / "token_prune" / "cuda" / "kernel.cu"
 
 report = script("sass_report")
-banks, binaries, launches, occupancy, roofline, tables, toolchain = (
+banks, binaries, launches, linear, occupancy, roofline, tables, toolchain = (
     script(f"sass_tools.{name}")
-    for name in ("banks", "binaries", "launches", "occupancy", "roofline", "tables", "toolchain")
+    for name in ("banks", "binaries", "launches", "linear", "occupancy", "roofline", "tables", "toolchain")
 )
 
 # Reads `arch registers threads static dynamic` lines, prints blocks per multiprocessor.
@@ -69,10 +69,14 @@ int main() {
 OTHER_OPERATORS = """
 #include <stdexcept>
 #include "attention/cuda/kernel.h"
+#include "linear/cuda/kernel.h"
 #include "sparse_moe/cuda/kernel.h"
 size_t fastmmoe::attention_workspace_bytes(const AttentionParams&) { return 0; }
 void fastmmoe::launch_attention(const AttentionParams&, void*, cudaStream_t) {
   throw std::runtime_error("no FmmAttention here");
+}
+void fastmmoe::launch_linear(const LinearKernelParams&, cudaStream_t) {
+  throw std::runtime_error("no FmmLinear here");
 }
 size_t fastmmoe::sparse_moe_workspace_bytes(const SparseMoeKernelParams&) { return 0; }
 void fastmmoe::launch_sparse_moe(const SparseMoeKernelParams&, void*, cudaStream_t) {
@@ -178,6 +182,11 @@ def test_ptxas_output() -> None:
         binaries.parse_ptxas(PTXAS.replace("Used 255", "Use 255"))
 
 
+def test_a_source_without_kernels() -> None:
+    assert binaries.parse_ptxas("ptxas info    : 0 bytes gmem\n") == {}
+    assert binaries.demangle([]) == []
+
+
 def test_sass() -> None:
     """Instructions with a predicate count, those that never run do not."""
     first, second = binaries.parse_sass(SASS).values()
@@ -259,6 +268,28 @@ def test_estimate() -> None:
         assert roofline.estimate(uneven, device).us == pytest.approx(10 * factor)
 
 
+def test_linear_layers() -> None:
+    """Those of Qwen3-30B-A3B: query, key, value and output in 48 layers, and the head, which int4 stores as int8."""
+    weights = {w.name: w for w in roofline.WEIGHTS}
+    of_call = list(linear.products("InternVL3.5-30B-A3B", weights["int4"], 512))
+    assert [(p.N, p.K, p.rows, p.weights.name, p.count) for p in of_call] == [
+        (4096, 2048, 512, "int4", 48),
+        (512, 2048, 512, "int4", 48),
+        (512, 2048, 512, "int4", 48),
+        (2048, 4096, 512, "int4", 48),
+        (151936, 2048, 1, "int8", 1),
+    ]
+    product, orin = linear.Product(2048, 512, 1, weights["int4"], 48), DEVICES["agx-orin-64gb"]
+    launched = {product.case: [launches.Launch("linear_few<Int4Weights<half>>", (32, 1, 1), 256, 0)]}
+    bytes_moved = 512 * (2048 / 2 + 2048 / 128 * 2) + 2 * (2048 + 512)
+    assert linear.time_of(product, launched, orin).us == pytest.approx(bytes_moved / (orin.gb_per_s * 1e3))
+    many = linear.Product(2048, 512, 70, weights["int4"], 48)
+    launched = {many.case: [launches.Launch("linear_tiles<Int4Weights<half>, Tile<64,2,2,4,3>>", (2, 4, 1), 128, 0)]}
+    # 8 blocks of 16 multiprocessors, on rows that fill two tiles.
+    operations = 2 * 128 * 512 * 2048 * 16 / 8
+    assert linear.time_of(many, launched, orin).compute_us == pytest.approx(operations / (orin.fp16_tflops * 1e6))
+
+
 def test_unknown_kernels_are_refused() -> None:
     code = binaries.KernelCode("gate_up_new<half>", "s", 87, 1, 0, 0, Counter())
     with pytest.raises(toolchain.ReportError, match="launches gate_up_new<half>: add one to EVERY_KERNEL"):
@@ -277,6 +308,7 @@ def test_all_kernels_in_the_sources_have_a_phase_and_are_in_the_document() -> No
         *roofline.MOE_PHASES,
         *roofline.ATTENTION_PHASES,
         roofline.PRUNE,
+        roofline.LINEAR,
     }
     tables = (REPOSITORY / "docs" / "kernel-report.md").read_text("utf-8").partition(BEGIN)[2]
     assert set(re.findall(r"^\| `(\w+)", tables, re.MULTILINE)) == set(names)
@@ -299,6 +331,7 @@ def test_spills_are_the_exit_code(
         monkeypatch.setattr(report, name, lambda *arguments: {87: []})
     monkeypatch.setattr(report, "kernel_rows", lambda *arguments: rows)
     monkeypatch.setattr(report, "layer_times", lambda *arguments: times)
+    monkeypatch.setattr(report, "linear_times", lambda *arguments: "a table of linear layers")
     monkeypatch.setattr(report, "attention_times", lambda *arguments: "a table of attention")
     document = tmp_path / "kernels.md"
     document.write_text(f"before\n{BEGIN}\nthe former table\n{END}\nafter\n", encoding="utf-8")
@@ -310,7 +343,7 @@ def test_spills_are_the_exit_code(
     assert "the former table" not in text
     assert "| `down_few<F>` | 128 | 29184 | 92, 5 (42%) | 4 | 0 | 0 | 0 | 0 | 1.50 |" in text
     assert "| DeepSeek-VL2-small | fp16 | 1 | 20 |" in text
-    assert "a table of attention" in text
+    assert "a table of linear layers" in text and "a table of attention" in text
     assert "Memory decides 1 of the 1 estimates, computing 0." in text
     document.write_text("no markers", encoding="utf-8")
     assert report.main() == 2

@@ -19,6 +19,7 @@ from fastmmoe.exporter.ops.contract import OpSpec
 from fastmmoe.runtime.types import Array
 from tests.support.attention_params import FLOAT_TYPES
 from tests.support.host_program import build_program
+from tests.support.linear_params import LinearAttributes
 from tests.support.moe_params import MoeAttributes, encoded_attributes, moe_sizes
 
 ISAS = {
@@ -51,26 +52,11 @@ class _MoeParams(ctypes.Structure):
     ]
 
 
-class _LinearAttributes(ctypes.Structure):
-    """LinearAttributes of plugins/linear/params.h"""
-
-    _fields_ = [
-        *_sizes("out_features"),
-        ("weight_format", ctypes.c_int),
-        ("weight_layout", ctypes.c_int),
-        *_sizes("group_size"),
-        ("zero_points", ctypes.c_bool),
-        ("has_bias", ctypes.c_bool),
-        ("activation", ctypes.c_int),
-        ("has_residual", ctypes.c_bool),
-    ]
-
-
 class _LinearParams(ctypes.Structure):
     """LinearParams of plugins/linear/cpu/kernel.h"""
 
     _fields_ = [
-        ("attributes", _LinearAttributes),
+        ("attributes", LinearAttributes),
         ("is_exact", ctypes.c_bool),
         *_sizes("T", "K", "N"),
         *_pointers("x"),
@@ -155,7 +141,7 @@ class Call:
             values["weight_type"] = FLOAT_TYPES.index(weights.dtype)
         if self.spec is LINEAR:
             (T, K), N = self.inputs["x"].shape, self.attributes["out_features"]
-            return {**values, "attributes": _LinearAttributes(**attributes), "T": T, "K": K, "N": N}
+            return {**values, "attributes": LinearAttributes(**attributes), "T": T, "K": K, "N": N}
         sizes = moe_sizes(self.inputs)
         sizes["I"] = self.attributes["expert_size"] or sizes["I"]
         values["visual_top_k"] = int(self.inputs["visual_top_k"][0])

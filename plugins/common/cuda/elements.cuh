@@ -42,6 +42,12 @@ __device__ uint4 pack(const float (&values)[kVector]) {
   return bits;
 }
 
+/// 0 where there is no bias.
+template <typename T>
+__device__ float bias_at(const void* bias, int64_t index) {
+  return bias == nullptr ? 0.0f : to_float(static_cast<const T*>(bias)[index]);
+}
+
 /// Two neighbours in one register, the first in its lower half.
 template <typename T>
 __device__ uint32_t pack_pair(float first, float second) {

@@ -7,7 +7,7 @@ namespace fastmmoe::sparse_moe {
 
 constexpr int kCombineThreads = 128;
 
-static_assert(kSparseMoeDepth % kVector == 0, "a thread adds 16 bytes of a row, all of them in it");
+static_assert(kProductDepth % kVector == 0, "a thread adds 16 bytes of a row, all of them in it");
 
 /// output = the sum of a token's slots, experts ascending.
 /// Grid: a token, pieces of kCombineThreads kVector columns. Block: a thread adds 16 bytes.

@@ -6,12 +6,12 @@
 
 #include "common/cuda/device.cuh"
 #include "common/cuda/elements.cuh"
+#include "common/cuda/products.h"
 #include "common/cuda/ptx.cuh"
 #include "sparse_moe/cuda/kernel.h"
 
 namespace fastmmoe::sparse_moe {
 
-constexpr int kDecodeTokens = 8;  // most tokens of the kernels for few, and the rows of their tiles
 constexpr int kMaxExperts = static_cast<int>(kSparseMoeMaxExperts);
 
 /// Whether a request has so few tokens that the kernels of decode.cuh take it.
@@ -29,12 +29,6 @@ struct Workspace {
   void* weighted;        // [max_tiles tile_rows, H] F; not with the decoding kernels
   int32_t slots, tile_rows, max_tiles;
 };
-
-/// 0 where there is no bias.
-template <typename T>
-__device__ float bias_at(const void* bias, int64_t index) {
-  return bias == nullptr ? 0.0f : to_float(static_cast<const T*>(bias)[index]);
-}
 
 __device__ inline float activate(const SparseMoeAttributes& attributes, float gate, float up) {
   if (attributes.activation == Activation::kSwiglu) return __fdividef(gate, 1.0f + expf(-gate)) * up;

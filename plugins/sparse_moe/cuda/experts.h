@@ -9,10 +9,6 @@
 
 namespace fastmmoe::sparse_moe {
 
-/// Rows of a tile: for few rows an expert, for some, and for many with weights of type F. The kernels for few
-/// tokens have others.
-constexpr int kSmallTileRows = 16, kMediumTileRows = 64, kLargeTileRows = 128;
-
 /// From hidden_states and the sorted slots to `weighted`, or with up to kDecodeTokens tokens to output.
 void launch_float_experts(const SparseMoeKernelParams& params, const Workspace& work, cudaStream_t stream);
 void launch_int8_experts(const SparseMoeKernelParams& params, const Workspace& work, cudaStream_t stream);

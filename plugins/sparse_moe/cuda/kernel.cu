@@ -123,7 +123,7 @@ void check_sizes(const SparseMoeKernelParams& params) {
         "FmmSparseMoE: n_group is ", attributes.n_group, ", expected 1 to ", kMaxGroups, ", a divisor of ",
         params.E);
   const bool is_int4 = attributes.weight_format == WeightFormat::kInt4;
-  const int64_t depth = is_int4 ? kSparseMoeInt4Depth : kSparseMoeDepth;
+  const int64_t depth = is_int4 ? kInt4ProductDepth : kProductDepth;
   for (const auto& [name, size] : {std::pair{"H", params.H}, std::pair{"I", params.I}}) {
     CHECK(size > 0 && size % depth == 0, "FmmSparseMoE: ", name, " is ", size, ", expected a multiple of ",
           depth, is_int4 ? " with int4 weights" : "", " on CUDA");

@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "common/cuda/products.h"
 #include "common/half.h"
 #include "sparse_moe/params.h"
 
@@ -16,14 +17,10 @@ namespace fastmmoe {
 constexpr int64_t kSparseMoeMaxExperts = 256;
 constexpr int64_t kSparseMoeMaxTopK = 16;
 
-/// H and I are multiples of this: the depth of one tensor core operation. With int4 of twice as much, so that
-/// rows of weights are whole pieces of 16 bytes.
-constexpr int64_t kSparseMoeDepth = 16;
-constexpr int64_t kSparseMoeInt4Depth = 32;
-
 /// Row-major arrays without gaps in device memory, those of type F and the weights aligned to 16 bytes; the
-/// sizes are known on the host. The caller has checked the attributes; visual_index is ascending and below T.
-/// g is attributes.group_size; int4 weights are packed as exporter/ops/quantise.py says.
+/// sizes are known on the host. H and I are multiples of kProductDepth or kInt4ProductDepth. The caller has
+/// checked the attributes; visual_index is ascending and below T. g is attributes.group_size; int4 weights
+/// are packed as exporter/ops/quantise.py says.
 struct SparseMoeKernelParams {
   SparseMoeAttributes attributes;
   FloatType type;  // F: kFloat16 or kBfloat16

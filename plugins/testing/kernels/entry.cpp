@@ -5,6 +5,7 @@
 #include "testing/emulator/entry.h"
 
 #include "attention/cuda/kernel.h"
+#include "linear/cuda/kernel.h"
 #include "sparse_moe/cuda/kernel.h"
 #include "token_prune/cuda/kernel.h"
 
@@ -20,6 +21,17 @@ EXPORTED const char* fmm_attention_workspace(const fastmmoe::AttentionParams* pa
 
 EXPORTED const char* fmm_attention(const fastmmoe::AttentionParams* params, void* workspace, void* stream) {
   return guarded([&] { fastmmoe::launch_attention(*params, workspace, static_cast<cudaStream_t>(stream)); });
+}
+
+EXPORTED const char* fmm_linear_workspace(const fastmmoe::LinearKernelParams* params, size_t* bytes) {
+  return guarded([&] {
+    fastmmoe::check_linear(*params);
+    *bytes = 0;
+  });
+}
+
+EXPORTED const char* fmm_linear(const fastmmoe::LinearKernelParams* params, void*, void* stream) {
+  return guarded([&] { fastmmoe::launch_linear(*params, static_cast<cudaStream_t>(stream)); });
 }
 
 EXPORTED const char* fmm_sparse_moe_workspace(const fastmmoe::SparseMoeKernelParams* params, size_t* bytes) {

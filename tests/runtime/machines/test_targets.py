@@ -81,13 +81,16 @@ def test_the_limits_are_those_of_the_kernels() -> None:
     header = (REPOSITORY / "plugins" / "sparse_moe" / "cuda" / "kernel.h").read_text()
     constants = {name: int(value) for name, value in re.findall(r"constexpr int64_t (kSparseMoe\w+) = (\d+);", header)}
     assert CUDA_KERNELS.most_experts == constants["kSparseMoeMaxExperts"]
-    depth, int4_depth = constants["kSparseMoeDepth"], constants["kSparseMoeInt4Depth"]
+    header = (REPOSITORY / "plugins" / "common" / "cuda" / "products.h").read_text()
+    depth, int4_depth = (int(n) for n in re.findall(r"constexpr int64_t k(?:Int4)?ProductDepth = (\d+);", header))
     assert CUDA_KERNELS.columns_multiple == {"float": depth, "int8": depth, "int4": int4_depth, "fp8": depth}
     header = (REPOSITORY / "plugins" / "attention" / "cuda" / "kernel.h").read_text()
     constants = {name: int(value) for name, value in re.findall(r"constexpr int64_t (kAttention\w+) = (\d+);", header)}
     assert CUDA_KERNELS.head_multiple == constants["kAttentionMultiple"]
     assert CUDA_KERNELS.most_head_width == constants["kAttentionMostWidth"]
     assert CUDA_KERNELS.most_latent == (constants["kAttentionMostLatent"], constants["kAttentionMostLatentValues"])
+    header = (REPOSITORY / "plugins" / "linear" / "cuda" / "kernel.h").read_text()
+    assert f"constexpr int64_t kLinearOutputs = {CUDA_KERNELS.outputs_multiple};" in header
     assert all(target.kernels in (None, CUDA_KERNELS) for target in TARGETS.values())
 
 

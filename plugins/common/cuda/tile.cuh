@@ -1,28 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0
 // Tiles of the operands in shared memory: how they get there, and how the warps read them.
 //
-// A tile is kTileDepth columns deep, two tensor core operations. Weights are the left operand, rows of slots
-// the right one. Integer weights stay packed in shared memory: a lane unpacks 8 neighbouring columns of a
-// row, its share of both operations, and takes the same columns of the other operand. That way around one
+// A tile is kTileDepth columns deep, two tensor core operations. Weights are the left operand, rows of the
+// input the right one. Integer weights stay packed in shared memory: a lane unpacks 8 neighbouring columns of
+// a row, its share of both operations, and takes the same columns of the other operand. That way around one
 // load of 16 bytes is the right operand as it is, while unpacking, which goes through registers in any case,
 // puts the left one together from two rows. Reading is free of bank conflicts for every format.
 #pragma once
 
+#include "common/cuda/dequantise.cuh"
+#include "common/cuda/elements.cuh"
+#include "common/cuda/products.h"
 #include "common/cuda/ptx.cuh"
-#include "sparse_moe/cuda/dequantise.cuh"
-#include "sparse_moe/cuda/device.cuh"
-#include "sparse_moe/cuda/experts.h"
 
-namespace fastmmoe::sparse_moe {
+namespace fastmmoe {
 
 constexpr int kTileDepth = 32;
 constexpr int kTileWeights = 128;                            // rows of the weights in a tile
 constexpr int kOpWeights = 16, kOpTokens = 8, kTileOps = 2;  // of a tensor core operation; operations deep
 constexpr int kPiece = 16;                                   // bytes that a thread copies at a time
-static_assert(kSparseMoeDepth % kPiece == 0 && kSparseMoeInt4Depth / 2 % kPiece == 0,
+static_assert(kProductDepth % kPiece == 0 && kInt4ProductDepth / 2 % kPiece == 0,
               "rows of every format are whole pieces");
 
-/// kRows of the sorted slots by kTileWeights, cut among kWarpsDown x kWarpsAcross warps; kStages tiles of the
+/// kRows of the input by kTileWeights, cut among kWarpsDown x kWarpsAcross warps; kStages tiles of the
 /// operands are in shared memory or on their way to it. A multiprocessor has registers for kBlocks blocks.
 template <int kRows_, int kWarpsDown_, int kWarpsAcross_, int kStages_, int kBlocks_>
 struct Tile {
@@ -82,7 +82,7 @@ class TileRows {
   int rows_[kCopies];
 };
 
-/// Rows of T, those of the sorted slots.
+/// Rows of T, those of the input.
 template <typename Tile>
 using InputRows = TileRows<Tile::kRows, kTileDepth * kElementBytes, Tile::kThreads>;
 
@@ -184,4 +184,4 @@ __device__ void load_pairs(const char* shared, int first, Pairs& pairs) {
   memcpy(pairs, &piece, sizeof pairs);
 }
 
-}  // namespace fastmmoe::sparse_moe
+}  // namespace fastmmoe

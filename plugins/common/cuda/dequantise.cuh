@@ -15,10 +15,10 @@
 #include <cstring>
 #include <type_traits>
 
+#include "common/cuda/device.cuh"
 #include "common/cuda/ptx.cuh"
-#include "sparse_moe/cuda/device.cuh"
 
-namespace fastmmoe::sparse_moe {
+namespace fastmmoe {
 
 /// Half of 8 columns for each of two tensor core operations: the elements of pairs[2 i] and pairs[2 i + 1]
 /// are multiplied by operation i. Every order of columns is right if both operands have the same.
@@ -79,7 +79,7 @@ struct Int8Weights {
   using Type = T;
   using Columns = uint2;
   using Group = ScaleAndZero;
-  using Scale = sparse_moe::Scale<T>;
+  using Scale = fastmmoe::Scale<T>;
   static constexpr int kBits = 8;
   static constexpr int kZero = 0;  // without zero points
 
@@ -92,7 +92,7 @@ struct Int4Weights {
   using Type = T;
   using Columns = uint32_t;
   using Group = ScaleAndZero;
-  using Scale = sparse_moe::Scale<T>;
+  using Scale = fastmmoe::Scale<T>;
   static constexpr int kBits = 4;
   static constexpr int kZero = 8;
 
@@ -106,7 +106,7 @@ struct Fp8Weights {
   using Type = T;
   using Columns = uint2;
   using Group = ScaleAndZero;
-  using Scale = sparse_moe::Scale<T>;
+  using Scale = fastmmoe::Scale<T>;
   static constexpr int kBits = 8;
   static constexpr int kZero = 0;
 
@@ -240,7 +240,7 @@ __device__ inline void Fp8Weights<__nv_bfloat16>::unpack(const uint2& columns, c
 template <typename Format>
 constexpr bool kIsPacked = !std::is_empty_v<typename Format::Group>;
 
-/// Rows of weights in global memory, those of one expert.
+/// A matrix of weights in global memory.
 template <typename Format>
 class Matrix {
  public:
@@ -285,26 +285,4 @@ class Matrix {
   int first_row_, depth_, groups_ = 0, shift_ = 0;
 };
 
-template <typename Format>
-__device__ Matrix<Format> gate_up_of(const SparseMoeKernelParams& params, int expert) {
-  const int H = static_cast<int>(params.H), I = static_cast<int>(params.I);
-  return {params.gate_up,
-          params.gate_up_scale,
-          params.gate_up_zero,
-          expert * 2 * I,
-          H,
-          static_cast<int>(params.attributes.group_size)};
-}
-
-template <typename Format>
-__device__ Matrix<Format> down_of(const SparseMoeKernelParams& params, int expert) {
-  const int H = static_cast<int>(params.H), I = static_cast<int>(params.I);
-  return {params.down,
-          params.down_scale,
-          params.down_zero,
-          expert * H,
-          I,
-          static_cast<int>(params.attributes.group_size)};
-}
-
-}  // namespace fastmmoe::sparse_moe
+}  // namespace fastmmoe
