@@ -15,10 +15,10 @@ from fastmmoe.exporter.ops.token_prune.reference import token_prune_reference
 from fastmmoe.exporter.ops.vision_attention.contract import VISION_ATTENTION
 from fastmmoe.exporter.ops.vision_attention.reference import vision_attention_reference
 
-ENGINE_OPS: tuple[OpSpec, ...] = (SPARSE_MOE, TOKEN_PRUNE, ATTENTION)
+ENGINE_OPS: tuple[OpSpec, ...] = (SPARSE_MOE, TOKEN_PRUNE, ATTENTION, LINEAR)
 """Those that GPUs run, too."""
 
-OPS: tuple[OpSpec, ...] = (*ENGINE_OPS, VISION_ATTENTION, LINEAR, ROTARY)
+OPS: tuple[OpSpec, ...] = (*ENGINE_OPS, VISION_ATTENTION, ROTARY)
 
 __all__ = [
     "ATTENTION",

@@ -109,19 +109,6 @@ const OpContract& attention::contract() {
   return contract;
 }
 
-const OpContract& vision_attention::contract() {
-  static const OpContract contract{"FmmVisionAttention", 1,
-    {{"qkv", {{"B", 0, {{1, 'B'}}, 0}, {"T", 0, {{1, 'T'}}, 0}, {"3", 3, {}, 0}, {"N", 0, {{1, 'N'}}, 0}, {"D", 0, {{1, 'D'}}, 0}}, {ElementType::kFloat, ElementType::kFloat16, ElementType::kBfloat16}, 'F', kAlways, {}, false, kNoAlias, {}}},
-    {{"output", {{"B", 0, {{1, 'B'}}, 0}, {"T", 0, {{1, 'T'}}, 0}, {"N", 0, {{1, 'N'}}, 0}, {"D", 0, {{1, 'D'}}, 0}}, {ElementType::kFloat, ElementType::kFloat16, ElementType::kBfloat16}, 'F', kAlways, {}, false, kNoAlias, {}}},
-    {{"scale", AttributeKind::kFloat, {}, {}, false, 0, 0},
-     {"compute", AttributeKind::kString, {"float32", "bfloat16"}, {}, false, 0, 0}},
-    {{'B', 1, 65536},
-     {'T', 1, 65536},
-     {'N', 1, 1024},
-     {'D', 1, 1024}}};
-  return contract;
-}
-
 const OpContract& linear::contract() {
   static const OpContract contract{"FmmLinear", 1,
     {{"x", {{"T", 0, {{1, 'T'}}, 0}, {"K", 0, {{1, 'K'}}, 0}}, {ElementType::kFloat, ElementType::kFloat16, ElementType::kBfloat16}, 'F', kAlways, {}, false, kNoAlias, {}},
@@ -145,6 +132,19 @@ const OpContract& linear::contract() {
   return contract;
 }
 
+const OpContract& vision_attention::contract() {
+  static const OpContract contract{"FmmVisionAttention", 1,
+    {{"qkv", {{"B", 0, {{1, 'B'}}, 0}, {"T", 0, {{1, 'T'}}, 0}, {"3", 3, {}, 0}, {"N", 0, {{1, 'N'}}, 0}, {"D", 0, {{1, 'D'}}, 0}}, {ElementType::kFloat, ElementType::kFloat16, ElementType::kBfloat16}, 'F', kAlways, {}, false, kNoAlias, {}}},
+    {{"output", {{"B", 0, {{1, 'B'}}, 0}, {"T", 0, {{1, 'T'}}, 0}, {"N", 0, {{1, 'N'}}, 0}, {"D", 0, {{1, 'D'}}, 0}}, {ElementType::kFloat, ElementType::kFloat16, ElementType::kBfloat16}, 'F', kAlways, {}, false, kNoAlias, {}}},
+    {{"scale", AttributeKind::kFloat, {}, {}, false, 0, 0},
+     {"compute", AttributeKind::kString, {"float32", "bfloat16"}, {}, false, 0, 0}},
+    {{'B', 1, 65536},
+     {'T', 1, 65536},
+     {'N', 1, 1024},
+     {'D', 1, 1024}}};
+  return contract;
+}
+
 const OpContract& rotary::contract() {
   static const OpContract contract{"FmmRotary", 1,
     {{"x", {{"T", 0, {{1, 'T'}}, 0}, {"N", 0, {{1, 'N'}}, 0}, {"2P", 0, {{2, 'P'}}, 0}}, {ElementType::kFloat}, 0, kAlways, {}, false, kNoAlias, {}},
@@ -160,7 +160,7 @@ const OpContract& rotary::contract() {
   return contract;
 }
 
-std::vector<const OpContract*> all_contracts() { return {&sparse_moe::contract(), &token_prune::contract(), &attention::contract(), &vision_attention::contract(), &linear::contract(), &rotary::contract()}; }
+std::vector<const OpContract*> all_contracts() { return {&sparse_moe::contract(), &token_prune::contract(), &attention::contract(), &linear::contract(), &vision_attention::contract(), &rotary::contract()}; }
 
 }  // namespace fastmmoe
 // clang-format on

@@ -41,14 +41,6 @@ enum Attribute : size_t { kWindow, kValueWidth, kScale, kHasSinks, kWritesPositi
 const OpContract& contract();
 }  // namespace attention
 
-namespace vision_attention {
-enum Input : size_t { kQkv };
-enum Output : size_t { kOutput };
-enum Attribute : size_t { kScale, kCompute };
-inline Compute compute_of(const NodeAttributes& node) { return static_cast<Compute>(node.integer(kCompute)); }
-const OpContract& contract();
-}  // namespace vision_attention
-
 namespace linear {
 enum Input : size_t { kX, kWeight, kBias, kScale, kZero, kResidual };
 enum Output : size_t { kY };
@@ -58,6 +50,14 @@ inline WeightLayout weight_layout_of(const NodeAttributes& node) { return static
 inline Activation activation_of(const NodeAttributes& node) { return static_cast<Activation>(node.integer(kActivation)); }
 const OpContract& contract();
 }  // namespace linear
+
+namespace vision_attention {
+enum Input : size_t { kQkv };
+enum Output : size_t { kOutput };
+enum Attribute : size_t { kScale, kCompute };
+inline Compute compute_of(const NodeAttributes& node) { return static_cast<Compute>(node.integer(kCompute)); }
+const OpContract& contract();
+}  // namespace vision_attention
 
 namespace rotary {
 enum Input : size_t { kX, kCos, kSin, kNorm };

@@ -22,6 +22,14 @@ LinearAttributes read_attributes(const NodeAttributes& node) {
   return result;
 }
 
+void check_packed_rows(const NodeAttributes& node) {
+  const LinearAttributes attributes = read_attributes(node);
+  CHECK(attributes.weight_layout == WeightLayout::kLogical,
+        "FmmLinear: attribute weight_layout is tiles, expected logical on CUDA: tiles are for the CPU");
+  CHECK(attributes.weight_format != WeightFormat::kFloat,
+        "FmmLinear: attribute weight_format is float, expected int8 or int4 on CUDA");
+}
+
 Sizes check_inputs(const NodeAttributes& node, const std::vector<TensorInfo>& inputs) {
   const LinearAttributes attributes = read_attributes(node);
   const bool is_float = attributes.weight_format == WeightFormat::kFloat;

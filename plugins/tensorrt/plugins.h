@@ -12,5 +12,6 @@ namespace fastmmoe {
 std::unique_ptr<ContractPlugin> make_sparse_moe_plugin(NodeAttributes node, std::string name);
 std::unique_ptr<ContractPlugin> make_token_prune_plugin(NodeAttributes node, std::string name);
 std::unique_ptr<ContractPlugin> make_attention_plugin(NodeAttributes node, std::string name);
+std::unique_ptr<ContractPlugin> make_linear_plugin(NodeAttributes node, std::string name);
 
 }  // namespace fastmmoe

@@ -19,7 +19,8 @@ struct Registry {
   ContractCreator sparse_moe{sparse_moe::contract(), make_sparse_moe_plugin};
   ContractCreator token_prune{token_prune::contract(), make_token_prune_plugin};
   ContractCreator attention{attention::contract(), make_attention_plugin};
-  nvinfer1::IPluginCreatorInterface* all[3] = {&sparse_moe, &token_prune, &attention};
+  ContractCreator linear{linear::contract(), make_linear_plugin};
+  nvinfer1::IPluginCreatorInterface* all[4] = {&sparse_moe, &token_prune, &attention, &linear};
 };
 
 // Read from the file by programs that cannot load the library, which may be for another machine.

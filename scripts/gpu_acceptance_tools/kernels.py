@@ -15,7 +15,7 @@ import torch
 
 from fastmmoe.runtime.types import Array
 
-OPERATORS = ("attention", "sparse_moe", "token_prune")
+OPERATORS = ("attention", "linear", "sparse_moe", "token_prune")
 GUARD = 1024
 ALIGNMENT = 256
 INPUT_GUARD = 0xFF

@@ -12,13 +12,23 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from fastmmoe.exporter.ops import ATTENTION, attention_reference, sparse_moe_reference, token_prune_reference
+from fastmmoe.exporter.ops import (
+    ATTENTION,
+    attention_reference,
+    linear_reference,
+    sparse_moe_reference,
+    token_prune_reference,
+)
+from fastmmoe.exporter.ops.linear.packing import LinearPacking
 from fastmmoe.runtime.types import Array
 from gpu_acceptance_tools.kernels import Kernels, guarded_call
 from tests.support.attention_cases import LARGE, SMALL, Case, make_inputs
 from tests.support.attention_checks import check_outputs
 from tests.support.attention_params import make_params, output_types
 from tests.support.expert_cases import CASES, PACKINGS, make_case
+from tests.support.linear_cases import IN_ROWS, KERNEL_CASES, kernel_case, packing_id
+from tests.support.linear_params import TOLERANCES as LINEAR_TOLERANCES
+from tests.support.linear_params import linear_params
 from tests.support.moe_params import TOLERANCES, expected_experts, moe_params, moe_sizes, typed
 from tests.support.operator_cases import MOE_CASES, PRUNE_CASES
 from tests.support.prune_params import DTYPES as PRUNE_DTYPES
@@ -29,6 +39,8 @@ from tests.support.prune_params import prune_output_types, prune_params, prune_s
 DTYPES = [np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]
 POISONS = (0x7F, 0xFF)
 OFFSETS = {"gate_up_scale": 2, "down_scale": 2, "gate_up_zero": 1, "down_zero": 1}
+LINEAR_OFFSETS = {"scale": 2, "zero": 1}
+LINEAR_PACKINGS = IN_ROWS[1:]
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,9 @@ def subjects(*, is_rehearsal: bool) -> Iterator[Subject]:
             for name in list(CASES)[:: 8 if is_rehearsal else 1]:
                 make = _sparse_moe(functools.partial(make_case, CASES[name], packing), dtype)
                 yield Subject(f"FmmSparseMoE {packing} {dtype}", name, make)
+        for packed in LINEAR_PACKINGS[::5] if is_rehearsal else LINEAR_PACKINGS:
+            for name in list(KERNEL_CASES)[:: 5 if is_rehearsal else 1]:
+                yield Subject(f"FmmLinear {packing_id(packed)} {dtype}", name, _linear(name, packed, dtype))
     for dtype in PRUNE_DTYPES:
         for name in list(PRUNE_CASES)[:: 20 if is_rehearsal else 1]:
             yield Subject(f"FmmTokenPrune {dtype}", name, _token_prune(name, dtype))
@@ -75,6 +90,11 @@ def smallest() -> list[Subject]:
         for name in few:
             make = _sparse_moe(functools.partial(make_case, CASES[name], packing), dtype)
             found.append(Subject(f"FmmSparseMoE {packing}", name, make))
+    found += [
+        Subject(f"FmmLinear {packing_id(packed)}", name, _linear(name, packed, dtype))
+        for packed in LINEAR_PACKINGS[::5]
+        for name in ("1 row", "9 rows", "tiles of 64 rows")
+    ]
     pruned = ("window3-mlerp-alpha0.3", "packed-adjacent runs")
     return [*found, *(Subject("FmmTokenPrune", name, _token_prune(name, dtype)) for name in pruned)]
 
@@ -134,6 +154,25 @@ def _sparse_moe(make: Callable[[], tuple[dict[str, Array], dict[str, Any]]], dty
                 exact = sparse_moe_reference(**inputs, **attributes)
             _close(found["output"], exact, TOLERANCES[np.dtype(dtype)], "output")
         return [found["output"].tobytes()]
+
+    return call
+
+
+def _linear(name: str, packing: LinearPacking, dtype: Any) -> Callable[[Kernels, int, bool], list[bytes]]:
+    def call(kernels: Kernels, poison: int, again: bool) -> list[bytes]:
+        inputs, attributes = kernel_case(name, packing, dtype)
+        found, _ = guarded_call(
+            kernels,
+            "linear",
+            inputs,
+            {"y": ((len(inputs["x"]), attributes["out_features"]), dtype)},
+            lambda addresses: linear_params(inputs, attributes, addresses),
+            poison=poison,
+            offsets=LINEAR_OFFSETS,
+        )
+        if not again:
+            _close(found["y"], linear_reference(inputs, attributes), LINEAR_TOLERANCES[np.dtype(dtype)], "y")
+        return [found["y"].tobytes()]
 
     return call
 

@@ -21,6 +21,7 @@ SOURCES = (
     "onnxruntime/register.cpp",
     "onnxruntime/cuda/attention_op.cpp",
     "onnxruntime/cuda/library_ops.cpp",
+    "onnxruntime/cuda/linear_op.cpp",
     "onnxruntime/cuda/sparse_moe_op.cpp",
     "onnxruntime/cuda/token_prune_op.cpp",
 )

@@ -6,7 +6,8 @@ namespace fastmmoe {
 
 std::vector<const OrtCustomOp*> library_ops(bool is_exact) {
   std::vector<const OrtCustomOp*> found;
-  for (const auto& ops : {sparse_moe_ops(is_exact), token_prune_ops(), attention_ops()}) {
+  for (const auto& ops :
+       {sparse_moe_ops(is_exact), token_prune_ops(), attention_ops(), linear_ops(is_exact)}) {
     found.insert(found.end(), ops.begin(), ops.end());
   }
   return found;

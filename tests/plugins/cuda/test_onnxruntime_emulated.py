@@ -12,14 +12,24 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, RuntimeException
 
-from fastmmoe.exporter.ops import ATTENTION, DOMAIN, OPS, OpSpec, sparse_moe_reference, token_prune_reference
+from fastmmoe.exporter.ops import (
+    ATTENTION,
+    DOMAIN,
+    OPS,
+    OpSpec,
+    linear_reference,
+    sparse_moe_reference,
+    token_prune_reference,
+)
+from fastmmoe.exporter.ops.linear.packing import LinearPacking
 from fastmmoe.exporter.ops.quantise import quantise
 from fastmmoe.runtime.types import Array
 from tests.support.attention_cases import OTHER_WIDTHS, SMALL, make_inputs
 from tests.support.attention_checks import check_outputs
 from tests.support.emulated_ort import build_emulated_ort, fetch_ort_headers
+from tests.support.linear_cases import IN_ROWS, linear_case, packing_id
 from tests.support.native_node import NativeNode, to_array, to_ort_value
 from tests.support.operators import moe_attributes, moe_inputs, prune_inputs
 
@@ -190,6 +200,26 @@ def test_attention_that_the_kernels_do_not_take_is_refused(library: Path) -> Non
     node = NativeNode(ATTENTION.name, inputs, case.attributes, library=library)
     with pytest.raises(InvalidArgument, match="FmmAttention: D is 20 and W is 12, expected multiples of 8 up to 128"):
         node(inputs)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("packing", [IN_ROWS[1], IN_ROWS[-1]], ids=packing_id)
+@pytest.mark.parametrize("T", [0, 3, 40])
+def test_linear(library: Path, packing: LinearPacking, dtype: Any, T: int) -> None:
+    inputs, attributes = linear_case(packing, (T, 50, 160), activation="gelu", has_residual=True, dtype=dtype)
+    (output,) = run(library, "FmmLinear", inputs, attributes)
+    expected = linear_reference(inputs, attributes).astype(np.float32)
+    atol = TOLERANCES[np.dtype(dtype)] * np.abs(expected).max(initial=0)
+    np.testing.assert_allclose(output, expected, rtol=0, atol=atol)
+
+
+def test_linear_layers_that_the_kernels_do_not_take_are_refused(library: Path) -> None:
+    inputs, attributes = linear_case(IN_ROWS[-1], (3, 50, 48), dtype=np.float16)
+    with pytest.raises(InvalidArgument, match="FmmLinear: K is 48, expected a multiple of 32 with int4 weights"):
+        run(library, "FmmLinear", inputs, attributes)
+    inputs, attributes = linear_case(None, (3, 50, 48), weight_dtype=np.float16, dtype=np.float16)
+    with pytest.raises(RuntimeException, match="FmmLinear: attribute weight_format is float, expected int8 or int4"):
+        run(library, "FmmLinear", inputs, attributes)
 
 
 def test_what_the_contract_does_not_allow_is_refused(library: Path) -> None:

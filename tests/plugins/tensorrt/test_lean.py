@@ -16,6 +16,7 @@ import pytest
 from fastmmoe.exporter.ops import ENGINE_OPS
 from fastmmoe.plugins import tensorrt_library_path
 from tests.support.attention_cases import SMALL
+from tests.support.linear_cases import IN_ROWS
 from tests.support.operators import moe_attributes
 
 HERE = Path(__file__).parent
@@ -53,7 +54,13 @@ def built_library(architecture: str, command: str) -> str:
 def test_x86_64(version: str) -> None:
     library = built_library("x86_64", "make plugins")
     runtime = fetch_runtime(version)
-    complete = {"FmmSparseMoE": moe_attributes(), "FmmTokenPrune": MLERP, "FmmAttention": ATTENTION}
+    linear = IN_ROWS[-1].attributes(64, has_bias=True)
+    complete = {
+        "FmmSparseMoE": moe_attributes(),
+        "FmmTokenPrune": MLERP,
+        "FmmAttention": ATTENTION,
+        "FmmLinear": linear,
+    }
     requests = list(complete.items())
     requests += [(op, {"contract_version": 1, **attributes}) for op, attributes in complete.items()]
     requests.append(("FmmTokenPrune", {**MLERP, "window": -1}))

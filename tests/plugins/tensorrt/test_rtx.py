@@ -18,12 +18,14 @@ import onnx
 import pytest
 
 from fastmmoe.exporter.ops import DOMAIN, OPS
+from fastmmoe.exporter.ops.linear.packing import LinearPacking
 from fastmmoe.exporter.ops.quantise import quantise
 from fastmmoe.plugins import tensorrt_library_path
 from fastmmoe.runtime.backends.tensorrt.api import EngineReply, EngineRequest
 from fastmmoe.runtime.machines.targets import RTX
 from fastmmoe.runtime.types import Array
 from tests.support.attention_cases import SMALL, make_inputs
+from tests.support.linear_cases import IN_ROWS, linear_case, packing_id
 from tests.support.operators import moe_attributes, moe_inputs, prune_inputs
 
 Build = Callable[[str, dict[str, Array], dict[str, Any]], EngineReply]
@@ -42,6 +44,7 @@ PROFILES: dict[str, tuple[Sizes, Sizes]] = {
         {"T": (1, 60, 4096), "A+1": (2, 2, 9), **CACHES},
         {"T": (1, 1, 8), "A+1": (2, 2, 9), **CACHES},
     ),
+    "FmmLinear": ({"T": (1, 60, 4096)}, {"T": (1, 1, 8)}),
 }
 
 
@@ -162,6 +165,18 @@ def test_attention(build: Build, name: str, dtype: Any) -> None:
     reply = build("FmmAttention", make_inputs(case, dtype=dtype), case.attributes)
     assert reply.error == ""
     assert reply.engine is not None
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("packing", [IN_ROWS[1], IN_ROWS[-1]], ids=packing_id)
+def test_linear(build: Build, packing: LinearPacking, dtype: Any) -> None:
+    """The integers are constants of the network, which the engine stores once and as they are."""
+    inputs, attributes = linear_case(packing, (60, 512, 512), dtype=dtype)
+    reply = build("FmmLinear", inputs, attributes)
+    assert reply.error == ""
+    assert reply.engine is not None
+    weight_bytes = packing.bytes(512, 512)
+    assert weight_bytes < reply.engine.bytes < 1.5 * weight_bytes
 
 
 def test_refusals_reach_the_user(build: Build) -> None:
