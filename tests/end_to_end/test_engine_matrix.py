@@ -11,7 +11,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from fastmmoe.exporter.export import write_graphs
 from fastmmoe.exporter.graph.expert_inputs import make_expert_inputs
 from fastmmoe.exporter.manifest import build_manifest
 from fastmmoe.exporter.model import Model, Precision
+from fastmmoe.exporter.ops.linear.packing import LinearPacking, LinearPackings
 from fastmmoe.exporter.ops.quantise import Packing
 from fastmmoe.exporter.processor import read_processor_config
 from fastmmoe.exporter.pruning.settings import MethodOption, PolicyOptions
@@ -40,9 +42,15 @@ from tests.support.double import installed
 from tests.support.engine_runs import check_runs
 from tests.support.tensorrt_operators import READ_BY_TENSORRT_10_1
 
+# What --dense int8 and int4 make of linear layers.
+INT8 = LinearPacking("int8", 128, is_tiled=False)
+DENSE_INT8 = LinearPackings(INT8, INT8)
+DENSE_INT4 = LinearPackings(LinearPacking("int4", 32, zero_points=True, is_tiled=False), INT8)
+FLOATS = LinearPackings()
 
-def _of_one_worker(name: str, dtype: torch.dtype, packing: Packing | None) -> Any:
-    return pytest.param(name, dtype, packing, marks=pytest.mark.xdist_group(f"engines of {name}"))
+
+def _of_one_worker(name: str, dtype: torch.dtype, packing: Packing | None, linears: LinearPackings = FLOATS) -> Any:
+    return pytest.param(name, dtype, packing, linears, marks=pytest.mark.xdist_group(f"engines of {name}"))
 
 
 # dsvl2-mla has latent attention; gpt-oss has biases, sinks and sliding layers. One family in one element type is traced
@@ -53,12 +61,14 @@ MODELS = [
     _of_one_worker("internvl-gptoss", torch.float16, None),
     _of_one_worker("internvl-qwen3moe", torch.bfloat16, Packing("int8", 32, True)),
     _of_one_worker("internvl-qwen3moe", torch.bfloat16, Packing("fp8", 32, False)),
-    _of_one_worker("internvl-qwen3moe", torch.bfloat16, Packing("int4", 32, True)),
-    pytest.param(DEMO, torch.float16, None, marks=pytest.mark.slow),
-    pytest.param("internvl-gptoss", torch.float16, Packing("int8", 64, False), marks=pytest.mark.slow),
-    pytest.param("internvl-qwen3moe", torch.bfloat16, None, marks=pytest.mark.slow),
-    pytest.param("internvl-gptoss", torch.bfloat16, Packing("int8", 64, False), marks=pytest.mark.slow),
-    pytest.param("internvl-qwen3moe", torch.float16, Packing("int8", 32, True), marks=pytest.mark.slow),
+    _of_one_worker("internvl-qwen3moe", torch.bfloat16, Packing("int4", 32, True), DENSE_INT4),
+    _of_one_worker("internvl-gptoss", torch.float16, None, DENSE_INT8),
+    pytest.param(DEMO, torch.float16, None, FLOATS, marks=pytest.mark.slow),
+    pytest.param("internvl-gptoss", torch.float16, Packing("int8", 64, False), FLOATS, marks=pytest.mark.slow),
+    pytest.param("internvl-qwen3moe", torch.bfloat16, None, FLOATS, marks=pytest.mark.slow),
+    pytest.param("internvl-gptoss", torch.bfloat16, Packing("int8", 64, False), FLOATS, marks=pytest.mark.slow),
+    pytest.param("internvl-qwen3moe", torch.float16, Packing("int8", 32, True), FLOATS, marks=pytest.mark.slow),
+    pytest.param("dsvl2-mla", torch.float16, Packing("int4", 32, True), DENSE_INT4, marks=pytest.mark.slow),
 ]
 PRUNE_LAYERS = {"internvl-gptoss": (1, 3, 5)}
 GRAPHS = ("vision", "embedding", "language_model")
@@ -149,7 +159,7 @@ def write_bundle(
 
 
 def check_sizes(out: Path, engines: Engines) -> None:
-    """An engine holds its graph's weights, but for the experts', which it takes as inputs."""
+    """An engine holds its graph's weights as they are stored, but for the experts', which it takes as inputs."""
     experts = sum(tensor.bytes for tensor in read_manifest(out).experts.inputs.values())
     for graph in GRAPHS:
         weights = (out / f"{graph}.data").stat().st_size - (experts if graph == "language_model" else 0)
@@ -165,13 +175,32 @@ def check_operators(out: Path, version: int) -> None:
         assert {node.op_type for node in model.graph.node if not node.domain} <= READ_BY_TENSORRT_10_1
 
 
-@pytest.mark.parametrize(("name", "dtype", "packing"), MODELS, ids=str)
+def check_linears(model: Model, nodes: Sequence[onnx.NodeProto]) -> None:
+    """Every packed linear layer is in a node of its format, and nothing else is: outputs by format."""
+    found, expected = Counter[str](), Counter[str]()
+    for node in nodes:
+        if node.op_type == "FmmLinear":
+            attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+            found[attributes["weight_format"].decode()] += attributes["out_features"]
+    for name, parameter in model.graphs.language_model.named_parameters():
+        packing = model.linear_packing(f"language_model.{name}")
+        if packing is not None:
+            expected[packing.weight_format] += parameter.shape[0]
+    assert found == expected
+
+
+@pytest.mark.parametrize(("name", "dtype", "packing", "linears"), MODELS, ids=str)
 def test_engines_are_built_and_run(
-    name: str, dtype: torch.dtype, packing: Packing | None, wide_checkpoint: Callable[[str], Path], tmp_path: Path
+    name: str,
+    dtype: torch.dtype,
+    packing: Packing | None,
+    linears: LinearPackings,
+    wide_checkpoint: Callable[[str], Path],
+    tmp_path: Path,
 ) -> None:
     skip_without_tools()
     source = checkpoint_directory(DEMO) if name == DEMO else wide_checkpoint(name)
-    precision, out = Precision(dtype, dtype, packing=packing), tmp_path / "out"
+    precision, out = Precision(dtype, dtype, packing=packing, linears=linears), tmp_path / "out"
     model = write_bundle(source, out, precision, PRUNE_LAYERS.get(name, (1, 2, 3)))
     lines: list[str] = []
     engines = build_engines(out, say=lines.append)
@@ -186,6 +215,7 @@ def test_engines_are_built_and_run(
     formats = {onnx.helper.get_node_attr_value(node, "weight_format").decode() for node in experts}
     assert formats == {"float" if packing is None else packing.weight_format}
     assert sum(node.op_type == "FmmTokenPrune" for node in nodes) == 3
+    check_linears(model, nodes)
     with installed() as double:
         check_runs(out, float32_twin(source, model), double, {"method": "none"}, {"retention": 0.5}, {"retention": 0.2})
 
