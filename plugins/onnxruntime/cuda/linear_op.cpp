@@ -16,9 +16,7 @@ class LinearKernel {
   static constexpr const char* kProvider = kCudaProvider;
   static constexpr ElementType kFloatType = kType;
 
-  explicit LinearKernel(const OrtKernelInfo* info) : node_(read_node(contract(), info)) {
-    check_packed_rows(node_);
-  }
+  explicit LinearKernel(const OrtKernelInfo* info) : node_(contract(), info) { check_packed_rows(node_); }
 
   void compute(OrtKernelContext* context) const {
     const Inputs inputs(node_, context);
@@ -31,7 +29,7 @@ class LinearKernel {
   }
 
  private:
-  NodeAttributes node_;
+  Node node_;
 };
 
 }  // namespace
