@@ -68,7 +68,7 @@ MODELS = [
     pytest.param("internvl-qwen3moe", torch.bfloat16, None, FLOATS, marks=pytest.mark.slow),
     pytest.param("internvl-gptoss", torch.bfloat16, Packing("int8", 64, False), FLOATS, marks=pytest.mark.slow),
     pytest.param("internvl-qwen3moe", torch.float16, Packing("int8", 32, True), FLOATS, marks=pytest.mark.slow),
-    pytest.param("dsvl2-mla", torch.float16, Packing("int4", 32, True), DENSE_INT4, marks=pytest.mark.slow),
+    pytest.param("dsvl2-mla", torch.float16, Packing("int4", 32, True), DENSE_INT8, marks=pytest.mark.slow),
 ]
 PRUNE_LAYERS = {"internvl-gptoss": (1, 3, 5)}
 GRAPHS = ("vision", "embedding", "language_model")
