@@ -16,6 +16,8 @@ PANEL_ROWS = 16
 WORD_BYTES = 4
 WORD_COLUMNS = {"float": 2, "int8": 4, "int4": 8}
 """Columns in a word, by weight_format; float is bfloat16."""
+INT4_COLUMNS = WORD_COLUMNS["int4"]
+"""A row of int4, in tiles or not, is whole words of so many columns."""
 
 
 def to_tiles(values: Array) -> Array:

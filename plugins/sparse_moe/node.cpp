@@ -62,6 +62,11 @@ Sizes check_inputs(const NodeAttributes& node, const std::vector<TensorInfo>& in
         node.text(kWeightFormat));
   CHECK(!is_tiled || !is_float || weights == ElementType::kBfloat16, "FmmSparseMoE: gate_up is ",
         name_of(weights), ", expected bfloat16 with weight_layout tiles");
+  for (const char letter : {'H', 'I'}) {
+    CHECK(!is_int4 || is_tiled || sizes[letter] % kInt4Columns == 0, "FmmSparseMoE: ", letter, " is ",
+          sizes[letter], ", expected a multiple of ", kInt4Columns,
+          " with weight_format int4 and weight_layout logical");
+  }
   CHECK(attributes.top_k <= sizes['E'], "FmmSparseMoE: top_k is ", attributes.top_k,
         ", expected at most E = ", sizes['E']);
   const bool has_groups = attributes.topk_method != TopkMethod::kGreedy;

@@ -13,8 +13,8 @@ from fastmmoe.exporter.ops import sparse_moe_reference
 from fastmmoe.exporter.ops.sparse_moe.reference import activate_reference, route_reference, stored_floats
 from fastmmoe.runtime.errors import BundleMismatch
 from fastmmoe.runtime.types import Array
-from tests.support.moe_layouts import KINDS, LAYOUTS, Kind, stored_case
-from tests.support.native_node import NativeNode
+from tests.support.moe_layouts import KINDS, LAYOUTS, Kind, broken_words, stored_case
+from tests.support.native_node import NativeNode, run_native
 from tests.support.panels_host import rounded_rows
 
 OP = "FmmSparseMoE"
@@ -144,6 +144,13 @@ def test_what_is_not_finite_stays_in_its_token(kind: Kind) -> None:
     output = run({**inputs, "hidden_states": states}, attributes)
     assert np.isnan(output[7]).all()
     np.testing.assert_array_equal(np.delete(output, 7, 0), np.delete(clean, 7, 0))
+
+
+@pytest.mark.parametrize("letter", ["H", "I"])
+def test_rows_of_int4_are_whole_words(letter: str) -> None:
+    inputs, attributes = broken_words(letter)
+    with pytest.raises(Exception, match=f"{OP}: {letter} is 36, expected a multiple of 8 with weight_format int4"):
+        run_native(OP, inputs, attributes)
 
 
 def test_exactness_is_an_entry_of_the_session() -> None:

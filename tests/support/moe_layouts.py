@@ -74,6 +74,18 @@ def stored_case(
     return inputs | {f"{name}_zero": w.zero for name, w in packed.items() if w.zero is not None}, made
 
 
+def broken_words(letter: str) -> tuple[dict[str, Array], dict[str, Any]]:
+    """A case of int4 in rows whose H or I is 36: the last of its words has four columns, and would be read whole."""
+    inputs, attributes = stored_case(Kind("int4", 32, 0), "logical", H=40, I=40)
+    cut = {
+        "H": {"hidden_states": np.s_[:, :36], "gate_up": np.s_[..., :18], "down": np.s_[:, :36]},
+        "I": {"gate_up": np.s_[:, :72], "down": np.s_[..., :18]},
+    }[letter]
+    matrix = {"H": "down", "I": "gate_up"}[letter]
+    cut[f"{matrix}_scale"] = cut[matrix]
+    return inputs | {name: np.ascontiguousarray(inputs[name][place]) for name, place in cut.items()}, attributes
+
+
 def store(weights: Array, kind: Kind, layout: str, *, is_gate_up: bool) -> QuantisedWeights:
     """float32 [E, rows, columns] as a kernel takes them; floats have neither scale nor zero."""
     if kind.group_size:

@@ -4,12 +4,10 @@
 from __future__ import annotations
 
 from fastmmoe.exporter.ops.contract import LAYOUT, TILES, Attribute, Attributes, Binding, Constant, OpSpec, Size, Tensor
-from fastmmoe.exporter.ops.tiles import PANEL_ROWS, WORD_COLUMNS
+from fastmmoe.exporter.ops.tiles import INT4_COLUMNS, PANEL_ROWS, WORD_COLUMNS
 
 INTEGERS = ("int8", "int4")
 MOST_WIDTH = 1 << 20
-INT4_COLUMNS = WORD_COLUMNS["int4"]
-"""A row of int4 is whole words of so many columns."""
 
 
 def _rule(attributes: Attributes) -> str | None:

@@ -21,7 +21,7 @@ from fastmmoe.exporter.ops.contract import (
     check_rows,
 )
 from fastmmoe.exporter.ops.quantise import check_packed
-from fastmmoe.exporter.ops.tiles import PANEL_ROWS, WORD_COLUMNS
+from fastmmoe.exporter.ops.tiles import INT4_COLUMNS, PANEL_ROWS, WORD_COLUMNS
 from fastmmoe.runtime.method.policy import REDUCTIONS
 
 PACKED_WEIGHTS = ("weight_format", ("int8", "int4", "fp8"))
@@ -55,6 +55,13 @@ def _input_rule(attributes: Attributes, binding: Binding) -> str | None:
         return f"gate_up is {weights}, expected {expected} with weight_format {weight_format}"
     if is_float and attributes[LAYOUT] == TILES and weights != "bfloat16":
         return f"gate_up is {weights}, expected bfloat16 with weight_layout tiles"
+    if weight_format == "int4" and attributes[LAYOUT] != TILES:
+        for letter in ("H", "I"):
+            if sizes[letter] % INT4_COLUMNS:
+                return (
+                    f"{letter} is {sizes[letter]}, expected a multiple of {INT4_COLUMNS} with weight_format int4 and "
+                    "weight_layout logical"
+                )
     if attributes["top_k"] > sizes["E"]:  # type: ignore[operator]
         return f"top_k is {attributes['top_k']}, expected at most E = {sizes['E']}"
     if attributes["topk_method"] in GROUPED_METHODS and sizes["E"] % attributes["n_group"]:  # type: ignore[operator]
@@ -200,6 +207,7 @@ SPARSE_MOE = OpSpec(
     ),
     constants=(
         Constant("swiglu_oai_alpha", SWIGLU_OAI_ALPHA, "float", "Factor of gate in the sigmoid of swiglu_oai."),
+        Constant("int4_columns", INT4_COLUMNS, "int64_t", "Columns of a word of int4; a row is whole words."),
         Constant("weight_floor", WEIGHT_FLOOR, "float", "Keeps a sum of scores that divides above 0."),
     ),
     rule=_rule,

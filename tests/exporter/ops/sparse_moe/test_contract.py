@@ -10,7 +10,7 @@ import pytest
 
 from fastmmoe.exporter.ops import SPARSE_MOE
 from fastmmoe.exporter.ops.sparse_moe.contract import check_moe_inputs
-from tests.support.moe_layouts import LAYOUTS, Kind, stored_case
+from tests.support.moe_layouts import LAYOUTS, Kind, broken_words, stored_case
 from tests.support.operators import moe_attributes, moe_inputs
 
 
@@ -38,6 +38,14 @@ from tests.support.operators import moe_attributes, moe_inputs
 def test_attributes_that_do_not_go_together(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^FmmSparseMoE: {message}$"):
         SPARSE_MOE.check_attributes(moe_attributes(**changes))
+
+
+@pytest.mark.parametrize("letter", ["H", "I"])
+def test_rows_of_int4_are_whole_words(letter: str) -> None:
+    inputs, attributes = broken_words(letter)
+    message = f"{letter} is 36, expected a multiple of 8 with weight_format int4 and weight_layout logical"
+    with pytest.raises(ValueError, match=f"^FmmSparseMoE: {message}$"):
+        check_moe_inputs(attributes, inputs)
 
 
 def test_inputs_of_the_contract() -> None:
