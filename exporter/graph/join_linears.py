@@ -71,6 +71,7 @@ def _join(graph: ir.Graph, nodes: Sequence[ir.Node]) -> None:
         weights = [node.inputs[i] for i in _weights(node)]
         graph.remove(node, safe=True)
         for weight in weights:
+            assert weight is not None and weight.name is not None
             del graph.initializers[weight.name]
 
 
@@ -87,8 +88,9 @@ def _joined(paths: Sequence[str]) -> str:
 
 def _stacked(graph: ir.Graph, name: str, values: Sequence[ir.Value | None]) -> ir.Value:
     """An initializer that stands for several."""
-    tensors = [value.const_value for value in values if value is not None]
-    assert all(isinstance(tensor, ParameterTensor) and tensor.order is None for tensor in tensors)
+    given = [value.const_value for value in values if value is not None]
+    tensors = [tensor for tensor in given if isinstance(tensor, ParameterTensor) and tensor.order is None]
+    assert len(tensors) == len(values), name
     suffix = str(tensors[0].name).rpartition(".")[2]
     tensor = JoinedTensor(tensors, f"{name}.{suffix}")
     value = ir.val(tensor.name, const_value=tensor)

@@ -8,6 +8,7 @@ import pytest
 
 from fastmmoe.exporter.ops import linear_reference
 from fastmmoe.exporter.ops.linear.packing import LinearPacking
+from fastmmoe.runtime.types import Array
 from tests.support.linear_cases import linear_case
 
 
@@ -52,7 +53,7 @@ def test_rows_by_hand() -> None:
     weight, scale, zero = np.zeros((2, 20), np.int8), np.zeros((2, 2), np.float16), np.zeros((2, 2), np.int8)
     weight[1, 16:] = 0x21, 0x43, 0x65, 0x77  # columns 32 to 39: 1, 5, 2, 6, 3, 7, 4, 7
     scale[1, 1], zero[1, 1] = 0.5, 3
-    inputs = {"x": np.eye(40, dtype=np.float16), "weight": weight, "scale": scale, "zero": zero}
+    inputs: dict[str, Array] = {"x": np.eye(40, dtype=np.float16), "weight": weight, "scale": scale, "zero": zero}
     expected = np.zeros((40, 2), np.float16)
     expected[32:, 1] = (np.array([1, 5, 2, 6, 3, 7, 4, 7]) - 3) / 2
     y = linear_reference(inputs, attributes)
