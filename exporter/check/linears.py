@@ -10,7 +10,7 @@ import torch
 
 from fastmmoe.exporter.check.portable import run_body
 from fastmmoe.exporter.check.stored import StoredWeights
-from fastmmoe.exporter.graph.pack_linears import BLOCK_VALUES, SUFFIXES
+from fastmmoe.exporter.graph.pack_linears import SUFFIXES, block_rows
 from fastmmoe.exporter.graph.weights import as_array
 from fastmmoe.exporter.model import Model
 from fastmmoe.exporter.ops import LINEAR
@@ -57,7 +57,7 @@ class StoredLinear:
         with tempfile.TemporaryFile(dir=self._folder) as file:
             file.truncate(max(self.N * self.K * 4, 1))
             found = np.memmap(file, np.float32, "r+", shape=(self.N, self.K))
-        step = max(BLOCK_VALUES // self.K // PANEL_ROWS, 1) * PANEL_ROWS
+        step = block_rows(self.K)
         for start in range(0, self.N, step):
             end = min(start + step, self.N)
             found[start:end] = self.packing.unpack(self.block(start, end), end - start, self.K)

@@ -17,6 +17,7 @@ import torch
 from fastmmoe.exporter.check.linears import StoredLinear, stored_linear
 from fastmmoe.exporter.check.stored import LARGEST_ABSENT, StoredWeights
 from fastmmoe.exporter.check.structure import CheckFailed
+from fastmmoe.exporter.graph.pack_linears import block_rows
 from fastmmoe.exporter.model import EXPERT_WEIGHTS, Model
 from fastmmoe.exporter.ops.quantise import Packing, QuantisedWeights, dequantise
 from fastmmoe.exporter.ops.sparse_moe.storage import Storage
@@ -168,7 +169,8 @@ def _check_linear(model: Model, name: str, linear: StoredLinear) -> None:
     """What a packed linear layer stands for is the checkpoint's, rounded."""
     packing = linear.packing
     for row, _, piece in _pieces(model, name, torch.empty(linear.N, linear.K, device="meta")):
-        rows = _spread(len(piece), ROWS)
+        # Of every block that is packed in one go some row is looked at.
+        rows = _spread(len(piece), max(ROWS, math.ceil(len(piece) / block_rows(linear.K)) + 1))
         x, parts = piece[rows].float(), linear.rows((rows + row).numpy())
         found = packing.unpack(parts, len(rows), linear.K)
         if packing.weight_format == "bf16":

@@ -48,6 +48,11 @@ def parameters_of(linear: ir.Node) -> tuple[str, ...]:
     return (weight.const_value.parameter,)
 
 
+def block_rows(columns: int) -> int:
+    """How many rows of so many columns are packed at a time: whole panels."""
+    return max(BLOCK_VALUES // columns // PANEL_ROWS, 1) * PANEL_ROWS
+
+
 def _pack_node(graph: ir.Graph, node: ir.Node, packing: LinearPacking, rows: Rows) -> None:
     given = dict(zip((t.name for t in LINEAR.inputs_for(_attributes(node))), node.inputs, strict=True))
     weight = given.pop("weight")
@@ -85,7 +90,7 @@ class _Blocks:
     def __init__(self, names: Sequence[str], columns: int, packing: LinearPacking, rows: Rows) -> None:
         """names: of the parameters that it consists of; of all but the last, rows fill whole panels."""
         self._names, self._packing, self._rows = names, packing, rows
-        self._count = max(BLOCK_VALUES // columns // PANEL_ROWS, 1) * PANEL_ROWS
+        self._count = block_rows(columns)
         self._small: dict[str, list[Array]] = {}
 
     def packed(self) -> Iterator[dict[str, Array]]:

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from fastmmoe.exporter.check import linears
 from fastmmoe.exporter.check.linears import StoredLinear, body_difference
 from fastmmoe.exporter.check.samples import check_samples
 from fastmmoe.exporter.check.stored import Initializer
 from fastmmoe.exporter.check.structure import CheckFailed
 from fastmmoe.exporter.checkpoint.reader import Checkpoint
-from fastmmoe.exporter.graph.pack_linears import SUFFIXES
+from fastmmoe.exporter.graph import pack_linears
+from fastmmoe.exporter.graph.pack_linears import SUFFIXES, block_rows
 from fastmmoe.exporter.graph.weights import as_tensor
 from fastmmoe.exporter.model import Model, Precision
 from fastmmoe.exporter.ops.linear.packing import LinearPacking, LinearPackings
@@ -62,7 +62,7 @@ def written(directory: Path, folder: Path, linears: LinearPackings) -> tuple[Mod
 def test_all_of_a_layer_and_some_of_its_rows(
     packing: LinearPacking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(linears, "BLOCK_VALUES", 32 * 70)  # blocks of two panels
+    monkeypatch.setattr(pack_linears, "BLOCK_VALUES", 32 * 70)  # blocks of two panels
     N, K = 71, 70 if packing.is_tiled else 72
     weights = np.random.default_rng(0).standard_normal((N, K)).astype(np.float32)
     parts = {f"w{SUFFIXES[part]}": as_tensor(values) for part, values in packing.pack(weights).items()}
@@ -124,6 +124,22 @@ def test_rows_that_are_not_the_checkpoint_s(tensor: str, checkpoint: Callable[[s
         values[tensor], values[f"{tensor}_scale"] = wrong
         with pytest.raises(CheckFailed, match=f"language_model.{tensor}"):
             check_samples(model, weights, lambda line: None)
+
+
+def test_every_block_is_looked_at(
+    checkpoint: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head has more rows than samples: a block of them may be another one, or stand where another belongs."""
+    monkeypatch.setattr(pack_linears, "BLOCK_VALUES", 16 * 64)
+    model, weights = written(checkpoint("dsvl2-mha"), tmp_path, LinearPackings(*FORMATS))
+    head = weights["language_model"].values["lm_head.weight"]
+    assert block_rows(64) == 16 and len(head) == 20
+    for block in head:
+        before = block.clone()
+        block.copy_(block.flip(0))
+        with pytest.raises(CheckFailed, match=r"language_model\.lm_head\.weight: other values"):
+            check_samples(model, weights, lambda line: None)
+        block.copy_(before)
 
 
 @pytest.mark.parametrize("is_tiled", [True, False])
