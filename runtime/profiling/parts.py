@@ -34,7 +34,7 @@ TITLES = {
 # Of what is fused or named after several nodes the first place counts.
 _PLACE = re.compile(
     r"(?<![\w.])(?:(?:layers|groups|blocks)\.\d+|patches|projector|head|embedding|random_scores|rater_weights)"
-    r"(?:\.\w+)*/\w+"
+    r"(?:\.[\w+]+)*/\w+"
 )
 # Nodes that ONNX Runtime makes of a function of ours, as those of portable graphs, are named after the function alone:
 # of a linear layer they do not say which part has it.
