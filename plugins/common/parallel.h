@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -21,15 +22,17 @@ struct Phase {
 };
 
 /// The phases one after the other, items in their order, each by the next thread that is free, with one call
-/// of the threads: to wake those that sleep takes as long as
-/// some of the work, and whoever comes late goes on with what is left. Between phases a thread waits for what
-/// others have begun, without sleep.
+/// of the threads: to wake those that sleep takes as long as some of the work, and whoever comes late goes on
+/// with what is left. Between phases a thread waits for what others have begun, without sleep. No more
+/// threads than the machine has cores take part.
 inline void run_phases(const std::vector<Phase>& phases, const ParallelFor& parallel_for) {
   int64_t all = 0;
   for (const Phase& phase : phases) all += phase.items;
   std::atomic<int64_t> next{0}, finished{0};
   // Relaxed: a number orders nothing else, and ThreadSanitizer sees what items share.
   const auto take = [&next] { return next.fetch_add(1, std::memory_order_relaxed); };
+  // Each call of run takes items until there are no more, so that more calls than threads would find none.
+  static const int64_t most_calls = std::max(1U, std::thread::hardware_concurrency());
   const auto run = [&](int64_t) {
     struct Finish {
       std::atomic<int64_t>& finished;
@@ -47,7 +50,7 @@ inline void run_phases(const std::vector<Phase>& phases, const ParallelFor& para
       phases[phase].body(item - before);
     }
   };
-  parallel_for(all, run);
+  parallel_for(std::min(all, most_calls), run);
 }
 
 }  // namespace fastmmoe

@@ -2,6 +2,7 @@
 // Vectors of this instruction set (FASTMMOE_ISA), for the files that are compiled once for each.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <cstring>
 
@@ -73,6 +74,22 @@ inline Vector load(const Float16* from) {
 
 inline void store(Vector value, float* to) { std::memcpy(to, &value, sizeof value); }
 inline void store(Ints value, int32_t* to) { std::memcpy(to, &value, sizeof value); }
+
+// kLanes bytes: the low one of each.
+inline void store_low_bytes(Ints values, std::byte* to) {
+#if defined(__AVX512F__)
+  const auto bytes = reinterpret_bits<LaneBytes>(_mm512_cvtepi32_epi8(reinterpret_bits<__m512i>(values)));
+#elif defined(__AVX2__)
+  // GCC 12 would convert lane by lane.
+  const __m256i order = _mm256_set1_epi32(0x0c080400);
+  const __m256i halves = _mm256_shuffle_epi8(reinterpret_bits<__m256i>(values), order);
+  const __m128i bytes =
+      _mm_unpacklo_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+#else
+  const auto bytes = __builtin_convertvector(values, LaneBytes);
+#endif
+  std::memcpy(to, &bytes, kLanes);
+}
 
 // The first `count` values, at most kLanes; lanes after them are 0.
 inline Vector load_some(const float* from, int64_t count) {

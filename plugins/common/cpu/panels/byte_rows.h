@@ -56,8 +56,7 @@ inline void prepare_group(const PanelRows& rows, const float* x, int64_t count, 
     const Vector scaled = load_values(x, c, count) * inverse;
     const Ints integers = reinterpret_bits<Ints>(scaled + rounder) - reinterpret_bits<int32_t>(rounder);
     sums += reinterpret_bits<Bits>(integers);
-    const auto bytes = __builtin_convertvector(integers, LaneBytes);
-    std::memcpy(to + c, &bytes, sizeof bytes);
+    store_low_bytes(integers, to + c);
   }
   if (rows.format == PanelFormat::kInt4) reorder(whole, to);
   *scale = is_zero ? 0.0f : greatest / kLevels;
