@@ -11,7 +11,8 @@ import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument, RuntimeException
 
 from fastmmoe.runtime.types import Array
-from tests.support.native_node import run_native
+from tests.support.linear_cases import PACKINGS, linear_case
+from tests.support.native_node import NativeNode, run_native
 from tests.support.operators import moe_attributes, moe_inputs, prune_inputs
 
 
@@ -249,3 +250,19 @@ PRUNE_ATTRIBUTES: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("attributes", "message"), PRUNE_ATTRIBUTES)
 def test_token_prune_attributes(attributes: dict[str, Any], message: str) -> None:
     expect_refusal("FmmTokenPrune", prune_inputs(), attributes, message)
+
+
+def test_weights_that_a_request_replaces() -> None:
+    """Shapes of constants are asked for once, but not of those that a call may replace: it would read beyond them."""
+    inputs, attributes = linear_case(PACKINGS[1], "odd")
+    node = NativeNode("FmmLinear", inputs, attributes, may_replace=True)
+    expected = node(inputs)[0]
+    np.testing.assert_array_equal(run_native("FmmLinear", inputs, attributes)[0], expected)
+    shape = list(inputs["weight"].shape)
+    message = f"FmmLinear: weight is {[1, *shape[1:]]}, expected [N/n, K/w, n, b] = {shape}"
+    with pytest.raises(InvalidArgument, match=re.escape(message) + "$"):
+        node.session.run(None, inputs | {"weight": inputs["weight"][:1]})
+    other = node.session.run(None, inputs | {"weight": np.zeros_like(inputs["weight"])})[0]
+    np.testing.assert_allclose(other, np.broadcast_to(inputs["bias"], other.shape), rtol=1e-6)
+    np.testing.assert_array_equal(node(inputs)[0], expected)
+    expect_refusal("FmmLinear", inputs | {"weight": inputs["weight"][:1]}, attributes, message.partition(": ")[2])

@@ -23,7 +23,7 @@ _SPECS = {spec.name: spec for spec in OPS}
 _WEIGHTS = ("gate_up", "down", "weight")
 
 
-def _one_node_model(op: str, inputs: dict[str, Array], attributes: dict[str, Any]) -> bytes:
+def _one_node_model(op: str, inputs: dict[str, Array], attributes: dict[str, Any], may_replace: bool) -> bytes:
     """A model whose inputs are `inputs` with any shape, except the weights, which are initializers."""
     spec = _SPECS[op]
     outputs = [t.name for t in spec.outputs_for(attributes)]
@@ -34,7 +34,7 @@ def _one_node_model(op: str, inputs: dict[str, Array], attributes: dict[str, Any
         [
             onnx.helper.make_tensor_value_info(name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), None)
             for name, array in inputs.items()
-            if name not in _WEIGHTS
+            if may_replace or name not in _WEIGHTS
         ],
         [onnx.helper.make_empty_tensor_value_info(name) for name in outputs],
         weights,
@@ -54,7 +54,9 @@ class NativeNode:
         threads: int = 1,
         library: Path | None = None,
         is_exact: bool | str = False,
+        may_replace: bool = False,
     ) -> None:
+        """may_replace: whether a request may give the weights, too."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.log_severity_level = 4  # a refused input is logged as well as raised
@@ -64,7 +66,7 @@ class NativeNode:
             register_native_ops(options, {})
         else:
             options.register_custom_ops_library(str(library))
-        model = _one_node_model(op, inputs, attributes)
+        model = _one_node_model(op, inputs, attributes, may_replace)
         self.session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
     def __call__(self, inputs: dict[str, Array]) -> list[Array]:
