@@ -17,7 +17,7 @@ from fastmmoe.runtime.bundle.manifest import (
     load_manifest,
     read_engines,
 )
-from fastmmoe.runtime.bundle.onnx_file import read_weights
+from fastmmoe.runtime.bundle.onnx_file import Operator, read_operators, read_weights
 from fastmmoe.runtime.bundle.storage import LinearsInfo
 from fastmmoe.runtime.errors import BundleMismatch, without_breaks
 
@@ -69,7 +69,7 @@ def inspect_bundle(directory: Path) -> dict[str, Any]:
 
 
 def _count_parameters(directory: Path, info: LanguageModelInfo, damage: list[str]) -> dict[str, int]:
-    """Numbers that the graphs of a bundle store, and those of the experts; what cannot be read joins the damage."""
+    """Parameters of each graph without the routed experts, and those of these; what cannot be read joins the damage."""
     # Gate, up and down.
     experts = len(info.moe_layers) * info.num_experts * 3 * info.hidden_size * info.moe_intermediate_size
     parameters = {"routed experts": experts}
@@ -78,7 +78,7 @@ def _count_parameters(directory: Path, info: LanguageModelInfo, damage: list[str
     whole = [graph for graph in GRAPHS if not any(line.startswith(f"{paths[graph]}: ") for line in damage)]
     for graph in whole:
         try:
-            parameters[graph] = _stored_values(paths[graph])
+            parameters[graph] = _parameters(paths[graph])
         except (OSError, ValueError) as error:
             damage.append(f"{paths[graph]}: {error.strerror}" if isinstance(error, OSError) else str(error))
     return parameters
@@ -125,16 +125,32 @@ def _linears(linears: LinearsInfo) -> Iterator[tuple[str, str]]:
         yield part, of_part.weight_format + (f" by {of_part.group_size}" if of_part.group_size else "")
 
 
-def _stored_values(path: Path) -> int:
-    """Values in external data: the tensors of a checkpoint, not the constants of a graph; packed ones as stored.
+def _parameters(path: Path) -> int:
+    """Values in external data: the tensors of a checkpoint, not the constants of a graph.
+
+    Packed linear layers count what they stand for, without scales and zeros; the routed experts are left out.
 
     Raises:
         ValueError: it is no ONNX graph, or one that no machine could hold.
     """
-    count = sum(weight.size for weight in read_weights(path) if weight.location)
-    if count > MOST_VALUES:
+    weights = [weight for weight in read_weights(path) if weight.location]
+    if sum(weight.size for weight in weights) > MOST_VALUES:
         raise ValueError(f"{path}: says that it has more than {MOST_VALUES:,} stored values: damaged")
-    return count
+    counted: dict[str, int] = {}
+    for operator in read_operators(path):
+        for name, in_an_element in _matrices(operator).items():
+            counted |= {name: in_an_element, f"{name}_scale": 0, f"{name}_zero": 0}
+    return sum(weight.size * counted.get(weight.name, 1) for weight in weights)
+
+
+def _matrices(operator: Operator) -> dict[str, int]:
+    """Names of an operator's packed weights -> values in an element, 0 for those of routed experts."""
+    if operator.kind == "FmmSparseMoE":
+        return {name: 0 for name in operator.inputs if name.endswith((".gate_up", ".down"))}
+    if operator.kind == "FmmLinear":
+        in_an_element = 2 if operator.attributes.get("weight_format") == "int4" else 1
+        return dict.fromkeys(operator.inputs[1:2], in_an_element)
+    return {}
 
 
 def _plain(value: Any) -> Any:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
+from onnx import TensorProto, helper
+from onnx.external_data_helper import set_external_data
 
 from fastmmoe.runtime.bundle import inspection
 from fastmmoe.runtime.bundle.inspection import describe_bundle, inspect_bundle
@@ -71,6 +73,28 @@ def test_packed_experts_are_said(whole: Path) -> None:
     write_manifest(whole, replace(manifest, experts=experts))
     lines = describe_bundle(whole, inspect_bundle(whole))
     assert "target        cpu, dtype fp32, experts int4 by 32, activations float32, caches float32" in lines
+
+
+@pytest.mark.parametrize(("weight_format", "in_an_element"), [("float", 1), ("int8", 1), ("int4", 2)])
+def test_parameters_are_those_of_the_model_however_they_are_stored(
+    whole: Path, weight_format: str, in_an_element: int
+) -> None:
+    # A linear layer of 16 x 32 beside two experts, which the manifest counts.
+    stored = {"a.weight": 16 * 32 // in_an_element, "a.weight_scale": 16, "a.weight_zero": 16, "norm": 64}
+    stored |= {"experts.gate_up": 256, "experts.gate_up_scale": 8, "experts.down": 128, "experts.router": 32}
+    int8 = TensorProto.INT8
+    weights = [TensorProto(name=name, dims=[size], data_type=int8, raw_data=b"") for name, size in stored.items()]
+    for weight in weights:
+        set_external_data(weight, "language_model.data")
+    inputs = ["x", "a.weight", "a.weight_scale", "a.weight_zero"]
+    linear = helper.make_node("FmmLinear", inputs, ["y"], domain="fastmmoe", weight_format=weight_format)
+    experts = helper.make_node("FmmSparseMoE", ["y", *list(stored)[4:]], ["z"], domain="fastmmoe")
+    graph = helper.make_graph([linear, experts], "graph", [], [], weights)
+    path = whole / graph_file("language_model")
+    path.write_bytes(helper.make_model(graph).SerializeToString())
+    manifest = load_manifest(whole)
+    write_manifest(whole, replace(manifest, files=manifest.files | {path.name: file_entry(path)}))
+    assert inspect_bundle(whole)["parameters"]["language_model"] == 16 * 32 + 64 + 32
 
 
 def test_a_graph_of_more_values_than_any_is_damaged(whole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
