@@ -71,10 +71,19 @@ class ArgumentParser(argparse.ArgumentParser):
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Refuse unknown arguments here already: a subcommand's parser alone knows what is close to them."""
         found, unknown = super().parse_known_args(args, namespace)
+        self._take_late(found, unknown)
         if unknown:
             hints = dict.fromkeys(filter(None, map(self._hint, unknown)))
             self.error(f"unrecognized arguments: {' '.join(unknown)}{''.join(hints)}")
         return found, unknown
+
+    def _take_late(self, found: Any, unknown: list[str]) -> None:
+        """Let what may be left out come behind options, too: argparse gives it its default in front of them."""
+        for action in self._get_positional_actions():
+            late = [argument for argument in unknown if not argument.startswith("-")]
+            if late and action.nargs == argparse.OPTIONAL and getattr(found, action.dest) is action.default:
+                unknown.remove(late[0])
+                setattr(found, action.dest, self._get_values(action, late[:1]))
 
     def _hint(self, unknown: str) -> str:
         option = unknown.partition("=")[0]

@@ -372,3 +372,19 @@ def test_interrupts_are_put_off() -> None:
     assert steps == list(handlers)
     with pytest.raises(ZeroDivisionError), uninterrupted():
         1 / 0  # noqa: B018
+
+
+def test_what_may_be_left_out_comes_in_any_place(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = ArgumentParser(prog="fastmmoe")
+    command = parser.add_subparsers(required=True).add_parser("make")
+    command.add_argument("model")
+    command.add_argument("out", nargs="?", type=Path, default=Path("default"))
+    command.add_argument("--weights")
+    for given in ("m o --weights w", "m --weights w o", "--weights w m o"):
+        found = parser.parse_args(["make", *given.split()])
+        assert (found.model, found.out, found.weights) == ("m", Path("o"), "w"), given
+    assert parser.parse_args(["make", "m", "--weights", "w"]).out == Path("default")
+    for given, unknown in (("m --weights w o p", "p"), ("m o --weights w p", "p"), ("m --wights w o", "--wights o")):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["make", *given.split()])
+        assert f"unrecognized arguments: {unknown}" in capsys.readouterr().err
