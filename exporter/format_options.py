@@ -31,7 +31,7 @@ def add_formats(parser: argparse.ArgumentParser) -> None:
         "--vision",
         choices=get_args(VisionFormat),
         default=config.vision,
-        help="weights of the vision tower's linear layers, on cpu (default float)",
+        help="weights of the vision tower's linear layers; bf16 and int8 on cpu alone (default float)",
     )
     parser.add_argument(
         "--group-size",
@@ -60,4 +60,7 @@ def _weights_help() -> str:
         f"{word} = {', '.join(f'{field} {value}' for field, value in mix.items() if field != 'group_size')}"
         for word, mix in MIXES.items()
     )
-    return f"all formats in a word: {'; '.join(mixes)}, groups of 32 with zeros; single ones may be given beside it"
+    return (
+        f"all formats in a word: {'; '.join(mixes)}, groups of 32 with zeros; linear layers that the target does "
+        "not take so, as the vision tower's on engine targets, stay floats; single ones may be given beside it"
+    )

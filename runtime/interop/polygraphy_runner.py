@@ -24,7 +24,7 @@ class FastmmoeRunner(OnnxrtRunner):  # type: ignore[misc]
 
 
 class FastmmoeRunnerArgs(BaseRunnerArgs):  # type: ignore[misc]
-    """FastMMoE: ONNX Runtime with the operators FmmAttention, FmmSparseMoE and FmmTokenPrune. Depends on: ModelArgs"""
+    """FastMMoE: ONNX Runtime with the operators of fastmmoe. Depends on: ModelArgs"""
 
     def get_name_opt_impl(self) -> tuple[str, str]:
         """What the runner is called, and its option without dashes."""

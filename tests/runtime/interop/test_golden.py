@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from fastmmoe.runtime.bundle.manifest import file_entry, load_manifest, write_manifest
+from fastmmoe.runtime.bundle.storage import LinearInfo, LinearsInfo
 from fastmmoe.runtime.interop import golden
 from fastmmoe.runtime.interop.golden import DATA_LOADER, write_golden
 from fastmmoe.runtime.request.options import RequestOptions
@@ -43,6 +46,22 @@ def test_files_and_commands(toy_bundle: Path, tmp_path: Path) -> None:
     assert words[words.index("--load-outputs") + 1] == str(language_model.outputs)
     portable = shlex.split(language_model.commands[1])
     assert portable[3] == "--onnxrt" and words[-3:] == ["1e-5", "--rtol", "1e-5"] and portable[-3] == "5e-5"
+
+
+@pytest.mark.usefixtures("without_polygraphy")
+def test_commands_of_packed_weights_can_pass(toy_bundle: Path, tmp_path: Path) -> None:
+    manifest = load_manifest(toy_bundle)
+    int8 = LinearInfo(weight_format="int8", group_size=128, zero_points=False)
+    linears = LinearsInfo(dense=int8, head=int8, vision=int8)
+    ops = manifest.ops | {"FmmLinear": 1, "FmmRotary": 1, "FmmVisionAttention": 1}
+    tower = toy_bundle / "vision.portable.onnx"
+    tower.write_text(tower.name)
+    files = manifest.files | {tower.name: file_entry(tower)}
+    write_manifest(toy_bundle, replace(manifest, linears=linears, ops=ops, files=files))
+    found = write_golden(toy_bundle, tmp_path / "out", RequestOptions(max_new_tokens=2), verify=False)
+    # Stock ONNX Runtime knows no FmmLinear, and the function bodies round nothing that ours rounds.
+    runners = {one.graph: [shlex.split(command)[3] for command in one.commands] for one in found}
+    assert runners == {"vision": ["--fastmmoe"], "embedding": ["--onnxrt"], "language_model": ["--fastmmoe"]}
 
 
 @pytest.mark.usefixtures("without_polygraphy")
