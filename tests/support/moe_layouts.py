@@ -77,7 +77,7 @@ def stored_case(
 def broken_words(letter: str) -> tuple[dict[str, Array], dict[str, Any]]:
     """A case of int4 in rows whose H or I is 36: the last of its words has four columns, and would be read whole."""
     inputs, attributes = stored_case(Kind("int4", 32, 0), "logical", H=40, I=40)
-    cut = {
+    cut: dict[str, Any] = {
         "H": {"hidden_states": np.s_[:, :36], "gate_up": np.s_[..., :18], "down": np.s_[:, :36]},
         "I": {"gate_up": np.s_[:, :72], "down": np.s_[..., :18]},
     }[letter]
