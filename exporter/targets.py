@@ -51,7 +51,15 @@ def choose_dtype(target: Target, dtype: str | None) -> str:
 
 
 def with_mix(target: Target, config: ExportConfig) -> ExportConfig:
-    """The configuration with every format: what is not given is what --weights means on the target, or float."""
+    """The configuration with every format: what is not given is what --weights means on the target, or float.
+
+    Raises:
+        InvalidRequest: --weights means a dtype that the target's kernels do not take, and no other is given.
+    """
+    if config.weights is not None and config.dtype is None:
+        words = [word for word, mix in MIXES.items() if mix.get("dtype") in (None, *target.dtypes)]
+        if config.weights not in words:
+            raise InvalidRequest(f"--weights {config.weights}: target {target.name} takes {', '.join(words)}")
     mix = {"dtype": None, "experts": "float", "dense": "float", "vision": "float", "group_size": GROUP_SIZE}
     mix |= {} if config.weights is None else MIXES[config.weights]
     for part, known in (("dense", target.dense_formats), ("vision", target.vision_formats)):

@@ -110,6 +110,12 @@ def test_memory_that_no_device_has(name: str, memory: str, words: str) -> None:
     assert str(refusal.value) == f"--memory {memory}: {words}"
 
 
+def test_weights_in_a_word_that_the_target_does_not_take() -> None:
+    with pytest.raises(InvalidRequest, match=r"^--weights fp32: target rtx takes bf16, int8, int4$"):
+        with_mix(TARGETS["rtx"], ExportConfig(weights="fp32"))
+    assert with_mix(TARGETS["rtx"], ExportConfig(weights="fp32", dtype="fp16")).dtype == "fp16"
+
+
 def test_weights_fit_the_device() -> None:
     small, large = DEVICES["agx-orin-32gb"], DEVICES["agx-orin-64gb"]
     target = TARGETS["jetson-agx-orin"]
