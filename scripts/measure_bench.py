@@ -20,7 +20,7 @@ from pathlib import Path
 from fastmmoe.runtime.bench.measuring import Bench, draw_picture
 from fastmmoe.runtime.bench.result import Result, row_name
 from fastmmoe.runtime.bench.session import measure
-from fastmmoe.runtime.bench.settings import PROMPT, BenchOptions
+from fastmmoe.runtime.bench.settings import PROMPT, BenchOptions, retentions_for
 from fastmmoe.runtime.cli.command import run_command
 from fastmmoe.runtime.vlm import VLM
 
@@ -44,7 +44,7 @@ def report(arguments: argparse.Namespace) -> int:
         print(f"load {os.getloadavg()[0]:.2f}")
         overhead = overhead_of(vlm, arguments.repeats)
         print(f"overhead against a bare loop: {overhead:+.2%} (limit {MOST_OVERHEAD:.0%}), {arguments.repeats} pairs")
-        options = BenchOptions(repetitions=arguments.n)
+        options = BenchOptions(retentions_for(vlm.manifest.policy), repetitions=arguments.n)
         runs = [measure(vlm, arguments.bundle, options, threads=arguments.threads)[0] for _ in range(2)]
         most, name = greatest_difference(*runs)
         print(f"greatest difference of two medians: {most:.2%}, {name} (limit {MOST_DIFFERENCE:.0%}), -n {arguments.n}")
@@ -53,7 +53,7 @@ def report(arguments: argparse.Namespace) -> int:
 
 def overhead_of(vlm: VLM, repeats: int, options: BenchOptions | None = None) -> float:
     """Share of a request's time that bench adds: the median of pairs, less 1."""
-    options = options or BenchOptions((0.5,), repetitions=1, warmup=0)
+    options = options or BenchOptions(retentions_for(vlm.manifest.policy)[-1:], repetitions=1, warmup=0)
     bench, picture, request = Bench(vlm, options), draw_picture(), options.request(options.retentions[0])
     content = [{"type": "image", "image": picture}, {"type": "text", "text": PROMPT}]
     messages = [{"role": "user", "content": content}]

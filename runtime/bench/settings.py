@@ -7,12 +7,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fastmmoe.runtime.errors import InvalidRequest
+from fastmmoe.runtime.method.policy import UNMODIFIED, Policy
 from fastmmoe.runtime.request.options import RequestOptions
 
 RETENTIONS = (1.0, 0.5, 0.25)
 REPETITIONS, WARMUP, NEW_TOKENS = 5, 1, 32
 PROMPT = "What is in the picture?"
 MOST = {"-n": 10_000, "--warmup": 10_000, "--batch": 256, "--concurrency": 64}
+
+
+def retentions_for(policy: Policy, method: str | None = None) -> tuple[float, ...]:
+    """Those that a bundle is measured at where none are given: 1 alone where nothing is pruned.
+
+    Args:
+        method: what is asked for; None = the bundle's.
+    """
+    return (1.0,) if (method or policy.default_method) == UNMODIFIED else RETENTIONS
 
 
 @dataclass(frozen=True)

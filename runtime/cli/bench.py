@@ -13,7 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastmmoe.runtime.backends.settings import AUTO
-from fastmmoe.runtime.bench.settings import NEW_TOKENS, PROMPT, REPETITIONS, RETENTIONS, WARMUP, BenchOptions
+from fastmmoe.runtime.bench.settings import (
+    NEW_TOKENS,
+    PROMPT,
+    REPETITIONS,
+    RETENTIONS,
+    WARMUP,
+    BenchOptions,
+    retentions_for,
+)
 from fastmmoe.runtime.cli.command import add_no_verify, add_provider, check_text, saying_what_memory_lacks
 from fastmmoe.runtime.cli.values import IMAGE_HELP, read_pictures, shares
 from fastmmoe.runtime.errors import InvalidRequest
@@ -149,8 +157,8 @@ def _measure(arguments: argparse.Namespace, options: BenchOptions) -> Result:
     with _progress() as say, VLM(arguments.bundle, **settings, verify=verify) as vlm:
         if arguments.export_profile is not None:
             profilable(vlm.backend)
-        if arguments.retention is None and (options.method or vlm.manifest.policy.default_method) == UNMODIFIED:
-            options = replace(options, retentions=(1.0,))
+        if arguments.retention is None:
+            options = replace(options, retentions=retentions_for(vlm.manifest.policy, options.method))
         loaded = {name: settings[name] for name in ("threads", "portable", "spinning")}
         result, rounds = measure(vlm, arguments.bundle, options, **loaded, say=say)
     exported = [(arguments.export_times, export_times(rounds))]

@@ -7,12 +7,19 @@ from typing import Any
 
 import pytest
 
-from fastmmoe.runtime.bench.settings import BenchOptions, Setting
+from fastmmoe.runtime.bench.settings import RETENTIONS, BenchOptions, Setting, retentions_for
 from fastmmoe.runtime.errors import InvalidRequest
+from tests.support.policies import DEEPSEEK, NO_METHOD
 
 
 def test_by_default_every_retention_once() -> None:
     assert BenchOptions().settings() == [Setting(1.0), Setting(0.5), Setting(0.25)]
+
+
+def test_a_bundle_in_which_nothing_is_pruned_has_one_retention() -> None:
+    assert DEEPSEEK.default_method == "fastmmoe"
+    assert retentions_for(DEEPSEEK) == retentions_for(DEEPSEEK, "random") == RETENTIONS
+    assert retentions_for(DEEPSEEK, "none") == retentions_for(NO_METHOD) == (1.0,)
 
 
 def test_lists_are_multiplied_but_batches_with_requests_at_once() -> None:
