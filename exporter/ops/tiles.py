@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from fastmmoe.exporter.ops.contract import LAYOUT, TILES, Attributes, Binding
 from fastmmoe.runtime.types import Array
 
 PANEL_ROWS = 16
@@ -18,6 +19,41 @@ WORD_COLUMNS = {"float": 2, "int8": 4, "int4": 8}
 """Columns in a word, by weight_format; float is bfloat16."""
 INT4_COLUMNS = WORD_COLUMNS["int4"]
 """A row of int4, in tiles or not, is whole words of so many columns."""
+
+
+def weight_sizes(attributes: Attributes) -> dict[str, int]:
+    """p and g of stored weights, and n, w and b of tiles, by the attributes weight_format and group_size."""
+    weight_format = str(attributes["weight_format"])
+    return {
+        "p": 2 if weight_format == "int4" else 1,
+        "g": int(attributes["group_size"]),
+        "n": PANEL_ROWS,
+        "w": WORD_COLUMNS.get(weight_format, 0),
+        "b": 2 if weight_format == "float" else 4,
+    }
+
+
+def weights_misfit(name: str, columns: str, attributes: Attributes, binding: Binding) -> str | None:
+    """What is wrong with stored weights beside weight_format and the layout, or None.
+
+    Args:
+        name: of the input, whose type is W.
+        columns: the letters of what its rows, and those of its like, have.
+    """
+    found, weight_format, is_tiled = binding.types["W"], attributes["weight_format"], attributes[LAYOUT] == TILES
+    is_float = weight_format == "float"
+    if is_float != (found != "int8"):
+        expected = "float, float16 or bfloat16" if is_float else "int8"
+        return f"{name} is {found}, expected {expected} with weight_format {weight_format}"
+    if is_float and is_tiled and found != "bfloat16":
+        return f"{name} is {found}, expected bfloat16 with weight_layout tiles"
+    for letter in columns if weight_format == "int4" and not is_tiled else "":
+        if binding.sizes[letter] % INT4_COLUMNS:
+            return (
+                f"{letter} is {binding.sizes[letter]}, expected a multiple of {INT4_COLUMNS} with weight_format int4 "
+                "and weight_layout logical"
+            )
+    return None
 
 
 def to_tiles(values: Array) -> Array:

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "linear/node.h"
 
+#include "contract/weights.h"
+
 namespace fastmmoe::linear {
 
 LinearAttributes read_attributes(const NodeAttributes& node) {
@@ -32,24 +34,13 @@ void check_packed_rows(const NodeAttributes& node) {
 
 Sizes check_inputs(const NodeAttributes& node, const std::vector<TensorInfo>& inputs) {
   const LinearAttributes attributes = read_attributes(node);
-  const bool is_float = attributes.weight_format == WeightFormat::kFloat;
-  const bool is_int4 = attributes.weight_format == WeightFormat::kInt4;
-  const bool is_tiled = attributes.weight_layout == WeightLayout::kTiles;
-  Sizes known;
+  const StoredWeights weights{
+      attributes.weight_format == WeightFormat::kFloat, attributes.weight_format == WeightFormat::kInt4,
+      attributes.weight_layout == WeightLayout::kTiles, attributes.group_size, node.text(kWeightFormat)};
+  Sizes known = weight_sizes(weights);
   known.set('N', attributes.out_features);
-  known.set('p', is_int4 ? 2 : 1);
-  known.set('g', attributes.group_size);
-  known.set('n', kPanel);
-  known.set('w', is_float ? 2 : is_int4 ? kInt4Columns : 4);
-  known.set('b', is_float ? 2 : 4);
   const Sizes sizes = fastmmoe::bind_inputs(node, inputs, known);
-  const ElementType weights = inputs[node.position(kWeight)].type;
-  CHECK(is_float == (weights != ElementType::kInt8), "FmmLinear: weight is ", name_of(weights), ", expected ",
-        is_float ? "float, float16 or bfloat16" : "int8", " with weight_format ", node.text(kWeightFormat));
-  CHECK(!is_tiled || !is_float || weights == ElementType::kBfloat16, "FmmLinear: weight is ",
-        name_of(weights), ", expected bfloat16 with weight_layout tiles");
-  CHECK(!is_int4 || is_tiled || sizes['K'] % kInt4Columns == 0, "FmmLinear: K is ", sizes['K'],
-        ", expected a multiple of ", kInt4Columns, " with weight_format int4 and weight_layout logical");
+  check_weights(node.contract(), "weight", "K", inputs[node.position(kWeight)].type, sizes, weights);
   return sizes;
 }
 

@@ -20,7 +20,6 @@ constexpr int64_t kMostT = 16777216, kMostV = 16777216, kMostH = 262144, kMostI 
 
 /// Numbers of the method.
 constexpr float kSwigluOaiAlpha = 1.702f;  // Factor of gate in the sigmoid of swiglu_oai.
-constexpr int64_t kInt4Columns = 8;  // Columns of a word of int4; a row is whole words.
 constexpr float kWeightFloor = 1e-20f;  // Keeps a sum of scores that divides above 0.
 
 }  // namespace fastmmoe::sparse_moe

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "sparse_moe/node.h"
 
+#include "contract/weights.h"
+
 namespace fastmmoe::sparse_moe {
 
 SparseMoeAttributes read_attributes(const NodeAttributes& node) {
@@ -45,28 +47,13 @@ void check_logical(const NodeAttributes& node) {
 
 Sizes check_inputs(const NodeAttributes& node, const std::vector<TensorInfo>& inputs) {
   const SparseMoeAttributes attributes = read_attributes(node);
-  Sizes known;
-  const bool is_int4 = attributes.weight_format == WeightFormat::kInt4;
-  const bool is_float = attributes.weight_format == WeightFormat::kFloat;
-  known.set('p', is_int4 ? 2 : 1);
-  known.set('g', attributes.group_size);
-  known.set('n', 16);
-  known.set('w', is_float ? 2 : is_int4 ? 8 : 4);
-  known.set('b', is_float ? 2 : 4);
-  const bool is_tiled = attributes.weight_layout == WeightLayout::kTiles;
-  if (is_tiled) known.set('I', attributes.expert_size);
+  const StoredWeights weights{
+      attributes.weight_format == WeightFormat::kFloat, attributes.weight_format == WeightFormat::kInt4,
+      attributes.weight_layout == WeightLayout::kTiles, attributes.group_size, node.text(kWeightFormat)};
+  Sizes known = weight_sizes(weights);
+  if (weights.is_tiled) known.set('I', attributes.expert_size);
   const Sizes sizes = fastmmoe::bind_inputs(node, inputs, known);
-  const ElementType weights = inputs[node.position(kGateUp)].type;
-  CHECK(is_float == (weights != ElementType::kInt8), "FmmSparseMoE: gate_up is ", name_of(weights),
-        ", expected ", is_float ? "float, float16 or bfloat16" : "int8", " with weight_format ",
-        node.text(kWeightFormat));
-  CHECK(!is_tiled || !is_float || weights == ElementType::kBfloat16, "FmmSparseMoE: gate_up is ",
-        name_of(weights), ", expected bfloat16 with weight_layout tiles");
-  for (const char letter : {'H', 'I'}) {
-    CHECK(!is_int4 || is_tiled || sizes[letter] % kInt4Columns == 0, "FmmSparseMoE: ", letter, " is ",
-          sizes[letter], ", expected a multiple of ", kInt4Columns,
-          " with weight_format int4 and weight_layout logical");
-  }
+  check_weights(node.contract(), "gate_up", "HI", inputs[node.position(kGateUp)].type, sizes, weights);
   CHECK(attributes.top_k <= sizes['E'], "FmmSparseMoE: top_k is ", attributes.top_k,
         ", expected at most E = ", sizes['E']);
   const bool has_groups = attributes.topk_method != TopkMethod::kGreedy;

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from fastmmoe.exporter.ops.contract import LAYOUT, TILES, Attribute, Attributes, Binding, Constant, OpSpec, Size, Tensor
-from fastmmoe.exporter.ops.tiles import INT4_COLUMNS, PANEL_ROWS, WORD_COLUMNS
+from fastmmoe.exporter.ops.tiles import INT4_COLUMNS, PANEL_ROWS, weight_sizes, weights_misfit
 
 INTEGERS = ("int8", "int4")
 MOST_WIDTH = 1 << 20
@@ -22,29 +22,12 @@ def _rule(attributes: Attributes) -> str | None:
 
 def _input_rule(attributes: Attributes, binding: Binding) -> str | None:
     """What is wrong with inputs that do not go together, or with the attributes, or None."""
-    weights, weight_format = binding.types["W"], attributes["weight_format"]
-    is_float, is_tiled, K = weight_format == "float", attributes[LAYOUT] == TILES, binding.sizes["K"]
-    if is_float != (weights != "int8"):
-        expected = "float, float16 or bfloat16" if is_float else "int8"
-        return f"weight is {weights}, expected {expected} with weight_format {weight_format}"
-    if is_float and is_tiled and weights != "bfloat16":
-        return f"weight is {weights}, expected bfloat16 with weight_layout tiles"
-    if weight_format == "int4" and not is_tiled and K % INT4_COLUMNS:
-        return f"K is {K}, expected a multiple of {INT4_COLUMNS} with weight_format int4 and weight_layout logical"
-    return None
+    return weights_misfit("weight", "K", attributes, binding)
 
 
 def known_sizes(attributes: Attributes) -> dict[str, int]:
-    """N, and p and g of the weights; of tiles n, w and b."""
-    weight_format = str(attributes["weight_format"])
-    return {
-        "N": int(attributes["out_features"]),
-        "p": 2 if weight_format == "int4" else 1,
-        "g": int(attributes["group_size"]),
-        "n": PANEL_ROWS,
-        "w": WORD_COLUMNS[weight_format],
-        "b": 2 if weight_format == "float" else 4,
-    }
+    """N, and those of the weights."""
+    return {"N": int(attributes["out_features"])} | weight_sizes(attributes)
 
 
 LINEAR = OpSpec(

@@ -21,7 +21,7 @@ from fastmmoe.exporter.ops.contract import (
     check_rows,
 )
 from fastmmoe.exporter.ops.quantise import check_packed
-from fastmmoe.exporter.ops.tiles import INT4_COLUMNS, PANEL_ROWS, WORD_COLUMNS
+from fastmmoe.exporter.ops.tiles import weight_sizes, weights_misfit
 from fastmmoe.runtime.method.policy import REDUCTIONS
 
 PACKED_WEIGHTS = ("weight_format", ("int8", "int4", "fp8"))
@@ -48,20 +48,9 @@ def _rule(attributes: Attributes) -> str | None:
 
 def _input_rule(attributes: Attributes, binding: Binding) -> str | None:
     """What is wrong with inputs that do not go together, or with the attributes, or None."""
-    sizes, weights, weight_format = binding.sizes, binding.types["W"], attributes["weight_format"]
-    is_float = weight_format == "float"
-    if is_float != (weights != "int8"):
-        expected = "float, float16 or bfloat16" if is_float else "int8"
-        return f"gate_up is {weights}, expected {expected} with weight_format {weight_format}"
-    if is_float and attributes[LAYOUT] == TILES and weights != "bfloat16":
-        return f"gate_up is {weights}, expected bfloat16 with weight_layout tiles"
-    if weight_format == "int4" and attributes[LAYOUT] != TILES:
-        for letter in ("H", "I"):
-            if sizes[letter] % INT4_COLUMNS:
-                return (
-                    f"{letter} is {sizes[letter]}, expected a multiple of {INT4_COLUMNS} with weight_format int4 and "
-                    "weight_layout logical"
-                )
+    if (misfit := weights_misfit("gate_up", "HI", attributes, binding)) is not None:
+        return misfit
+    sizes = binding.sizes
     if attributes["top_k"] > sizes["E"]:  # type: ignore[operator]
         return f"top_k is {attributes['top_k']}, expected at most E = {sizes['E']}"
     if attributes["topk_method"] in GROUPED_METHODS and sizes["E"] % attributes["n_group"]:  # type: ignore[operator]
@@ -72,11 +61,9 @@ def _input_rule(attributes: Attributes, binding: Binding) -> str | None:
 
 
 def _known_sizes(attributes: Attributes) -> dict[str, int]:
-    """p and g of the weights; of tiles n, w and b, and I, which they do not tell."""
-    weight_format = str(attributes["weight_format"])
-    known = {"p": 2 if weight_format == "int4" else 1, "g": int(attributes["group_size"])}
-    known |= {"n": PANEL_ROWS, "w": WORD_COLUMNS.get(weight_format, 0), "b": 2 if weight_format == "float" else 4}
-    return known | ({"I": int(attributes["expert_size"])} if attributes[LAYOUT] == TILES else {})
+    """Those of the weights, and of tiles I, which they do not tell."""
+    of_tiles = {"I": int(attributes["expert_size"])} if attributes[LAYOUT] == TILES else {}
+    return weight_sizes(attributes) | of_tiles
 
 
 SWIGLU_OAI_ALPHA = 1.702
@@ -207,7 +194,6 @@ SPARSE_MOE = OpSpec(
     ),
     constants=(
         Constant("swiglu_oai_alpha", SWIGLU_OAI_ALPHA, "float", "Factor of gate in the sigmoid of swiglu_oai."),
-        Constant("int4_columns", INT4_COLUMNS, "int64_t", "Columns of a word of int4; a row is whole words."),
         Constant("weight_floor", WEIGHT_FLOOR, "float", "Keeps a sum of scores that divides above 0."),
     ),
     rule=_rule,
