@@ -1,20 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 #include "attention/cpu/attend.h"
 
-#include "common/processor.h"
+#include "common/variants.h"
 
 namespace fastmmoe {
 
-namespace baseline {
-AttendFunctions attend_functions();
-}
+FASTMMOE_VARIANTS(AttendFunctions, attend_functions)
+
 #ifdef FASTMMOE_X86
-namespace avx2 {
-AttendFunctions attend_functions();
-}
-namespace avx512 {
-AttendFunctions attend_functions();
-}
 namespace avx512_bf16 {
 AttendFunctions attend_functions();
 }

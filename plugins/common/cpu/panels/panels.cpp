@@ -3,25 +3,18 @@
 
 #include "common/cpu/panels/kernels.h"
 #include "common/divide.h"
-#include "common/processor.h"
+#include "common/variants.h"
 
 namespace fastmmoe {
 
-namespace baseline {
-PanelKernels panel_kernels();
-}
+FASTMMOE_VARIANTS(PanelKernels, panel_kernels)
+
 #ifdef FASTMMOE_AARCH64
 namespace dotprod {
 PanelKernels panel_kernels();
 }
 #endif
 #ifdef FASTMMOE_X86
-namespace avx2 {
-PanelKernels panel_kernels();
-}
-namespace avx512 {
-PanelKernels panel_kernels();
-}
 namespace avx512_vnni {
 PanelKernels panel_kernels();
 }
