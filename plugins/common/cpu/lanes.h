@@ -48,7 +48,7 @@ inline Ints load(const int8_t* from) {
   return reinterpret_bits<Ints>(_mm512_cvtepi8_epi32(reinterpret_bits<__m128i>(bytes)));
 #elif defined(__AVX2__)
   // GCC 12 would convert lane by lane.
-  return reinterpret_bits<Ints>(_mm256_cvtepi8_epi32(_mm_loadu_si64(from)));
+  return reinterpret_bits<Ints>(_mm256_cvtepi8_epi32(_mm_cvtsi64_si128(reinterpret_bits<int64_t>(bytes))));
 #else
   return __builtin_convertvector(bytes, Ints);
 #endif

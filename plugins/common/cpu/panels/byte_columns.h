@@ -55,7 +55,7 @@ struct ByteColumns {
   Vector scale(int64_t group, int lane) const { return load(scales + group * kPanelOutputs + lane); }
   /// Factors of the rows' corrections.
   Ints zero(int64_t group, int lane) const {
-    if (zeros == nullptr) return all(short_factor(assumed + offset));
+    if (zeros == nullptr) return short_factors(all(assumed + offset));
     return short_factors(load(zeros + group * kPanelOutputs + lane) + offset);
   }
 

@@ -72,10 +72,9 @@ struct Dots {
 };
 
 // Pairs of 16 bits are multiplied; the second of each is 0.
-constexpr int32_t short_factor(int32_t value) { return value & 0xffff; }
 inline Ints short_factors(Ints values) { return values & 0xffff; }
 
-// sums + a b, where a has 16 bits and b is what `short_factor` makes of 16 bits.
+// sums + a b, where a has 16 bits and b is what `short_factors` makes of 16 bits.
 inline Ints add_short_product(Ints sums, Ints a, Ints b) {
   return reinterpret_bits<Ints>(_mm512_dpwssd_epi32(
       reinterpret_bits<__m512i>(sums), reinterpret_bits<__m512i>(a), reinterpret_bits<__m512i>(b)));
@@ -137,7 +136,6 @@ struct Dots<PanelFormat::kInt8> {
   }
 };
 
-constexpr int32_t short_factor(int32_t value) { return value & 0xffff; }
 inline Ints short_factors(Ints values) { return values & 0xffff; }
 
 inline Ints add_short_product(Ints sums, Ints a, Ints b) {
@@ -167,7 +165,6 @@ struct Dots {
 };
 
 inline Ints add_short_product(Ints sums, Ints a, Ints b) { return sums + a * b; }
-constexpr int32_t short_factor(int32_t value) { return value; }
 inline Ints short_factors(Ints values) { return values; }
 
 #endif
