@@ -32,9 +32,6 @@ take stay floats."""
 INT8_GROUP = 128
 """Columns of a linear layer of 8 bits that share a scale."""
 
-INT4_COLUMNS = 8
-"""In a word of int4 weights."""
-
 ATOL = 1e-4
 """Greatest difference from torch: what the check runs computes in float32, whatever is stored."""
 
@@ -225,6 +222,8 @@ def check_kernels(target: Target, config: ModelConfig, packing: Packing | None, 
     """
     if target.kernels is None:
         if packing is not None and packing.weight_format == "int4":
+            from fastmmoe.exporter.ops.tiles import INT4_COLUMNS
+
             _check_columns(config, INT4_COLUMNS, f"int4 experts have multiples of {INT4_COLUMNS}")
         return
     most = target.kernels.most_experts

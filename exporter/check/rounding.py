@@ -36,28 +36,16 @@ def roundings(
     load: Load, manifest: Manifest, vision_inputs: dict[str, Array], prompt: Prompt, say: Say
 ) -> Iterator[tuple[str, float, float]]:
     """What is compared, how far it moves of its norm, and how far it may; nothing of a graph that rounds nothing."""
-    if rounds_features(manifest):
+    if "vision" in manifest.operator_graphs:
         say("checking what the tower rounds as it runs ...")
         exact, fast = (load("vision", is_exact=is_exact).image_features(vision_inputs) for is_exact in (True, False))
         most = FEATURES_MOST[manifest.linears.vision.weight_format]
         yield "vision, of its norm", relative(np.asarray(fast), np.asarray(exact)), most
-    if rounds_logits(manifest):
+    if manifest.rounds_logits:
         say("checking what the language model rounds as it runs ...")
         of_exact, of_fast = (run_in(load("language_model", is_exact=is_exact), prompt) for is_exact in (True, False))
         what = f"logits, of their norm; {same_choices(of_fast, of_exact)} calls choose the same token"
         yield what, logits_difference(of_fast, of_exact), LOGITS_MOST
-
-
-def rounds_features(manifest: Manifest) -> bool:
-    """Whether the tower rounds what it multiplies."""
-    return manifest.linears.vision.weight_format != "float"
-
-
-def rounds_logits(manifest: Manifest) -> bool:
-    """Whether the decoder does: linear layers are packed, or experts are integers or bfloat16, and a CPU runs it."""
-    stored = (manifest.experts, manifest.linears.dense, manifest.linears.head)
-    has_short = manifest.dtype == "bf16" or any(one.weight_format != "float" for one in stored)
-    return has_short and not manifest.experts.inputs
 
 
 def relative(found: Array, exact: Array) -> float:

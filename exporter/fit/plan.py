@@ -25,7 +25,7 @@ from fastmmoe.runtime.backends.tensorrt.builder_memory import build_peak
 from fastmmoe.runtime.backends.tensorrt.profiles import NEW_TOKENS, TYPICAL_TEXT_TOKENS, resolve_limits
 from fastmmoe.runtime.bundle.manifest import Limits, Manifest
 from fastmmoe.runtime.cost.memory import cache_bytes, cache_capacities, vision_bytes, workspace_bytes
-from fastmmoe.runtime.cost.weights import EXPERTS, LINEARS_OF, graph_bytes, linear_layers, weights_bytes
+from fastmmoe.runtime.cost.weights import EXPERTS, graph_bytes, linear_layers, stored_linears, weights_bytes
 from fastmmoe.runtime.errors import InvalidRequest, UnsupportedModel
 from fastmmoe.runtime.machines.devices import DEVICES, Device
 from fastmmoe.runtime.machines.memory import read_memory
@@ -264,6 +264,6 @@ def export_disk(sizes: ModelSizes, found: Fit) -> int:
     if manifest.experts.weight_format != "float" and manifest.activation_dtype != "float32":
         of_check.append(2 * sizes.parameters[EXPERTS] // max(len(sizes.config.moe_layers), 1))
     for part, rows, columns, _ in linear_layers(manifest.language_model, manifest.vision):
-        if getattr(manifest.linears, LINEARS_OF.get(part, "dense")).weight_format != "float":
+        if stored_linears(manifest.linears, part).weight_format != "float":
             of_check.append(4 * rows * columns)
     return sum(found.needs.weights.values()) + max(of_check)

@@ -159,6 +159,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return ("language_model",) if self.linears.vision.weight_format == "float" else ("vision", "language_model")
 
     @property
+    def rounds_logits(self) -> bool:
+        """Whether operators of the decoder round the rows that they multiply, which function bodies do not.
+
+        They do on a CPU, where linear layers are packed, or experts are integers or bfloat16.
+        """
+        stored = (self.experts, self.linears.dense, self.linears.head)
+        has_short = self.dtype == "bf16" or any(one.weight_format != "float" for one in stored)
+        return has_short and not self.experts.inputs
+
+    @property
     def has_tiled_linears(self) -> bool:
         """Whether packed linear layers stand in tiles, as the kernels of its target read them."""
         target = find_target(self.target)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 from fastmmoe.runtime.backends.elements import item_size
 from fastmmoe.runtime.bundle.manifest import LanguageModelInfo, Manifest, VisionInfo
-from fastmmoe.runtime.bundle.storage import ExpertsInfo, LinearInfo
+from fastmmoe.runtime.bundle.storage import ExpertsInfo, LinearInfo, LinearsInfo
 
 EXPERTS, HEAD = "routed_experts", "head"
 FLOAT32_PARTS = ("router", "rotary")
@@ -17,8 +17,6 @@ GRAPH_OF = {"vision": "vision", "embedding": "embedding"}
 STORED = {"fp32": 4, "fp16": 2, "bf16": 2}
 """Bytes of an expert's weight that is not packed, by the bundle's dtype."""
 SCALE_BYTES, ZERO_BYTES = 2, 1
-LINEARS_OF = {"vision": "vision", "head": "head"}
-"""Part -> the linear layers of the manifest that it has; all others have the dense ones."""
 PANEL, WORD_BYTES, WORD_COLUMNS = 16, 4, {"bf16": 2, "int8": 4, "int4": 8}
 """Of weights in tile order (exporter/ops/tiles.py): outputs of a panel, bytes and columns of a word."""
 
@@ -64,7 +62,7 @@ def count_weights(info: LanguageModelInfo, vision: VisionInfo, small: Mapping[st
         "shared_experts": moe * 3 * H * info.shared_intermediate_size,
         EXPERTS: moe * info.num_experts * expert_weights(info),
         "router": moe * info.num_experts * H,
-        "head": info.vocab_size * H,
+        HEAD: info.vocab_size * H,
     }
     return {part: matrices.get(part, 0) + small.get(part, 0) for part in {**matrices, **small}}
 
@@ -78,13 +76,18 @@ def weights_bytes(manifest: Manifest, counts: Mapping[str, int], *, is_tiled: bo
     of_activations = item_size(manifest.activation_dtype)
     found = {part: count * (4 if part in FLOAT32_PARTS else of_activations) for part, count in counts.items()}
     for part, rows, columns, count in linear_layers(manifest.language_model, manifest.vision):
-        stored = getattr(manifest.linears, LINEARS_OF.get(part, "dense"))
+        stored = stored_linears(manifest.linears, part)
         if stored.weight_format != "float":
             packed = linear_bytes(rows, columns, stored, is_tiled=manifest.has_tiled_linears)
             found[part] += count * (packed - rows * columns * of_activations)
     info = manifest.language_model
     of_layer = layer_expert_bytes(info, manifest.experts, manifest.dtype, is_tiled=is_tiled)
     return found | {EXPERTS: len(info.moe_layers) * of_layer}
+
+
+def stored_linears(linears: LinearsInfo, part: str) -> LinearInfo:
+    """How a bundle stores the linear layers of a part."""
+    return {"vision": linears.vision, HEAD: linears.head}.get(part, linears.dense)
 
 
 def linear_layers(info: LanguageModelInfo, vision: VisionInfo) -> Iterator[tuple[str, int, int, int]]:

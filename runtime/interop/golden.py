@@ -113,20 +113,13 @@ def _golden(bundle: Path, manifest: Manifest, graph: str, calls: Sequence[Record
     inputs, outputs = out / f"{graph}.inputs.json", out / f"{graph}.outputs.json"
     _write(inputs, _inputs_json(calls, order))
     _write(outputs, _outputs_json(calls))
-    is_packed = manifest.linears.vision.weight_format != "float"
-    is_ours = graph == "language_model" or (graph == "vision" and is_packed)
-    commands = [_command(bundle / graph_file(graph), _OURS if is_ours else _STOCK, inputs, outputs, TOLERANCE)]
-    if graph == "language_model" and manifest.portable and not _rounds(manifest):
+    runner = _OURS if graph in manifest.operator_graphs else _STOCK
+    commands = [_command(bundle / graph_file(graph), runner, inputs, outputs, TOLERANCE)]
+    if graph == "language_model" and manifest.portable and not manifest.rounds_logits:
         portable = bundle / graph_file(graph, portable=True)
         commands.append(_command(portable, _STOCK, inputs, outputs, PORTABLE_TOLERANCE))
     size = inputs.stat().st_size + outputs.stat().st_size
     return Golden(graph, inputs, outputs, len(calls), size, tuple(commands))
-
-
-def _rounds(manifest: Manifest) -> bool:
-    """Whether our operators round rows before they multiply them, which function bodies do not."""
-    stored = (manifest.experts, manifest.linears.dense, manifest.linears.head)
-    return manifest.dtype == "bf16" or any(part.weight_format != "float" for part in stored)
 
 
 def _write(path: Path, text: str) -> None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from markers import table
 
 from fastmmoe.exporter.fit.sizes import read_sizes
-from fastmmoe.exporter.manifest import language_model_info, vision_info
-from fastmmoe.runtime.cost.weights import linear_layers
+from fastmmoe.exporter.manifest import language_model_info
+from fastmmoe.runtime.cost.weights import HEAD, decoder_linear_layers
 from fastmmoe.runtime.machines.devices import Device
 from sass_tools.launches import Launch, LinearCase
 from sass_tools.roofline import ACTIVATION_BYTES, LINEAR, WEIGHTS, Estimate, Weights, Work, estimate
@@ -55,12 +55,11 @@ class Product:
 
 def products(model: str, weights: Weights, rows: int) -> Iterator[Product]:
     """The linear layers of a call of this model's language model."""
-    config = read_sizes(MODELS[model]).config
-    for part, N, K, count in linear_layers(language_model_info(config), vision_info(config.vision)):
-        if part == "head":
+    for part, N, K, count in decoder_linear_layers(language_model_info(read_sizes(MODELS[model]).config)):
+        if part == HEAD:
             of_head = next(w for w in WEIGHTS if w.weight_format == HEAD_OF_INT4)
             yield Product(K, N, 1, of_head if weights.weight_format == "int4" else weights, count)
-        elif part != "vision":
+        else:
             yield Product(K, N, rows, weights, count)
 
 
