@@ -63,9 +63,9 @@ class JoinedTensor(ir.LazyTensor):
     """
 
     def __init__(self, parameters: Sequence[ParameterTensor], name: str) -> None:
-        first, *others = [tensor.shape.numpy() for tensor in parameters]
-        rows = first[0] + sum(shape[0] for shape in others)
-        super().__init__(self._read, dtype=parameters[0].dtype, shape=ir.Shape((rows, *first[1:])), name=name)
+        shapes = [tensor.shape.numpy() for tensor in parameters]
+        whole = ir.Shape((sum(shape[0] for shape in shapes), *shapes[0][1:]))
+        super().__init__(self._read, dtype=parameters[0].dtype, shape=whole, name=name)
         self.parameters = tuple(parameters)
 
     def _read(self) -> ir.Tensor:
