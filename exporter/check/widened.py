@@ -3,9 +3,8 @@
 
 What a graph says of float16 and bfloat16 says float32 instead; weights stay where they are, in the bundle's files, and
 become float32 when a node takes them. Integers of linear layers stay what they are, with their scales of 16 bits.
-Experts stay in 16 bits, which FmmSparseMoE multiplies in float32. Integer and fp8 experts have no kernel on a CPU: see
-experts.py. Constants of formulas, which a 16-bit graph has rounded, are given
-the digits that torch has.
+Experts stay in 16 bits, which FmmSparseMoE multiplies in float32; what integer and fp8 experts stand for comes from
+experts.py. Constants of formulas, which a 16-bit graph has rounded, are given the digits that torch has.
 """
 
 from __future__ import annotations
